@@ -1,0 +1,32 @@
+"""The shipped rendered pedestrians, small enough for two CPU cores: what `make demo` runs.
+
+  python train.py --config configs/demo.py:teacher
+  python train.py --config configs/demo.py:baseline
+  python train.py --config configs/demo.py:nrsrd
+
+Variants as in night600.py, and `teacher`. Everything is smaller than the paper's run and trained from random weights,
+so the optimiser is AdamW, and the dark images are normalised by their own mean and standard deviation.
+"""
+
+from nrsrd_jax import config
+
+
+def get_config(variant: str = "nrsrd"):
+    teacher = variant == "teacher"
+    c = config.get_config("baseline" if teacher else variant)
+    c.variant = variant
+    c.image_size = (128, 64)
+    c.data.root, c.aux.bright_root = "demo/night", "demo/aux"
+    c.data.cache, c.data.cache_dir = "device", "runs/demo/cache"
+    c.data.mean = c.data.std = "dataset"
+    c.teacher.checkpoint = "runs/demo-teacher"
+    c.degradation.preset = "low_noise"
+    c.model.backbone, c.model.drop_path = "vit_tiny", 0.0
+    c.augment.pad = 5
+    c.optim.name, c.optim.lr, c.optim.bias_factor, c.optim.weight_decay = "adamw", 1e-3, 1.0, 0.05
+    c.optim.warmup_epochs = 3
+    c.train.epochs = 40
+    c.train.save_every = c.eval.every = 10
+    if teacher:
+        c.data.name, c.data.root = "bright", "demo/aux"
+    return c

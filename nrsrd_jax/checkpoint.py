@@ -1,0 +1,225 @@
+"""Checkpoints that describe themselves: save, restore onto any device count, load weights.
+
+A checkpoint is a directory with three Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats)
+and, when it came from training, `optimizer`. A training run keeps its best and its last under `WORKDIR/checkpoints/`.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from .errors import InputError
+from .models.reid import ReID, create_model, initialise
+from .models.vit import PATCH, resize_position_embedding
+from .sharding import parameter_shardings
+from .state import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What it takes to rebuild a model and feed it: written beside the weights."""
+
+    backbone: str
+    depth: int
+    image_size: tuple[int, int]  # height, width in pixels
+    mean: tuple[float, ...]  # of pixels in 0..1, per channel
+    std: tuple[float, ...]
+    classes: int = 0
+    aux_classes: int = 0
+    norm_ratio: bool = False
+    norm_ratio_scope: str = "head"
+    norm_ratio_epsilon: float = 1e-6
+    identities: tuple[int, ...] = ()  # the identity of each class, where known
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
+
+    def create_model(self, **options) -> ReID:
+        """The described model; `options` as dtype, drop_path and norm_ratio_init are create_model's."""
+        return create_model(
+            self.backbone,
+            classes=self.classes,
+            aux_classes=self.aux_classes,
+            depth=self.depth,
+            norm_ratio=self.norm_ratio,
+            norm_ratio_scope=self.norm_ratio_scope,
+            norm_ratio_epsilon=self.norm_ratio_epsilon,
+            **options,
+        )
+
+    def abstract_variables(self) -> dict:
+        """Shapes and types of the model's variables, nothing computed."""
+        return jax.eval_shape(lambda key: initialise(self.create_model(), key, self.image_size), jax.random.key(0))
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Description":
+        tuples = ("image_size", "mean", "std", "identities")
+        return cls(**values | {name: tuple(values[name]) for name in tuples})
+
+
+class Checkpoints:
+    """The checkpoints of one training run: the best by `mAP` (if it is evaluated) and the last."""
+
+    def __init__(self, workdir: str | Path):
+        policy = AnyPreservationPolicy(
+            [LatestN(1), BestN(n=1, get_metric_fn=lambda m: m["mAP"], keep_checkpoints_without_metrics=False)]
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda m: m["mAP"],
+            preservation_policy=policy,
+            cleanup_tmp_directories=True,
+            # On CPU the copy to the host is none: the next step would write into what is being saved.
+            enable_async_checkpointing=jax.default_backend() != "cpu",
+        )
+        handlers = {"optimizer": ocp.StandardCheckpointHandler(), **_handlers()}
+        self._manager = ocp.CheckpointManager(
+            (Path(workdir) / FOLDER).absolute(), options=options, item_handlers=handlers
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
+        """Writes the state, on an accelerator in the background. It counts only once whole: a kill while saving leaves the last one."""
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(state.variables),
+            optimizer=ocp.args.StandardSave(state.opt_state),
+            model=ocp.args.JsonSave(dataclasses.asdict(description)),
+        )
+        self._manager.save(int(state.step), args=items, metrics=metrics)
+
+    def restore(self, step: int, state: TrainState, shardings: TrainState) -> TrainState:
+        """The state saved at `step`, laid out by `shardings`; `state` gives shapes and types."""
+        abstract = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
+        )
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardRestore(abstract.variables),
+            optimizer=ocp.args.StandardRestore(abstract.opt_state),
+        )
+        restored = self._manager.restore(step, args=items)
+        step_array = jax.device_put(np.int32(step), shardings.step)
+        return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+
+def _handlers() -> dict:
+    return {"weights": ocp.StandardCheckpointHandler(), "model": ocp.JsonCheckpointHandler()}
+
+
+def save_weights(directory: str | Path, variables: dict, description: Description) -> None:
+    """Writes a checkpoint without optimiser state; the directory must not exist."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        items = ocp.args.Composite(
+            weights=ocp.args.StandardSave(variables), model=ocp.args.JsonSave(dataclasses.asdict(description))
+        )
+        checkpointer.save(Path(directory).absolute(), args=items)
+
+
+def find_checkpoint(directory: str | Path) -> Path:
+    """`directory` if it is a checkpoint, or the best (else the last) one of the training run in it."""
+    directory = Path(directory).expanduser().absolute()
+    if (directory / "model").is_dir():
+        return directory
+    steps = sorted(int(path.name) for path in (directory / FOLDER).glob("*") if path.name.isdigit())
+    if not steps:
+        raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
+
+    def score(step: int) -> tuple[float, int]:
+        path = directory / FOLDER / str(step) / "metrics" / "metrics"
+        metrics = json.loads(path.read_text()) if path.is_file() else {}
+        return metrics.get("mAP", -1.0), step
+
+    return directory / FOLDER / str(max(steps, key=score))
+
+
+def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, dict]:
+    """The description and the variables of a checkpoint or of a run's best one, on the devices of `mesh`."""
+    path = find_checkpoint(directory)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
+        try:
+            values = checkpointer.restore(path, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
+            description = Description.from_json(values["model"])
+            abstract = description.abstract_variables()
+            abstract = jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                abstract,
+                parameter_shardings(abstract, mesh),
+            )
+            items = ocp.args.Composite(weights=ocp.args.StandardRestore(abstract))
+            return description, checkpointer.restore(path, args=items)["weights"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def initialise_backbone(
+    variables: dict, description: Description, source: Description, source_variables: dict
+) -> tuple[dict, str]:
+    """`variables` with the backbone of another checkpoint, and a sentence on what was taken.
+
+    The heads stay as they are, and so does NRA's λ where the source has none; a position embedding of another grid is
+    resized. Any other difference is an InputError that lists every fault.
+    """
+    notes = []
+    result = {}
+    faults = []
+    for collection in ("params", "batch_stats"):
+        wanted = _flatten(variables[collection])
+        given = _flatten(source_variables[collection])
+        for name, value in wanted.items():
+            if not name.startswith("base/"):
+                continue
+            if name.endswith("/norm_ratio") and name not in given:
+                notes.append("λ of NRA is new")
+                continue
+            if name not in given:
+                faults.append(f"{name} is missing")
+                continue
+            array = given[name]
+            if name == "base/pos_embed" and source.image_size != description.image_size:
+                grids = [tuple(side // PATCH for side in size) for size in (source.image_size, description.image_size)]
+                array = resize_position_embedding(np.asarray(array), *grids)
+                notes.append("position embedding resized from {}×{} to {}×{}".format(*grids[0], *grids[1]))
+            if array.shape != value.shape:
+                faults.append(f"{name} has shape {array.shape}, not {value.shape}")
+            wanted[name] = array
+        extra = [n for n in given if n.startswith("base/") and n not in wanted and not n.endswith("/norm_ratio")]
+        faults += [f"{name} is not in the model" for name in extra]
+        result[collection] = wanted
+    if faults:
+        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
+        raise InputError(
+            f"the checkpoint is a {source.backbone} of {source.depth} blocks, the model a {description.backbone} of "
+            f"{description.depth}: {shown}; set model.backbone and model.depth to match"
+        )
+    taken = f"backbone {source.backbone}" + "".join(f", {note}" for note in notes)
+    return {name: _unflatten(flat) for name, flat in result.items()}, taken
+
+
+def _flatten(tree: dict) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _unflatten(flat: dict[str, Any]) -> dict:
+    tree: dict = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree

@@ -1,0 +1,217 @@
+"""Every option with its default, unit and choices. `configs/` holds the runs of the paper as changes to these."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from ml_collections import ConfigDict, config_dict
+
+from .errors import InputError
+
+# What each row of the paper's table 2 switches on.
+VARIANTS = {
+    "baseline": {"norm_ratio": False, "aux": False, "teacher": False},
+    "nra": {"norm_ratio": True, "aux": False, "teacher": False},
+    "mdl": {"norm_ratio": False, "aux": True, "teacher": False},
+    "nra_mdl": {"norm_ratio": True, "aux": True, "teacher": False},
+    "srd": {"norm_ratio": False, "aux": True, "teacher": True},
+    "nrsrd": {"norm_ratio": True, "aux": True, "teacher": True},
+}
+
+
+def get_config(variant: str = "nrsrd") -> ConfigDict:
+    """The defaults: the paper's run on Night600, as one of its table 2's variants."""
+    if variant not in VARIANTS:
+        raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
+    switches = VARIANTS[variant]
+    pair, numbers = config_dict.placeholder(tuple), config_dict.placeholder(float)
+    return ConfigDict(
+        {
+            "variant": variant,  # a label for tables and plots; it switches nothing
+            "image_size": (256, 128),  # height, width in pixels, multiples of 16
+            "data": {
+                "name": "night600",  # night600 | market1501 | msmt17 | rgbnt201 | bright (training images only)
+                "root": "data/Night600",  # its folder
+                "cache": "disk",  # device (decoded images in device memory) | disk (memory map) | none (decode always)
+                "cache_dir": "",  # where decoded images are kept; empty: ~/.cache/nrsrd_jax
+                "mean": "half",  # half (.5) | dataset (of the training images) | three numbers in 0..1, "0.1,0.1,0.1"
+                "std": "half",  # likewise
+            },
+            "aux": {
+                "enabled": switches["aux"],  # also learn from dark versions of a bright auxiliary domain
+                "bright_root": "data/Syn_Dark/bright",  # folder of <pid>_c<camera>_*.jpg
+                "dark_root": "",  # dark twins of the same file names; empty: they are synthesised in the step
+            },
+            "degradation": {  # how a bright image is darkened; what is None comes from the preset
+                "preset": "maet",  # maet | low_noise (lowlight.PRESETS)
+                "inverse_tone": config_dict.placeholder(bool),  # undo a tone curve first
+                "gamma": pair,  # (low, high) of the exponent to linear light
+                "gain": pair,  # (mean, std) of the sensor gain
+                "red_gain": pair,  # (low, high) of the white balance
+                "blue_gain": pair,
+                "light_unit": config_dict.placeholder(str),  # linear | srgb: what the light intensity scales
+                "light_distribution": config_dict.placeholder(str),  # normal | uniform
+                "light_moments": pair,  # (mean, std) of the intensity, if normal
+                "light": pair,  # (low, high) of the intensity, 1 is full light
+                "shot": pair,  # (low, high) of the shot noise's variance per unit of light
+                "read_line": pair,  # (slope, offset) of log read variance over log shot variance
+                "read_spread": numbers,  # standard deviation around that line
+                "row": pair,  # (low, high) of the row noise, in read-noise standard deviations
+                "cast": numbers,  # log-std of a smooth colour cast
+                "bits": config_dict.placeholder(tuple),  # bit depths to draw from
+            },
+            "augment": {
+                "flip": 0.5,  # probability
+                "pad": 10,  # pixels on each side before the random crop
+                "erasing": 0.5,  # probability
+            },
+            "model": {
+                "backbone": "vit_base_ics",  # vit_tiny | vit_tiny_ics | vit_small | vit_small_ics | vit_base | …_ics
+                "depth": 0,  # blocks of a vit_tiny; 0: the backbone's own (4, others 12)
+                "norm_ratio": switches["norm_ratio"],  # Norm-Ratio Attention in the last block
+                "drop_path": 0.1,  # rate in the last block, rising from 0 in the first
+            },
+            "norm_ratio": {
+                "init": 1.0,  # λ at the start
+                "scope": "head",  # head | token: whose vectors the norms are of
+                "epsilon": 1e-6,  # ε of eq. 2
+            },
+            "loss": {  # the λ of eq. 10, and each loss's own options
+                "id_real": 0.5,
+                "triplet_real": 0.5,
+                "id_syn": 0.5,
+                "triplet_syn": 0.5,
+                "distill": 0.02,
+                "label_smoothing": 0.0,  # 0..1
+                "margin": config_dict.placeholder(float),  # of the triplet loss; None: soft margin
+                "normalize": False,  # triplet loss on features of length 1
+                "alpha": 1.0,  # weight of TCKD
+                "beta": 0.8,  # weight of NCKD
+                "temperature": 1.0,
+                "nckd_weight": "target",  # target (eq. 6) | none (DKD's code)
+            },
+            "optim": {
+                "name": "sgd",  # sgd | adamw
+                "lr": 4e-4,  # base rate at batch 64; it is not rescaled with the batch
+                "bias_factor": 2.0,  # rate of parameters called bias, in base rates
+                "momentum": 0.9,  # sgd's
+                "weight_decay": 1e-4,
+                "warmup_epochs": 20,
+                "warmup_factor": 0.01,  # rate of the first epoch, in base rates
+                "final_factor": 0.002,  # where the cosine ends, in base rates
+            },
+            "train": {
+                "epochs": 120,
+                "batch_size": 64,  # images per domain and step, over all devices
+                "instances": 4,  # images per identity in a batch
+                "seed": 0,
+                "precision": "auto",  # auto (bfloat16 on an accelerator, float32 on CPU) | float32 | bfloat16
+                "model_parallel": 1,  # devices that share each parameter; the others share the batch
+                "log_every": 10,  # steps between lines of metrics.jsonl
+                "save_every": 5,  # epochs between checkpoints
+            },
+            "eval": {
+                "every": 20,  # epochs between evaluations; 0: only after the last
+                "batch_size": 256,  # images
+            },
+            "init": {"checkpoint": ""},  # a checkpoint or work directory whose backbone to start from; empty: random
+            "teacher": {
+                "enabled": switches["teacher"],  # distil from a teacher that sees the bright images
+                "checkpoint": "runs/teacher",  # its checkpoint or work directory
+            },
+        }
+    ).lock()
+
+
+# Options that may change between a run and its resumption without changing what is learned.
+FREE = ("data.root", "data.cache", "aux.bright_root", "aux.dark_root", "train.log_every", "train.save_every", "eval.")
+POSITIVE = ("train.epochs", "train.batch_size", "train.log_every", "train.save_every", "eval.batch_size", "optim.lr")
+NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_epochs", "eval.every", "augment.pad", "train.seed", "model.depth")
+FRACTIONS = ("augment.flip", "augment.erasing", "loss.label_smoothing", "model.drop_path", "optim.momentum")
+CHOICES = {
+    "data.cache": ("device", "disk", "none"),
+    "optim.name": ("sgd", "adamw"),
+    "norm_ratio.scope": ("head", "token"),
+    "loss.nckd_weight": ("target", "none"),
+    "train.precision": ("auto", "float32", "bfloat16"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """InputError for a value out of range, before anything is read or compiled."""
+    rules: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
+        (POSITIVE, lambda v: v > 0, "must be positive"),
+        (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
+        (FRACTIONS, lambda v: 0 <= v <= 1, "must lie in 0..1"),
+        (("model.drop_path", "loss.label_smoothing"), lambda v: v < 1, "must be less than 1"),
+        (("loss.temperature", "train.model_parallel"), lambda v: v > 0, "must be positive"),
+    ]
+    values = flatten(config)
+    for names, holds, text in rules:
+        for name in names:
+            if not holds(values[name]):
+                raise InputError(f"{name} is {values[name]}; it {text}")
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            raise InputError(f"{name} is {values[name]!r}; choose one of {', '.join(choices)}")
+    if config.teacher.enabled and not config.aux.enabled:
+        raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
+    size = config.image_size
+    if len(size) != 2 or any(not isinstance(side, int) or side <= 0 or side % 16 for side in size):
+        raise InputError(f"image_size is {tuple(size)}; it takes height and width, multiples of 16 pixels")
+    for name in ("mean", "std"):
+        fixed_statistic(config.data[name], f"data.{name}")
+
+
+def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
+    """The numbers that data.mean or data.std stands for; None if it is to be measured ("dataset")."""
+    if value in ("half", "dataset"):
+        return (0.5, 0.5, 0.5) if value == "half" else None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    low = 1e-6 if name.endswith("std") else 0
+    if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
+        raise InputError(f"{name} is {value!r}; choose half, dataset or three numbers in 0..1 like 0.13,0.13,0.12")
+    return numbers
+
+
+def flatten(config: ConfigDict) -> dict:
+    """{"train.epochs": 120, …}"""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{name}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def save(config: ConfigDict, path: Path) -> None:
+    path.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def load(path: Path) -> ConfigDict:
+    """The config that `save` wrote; InputError if it is not one."""
+    config = get_config()
+    try:
+        values = json.loads(path.read_text())
+        for group, value in values.items():
+            items = value.items() if isinstance(value, dict) else [(None, value)]
+            for name, item in items:
+                target = config if name is None else config[group]
+                target[name or group] = tuple(item) if isinstance(item, list) else item
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not the config of a run of this version: {error}") from error
+    return config
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """"name: old -> new" for every option that shapes what is learned."""
+    before, after = flatten(old), flatten(new)
+    return [
+        f"{name}: {before[name]} -> {after[name]}"
+        for name in after
+        if before[name] != after[name] and not name.startswith(FREE)
+    ]

@@ -1,0 +1,76 @@
+"""The P×K batch plan: which images make the batch of a step, as a pure function of (seed, step)."""
+
+import bisect
+import functools
+import threading
+
+import numpy as np
+
+from ..errors import InputError
+
+
+class BatchPlan:
+    """Batches of P identities × K images, with the epochs of the official RandomIdentitySampler.
+
+    In an epoch every identity's images are shuffled and cut into groups of K (an identity with fewer is drawn with
+    replacement up to K, a remainder is left out); batches draw P identities at random until fewer than P have groups
+    left. Epochs therefore differ a little in length.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, instances: int, seed: int, stream: int = 0):
+        """labels [N]: class per image; batch_size = P·K; instances = K; `stream` tells domains of one seed apart."""
+        if instances < 1 or batch_size < 1 or batch_size % instances:
+            raise InputError(
+                f"train.batch_size {batch_size} is not a multiple of train.instances {instances} (images per identity)"
+            )
+        self.identities, self.instances = batch_size // instances, instances
+        self.seed, self.stream = seed, stream
+        self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        if len(self.members) < max(self.identities, 2):
+            raise InputError(
+                f"the training images show {len(self.members)} identities, but a batch of {batch_size} takes "
+                f"{self.identities} with {instances} images each (and learning at least 2); add images, or lower "
+                f"train.batch_size to {max(len(self.members), 2) * instances} or less"
+            )
+        self.epoch = functools.lru_cache(maxsize=2)(self._draw)  # steps come in order
+        self._ends: list[int] = []  # steps up to and including each epoch
+        self._lock = threading.RLock()
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        """The image indices of 0-based `epoch`, [batches, P·K]."""
+        rng = np.random.default_rng([self.seed, self.stream, epoch])
+        groups = []
+        for members in self.members:
+            if len(members) < self.instances:
+                members = rng.choice(members, self.instances)
+            members = rng.permutation(members)
+            count = len(members) // self.instances
+            groups.append(list(members[: count * self.instances].reshape(count, self.instances)))
+        available = np.arange(len(groups))
+        batches = []
+        while len(available) >= self.identities:
+            chosen = rng.choice(available, self.identities, replace=False)
+            batches.append(np.concatenate([groups[identity].pop() for identity in chosen]))
+            available = np.array([identity for identity in available if groups[identity]])
+        return np.stack(batches)
+
+    def steps(self, epochs: int) -> int:
+        """How many steps the first `epochs` epochs take."""
+        while len(self._ends) < epochs:
+            previous = self._ends[-1] if self._ends else 0
+            self._ends.append(previous + len(self.epoch(len(self._ends))))
+        return self._ends[epochs - 1] if epochs else 0
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The 0-based epoch of 0-based `step`, and the batch within it."""
+        with self._lock:
+            while not self._ends or self._ends[-1] <= step:
+                self.steps(len(self._ends) + 1)
+            epoch = bisect.bisect_right(self._ends, step)
+            return epoch, step - self.steps(epoch)
+
+    def batch(self, step: int) -> np.ndarray:
+        """Image indices of the batch of `step`, [P·K], identity by identity."""
+        epoch, index = self.locate(step)
+        with self._lock:
+            return self.epoch(epoch)[index]

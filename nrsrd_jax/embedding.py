@@ -1,0 +1,69 @@
+"""Images to features: what evaluation uses, and people who bring their own."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from . import augment, checkpoint
+from .models.reid import ReID
+from .precision import compute_dtype
+from .sharding import make_mesh, over_data
+
+
+class Embedder:
+    """Callable: uint8 RGB images [N, H, W, 3] at the model's size -> features [N, D] float32.
+
+    The features are the CLS token before the neck, not normalised. `Embedder.load(directory)` takes a checkpoint or a
+    training run.
+    """
+
+    def __init__(self, model: ReID, variables: dict, description: checkpoint.Description, mesh, batch_size: int = 256):
+        self.description, self.variables, self.mesh = description, variables, mesh
+        devices = mesh.shape["data"]
+        self.batch_size = -(-batch_size // devices) * devices
+
+        def forward(variables, images):
+            with jax.default_matmul_precision("highest"):
+                x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
+                return model.apply(variables, x)["features"]
+
+        self._forward = jax.jit(forward, out_shardings=over_data(mesh))
+
+    @classmethod
+    def load(cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto") -> "Embedder":
+        """The Embedder of a checkpoint directory, or of a work directory's best checkpoint. InputError if neither."""
+        mesh = make_mesh(0)
+        description, variables = checkpoint.load(directory, mesh)
+        model = description.create_model(dtype=compute_dtype(precision))
+        return cls(model, variables, description, mesh, batch_size)
+
+    def __call__(self, images: np.ndarray, *, progress: str = "") -> np.ndarray:
+        """Features of all images, a batch at a time; `progress` names a progress bar. ValueError for another shape."""
+        height, width = self.description.image_size
+        if images.ndim != 4 or images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
+            raise ValueError(
+                f"images are {images.dtype} {images.shape}; this model takes uint8 [N, {height}, {width}, 3] (RGB)"
+            )
+        features = []
+        # A small call is padded only to the device count, a large one to whole batches: few shapes, few compiles.
+        devices = self.mesh.shape["data"]
+        size = min(self.batch_size, -(-len(images) // devices) * devices) or devices
+        starts = range(0, len(images), size)
+        for start in tqdm(starts, progress, unit="batch", leave=False, disable=not progress):
+            batch = np.asarray(images[start : start + size])
+            padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
+            features.append((self._forward(self.variables, jax.device_put(padded, over_data(self.mesh))), len(batch)))
+        if not features:
+            return np.zeros((0, self.variables["params"]["base"]["cls_token"].shape[-1]), np.float32)
+        return np.concatenate([np.asarray(part)[:count] for part, count in features])
+
+    def weights_hash(self) -> str:
+        """SHA-256 over the names and bytes of all weights."""
+        digest = hashlib.sha256()
+        for name, value in jax.tree_util.tree_leaves_with_path(self.variables):
+            digest.update(jax.tree_util.keystr(name).encode() + np.asarray(value).tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,123 @@
+"""From a run's options to the images it learns from and is tested on."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from .config import fixed_statistic
+from .data import datasets, pipeline
+from .data.images import cached_images, decode_many
+from .data.sampling import BatchPlan
+from .errors import InputError
+from .evaluation import has_match
+
+Statistic = tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """What is on disk: the data set, the auxiliary domain's bright images and their dark twins, and the batch plans."""
+
+    data: datasets.Dataset
+    bright: datasets.Split | None
+    dark: datasets.Split | None
+    plans: dict[str, BatchPlan]  # "real", and "aux" with an auxiliary domain
+
+    def hash(self) -> dict[str, str]:
+        """A file-list hash per split, to stamp into results."""
+        splits = {name: getattr(self.data, name) for name in ("train", "query", "gallery")}
+        splits |= {"aux_bright": self.bright, "aux_dark": self.dark}
+        return {name: split.hash() for name, split in splits.items() if split}
+
+
+def read_records(config: ConfigDict) -> Records:
+    """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
+    data = datasets.load(config.data.name, config.data.root)
+    check_protocol(data)
+    splits, dark = {"real": data.train}, None
+    if config.aux.enabled:
+        splits["aux"], dark = _read_aux(config.aux.bright_root, config.aux.dark_root)
+    sizes = config.train.batch_size, config.train.instances, config.train.seed
+    plans = {name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())}
+    for plan in plans.values():
+        plan.steps(1)
+    return Records(data, splits.get("aux"), dark, plans)
+
+
+def _read_aux(bright_root: str, dark_root: str) -> tuple[datasets.Split, datasets.Split | None]:
+    bright = datasets.load_bright(bright_root)
+    if not dark_root:
+        return bright, None
+    paired, dark = datasets.find_dark_twins(bright, dark_root)
+    if len(paired) < len(bright):
+        lost = len(bright) - len(paired)
+        print(f"warning: {lost} of {len(bright)} bright images have no twin in {dark_root}: left out", file=sys.stderr)
+    return paired, dark
+
+
+def check_protocol(data: datasets.Dataset) -> None:
+    """InputError if there are queries and none has a match: better before training than after."""
+    query, gallery = data.query, data.gallery
+    if len(query) and not has_match(query.pids, gallery.pids, query.cameras, gallery.cameras).any():
+        raise InputError(
+            f"none of the {len(query)} queries has a gallery image of its identity from another camera: "
+            "nothing can be evaluated by the Market-1501 protocol"
+        )
+
+
+def read_domains(config: ConfigDict, records: Records) -> dict[str, pipeline.Domain]:
+    """The training domains with their images, decoded into the cache unless data.cache is "none"."""
+    splits = {"real": {"images": records.data.train}}
+    if records.bright:
+        splits["aux"] = {"images": records.bright} | ({"dark_images": records.dark} if records.dark else {})
+
+    def source(split: datasets.Split) -> pipeline.Source:
+        if config.data.cache == "none":
+            return pipeline.Files(split.paths, tuple(config.image_size), "bicubic")
+        return cached_images(split.paths, config.image_size, "bicubic", config.data.cache_dir)
+
+    return {
+        name: pipeline.Domain(
+            records.plans[name], named["images"].labels, {key: source(split) for key, split in named.items()}
+        )
+        for name, named in splits.items()
+    }
+
+
+def test_images(config: ConfigDict, split: datasets.Split) -> np.ndarray:
+    """The images of a query or gallery split, uint8 [N, H, W, 3], resized as the official test transform does."""
+    if config.data.cache != "none":
+        return cached_images(split.paths, config.image_size, "bilinear", config.data.cache_dir)
+    images = np.empty((len(split), *config.image_size, 3), np.uint8)
+    decode_many(split.paths, config.image_size, "bilinear", images)
+    return images
+
+
+def pixel_statistics(config: ConfigDict, images: pipeline.Source) -> tuple[Statistic, Statistic]:
+    """data.mean and data.std as numbers; "dataset" measures them on the training images (on 4096 of more)."""
+    mean, std = (fixed_statistic(config.data[name], f"data.{name}") for name in ("mean", "std"))
+    if mean and std:
+        return mean, std
+    sample = images[np.linspace(0, len(images) - 1, min(len(images), 4096)).astype(int)]
+    shares = np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)]) / sample[..., 0].size
+    levels = np.arange(256) / 255
+    measured_mean = shares @ levels
+    measured_std = np.sqrt(np.maximum(shares @ levels**2 - measured_mean**2, 1 / 255**2))  # at least one grey level
+    rounded = [tuple(round(float(x), 4) for x in values) for values in (measured_mean, measured_std)]
+    return mean or rounded[0], std or rounded[1]
+
+
+def reading_threads(config: ConfigDict) -> int:
+    return (os.cpu_count() or 1) if config.data.cache == "none" else 1
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """The work directory under `runs` whose checkpoints changed last; InputError if there is none."""
+    found = [path.parent for path in runs.glob("**/checkpoints")]
+    if not found:
+        raise InputError(f"there is no finished run under {runs}/; train one, or name it with --workdir or --checkpoint")
+    return max(found, key=lambda run: (run / "checkpoints").stat().st_mtime)

@@ -1,0 +1,143 @@
+"""Physics-based low-light degradation: a well-lit image as a small sensor would see it in the dark.
+
+The light of the scene is recovered from the picture (unprocessing, Brooks et al. 2019), dimmed (MAET, Cui et al. 2021),
+given the sensor's noise (ELD, Wei et al. 2020), quantised and rendered again. Linear light has full scale 1.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Range = tuple[float, float]
+
+# XYZ -> camera of four cameras, and linear sRGB -> XYZ (D65), as in Brooks et al.'s code.
+_XYZ_TO_CAMERA = np.array(
+    [
+        [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
+        [[0.4913, -0.0541, -0.0202], [-0.613, 1.3513, 0.2906], [-0.1564, 0.2151, 0.7183]],
+        [[0.838, -0.263, -0.0639], [-0.2887, 1.0725, 0.2496], [-0.0627, 0.1427, 0.5438]],
+        [[0.6596, -0.2079, -0.0562], [-0.4782, 1.3016, 0.1933], [-0.097, 0.1581, 0.5181]],
+    ]
+)
+_SRGB_TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+)
+_PRODUCT = _XYZ_TO_CAMERA @ _SRGB_TO_XYZ
+SRGB_TO_CAMERA = _PRODUCT / _PRODUCT.sum(axis=2, keepdims=True)  # rows sum to 1: white stays white
+CAMERA_TO_SRGB = np.linalg.inv(SRGB_TO_CAMERA)
+
+
+@dataclasses.dataclass(frozen=True)
+class Degradation:
+    """The ranges that one degradation draws from, per image. The defaults are MAET's."""
+
+    inverse_tone: bool = False  # undo a smoothstep tone curve first
+    gamma: Range = (2.0, 3.5)  # linear light = sRGB^g, g uniform
+    gain: Range = (0.8, 0.1)  # sensor gain s: mean and standard deviation
+    red_gain: Range = (1.9, 2.4)  # white balance, uniform
+    blue_gain: Range = (1.5, 1.9)
+    light_unit: str = "linear"  # "linear": k scales linear light; "srgb": k scales sRGB values
+    light_distribution: str = "normal"  # "normal": truncated, of light_moments; "uniform"
+    light_moments: Range = (0.1, 0.08)  # mean and standard deviation of k before truncation
+    light: Range = (0.01, 1.0)  # the range that k is cut to, or is uniform in
+    shot: Range = (1e-4, 0.012)  # a of the noise variance a·x + b, log-uniform
+    read_line: Range = (2.18, 1.20)  # log b = slope·log a + offset + N(0, read_spread²)
+    read_spread: float = 0.26
+    row: Range = (0.3, 1.0)  # std of the noise that a whole row shares, in units of √b, uniform
+    cast: float = 0.0  # log-std of a smooth colour cast; 0 is none
+    bits: tuple[int, ...] = (10, 12, 14)  # of the sensor's converter
+
+
+PRESETS = {
+    "maet": Degradation(),
+    # Darker and cleaner, read off the figure of CENet (Lu et al. 2025): sRGB values × .1–.6, noise of 1.5–7 grey levels.
+    "low_noise": Degradation(
+        light_unit="srgb", light_distribution="uniform", light=(0.1, 0.6), shot=(2e-5, 2e-4), cast=0.08, bits=(14,)
+    ),
+}
+
+
+def resolve(preset: str = "maet", **overrides) -> Degradation:
+    """A preset ("maet" or "low_noise") with some of its ranges replaced; ValueError names what is unknown or unfit."""
+    if preset not in PRESETS:
+        raise ValueError(f"degradation preset is {preset!r}; choose one of {', '.join(PRESETS)}")
+    fields = {field.name: getattr(PRESETS[preset], field.name) for field in dataclasses.fields(Degradation)}
+    for name, value in overrides.items():
+        if name not in fields:
+            raise ValueError(f"unknown degradation range {name!r}; there are {', '.join(fields)}")
+        if isinstance(fields[name], tuple) and name != "bits" and len(value) != 2:
+            raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers")
+        if name in ("gamma", "red_gain", "blue_gain", "light", "shot", "row") and not 0 <= value[0] <= value[1]:
+            raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers, 0 <= low <= high")
+    if overrides.get("light_unit", "srgb") not in ("linear", "srgb"):
+        raise ValueError(f"degradation.light_unit is {overrides['light_unit']!r}; choose linear or srgb")
+    if overrides.get("light_distribution", "normal") not in ("normal", "uniform"):
+        raise ValueError(f"degradation.light_distribution is {overrides['light_distribution']!r}: normal or uniform")
+    return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
+    """Bright images to dark ones: float [B, H, W, 3] sRGB in 0..1 -> the same, rounded to 8 bits.
+
+    Each image draws its own light, camera and noise from `key`; the same key gives the same result. `overrides`
+    replace single ranges of the preset, under the names of `Degradation`.
+    """
+    settings = resolve(preset, **overrides)
+    keys = jax.random.split(key, images.shape[0])
+    return jax.vmap(lambda k, image: _degrade_one(k, image, settings))(keys, images)
+
+
+def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation) -> jax.Array:
+    keys = iter(jax.random.split(key, 16))
+
+    def uniform(low_high: Range) -> jax.Array:
+        return jax.random.uniform(next(keys), minval=low_high[0], maxval=low_high[1])
+
+    camera = jax.random.randint(next(keys), (), 0, len(SRGB_TO_CAMERA))
+    to_camera, to_srgb = (jnp.asarray(m, image.dtype)[camera] for m in (SRGB_TO_CAMERA, CAMERA_TO_SRGB))
+    balance = jnp.stack([uniform(d.red_gain), jnp.ones(()), uniform(d.blue_gain)])
+    gain = d.gain[0] + d.gain[1] * jax.random.normal(next(keys))
+    gamma = uniform(d.gamma)
+    light = _light(next(keys), d)
+    if d.light_unit == "srgb":
+        light = light**gamma
+
+    x = jnp.clip(image, 0, 1)
+    if d.inverse_tone:
+        x = 0.5 - jnp.sin(jnp.arcsin(1 - 2 * x) / 3)
+    x = jnp.matmul(x**gamma, to_camera.T, precision="highest")
+    x = x / balance * gain * light * _colour_cast(next(keys), image.shape, d.cast)
+
+    a = jnp.exp(uniform((math.log(d.shot[0]), math.log(d.shot[1])))) if d.shot[1] > 0 else jnp.zeros(())
+    slope, offset = d.read_line
+    log_b = slope * jnp.log(a) + offset + d.read_spread * jax.random.normal(next(keys))
+    b = jnp.where(a > 0, jnp.exp(log_b), 0.0)
+    x = x + jnp.sqrt(jnp.maximum(a * x, 0) + b) * jax.random.normal(next(keys), image.shape)
+    x = x + jnp.sqrt(b) * uniform(d.row) * jax.random.normal(next(keys), (image.shape[0], 1, 1))
+
+    levels = 2.0 ** jnp.asarray(d.bits)[jax.random.randint(next(keys), (), 0, len(d.bits))] - 1
+    x = jnp.round(x * levels) / levels
+    x = jnp.matmul(x * balance, to_srgb.T, precision="highest")
+    x = jnp.clip(x, 0, 1) ** (1 / gamma)
+    return jnp.round(x * 255) / 255
+
+
+def _light(key: jax.Array, d: Degradation) -> jax.Array:
+    low, high = d.light
+    if d.light_distribution == "uniform":
+        return jax.random.uniform(key, minval=low, maxval=high)
+    mean, std = d.light_moments
+    return mean + std * jax.random.truncated_normal(key, (low - mean) / std, (high - mean) / std)
+
+
+def _colour_cast(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax.Array | float:
+    """Per-channel gains that vary linearly over the image, as under one coloured lamp; [H, W, 3]."""
+    if not strength:
+        return 1.0
+    height, width, channels = shape
+    plane = strength * jax.random.normal(key, (3, channels))
+    y, x = jnp.linspace(-1, 1, height)[:, None, None], jnp.linspace(-1, 1, width)[None, :, None]
+    return jnp.exp(plane[0] + y * plane[1] + x * plane[2])

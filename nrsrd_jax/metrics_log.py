@@ -1,0 +1,43 @@
+"""Where training's numbers go: metrics.jsonl, one line each, and TensorBoard."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard.
+
+    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again.
+    """
+
+    def __init__(self, workdir: Path, start: int):
+        path = workdir / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(partial, path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
+        """One line {"step": …, name: value, …}; `prefix` groups the names in TensorBoard."""
+        print(json.dumps({"step": step} | values), file=self._file, flush=True)
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._board.add_scalar(prefix + name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # a line cut off by a kill

@@ -1,0 +1,76 @@
+"""The Re-ID model: a backbone, the BNNeck, and one classifier per domain."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ..errors import InputError
+from .normalization import BatchNorm
+from .vit import PATCH, VisionTransformer
+
+BACKBONES = {
+    "vit_tiny": {"width": 192, "depth": 4, "stem": False},
+    "vit_tiny_ics": {"width": 192, "depth": 4, "stem": True},
+    "vit_small": {"width": 384, "depth": 12, "stem": False},
+    "vit_small_ics": {"width": 384, "depth": 12, "stem": True},
+    "vit_base": {"width": 768, "depth": 12, "stem": False},
+    "vit_base_ics": {"width": 768, "depth": 12, "stem": True},
+}
+
+
+class ReID(nn.Module):
+    """Images [B, h, w, 3], normalised -> a dict of named results:
+
+    `features` [B, D] float32, CLS before the neck: what triplet loss and retrieval read;
+    `neck` [B, D] after the BNNeck; `logits` [B, classes] and `aux_logits` [B, aux_classes] of the two classifiers,
+    where the model has them; `blocks`, per block: `attention` [B, H, M, N], `q_norm`, `k_norm`, `v_norm` [B, H, ·],
+    `logit_spread` and with NRA `leverage` [B, H]: the standard deviations over keys of the CLS query's plain logits
+    and of γ, in nats. M is N in every block but the last, where it is 1 unless `maps` is set.
+    """
+
+    backbone: dict[str, Any]  # VisionTransformer's arguments
+    classes: int = 0
+    aux_classes: int = 0
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False) -> dict:
+        out = VisionTransformer(**self.backbone, dtype=self.dtype, name="base")(images, train=train, maps=maps)
+        out["neck"] = BatchNorm(frozen_bias=True, name="bottleneck")(out["features"], train)
+        for name, classifier, classes in (
+            ("logits", "classifier", self.classes),
+            ("aux_logits", "classifier_aux", self.aux_classes),
+        ):
+            if classes:
+                head = nn.Dense(classes, use_bias=False, kernel_init=nn.initializers.normal(0.001), name=classifier)
+                out[name] = head(out["neck"])
+        return out
+
+
+def create_model(
+    backbone: str,
+    *,
+    classes: int = 0,
+    aux_classes: int = 0,
+    depth: int = 0,
+    dtype: jnp.dtype | None = None,
+    **options,
+) -> ReID:
+    """The model of a backbone's name; `depth` 0 means the backbone's own. `options` are VisionTransformer's."""
+    if backbone not in BACKBONES:
+        raise InputError(f"model.backbone is {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    settings = BACKBONES[backbone] | options
+    if depth and depth != settings["depth"]:
+        if not backbone.startswith("vit_tiny"):
+            raise InputError(f"model.depth={depth}: {backbone} has {settings['depth']} blocks; only vit_tiny* varies")
+        settings["depth"] = depth
+    return ReID(settings, classes, aux_classes, dtype)
+
+
+def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict:
+    """Fresh variables {"params", "batch_stats"} for images of (height, width), multiples of 16 pixels."""
+    if any(side % PATCH or side <= 0 for side in image_size):
+        raise InputError(f"image_size {tuple(image_size)} (height, width) must be multiples of {PATCH} pixels")
+    return model.init(key, jnp.zeros((1, *image_size, 3)))

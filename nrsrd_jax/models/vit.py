@@ -1,0 +1,220 @@
+"""The TransReID-SSL vision transformer, plain or with the IBN convolution stem (ICS), with NRA in its last block.
+
+B batch, N tokens (CLS first), M tokens that a block updates, D width, H heads, K head width
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import InputError
+from . import attention
+from .normalization import BatchNorm, InstanceBatchNorm
+
+PATCH = 16
+HEAD_WIDTH = 64
+# The official truncation at ±2 is absolute, 100 standard deviations away: it never cuts.
+LINEAR_INIT = nn.initializers.normal(0.02)
+
+
+def uniform_fan_in(fan_in: int) -> Callable:
+    """PyTorch's default for convolutions: U(±1/√fan_in)."""
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Conv(nn.Module):
+    """A convolution with PyTorch's default initialisation and explicit padding."""
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: int = 0
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C]
+        init = uniform_fan_in(self.size * self.size * x.shape[-1])
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
+        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        padding = [(self.padding, self.padding)] * 2
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return x if bias is None else x + bias
+
+
+class PatchEmbed(nn.Module):
+    """Image to patch tokens, row-major: one 16×16 convolution, or the ICS stem and an 8×8 one."""
+
+    width: int
+    stem: bool
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # [B, h, w, 3] -> [B, N, D]
+        patch = PATCH
+        if self.stem:
+            x = Conv(64, 7, stride=2, padding=3, dtype=self.dtype, name="conv_0")(x)
+            x = nn.relu(InstanceBatchNorm(name="conv_1")(x, train))
+            x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv_3")(x)
+            x = nn.relu(InstanceBatchNorm(name="conv_4")(x, train))
+            x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv_6")(x)
+            x = nn.relu(BatchNorm(name="conv_7")(x, train))
+            patch //= 2
+        x = Conv(self.width, patch, stride=patch, use_bias=True, dtype=self.dtype, name="proj")(x)
+        return x.reshape(x.shape[0], -1, self.width)
+
+
+class QKV(nn.Module):
+    """The fused qkv linear, laid out [3, heads, 64]; queries of the first M tokens only."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, queries: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        width = x.shape[-1]
+        kernel = self.param("kernel", LINEAR_INIT, (width, 3 * width))
+        bias = self.param("bias", nn.initializers.zeros, (3 * width,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        q = x[:, :queries] @ kernel[:, :width] + bias[:width]
+        k, v = jnp.split(x @ kernel[:, width:] + bias[width:], 2, axis=-1)
+        return tuple(y.reshape(*y.shape[:2], -1, HEAD_WIDTH) for y in (q, k, v))
+
+
+class Attention(nn.Module):
+    """Self-attention of the first `queries` tokens over all; with `norm_ratio`, NRA (paper, eq. 3)."""
+
+    norm_ratio: bool
+    norm_ratio_init: float
+    norm_ratio_scope: str
+    norm_ratio_epsilon: float
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, queries: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+        q, k, v = QKV(self.dtype, name="qkv")(x, queries)
+        logits = attention.attention_logits(q, k)  # [B, H, M, N]
+        maps = {"logit_spread": jnp.std(logits[:, :, 0], axis=-1)}  # [B, H], of the CLS query
+        if self.norm_ratio:
+            strength = self.param("norm_ratio", nn.initializers.constant(self.norm_ratio_init), ())
+            q_norm, k_norm = (attention.token_norms(y, self.norm_ratio_scope) for y in (q, k))
+            penalty = attention.norm_ratio_penalty(q_norm, k_norm, strength, self.norm_ratio_epsilon)
+            logits = logits - penalty
+            maps |= {"norm_ratio": strength, "leverage": jnp.std(penalty[:, :, 0], axis=-1)}
+        y, weights = attention.attend(logits, v)
+        maps |= {"attention": weights} | {
+            f"{name}_norm": attention.token_norms(z) for name, z in zip("qkv", (q, k, v), strict=True)
+        }
+        return nn.Dense(x.shape[-1], kernel_init=LINEAR_INIT, dtype=self.dtype, name="proj")(
+            y.reshape(*y.shape[:2], -1)
+        ), maps
+
+
+class Mlp(nn.Module):
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = nn.Dense(4 * x.shape[-1], kernel_init=LINEAR_INIT, dtype=self.dtype, name="fc1")(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        return nn.Dense(x.shape[-1], kernel_init=LINEAR_INIT, dtype=self.dtype, name="fc2")(hidden)
+
+
+def drop_path(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """Drops the residual branch of a whole sample with probability `rate`; the kept ones are divided by 1 − rate."""
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block that returns its first `queries` tokens, updated."""
+
+    attention: dict
+    drop_path: float
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, queries: int, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def drop(branch):
+            return drop_path(self.make_rng("drop_path"), branch, self.drop_path) if train and self.drop_path else branch
+
+        y, maps = Attention(**self.attention, dtype=self.dtype, name="attn")(
+            layer_norm("norm1", self.dtype)(x), queries
+        )
+        x = x[:, :queries] + drop(y)
+        y = Mlp(self.dtype, name="mlp")(layer_norm("norm2", self.dtype)(x))
+        return x + drop(y), maps
+
+
+def layer_norm(name: str, dtype: jnp.dtype | None) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+class VisionTransformer(nn.Module):
+    """Images [B, h, w, 3], normalised -> {"features": [B, D] float32, "blocks": one dict of maps per block}.
+
+    `features` is the CLS token after the last LayerNorm. Only that row of the last block reaches it, so that block
+    runs for CLS alone unless `maps` asks for the maps of every token; the features are the same.
+    """
+
+    width: int
+    depth: int
+    stem: bool
+    norm_ratio: bool = False
+    norm_ratio_init: float = 1.0
+    norm_ratio_scope: str = "head"
+    norm_ratio_epsilon: float = 1e-6
+    drop_path: float = 0.1
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False) -> dict:
+        x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train)
+        cls = self.param("cls_token", LINEAR_INIT, (1, 1, self.width))
+        position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
+        x, cls, position = nn.dtypes.promote_dtype(x, cls, position, dtype=self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
+        blocks = []
+        for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
+            last = index == self.depth - 1
+            settings = {
+                "norm_ratio": self.norm_ratio and last,
+                "norm_ratio_init": self.norm_ratio_init,
+                "norm_ratio_scope": self.norm_ratio_scope,
+                "norm_ratio_epsilon": self.norm_ratio_epsilon,
+            }
+            queries = 1 if last and not maps else x.shape[1]
+            x, block_maps = Block(settings, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
+            blocks.append(block_maps)
+        features = layer_norm("norm", self.dtype)(x[:, 0])
+        return {"features": features.astype(jnp.promote_types(features.dtype, jnp.float32)), "blocks": blocks}
+
+
+def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """[1, 1 + h·w, D] from one patch grid (rows, columns) to another, CLS kept.
+
+    Bilinear with half-pixel centres and no antialiasing, as torch's interpolate(align_corners=False).
+    """
+    if position.shape[1] != 1 + source[0] * source[1]:
+        raise InputError(f"position embedding has {position.shape[1] - 1} patches, not {source[0]}×{source[1]}")
+
+    def axis_weights(old: int, new: int) -> np.ndarray:  # [new, old]
+        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, None)
+        low = np.minimum(centre.astype(int), old - 1)
+        high, fraction = np.minimum(low + 1, old - 1), centre - low
+        weights = np.zeros((new, old))
+        weights[np.arange(new), low] += 1 - fraction
+        weights[np.arange(new), high] += fraction
+        return weights
+
+    rows, columns = (axis_weights(*pair) for pair in zip(source, target, strict=True))
+    grid = position[0, 1:].reshape(*source, -1)
+    resized = np.einsum("ah,bw,hwd->abd", rows, columns, grid).reshape(1, -1, grid.shape[-1])
+    return np.concatenate([position[:, :1], resized.astype(position.dtype)], axis=1)
