@@ -1,4 +1,4 @@
-"""Evaluates a training run or a checkpoint on a data set's query and gallery, and writes result.json.
+"""Evaluates a training run or a checkpoint on a data set's query and gallery; prints a table, writes result.json.
 
   python eval.py                                       the newest run under runs/
   python eval.py --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
@@ -7,27 +7,25 @@
 --config.KEY=VALUE changes single options, for example --config.data.root of a run whose data has moved.
 """
 
-import time
-from pathlib import Path
+from absl import flags
 
-from absl import app, flags
-from ml_collections import config_flags
-
-from nrsrd_jax.command import entry_point
+from nrsrd_jax.command import config_overrides, define_config, run
 
 WORKDIR = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A checkpoint or run to take the weights from.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
 OUTPUT = flags.DEFINE_string("output", "", "The result file; default: result.json in the run or checkpoint.")
-CONFIG = config_flags.DEFINE_config_file("config", None, "Says which data; default: the config of the run.")
-flags.mark_flags_as_mutual_exclusive(["workdir", "checkpoint"])
+CONFIG = define_config("Says which data; default: the config that the run was trained with.")
 
 
-@entry_point
-def main(_):
-    from nrsrd_jax.result import evaluate_run
+def main() -> None:
+    from nrsrd_jax.result import evaluate_run, table
 
-    evaluate_run(WORKDIR.value, CHECKPOINT.value, OUTPUT.value)
+    config = CONFIG.value if flags.FLAGS["config"].present else None
+    result, output = evaluate_run(WORKDIR.value, CHECKPOINT.value, OUTPUT.value, config, config_overrides())
+    print(table({result["backbone"]: result}))
+    print(f"{result['queries']} queries, {result['queries_without_match']} of them without a match: left out")
+    print(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {output}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

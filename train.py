@@ -2,29 +2,28 @@
 
   python train.py --config configs/night600.py:nrsrd --config.data.root=DIR [--workdir runs/x] [--config.KEY=VALUE ...]
 
-Variants (after the colon) and every option: see configs/ and nrsrd_jax/config.py.
+The file after --config is the run, the word after its colon the variant. Every option, with its unit and choices:
+nrsrd_jax/config.py. Needs images on disk; `--config configs/demo.py` uses those that come with the code.
 """
 
 from pathlib import Path
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
-from nrsrd_jax.command import config_name, entry_point
+from nrsrd_jax.command import config_name, define_config, run
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/night600.py", "A file of configs/, with :VARIANT if any.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; default runs/CONFIG-VARIANT.")
+CONFIG = define_config("The run: a file of configs/, with :VARIANT if it has variants.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; default: runs/CONFIG-VARIANT.")
 
 
-@entry_point
-def main(_):
-    from nrsrd_jax.training import train  # after the flags: --help is quick
+def main() -> None:
+    from nrsrd_jax.training import train  # not before the flags, so that --help is quick
 
-    workdir = Path(WORKDIR.value or Path("runs") / config_name(CONFIG))
+    workdir = WORKDIR.value or Path("runs") / config_name(CONFIG)
     scores = train(CONFIG.value, workdir)
     score = f"mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}; " if scores else ""
     print(f"done: {score}the run is in {workdir}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -1,32 +1,63 @@
-"""What train.py and eval.py share: one line for a mistake of the user's, and names of runs."""
+"""What train.py and eval.py share: their flags are parsed, and a mistake of the user's ends in one line."""
 
-import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from .errors import InputError
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 
-def entry_point(main):
-    """Prints an InputError as one line and exits with status 2; anything else is a fault of ours and is shown whole."""
 
-    @functools.wraps(main)
-    def wrapped(argv):
-        if len(argv) > 1:
-            sys.exit(f"error: unexpected argument {argv[1]!r}; options begin with --")
+def define_config(help_text: str) -> flags.FlagHolder:
+    """The flag --config FILE[:VARIANT], with --config.KEY=VALUE for every option; configs/night600.py by default."""
+    return config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Parses the flags and calls `main()`. InputError, also of the flags: one line, exit status 2."""
+    logging.set_verbosity(logging.WARNING)
+
+    def guarded(argv: list[str]) -> None:
         try:
-            return main(argv)
+            if len(argv) > 1:
+                raise InputError(f"unexpected argument {argv[1]!r}; options begin with --")
+            main()
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(str(error))
 
-    return wrapped
+    app.run(guarded, flags_parser=_parse)
 
 
-def config_name(holder) -> str:
-    """"night600-nrsrd" of a config flag that holds configs/night600.py."""
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # a traceback of the config file's is part of its message
+        _fail(str(error).rpartition("InputError: ")[2].strip().splitlines()[0])
+    except AttributeError as error:
+        cause = error.args[0]
+        text = cause.args[0] if isinstance(cause, KeyError) else str(error)
+        _fail("unknown option --config." + " ".join(text.replace("'", "").split()))
+    except (OSError, ValueError, TypeError) as error:
+        _fail(" ".join(str(error).split()))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def config_name(holder: flags.FlagHolder) -> str:
+    """The name of a run: "night600-nrsrd" for configs/night600.py:nrsrd."""
     stem = Path(config_flags.get_config_filename(holder).partition(":")[0]).stem
     variant = holder.value.variant
     return stem if stem == variant else f"{stem}-{variant}"
+
+
+def config_overrides() -> dict:
+    """The --config.KEY=VALUE of the command line, {"data.root": …}."""
+    return config_flags.get_override_values(flags.FLAGS["config"])

@@ -72,6 +72,8 @@ def resolve(preset: str = "maet", **overrides) -> Degradation:
             raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers")
         if name in ("gamma", "red_gain", "blue_gain", "light", "shot", "row") and not 0 <= value[0] <= value[1]:
             raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers, 0 <= low <= high")
+        if name == "shot" and value[0] == 0 < value[1]:
+            raise ValueError(f"degradation.shot is {value!r}; its low end must be positive, or both ends 0 for no noise")
     if overrides.get("light_unit", "srgb") not in ("linear", "srgb"):
         raise ValueError(f"degradation.light_unit is {overrides['light_unit']!r}; choose linear or srgb")
     if overrides.get("light_distribution", "normal") not in ("normal", "uniform"):

@@ -13,13 +13,48 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from . import config as configuration
+from .checkpoint import find_checkpoint
 from .data import datasets
 from .embedding import Embedder
+from .errors import InputError
 from .evaluation import RankMetrics, rank_metrics, squared_distances
-from .inputs import test_images
+from .inputs import check_protocol, newest_run, test_images
 
 PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+
+
+def evaluate_run(
+    workdir: str, directory: str, output: str, config: ConfigDict | None, overrides: dict[str, Any]
+) -> tuple[dict[str, Any], Path]:
+    """Evaluates a run's best checkpoint, or the one in `directory`, and writes the result; returns it and its path.
+
+    Without `config` the run's own is used, with `overrides` ({"data.root": …}) on top. Without `workdir` and
+    `directory` it is the newest run. InputError if the checkpoint or the data cannot be used.
+    """
+    if workdir and directory:
+        raise InputError("--workdir and --checkpoint both name weights; give one of them")
+    source = Path(directory or workdir or newest_run()).expanduser()
+    path = find_checkpoint(source)
+    if config is None:
+        homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
+        if not homes:
+            raise InputError(f"{source} has no config.json that says which data to use; add --config FILE")
+        config = configuration.load(homes[0] / "config.json")
+        config.update_from_flattened_dict(overrides)
+    configuration.validate(config)
+    data = datasets.load(config.data.name, config.data.root)
+    if not len(data.query):
+        raise InputError(f"data set {config.data.name} in {config.data.root} has no queries to evaluate with")
+    check_protocol(data)
+    embedder = Embedder.load(path, batch_size=config.eval.batch_size, precision=config.train.precision)
+    config.image_size = embedder.description.image_size
+    begin = time.perf_counter()
+    metrics = evaluate(embedder, config, data)
+    result = make_result(metrics, embedder, config, data, path, time.perf_counter() - begin)
+    target = Path(output).expanduser() if output else source / "result.json"
+    write_result(result, target)
+    return result, target
 
 
 def evaluate(embedder: Embedder, config: ConfigDict, data: datasets.Dataset) -> RankMetrics:

@@ -131,9 +131,9 @@ def make_update(objective: Callable, optimizer: optax.GradientTransformation, ra
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "learning_rate": rate,
-            "gradient_norm": optax.global_norm(grads),
-            "parameter_norm": optax.global_norm(state.params),
-            "update_norm": optax.global_norm(updates),
+            "gradient_norm": optax.tree.norm(grads),
+            "parameter_norm": optax.tree.norm(state.params),
+            "update_norm": optax.tree.norm(updates),
         }
         return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
 

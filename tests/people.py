@@ -1,0 +1,54 @@
+"""Small rendered data sets for the tests: every identity is one colour, so a small model can learn them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nrsrd_jax.config import get_config
+
+
+def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, size=(40, 20), suffix=".jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for identity in identities:
+        colour = np.random.default_rng(identity).integers(0, 256, 3)
+        for camera in cameras:
+            for frame in range(frames):
+                noise = rng.integers(-20, 20, (*size, 3))
+                pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{identity:04d}_c{camera}_{frame:06d}{suffix}")
+
+
+def write_night(root: Path, identities=8, frames=2) -> Path:
+    """A data set in the Night600 layout."""
+    write_images(root / "bounding_box_train", range(identities), frames=frames)
+    write_images(root / "query", range(100, 104), cameras=(1,), frames=1)
+    write_images(root / "bounding_box_test", range(100, 106), frames=1)
+    return root
+
+
+def small_config(tmp_path: Path, variant: str = "baseline", **options):
+    """A run of seconds on `tmp_path`/night (and `tmp_path`/aux), 16 images a step; options as {"train.epochs": 1}."""
+    config = get_config(variant)
+    config.update_from_flattened_dict(
+        {
+            "image_size": (32, 16),
+            "data.root": str(tmp_path / "night"),
+            "data.cache_dir": str(tmp_path / "cache"),
+            "aux.bright_root": str(tmp_path / "aux"),
+            "teacher.checkpoint": str(tmp_path / "teacher"),
+            "model.backbone": "vit_tiny",
+            "model.depth": 2,
+            "optim.name": "adamw",
+            "optim.lr": 1e-3,
+            "optim.warmup_epochs": 0,
+            "train.epochs": 2,
+            "train.batch_size": 16,
+            "train.instances": 2,
+            "train.log_every": 1,
+            "train.save_every": 1,
+        }
+        | {name.replace("__", "."): value for name, value in options.items()}
+    )
+    return config

@@ -1,0 +1,73 @@
+"""Norm-Ratio Attention does what eq. 2 and 3 say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nrsrd_jax.models import attention
+from nrsrd_jax.models.reid import create_model, initialise
+
+
+def qkv(seed=0, shape=(2, 5, 3, 64)):
+    return jax.random.normal(jax.random.key(seed), (3, *shape))
+
+
+def norm_ratio_attention(q, k, v, strength=1.0, scope="head"):
+    norms = (attention.token_norms(x, scope) for x in (q, k))
+    return attention.attend(attention.attention_logits(q, k) - attention.norm_ratio_penalty(*norms, strength), v)
+
+
+@pytest.mark.parametrize("scope", ["head", "token"])
+def test_penalty_by_loops(scope):
+    q, k, _ = np.asarray(qkv())
+    penalty = attention.norm_ratio_penalty(*(attention.token_norms(jnp.asarray(x), scope) for x in (q, k)), 0.7)
+    for head in range(3):
+        part = slice(head, head + 1) if scope == "head" else slice(None)
+        for i in range(5):
+            for j in range(5):
+                expected = 0.7 * np.linalg.norm(k[1, j, part]) / (np.linalg.norm(q[1, i, part]) + 1e-6)
+                np.testing.assert_allclose(penalty[1, head, i, j], expected, rtol=1e-5)
+
+
+def test_only_deviations_of_the_key_norms_act():
+    """γ does not cancel in the softmax, but keys of one length leave the attention as it is."""
+    q, k, v = qkv()
+    plain = attention.attend(attention.attention_logits(q, k), v)[1]
+    assert np.abs(norm_ratio_attention(q, k, v)[1] - plain).max() > 1e-3
+    equal = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+    plain = attention.attend(attention.attention_logits(q, equal), v)[1]
+    np.testing.assert_allclose(norm_ratio_attention(q, equal, v)[1], plain, atol=1e-6)
+
+
+def test_long_keys_are_attended_less():
+    q, k, v = qkv()
+    weights = norm_ratio_attention(jnp.zeros_like(q) + 1e-3, k.at[:, 2].mul(5), v)[1]
+    assert (weights[..., 2] == weights.min(-1)).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6])
+def test_zero_query_norms_give_finite_values_and_gradients(scale, dtype):
+    q, k, v = qkv()
+
+    def loss(q, k, strength):
+        return norm_ratio_attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), strength)[0].sum()
+
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(q * scale, k.at[0].set(0), 1.0)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_the_cls_row_alone_decides():
+    """What patch queries do in the last block reaches no feature: asking for their maps changes none."""
+    model = create_model("vit_tiny", classes=5, depth=2, norm_ratio=True)
+    variables = jax.jit(lambda key: initialise(model, key, (64, 32)))(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (2, 64, 32, 3))
+    out, maps = model.apply(variables, images), model.apply(variables, images, maps=True)
+    np.testing.assert_allclose(out["features"], maps["features"], atol=1e-5)
+    assert out["blocks"][-1]["attention"].shape == (2, 3, 1, 9)
+    last = maps["blocks"][-1]
+    np.testing.assert_allclose(last["leverage"], out["blocks"][-1]["leverage"], rtol=1e-4)
+    expected = (last["k_norm"] / last["q_norm"][..., :1]).std(-1)
+    np.testing.assert_allclose(last["leverage"], expected, rtol=1e-3)
+    assert "leverage" not in maps["blocks"][0]

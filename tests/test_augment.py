@@ -1,0 +1,81 @@
+"""Augmentation draws from the official distributions, and alike for images that belong together."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrsrd_jax.augment import flip_and_crop, normalize, random_erasing
+
+
+def images(count=4, height=24, width=12):
+    return jax.random.uniform(jax.random.key(9), (count, height, width, 3), minval=0.1)
+
+
+def test_flip_and_crop_as_the_official_transform(golden):
+    """The golden crop is one of the 2·21·21 outcomes, and every outcome is such a crop."""
+    g = golden("transforms")
+    image = jnp.asarray(g["train_resized_u8"], jnp.float32)[None] / 255
+    top, left = g["aug_top_left"]
+    padded = np.pad(np.asarray(image)[0, :, ::-1], [(10, 10), (10, 10), (0, 0)])
+    theirs = g["train_flip_pad_crop_norm"].transpose(1, 2, 0)
+    ours = normalize(padded[top : top + 256, left : left + 128], (0.5,) * 3, (0.5,) * 3)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_every_outcome_is_a_shifted_and_perhaps_mirrored_image():
+    pad = 2
+    image = images(1)
+    batch = jnp.repeat(image, 400, axis=0)
+    out = np.asarray(flip_and_crop(jax.random.key(0), batch, pad=pad))
+    outcomes = {}
+    for mirrored in (False, True):
+        padded = np.pad(np.asarray(image)[0, :, :: -1 if mirrored else 1], [(pad, pad), (pad, pad), (0, 0)])
+        for top in range(2 * pad + 1):
+            for left in range(2 * pad + 1):
+                outcomes[padded[top : top + 24, left : left + 12].tobytes()] = (mirrored, top, left)
+    drawn = [outcomes[image.tobytes()] for image in out]
+    assert len(set(drawn)) == 50  # all of them, in 400 draws
+    assert abs(np.mean([mirrored for mirrored, _, _ in drawn]) - 0.5) < 0.1
+
+
+def test_one_key_moves_bright_and_dark_alike():
+    bright = images()
+    key = jax.random.key(3)
+    np.testing.assert_allclose(flip_and_crop(key, bright / 8), flip_and_crop(key, bright) / 8, rtol=1e-6)
+
+
+def test_no_flip_and_no_pad_leave_the_image():
+    np.testing.assert_array_equal(flip_and_crop(jax.random.key(0), images(), flip=0.0, pad=0), images())
+
+
+def erased_areas(probability, height=64, width=32, count=600):
+    blank = jnp.full((count, height, width, 3), 100.0)
+    out = np.asarray(random_erasing(jax.random.key(0), blank, probability=probability))
+    return out, (out != 100).all(-1)
+
+
+def test_random_erasing_fills_one_rectangle_of_the_official_sizes():
+    out, mask = erased_areas(1.0)
+    rows, columns = mask.any(2).sum(1), mask.any(1).sum(1)
+    np.testing.assert_array_equal(mask.sum((1, 2)), rows * columns)  # a full rectangle
+    share = rows * columns / (64 * 32)
+    assert share.min() > 0.015
+    assert share.max() < 0.36
+    ratio = rows / columns
+    assert 0.25 < ratio.min() < 0.45
+    assert 2.3 < ratio.max() < 3.9
+    noise = out[mask]
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+
+
+def test_random_erasing_spares_images_with_its_probability():
+    _, mask = erased_areas(0.5)
+    assert abs(mask.any((1, 2)).mean() - 0.5) < 0.06
+    out, mask = erased_areas(0.0)
+    assert not mask.any()
+
+
+def test_random_erasing_leaves_an_image_that_no_rectangle_fits():
+    narrow = jnp.full((8, 40, 1, 3), 7.0)
+    np.testing.assert_array_equal(random_erasing(jax.random.key(0), narrow, probability=1.0), narrow)

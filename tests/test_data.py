@@ -1,0 +1,266 @@
+"""Files on disk become the right batches."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from people import write_images, write_night
+from PIL import Image
+
+from nrsrd_jax.data import datasets, images, pipeline
+from nrsrd_jax.data.sampling import BatchPlan
+from nrsrd_jax.errors import InputError
+
+
+def test_night600_layout(tmp_path):
+    write_night(tmp_path, identities=3)
+    (tmp_path / "query").rename(tmp_path / "query_3")
+    test = tmp_path / "bounding_box_test"
+    (test / "0100_c1_000000.jpg").rename(test / "-1_c3_000000.jpg")  # junk
+    (test / "0101_c1_000000.jpg").rename(test / "0000_c6_000000.PNG")  # a distractor, another suffix
+    (test / "Thumbs.db").write_text("no image")
+    data = datasets.load("night600", tmp_path)
+    assert (len(data.train), len(data.query), len(data.gallery)) == (12, 4, 11)
+    assert -1 not in data.gallery.pids
+    assert 0 in data.gallery.pids
+    assert set(data.gallery.cameras) == {1, 2, 6}
+
+
+def test_labels_rank_the_sorted_identities(tmp_path):
+    write_images(tmp_path, [1200, 7, 33], cameras=(1, 12))
+    split = datasets.load_bright(tmp_path)
+    expected = {7: 0, 33: 1, 1200: 2}
+    assert [expected[pid] for pid in split.pids] == split.labels.tolist()
+    assert set(split.cameras) == {1, 12}
+
+
+def test_rgbnt201_layout(tmp_path):
+    for folder in ("train_171/RGB", "test/RGB"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("000001_cam1_0_00.jpg", "000258_cam4_0_13.jpg"):
+            Image.new("RGB", (4, 8)).save(tmp_path / folder / name)
+    data = datasets.load("rgbnt201", tmp_path)
+    assert data.train.pids.tolist() == [1, 258]
+    assert data.query.cameras.tolist() == [1, 4]
+    assert data.query.paths == data.gallery.paths
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt17_layout(tmp_path, names):
+    for folder in names:
+        (tmp_path / folder).mkdir()
+    for part, pid in (("train", 0), ("val", 1), ("query", 0), ("gallery", 0)):
+        (tmp_path / f"list_{part}.txt").write_text(f"{pid:04d}/{pid:04d}_000_{pid + 3:02d}_0303morning_{part}.jpg {pid}\n")
+    data = datasets.load("msmt17", tmp_path)
+    assert data.train.pids.tolist() == [0, 1]
+    assert data.train.cameras.tolist() == [3, 4]
+    assert data.gallery.paths[0] == tmp_path / names[1] / "0000/0000_000_03_0303morning_gallery.jpg"
+
+
+def test_dark_twins_pair_by_file_name(tmp_path):
+    write_images(tmp_path / "bright" / "bounding_box_train", [1, 2])
+    write_images(tmp_path / "dark", [2, 3])
+    bright, dark = datasets.find_dark_twins(datasets.load_bright(tmp_path / "bright"), tmp_path / "dark")
+    assert [p.name for p in bright.paths] == [p.name for p in dark.paths]
+    assert set(bright.pids) == {2}
+    with pytest.raises(InputError, match="no image in .* has the file name"):
+        datasets.find_dark_twins(datasets.load_bright(tmp_path / "bright"), make(tmp_path / "other", [9]))
+
+
+def make(folder, identities):
+    write_images(folder, identities)
+    return folder
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda root: rename_all(root, "query", "queries"), "has no folder query_3 or query"),
+    (lambda root: empty(root / "bounding_box_train"), "bounding_box_train has no images"),
+    (lambda root: (root / "query" / "person.jpg").write_bytes(b""), "person.jpg: no identity and camera"),
+    (lambda root: rename_all(root.parent, root.name, "gone"), "no folder .*Night600"),
+])
+def test_a_broken_layout_is_named(tmp_path, spoil, message):
+    root = write_night(tmp_path / "night")
+    spoil(root)
+    with pytest.raises(InputError, match=message):
+        datasets.load("night600", root)
+
+
+def rename_all(parent, old, new):
+    (parent / old).rename(parent / new)
+
+
+def empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def test_the_hash_follows_the_files_not_their_place(tmp_path):
+    first = datasets.load_bright(make(tmp_path / "a", [1, 2]))
+    assert first.hash() == datasets.load_bright(make(tmp_path / "b", [1, 2])).hash()
+    assert first.hash() != datasets.load_bright(make(tmp_path / "c", [1, 3])).hash()
+
+
+def test_decoding_resizes_as_the_official_transforms(golden, tmp_path):
+    g = golden("transforms")
+    path = tmp_path / "a.png"
+    Image.fromarray(g["image"]).save(path)
+    for resampling, name in (("bicubic", "train"), ("bilinear", "test")):
+        decoded = images.decode(path, (256, 128), resampling)
+        np.testing.assert_array_equal(decoded, g[f"{name}_resized_u8"])
+
+
+def paths_in(folder, identities=(1, 2, 3)):
+    write_images(folder, identities)
+    return sorted(folder.iterdir())
+
+
+def test_the_cache_is_read_not_decoded_again(tmp_path):
+    paths = paths_in(tmp_path / "images")
+    first = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")
+    np.testing.assert_array_equal(first[3], images.decode(paths[3], (32, 16), "bicubic"))
+    written = next((tmp_path / "cache").glob("*.npy")).stat().st_mtime_ns
+    second = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")
+    np.testing.assert_array_equal(first, second)
+    assert next((tmp_path / "cache").glob("*.npy")).stat().st_mtime_ns == written
+    images.cached_images(paths, (32, 16), "bilinear", tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+def test_a_changed_image_is_decoded_again(tmp_path):
+    paths = paths_in(tmp_path / "images")
+    before = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")[0].copy()
+    Image.new("RGB", (20, 40), (1, 2, 3)).save(paths[0])
+    after = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")[0]
+    assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", None])
+def test_an_unreadable_image_is_named_and_nothing_is_cached(tmp_path, content):
+    paths = paths_in(tmp_path / "images")
+    paths[1].write_bytes(paths[1].read_bytes()[:200] if content is None else content)
+    paths[4].write_bytes(b"")
+    with pytest.raises(InputError, match=rf"{paths[1].name}.*and 1 more of 12 images"):
+        images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
+def build_slowly(paths, cache, delay):
+    decode = images.decode
+
+    def slow(*args):
+        time.sleep(delay)
+        return decode(*args)
+
+    images.decode = slow
+    np.save(cache / f"seen-{os.getpid()}", images.cached_images(paths, (32, 16), "bicubic", cache))
+
+
+def start_builder(paths, cache, delay):
+    process = multiprocessing.get_context("spawn").Process(target=build_slowly, args=(paths, cache, delay))
+    process.start()
+    return process
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_two_processes_build_one_cache_and_a_killed_one_leaves_no_harm(tmp_path):
+    paths = paths_in(tmp_path / "images")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    killed = start_builder(paths, cache, delay=30)
+    wait_for(lambda: list(cache.glob("*.partial")))
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    both = [start_builder(paths, cache, delay=0.05) for _ in range(2)]
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    expected = np.stack([images.decode(path, (32, 16), "bicubic") for path in paths])
+    seen = list(cache.glob("seen-*.npy"))
+    assert len(seen) == 2
+    for path in seen:
+        np.testing.assert_array_equal(np.load(path), expected)
+    assert len([p for p in cache.glob("*.npy") if not p.name.startswith("seen")]) == 1
+
+
+plans = st.tuples(st.lists(st.integers(1, 9), min_size=4, max_size=12), st.integers(1, 4), st.integers(0, 999))
+
+
+@settings(deadline=None, max_examples=60)
+@given(plans)
+def test_batches_hold_p_identities_with_k_images(plan):
+    counts, instances, seed = plan
+    labels = np.repeat(np.arange(len(counts)), counts)
+    sampler = BatchPlan(labels, 4 * instances, instances, seed)
+    epoch = sampler.epoch(0)
+    for batch in epoch:
+        drawn = labels[batch].reshape(4, instances)
+        assert (drawn == drawn[:, :1]).all()
+        assert len(set(drawn[:, 0])) == 4
+    used = np.concatenate(epoch)
+    for identity, count in enumerate(counts):
+        mine = used[labels[used] == identity]
+        assert len(mine) <= max(count // instances, 1) * instances
+        if count >= instances:
+            assert len(set(mine.tolist())) == len(mine)  # without replacement
+    # an epoch ends only when fewer than P identities have groups left
+    left = [max(c // instances, 1) - (labels[used] == i).sum() // instances for i, c in enumerate(counts)]
+    assert sum(n > 0 for n in left) < 4
+
+
+def test_the_plan_is_a_function_of_seed_and_step():
+    labels = np.repeat(np.arange(8), 5)
+    in_order = BatchPlan(labels, 8, 2, seed=3)
+    batches = [in_order.batch(step) for step in range(12)]
+    fresh = BatchPlan(labels, 8, 2, seed=3)
+    for step in (11, 0, 7):
+        np.testing.assert_array_equal(fresh.batch(step), batches[step])
+    assert any(not np.array_equal(BatchPlan(labels, 8, 2, seed=4).batch(s), batches[s]) for s in range(3))
+    epochs = [in_order.locate(step)[0] for step in range(12)]
+    assert epochs == sorted(epochs)
+    assert in_order.locate(in_order.steps(2)) == (2, 0)
+
+
+@pytest.mark.parametrize(("identities", "batch", "instances", "message"), [
+    (1, 4, 4, "show 1 identities"),
+    (3, 16, 4, "show 3 identities, but a batch of 16 takes 4 .* lower train.batch_size to 12"),
+    (8, 10, 4, "train.batch_size 10 is not a multiple of train.instances 4"),
+])
+def test_a_batch_that_cannot_be_drawn_is_named(identities, batch, instances, message):
+    with pytest.raises(InputError, match=message):
+        BatchPlan(np.repeat(np.arange(identities), 4), batch, instances, seed=0)
+
+
+def test_batches_are_those_of_the_plan_whatever_serves_the_pixels(tmp_path):
+    paths = paths_in(tmp_path / "images", range(6))
+    labels = np.repeat(np.arange(6), 4).astype(np.int32)
+    cached = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")
+    files = pipeline.Files(paths, (32, 16), "bicubic")
+
+    def domains(source):
+        return {"real": pipeline.Domain(BatchPlan(labels, 8, 2, seed=0), labels, {"images": source})}
+
+    from_cache = list(pipeline.batches(domains(cached), 2, 7, pixels=True))
+    from_files = list(pipeline.batches(domains(files), 2, 7, pixels=True, threads=4))
+    indices = list(pipeline.batches(domains(cached), 2, 7, pixels=False))
+    assert len(from_cache) == len(from_files) == len(indices) == 5
+    for ours, theirs, index in zip(from_cache, from_files, indices, strict=True):
+        np.testing.assert_array_equal(ours["real"]["images"], theirs["real"]["images"])
+        np.testing.assert_array_equal(ours["real"]["images"], cached[index["real"]["images"]])
+        np.testing.assert_array_equal(ours["real"]["labels"], labels[index["real"]["images"]])
+
+
+def test_data_never_imports_jax_itself():
+    folder = Path(datasets.__file__).parent
+    assert not [path for path in folder.glob("*.py") if "import jax" in path.read_text()]

@@ -1,0 +1,142 @@
+"""The losses equal the official ones, in value and gradient, and stay finite where those do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nrsrd_jax.losses import dkd_loss, id_loss, total_loss, triplet_loss
+
+
+def value_and_gradient(loss, x):
+    value, gradient = jax.value_and_grad(loss)(jnp.asarray(x))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    return value, gradient
+
+
+@pytest.mark.parametrize(("name", "smoothing"), [("ce", 0.0), ("ls", 0.1)])
+def test_id_loss(golden, name, smoothing):
+    g = golden("losses")
+    value, gradient = value_and_gradient(lambda x: id_loss(x, g["labels"], label_smoothing=smoothing), g["logits"])
+    np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, g[f"{name}_grad"], atol=1e-7)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("form", "margin"), [("soft", None), ("m03", 0.3)])
+def test_triplet_loss(golden, form, margin, normalize):
+    g = golden("losses")
+    name = f"tri_{form}_norm{normalize:d}"
+
+    def loss(x):
+        return triplet_loss(x, g["labels"], margin=margin, normalize=normalize)
+
+    value, gradient = value_and_gradient(loss, g["feats"])
+    np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, g[f"{name}_grad"], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_triplet_loss_with_identical_rows(golden, normalize):
+    g = golden("losses")
+    name = f"dup_soft_norm{normalize:d}"
+    value, _ = value_and_gradient(lambda x: triplet_loss(x, g["labels"], normalize=normalize), g["dup_feats"])
+    np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=2e-5)  # d(x, x) is up to .02 in float32
+    with jax.enable_x64(True):
+        feats = g["dup_feats"].astype(np.float64)
+        value, gradient = value_and_gradient(lambda x: triplet_loss(x, g["labels"], normalize=normalize), feats)
+        np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=1e-7)
+        np.testing.assert_allclose(gradient, g[f"{name}_grad_f64"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("form", "margin"), [("soft", None), ("m03", 0.3)])
+def test_a_tie_sends_the_gradient_to_the_first_row(golden, form, margin):
+    g = golden("losses")
+    value, gradient = value_and_gradient(lambda x: triplet_loss(x, g["int_labels"], margin=margin), g["int_feats"])
+    np.testing.assert_allclose(value, g[f"int_{form}"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, g[f"int_{form}_grad"], atol=1e-6)
+
+
+def test_triplet_loss_by_hand():
+    features = jnp.array([[0.0], [1.0], [3.0], [7.0]])
+    labels = jnp.array([0, 0, 1, 1])
+    # anchors: farthest same 1, 1, 4, 4; nearest other 3, 2, 2, 6
+    np.testing.assert_allclose(triplet_loss(features, labels, margin=0.5), (0 + 0 + 2.5 + 0) / 4, rtol=1e-6)
+    gaps = np.array([1 - 3, 1 - 2, 4 - 2, 4 - 6])
+    np.testing.assert_allclose(triplet_loss(features, labels), np.log1p(np.exp(gaps)).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("features", [np.zeros((8, 4)), np.ones((8, 4)), np.full((8, 4), 1e4)])
+def test_triplet_loss_is_finite_when_all_rows_are_identical(features, normalize):
+    labels = jnp.arange(8) // 4
+    value_and_gradient(lambda x: triplet_loss(x, labels, normalize=normalize), features.astype(np.float32))
+
+
+def test_an_anchor_without_another_identity_adds_nothing():
+    value, gradient = value_and_gradient(lambda x: triplet_loss(x, jnp.zeros(3, int)), np.eye(3, dtype=np.float32))
+    assert value == 0
+    assert not np.any(gradient)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dkd_loss_as_published(golden, temperature):
+    g = golden("losses")
+    name = f"dkd_T{temperature:.0f}"
+
+    def loss(x):
+        return dkd_loss(x, g["teacher_logits"], g["labels"], temperature=temperature, nckd_weight="none")
+
+    value, gradient = value_and_gradient(loss, g["logits"])
+    np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=1e-6)
+    np.testing.assert_allclose(gradient, g[f"{name}_grad"], atol=1e-7)
+
+
+def test_dkd_loss_of_equation_6_by_hand():
+    teacher, student = np.array([0.5, 0.3, 0.2]), np.array([0.25, 0.25, 0.5])
+    tckd = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
+    nckd = 0.6 * np.log(0.6 / (1 / 3)) + 0.4 * np.log(0.4 / (2 / 3))
+    value = dkd_loss(jnp.log(student)[None], jnp.log(teacher)[None], jnp.array([0]), alpha=2.0, beta=3.0)
+    np.testing.assert_allclose(value, 2 * tckd + 3 * 0.5 * nckd, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("nckd_weight", ["target", "none"])
+@pytest.mark.parametrize(("teacher", "student"), [(200.0, 0.0), (0.0, 200.0), (200.0, -200.0), (1e4, 1e4), (0.0, 0.0)])
+def test_dkd_loss_is_finite_when_teacher_or_student_is_certain(teacher, student, nckd_weight, dtype):
+    one_hot = np.eye(5, dtype=np.float32)[:3]
+    labels = jnp.arange(3)
+    teacher_logits, student_logits = jnp.asarray(teacher * one_hot, dtype), jnp.asarray(student * one_hot, dtype)
+    value_and_gradient(lambda x: dkd_loss(x, teacher_logits, labels, nckd_weight=nckd_weight), student_logits)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(2, 12), st.sampled_from(["target", "none"]))
+def test_dkd_loss_is_never_negative_and_zero_for_a_perfect_student(seed, classes, nckd_weight):
+    rng = np.random.default_rng(seed)
+    student, teacher = rng.normal(size=(2, 6, classes)).astype(np.float32) * 3
+    labels = rng.integers(classes, size=6)
+    assert dkd_loss(student, teacher, labels, nckd_weight=nckd_weight) > -1e-5
+    np.testing.assert_allclose(dkd_loss(teacher, teacher, labels, nckd_weight=nckd_weight), 0, atol=1e-5)
+    shifted = dkd_loss(student + 7, teacher - 5, labels, nckd_weight=nckd_weight)
+    np.testing.assert_allclose(shifted, dkd_loss(student, teacher, labels, nckd_weight=nckd_weight), atol=1e-4)
+
+
+def test_the_teacher_receives_no_gradient():
+    logits = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    assert not jax.grad(lambda t: dkd_loss(logits[0], t, jnp.arange(4)))(logits[1]).any()
+
+
+def test_dkd_loss_names_what_it_cannot_take():
+    with pytest.raises(ValueError, match="choose 'target'"):
+        dkd_loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(2, int), nckd_weight="teacher")
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
+        dkd_loss(jnp.zeros((2, 3)), jnp.zeros((2, 4)), jnp.zeros(2, int))
+
+
+def test_total_loss_weighs_the_terms_that_are_there():
+    weights = {"id_real": 0.5, "triplet_real": 2.0, "distill": 100.0}
+    assert total_loss({"id_real": jnp.array(4.0), "triplet_real": jnp.array(3.0)}, weights) == 8

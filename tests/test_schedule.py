@@ -1,0 +1,52 @@
+"""Learning rates and updates are the official ones."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from nrsrd_jax.schedule import learning_rate, make_optimizer, scale_updates
+
+
+@pytest.mark.parametrize(("group", "factor"), [("weight", 1.0), ("bias", 2.0)])
+def test_rates_of_all_120_epochs(golden, group, factor):
+    g = golden("schedule")
+    rates = learning_rate(np.asarray(g["epoch"]) - 1, base=4e-4, group_factor=factor, epochs=120)
+    np.testing.assert_allclose(rates, g[f"used_lr_{group}"], rtol=2e-6, atol=2e-10)
+
+
+def test_every_official_group_has_the_rate_and_the_decay_of_ours(golden):
+    g = golden("schedule")
+    for name, rate, decay in zip(g["group_names"], g["group_base_lr"], g["group_weight_decay"], strict=True):
+        assert rate == 4e-4 * (2 if "bias" in str(name) else 1)
+        assert decay == 1e-4
+
+
+def test_two_steps_of_sgd_by_hand():
+    """PyTorch's form: v = .9 v + (g + decay·p), p −= rate·v."""
+    params = {"kernel": jnp.array(2.0), "bias": jnp.array(3.0), "norm_ratio": jnp.array(1.0)}
+    grads = {"kernel": jnp.array(0.5), "bias": jnp.array(-1.0), "norm_ratio": jnp.array(0.2)}
+    optimizer = make_optimizer("sgd", momentum=0.9, decay=0.1)
+    state = optimizer.init(params)
+    expected = {name: (float(params[name]), 0.0) for name in params}
+    for _ in range(2):
+        directions, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, scale_updates(directions, jnp.array(0.01), jnp.array(0.02)))
+        for name, (p, v) in expected.items():
+            decay = 0.0 if name == "norm_ratio" else 0.1
+            v = 0.9 * v + float(grads[name]) + decay * p
+            expected[name] = (p - (0.02 if name == "bias" else 0.01) * v, v)
+    for name, (p, _) in expected.items():
+        np.testing.assert_allclose(params[name], p, rtol=1e-6)
+
+
+def test_adamw_decays_apart_from_the_gradient():
+    params = {"kernel": jnp.array(2.0)}
+    optimizer = make_optimizer("adamw", decay=0.1)
+    directions, _ = optimizer.update({"kernel": jnp.array(5.0)}, optimizer.init(params), params)
+    np.testing.assert_allclose(directions["kernel"], 1 + 0.1 * 2, rtol=1e-5)
+
+
+def test_an_unknown_optimiser_is_named():
+    with pytest.raises(ValueError, match="'adam'; choose sgd or adamw"):
+        make_optimizer("adam")
