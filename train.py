@@ -19,7 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; default: ru
 def main() -> None:
     from nrsrd_jax.training import train  # not before the flags, so that --help is quick
 
-    workdir = WORKDIR.value or Path("runs") / config_name(CONFIG)
+    workdir = WORKDIR.value or Path("runs") / config_name()
     scores = train(CONFIG.value, workdir)
     score = f"mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}; " if scores else ""
     print(f"done: {score}the run is in {workdir}")

@@ -8,7 +8,11 @@ Variants as in night600.py, and `teacher`. Everything is smaller than the paper'
 so the optimiser is AdamW, and the dark images are normalised by their own mean and standard deviation.
 """
 
+from pathlib import Path
+
 from nrsrd_jax import config
+
+DEMO = Path(__file__).parent.parent / "demo"
 
 
 def get_config(variant: str = "nrsrd"):
@@ -16,8 +20,8 @@ def get_config(variant: str = "nrsrd"):
     c = config.get_config("baseline" if teacher else variant)
     c.variant = variant
     c.image_size = (128, 64)
-    c.data.root, c.aux.bright_root = "demo/night", "demo/aux"
-    c.data.cache, c.data.cache_dir = "device", "runs/demo/cache"
+    c.data.root, c.aux.bright_root = str(DEMO / "night"), str(DEMO / "aux")
+    c.data.cache = "device"
     c.data.mean = c.data.std = "dataset"
     c.teacher.checkpoint = "runs/demo-teacher"
     c.degradation.preset = "low_noise"
@@ -28,5 +32,5 @@ def get_config(variant: str = "nrsrd"):
     c.train.epochs = 40
     c.train.save_every = c.eval.every = 10
     if teacher:
-        c.data.name, c.data.root = "bright", "demo/aux"
+        c.data.name, c.data.root = "bright", c.aux.bright_root
     return c

@@ -60,9 +60,9 @@ class Description:
         return jax.eval_shape(lambda key: initialise(self.create_model(), key, self.image_size), jax.random.key(0))
 
     @classmethod
-    def from_json(cls, values: dict) -> "Description":
-        tuples = ("image_size", "mean", "std", "identities")
-        return cls(**values | {name: tuple(values[name]) for name in tuples})
+    def from_json(cls, values: dict[str, Any]) -> "Description":
+        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
+        return cls(**values | tuples)
 
 
 class Checkpoints:
@@ -88,7 +88,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
-        """Writes the state, on an accelerator in the background. It counts only once whole: a kill while saving leaves the last one."""
+        """Writes the state, on an accelerator in the background.
+
+        It counts only once whole: a kill while saving leaves the last one.
+        """
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave(state.opt_state),
@@ -166,60 +169,27 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
 def initialise_backbone(
     variables: dict, description: Description, source: Description, source_variables: dict
 ) -> tuple[dict, str]:
-    """`variables` with the backbone of another checkpoint, and a sentence on what was taken.
+    """`variables` with the backbone of another checkpoint of the same architecture, and a sentence on what was taken.
 
     The heads stay as they are, and so does NRA's λ where the source has none; a position embedding of another grid is
-    resized. Any other difference is an InputError that lists every fault.
+    resized.
     """
-    notes = []
-    result = {}
-    faults = []
-    for collection in ("params", "batch_stats"):
-        wanted = _flatten(variables[collection])
-        given = _flatten(source_variables[collection])
-        for name, value in wanted.items():
-            if not name.startswith("base/"):
-                continue
-            if name.endswith("/norm_ratio") and name not in given:
-                notes.append("λ of NRA is new")
-                continue
-            if name not in given:
-                faults.append(f"{name} is missing")
-                continue
-            array = given[name]
-            if name == "base/pos_embed" and source.image_size != description.image_size:
-                grids = [tuple(side // PATCH for side in size) for size in (source.image_size, description.image_size)]
-                array = resize_position_embedding(np.asarray(array), *grids)
-                notes.append("position embedding resized from {}×{} to {}×{}".format(*grids[0], *grids[1]))
-            if array.shape != value.shape:
-                faults.append(f"{name} has shape {array.shape}, not {value.shape}")
-            wanted[name] = array
-        extra = [n for n in given if n.startswith("base/") and n not in wanted and not n.endswith("/norm_ratio")]
-        faults += [f"{name} is not in the model" for name in extra]
-        result[collection] = wanted
-    if faults:
-        shown = "; ".join(faults[:4]) + (f"; and {len(faults) - 4} more" if len(faults) > 4 else "")
-        raise InputError(
-            f"the checkpoint is a {source.backbone} of {source.depth} blocks, the model a {description.backbone} of "
-            f"{description.depth}: {shown}; set model.backbone and model.depth to match"
-        )
-    taken = f"backbone {source.backbone}" + "".join(f", {note}" for note in notes)
-    return {name: _unflatten(flat) for name, flat in result.items()}, taken
-
-
-def _flatten(tree: dict) -> dict[str, Any]:
+    base = dict(source_variables["params"]["base"])
+    taken = f"backbone {source.backbone}"
+    if source.image_size != description.image_size:
+        old, new = ((height // PATCH, width // PATCH) for height, width in (source.image_size, description.image_size))
+        base["pos_embed"] = resize_position_embedding(np.asarray(base["pos_embed"]), old, new)
+        taken += f", position embedding resized from {old[0]}×{old[1]} to {new[0]}×{new[1]}"
+    last = f"blocks_{description.depth - 1}"
+    attention = dict(base[last]["attn"])
+    if not description.norm_ratio:
+        attention.pop("norm_ratio", None)
+    elif "norm_ratio" not in attention:
+        attention["norm_ratio"] = variables["params"]["base"][last]["attn"]["norm_ratio"]
+        taken += ", λ of NRA is new"
+    base[last] = base[last] | {"attn": attention}
+    statistics = {name: value for name, value in source_variables["batch_stats"].items() if name == "base"}
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _unflatten(flat: dict[str, Any]) -> dict:
-    tree: dict = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+        "params": variables["params"] | {"base": base},
+        "batch_stats": variables["batch_stats"] | statistics,
+    }, taken

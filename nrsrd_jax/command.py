@@ -1,7 +1,8 @@
 """What train.py and eval.py share: their flags are parsed, and a mistake of the user's ends in one line."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +16,8 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 def define_config(help_text: str) -> flags.FlagHolder:
     """The flag --config FILE[:VARIANT], with --config.KEY=VALUE for every option; configs/night600.py by default."""
-    return config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
+    with _one_line_errors():
+        return config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -34,16 +36,24 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    with _one_line_errors():
+        rest = flags.FLAGS(argv)
+        _ = flags.FLAGS.config.to_dict  # a config file that cannot be read shows only when it is used
+        return rest
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
     try:
-        return flags.FLAGS(argv)
+        yield
     except flags.Error as error:  # a traceback of the config file's is part of its message
         _fail(str(error).rpartition("InputError: ")[2].strip().splitlines()[0])
-    except AttributeError as error:
+    except (AttributeError, KeyError) as error:
         cause = error.args[0]
-        text = cause.args[0] if isinstance(cause, KeyError) else str(error)
-        _fail("unknown option --config." + " ".join(text.replace("'", "").split()))
-    except (OSError, ValueError, TypeError) as error:
-        _fail(" ".join(str(error).split()))
+        text = cause.args[0] if isinstance(cause, KeyError) else cause
+        _fail("unknown option --config." + " ".join(str(text).replace("'", "").split()))
+    except OSError as error:
+        _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
 
 
 def _fail(message: str) -> NoReturn:
@@ -51,10 +61,10 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def config_name(holder: flags.FlagHolder) -> str:
+def config_name() -> str:
     """The name of a run: "night600-nrsrd" for configs/night600.py:nrsrd."""
-    stem = Path(config_flags.get_config_filename(holder).partition(":")[0]).stem
-    variant = holder.value.variant
+    stem = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem
+    variant = flags.FLAGS.config.variant
     return stem if stem == variant else f"{stem}-{variant}"
 
 

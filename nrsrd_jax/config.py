@@ -3,10 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from .errors import InputError
+
+Config = Any  # a ConfigDict; its own type knows nothing of the options in it
 
 # What each row of the paper's table 2 switches on.
 VARIANTS = {
@@ -19,12 +22,12 @@ VARIANTS = {
 }
 
 
-def get_config(variant: str = "nrsrd") -> ConfigDict:
+def get_config(variant: str = "nrsrd") -> Config:
     """The defaults: the paper's run on Night600, as one of its table 2's variants."""
     if variant not in VARIANTS:
         raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     switches = VARIANTS[variant]
-    pair, numbers = config_dict.placeholder(tuple), config_dict.placeholder(float)
+    unset = config_dict.placeholder  # each call makes its own: two options must not share one
     return ConfigDict(
         {
             "variant": variant,  # a label for tables and plots; it switches nothing
@@ -44,21 +47,21 @@ def get_config(variant: str = "nrsrd") -> ConfigDict:
             },
             "degradation": {  # how a bright image is darkened; what is None comes from the preset
                 "preset": "maet",  # maet | low_noise (lowlight.PRESETS)
-                "inverse_tone": config_dict.placeholder(bool),  # undo a tone curve first
-                "gamma": pair,  # (low, high) of the exponent to linear light
-                "gain": pair,  # (mean, std) of the sensor gain
-                "red_gain": pair,  # (low, high) of the white balance
-                "blue_gain": pair,
-                "light_unit": config_dict.placeholder(str),  # linear | srgb: what the light intensity scales
-                "light_distribution": config_dict.placeholder(str),  # normal | uniform
-                "light_moments": pair,  # (mean, std) of the intensity, if normal
-                "light": pair,  # (low, high) of the intensity, 1 is full light
-                "shot": pair,  # (low, high) of the shot noise's variance per unit of light
-                "read_line": pair,  # (slope, offset) of log read variance over log shot variance
-                "read_spread": numbers,  # standard deviation around that line
-                "row": pair,  # (low, high) of the row noise, in read-noise standard deviations
-                "cast": numbers,  # log-std of a smooth colour cast
-                "bits": config_dict.placeholder(tuple),  # bit depths to draw from
+                "inverse_tone": unset(bool),  # undo a tone curve first
+                "gamma": unset(tuple),  # (low, high) of the exponent to linear light
+                "gain": unset(tuple),  # (mean, std) of the sensor gain
+                "red_gain": unset(tuple),  # (low, high) of the white balance
+                "blue_gain": unset(tuple),
+                "light_unit": unset(str),  # linear | srgb: what the light intensity scales
+                "light_distribution": unset(str),  # normal | uniform
+                "light_moments": unset(tuple),  # (mean, std) of the intensity, if normal
+                "light": unset(tuple),  # (low, high) of the intensity, 1 is full light
+                "shot": unset(tuple),  # (low, high) of the shot noise's variance per unit of light
+                "read_line": unset(tuple),  # (slope, offset) of log read variance over log shot variance
+                "read_spread": unset(float),  # standard deviation around that line
+                "row": unset(tuple),  # (low, high) of the row noise, in read-noise standard deviations
+                "cast": unset(float),  # log-std of a smooth colour cast
+                "bits": unset(tuple),  # bit depths to draw from
             },
             "augment": {
                 "flip": 0.5,  # probability
@@ -83,7 +86,7 @@ def get_config(variant: str = "nrsrd") -> ConfigDict:
                 "triplet_syn": 0.5,
                 "distill": 0.02,
                 "label_smoothing": 0.0,  # 0..1
-                "margin": config_dict.placeholder(float),  # of the triplet loss; None: soft margin
+                "margin": unset(float),  # of the triplet loss; None: soft margin
                 "normalize": False,  # triplet loss on features of length 1
                 "alpha": 1.0,  # weight of TCKD
                 "beta": 0.8,  # weight of NCKD
@@ -137,7 +140,7 @@ CHOICES = {
 }
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """InputError for a value out of range, before anything is read or compiled."""
     rules: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
         (POSITIVE, lambda v: v > 0, "must be positive"),
@@ -177,7 +180,7 @@ def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
     return numbers
 
 
-def flatten(config: ConfigDict) -> dict:
+def flatten(config: Config) -> dict:
     """{"train.epochs": 120, …}"""
     flat = {}
     for name, value in config.items():
@@ -188,11 +191,11 @@ def flatten(config: ConfigDict) -> dict:
     return flat
 
 
-def save(config: ConfigDict, path: Path) -> None:
+def save(config: Config, path: Path) -> None:
     path.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
 
 
-def load(path: Path) -> ConfigDict:
+def load(path: Path) -> Config:
     """The config that `save` wrote; InputError if it is not one."""
     config = get_config()
     try:
@@ -207,8 +210,8 @@ def load(path: Path) -> ConfigDict:
     return config
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """"name: old -> new" for every option that shapes what is learned."""
+def differences(old: Config, new: Config) -> list[str]:
+    """ "name: old -> new" for every option that shapes what is learned."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before[name]} -> {after[name]}"

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ class Embedder:
         def forward(variables, images):
             with jax.default_matmul_precision("highest"):
                 x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
-                return model.apply(variables, x)["features"]
+                out: Any = model.apply(variables, x)
+                return out["features"]
 
         self._forward = jax.jit(forward, out_shardings=over_data(mesh))
 

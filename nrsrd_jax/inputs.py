@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from .config import fixed_statistic
+from .config import Config, fixed_statistic
 from .data import datasets, pipeline
 from .data.images import cached_images, decode_many
 from .data.sampling import BatchPlan
@@ -34,7 +33,7 @@ class Records:
         return {name: split.hash() for name, split in splits.items() if split}
 
 
-def read_records(config: ConfigDict) -> Records:
+def read_records(config: Config) -> Records:
     """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
     data = datasets.load(config.data.name, config.data.root)
     check_protocol(data)
@@ -69,7 +68,7 @@ def check_protocol(data: datasets.Dataset) -> None:
         )
 
 
-def read_domains(config: ConfigDict, records: Records) -> dict[str, pipeline.Domain]:
+def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]:
     """The training domains with their images, decoded into the cache unless data.cache is "none"."""
     splits = {"real": {"images": records.data.train}}
     if records.bright:
@@ -88,7 +87,7 @@ def read_domains(config: ConfigDict, records: Records) -> dict[str, pipeline.Dom
     }
 
 
-def test_images(config: ConfigDict, split: datasets.Split) -> np.ndarray:
+def test_images(config: Config, split: datasets.Split) -> np.ndarray:
     """The images of a query or gallery split, uint8 [N, H, W, 3], resized as the official test transform does."""
     if config.data.cache != "none":
         return cached_images(split.paths, config.image_size, "bilinear", config.data.cache_dir)
@@ -97,7 +96,7 @@ def test_images(config: ConfigDict, split: datasets.Split) -> np.ndarray:
     return images
 
 
-def pixel_statistics(config: ConfigDict, images: pipeline.Source) -> tuple[Statistic, Statistic]:
+def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic, Statistic]:
     """data.mean and data.std as numbers; "dataset" measures them on the training images (on 4096 of more)."""
     mean, std = (fixed_statistic(config.data[name], f"data.{name}") for name in ("mean", "std"))
     if mean and std:
@@ -111,7 +110,7 @@ def pixel_statistics(config: ConfigDict, images: pipeline.Source) -> tuple[Stati
     return mean or rounded[0], std or rounded[1]
 
 
-def reading_threads(config: ConfigDict) -> int:
+def reading_threads(config: Config) -> int:
     return (os.cpu_count() or 1) if config.data.cache == "none" else 1
 
 
@@ -119,5 +118,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     """The work directory under `runs` whose checkpoints changed last; InputError if there is none."""
     found = [path.parent for path in runs.glob("**/checkpoints")]
     if not found:
-        raise InputError(f"there is no finished run under {runs}/; train one, or name it with --workdir or --checkpoint")
+        raise InputError(
+            f"there is no finished run under {runs}/; train one, or name one with --workdir or --checkpoint"
+        )
     return max(found, key=lambda run: (run / "checkpoints").stat().st_mtime)

@@ -53,7 +53,7 @@ class Degradation:
 
 PRESETS = {
     "maet": Degradation(),
-    # Darker and cleaner, read off the figure of CENet (Lu et al. 2025): sRGB values × .1–.6, noise of 1.5–7 grey levels.
+    # Darker and cleaner, read off a figure of CENet (Lu et al. 2025): sRGB values × .1–.6, noise of 1.5–7 grey levels.
     "low_noise": Degradation(
         light_unit="srgb", light_distribution="uniform", light=(0.1, 0.6), shot=(2e-5, 2e-4), cast=0.08, bits=(14,)
     ),
@@ -73,7 +73,7 @@ def resolve(preset: str = "maet", **overrides) -> Degradation:
         if name in ("gamma", "red_gain", "blue_gain", "light", "shot", "row") and not 0 <= value[0] <= value[1]:
             raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers, 0 <= low <= high")
         if name == "shot" and value[0] == 0 < value[1]:
-            raise ValueError(f"degradation.shot is {value!r}; its low end must be positive, or both ends 0 for no noise")
+            raise ValueError(f"degradation.shot is {value!r}; its low end must be positive, or both 0 for no noise")
     if overrides.get("light_unit", "srgb") not in ("linear", "srgb"):
         raise ValueError(f"degradation.light_unit is {overrides['light_unit']!r}; choose linear or srgb")
     if overrides.get("light_distribution", "normal") not in ("normal", "uniform"):

@@ -31,7 +31,10 @@ class MetricsLog:
             if math.isfinite(value):
                 self._board.add_scalar(prefix + name, value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._file.close()
         self._board.close()
 

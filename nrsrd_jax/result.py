@@ -10,10 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from . import config as configuration
 from .checkpoint import find_checkpoint
+from .config import Config
 from .data import datasets
 from .embedding import Embedder
 from .errors import InputError
@@ -25,7 +25,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def evaluate_run(
-    workdir: str, directory: str, output: str, config: ConfigDict | None, overrides: dict[str, Any]
+    workdir: str, directory: str, output: str, config: Config, overrides: dict[str, Any]
 ) -> tuple[dict[str, Any], Path]:
     """Evaluates a run's best checkpoint, or the one in `directory`, and writes the result; returns it and its path.
 
@@ -57,7 +57,7 @@ def evaluate_run(
     return result, target
 
 
-def evaluate(embedder: Embedder, config: ConfigDict, data: datasets.Dataset) -> RankMetrics:
+def evaluate(embedder: Embedder, config: Config, data: datasets.Dataset) -> RankMetrics:
     """Ranks the gallery for every query by the distance of L2-normalised features."""
     query, gallery = (
         embedder(test_images(config, split), progress=name)
@@ -73,7 +73,7 @@ def score(query: np.ndarray, gallery: np.ndarray, data: datasets.Dataset) -> Ran
 
 
 def make_result(
-    metrics: RankMetrics, embedder: Embedder, config: ConfigDict, data: datasets.Dataset, source: Path, seconds: float
+    metrics: RankMetrics, embedder: Embedder, config: Config, data: datasets.Dataset, source: Path, seconds: float
 ) -> dict[str, Any]:
     """The headline numbers, and all that is needed to say what they are of."""
     return metrics.summary() | {
@@ -88,7 +88,8 @@ def make_result(
         | {f"{name}_sha256": getattr(data, name).hash() for name in ("query", "gallery")},
         "config": configuration.flatten(config),
         "devices": [str(device) for device in jax.devices()],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
         "seconds": round(seconds, 2),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

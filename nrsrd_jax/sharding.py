@@ -1,12 +1,15 @@
 """How arrays lie over the devices: batches split over the axis `data`, parameters over `model` where asked for."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import InputError
 
 
-def make_mesh(batch_size: int, model_parallel: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(batch_size: int, model_parallel: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, (data, model). InputError if they do not divide evenly."""
     devices = jax.devices() if devices is None else devices
     if len(devices) % model_parallel:

@@ -1,5 +1,7 @@
 """What training changes from step to step."""
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ class TrainState:
     """step: int32, steps done; params and batch_stats: the model's variables; opt_state: the optimiser's memory."""
 
     step: jax.Array
-    params: dict
+    params: Any
     batch_stats: dict
     opt_state: optax.OptState
 

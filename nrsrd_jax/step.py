@@ -101,9 +101,9 @@ def make_objective(
             terms[f"triplet_{name}"] = triplet_loss(out["features"], target, **(triplet or {}))
             metrics[f"accuracy_{name}"] = (jnp.argmax(logits, axis=1) == target).mean()
         if teacher:
-            teacher_logits = teacher.model.apply(teacher_variables, inputs["teacher"])["logits"]
+            taught: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
             terms["distill"] = dkd_loss(
-                outputs["aux"]["aux_logits"], teacher_logits, labels["aux"], **(distillation or {})
+                outputs["aux"]["aux_logits"], taught["logits"], labels["aux"], **(distillation or {})
             )
         last = outputs["real"]["blocks"][-1]
         metrics |= {name: last[name].mean() for name in ("norm_ratio", "leverage", "logit_spread") if name in last}
@@ -135,7 +135,7 @@ def make_update(objective: Callable, optimizer: optax.GradientTransformation, ra
             "parameter_norm": optax.tree.norm(state.params),
             "update_norm": optax.tree.norm(updates),
         }
-        return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return update
 

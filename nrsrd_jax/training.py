@@ -4,20 +4,20 @@ import dataclasses
 import functools
 import math
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from . import checkpoint, lowlight
 from . import config as configuration
 from .checkpoint import Checkpoints, Description
+from .config import Config
 from .data import pipeline
 from .embedding import Embedder
 from .errors import InputError
@@ -32,7 +32,7 @@ from .state import TrainState
 from .step import Preparation, Teacher, make_objective, make_train_step, make_update
 
 
-def train(config: ConfigDict, workdir: str | Path, devices: list[jax.Device] | None = None) -> dict[str, float]:
+def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = None) -> dict[str, float]:
     """Trains, or goes on where a killed run of the same config stopped; returns the last evaluation's numbers.
 
     `workdir` receives config.json, metrics.jsonl, tensorboard/ and checkpoints/. InputError for anything wrong with
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: list[jax.Device] | N
         if source:
             variables, taken = checkpoint.initialise_backbone(state.variables, description, *source)
             variables = jax.device_put(variables, {name: getattr(shardings, name) for name in variables})
-            state = state.replace(**variables)
+            state = dataclasses.replace(state, **variables)
             print(f"starting from {config.init.checkpoint}: {taken}")
         else:
             print("starting from random weights (init.checkpoint names none)")
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: str | Path, devices: list[jax.Device] | N
         checkpoints.close()
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(config: Config, workdir: Path) -> None:
     """InputError if the work directory holds a run that learns something else."""
     path = workdir / "config.json"
     if not path.exists():
@@ -91,7 +91,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         raise InputError(f"{workdir} holds a run with other options ({shown}); choose another --workdir, or remove it")
 
 
-def degradation_options(config: ConfigDict) -> dict:
+def degradation_options(config: Config) -> dict:
     """What of `degradation` is set, checked."""
     options = {name: value for name, value in config.degradation.items() if value is not None}
     try:
@@ -101,7 +101,7 @@ def degradation_options(config: ConfigDict) -> dict:
     return options
 
 
-def load_initial_backbone(config: ConfigDict, mesh: Mesh) -> tuple[Description, dict] | None:
+def load_initial_backbone(config: Config, mesh: Mesh) -> tuple[Description, dict] | None:
     """The checkpoint that init.checkpoint names; InputError if it is of another architecture."""
     if not config.init.checkpoint:
         return None
@@ -117,7 +117,7 @@ def load_initial_backbone(config: ConfigDict, mesh: Mesh) -> tuple[Description, 
     return description, variables
 
 
-def load_teacher(config: ConfigDict, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
+def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
     """The frozen teacher and its variables; InputError if it does not know the auxiliary identities."""
     if not config.teacher.enabled or records.bright is None:
         return None, None
@@ -143,7 +143,7 @@ def load_teacher(config: ConfigDict, records: Records, mesh: Mesh) -> tuple[Teac
     return Teacher(model, description.mean, description.std), variables
 
 
-def describe(config: ConfigDict, records: Records, mean: tuple[float, ...], std: tuple[float, ...]) -> Description:
+def describe(config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...]) -> Description:
     model = create_model(config.model.backbone, depth=config.model.depth)
     identities = records.data.train.identities.tolist()
     return Description(
@@ -162,7 +162,7 @@ def describe(config: ConfigDict, records: Records, mean: tuple[float, ...], std:
     )
 
 
-def training_model(config: ConfigDict, description: Description):
+def training_model(config: Config, description: Description):
     return description.create_model(
         dtype=compute_dtype(config.train.precision),
         drop_path=config.model.drop_path,
@@ -171,7 +171,7 @@ def training_model(config: ConfigDict, description: Description):
 
 
 def state_builder(
-    config: ConfigDict, description: Description, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: Config, description: Description, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState, Callable[[], TrainState]]:
     """The state's shapes, its shardings, and a function that makes it from random weights, sharded."""
     model = training_model(config, description)
@@ -186,7 +186,7 @@ def state_builder(
 
 
 def make_step(
-    config: ConfigDict,
+    config: Config,
     description: Description,
     teacher: Teacher | None,
     optimizer: optax.GradientTransformation,
@@ -219,7 +219,7 @@ def make_step(
 class Loop:
     """Steps, and between epochs the log, the evaluation and the checkpoints."""
 
-    config: ConfigDict
+    config: Config
     records: Records
     description: Description
     domains: dict[str, pipeline.Domain]
@@ -230,28 +230,25 @@ class Loop:
         """From `done` steps to the last; `step(state, batch)`. Returns the last evaluation's numbers."""
         config, plan = self.config, self.records.plans["real"]
         total = plan.steps(config.train.epochs)
-        log = MetricsLog(workdir, done)
+        images = config.train.batch_size * len(self.domains)
         scores: dict[str, float] = {}
         pending: list[dict] = []
-        bar = progress_bar(config, done, total, len(self.domains))
-        for batch in self.batches(done, total) if done < total else ():
-            if not pending and bar.n == bar.initial:
-                bar.set_description("compiling the step, once")
-            state, metrics = step(state, batch)
-            pending.append(metrics)
-            done += 1
-            epoch, index = plan.locate(done)
-            if done % config.train.log_every == 0 or index == 0:
-                values = mean_metrics(pending, done, workdir)
-                log.write(done, {"epoch": plan.locate(done - 1)[0] + 1} | values)
-                bar.set_description(f"epoch {plan.locate(done - 1)[0] + 1}/{config.train.epochs}", refresh=False)
-                bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
-                bar.update(len(pending) * config.train.batch_size * len(self.domains))
-                pending = []
-            if index == 0:
-                scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
-        bar.close()
-        log.close()
+        with MetricsLog(workdir, done) as log, progress_bar(done, total, images) as bar:
+            for batch in self.batches(done, total) if done < total else ():
+                state, metrics = step(state, batch)
+                pending.append(metrics)
+                done += 1
+                epoch, index = plan.locate(done)
+                if done % config.train.log_every == 0 or index == 0:
+                    values = mean_metrics(pending, done, workdir)
+                    current = epoch if index == 0 else epoch + 1
+                    log.write(done, {"epoch": current} | values)
+                    bar.set_description(f"epoch {current}/{config.train.epochs}", refresh=False)
+                    bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+                    bar.update(len(pending) * images)
+                    pending = []
+                if index == 0:
+                    scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
         return scores
 
     def batches(self, start: int, stop: int):
@@ -265,9 +262,7 @@ class Loop:
                 for name, domain in self.domains.items()
             }
             gather = jax.jit(lambda array, index: array[index], out_shardings=sharding)
-        batches = pipeline.batches(
-            self.domains, start, stop, pixels=not on_device, threads=reading_threads(config)
-        )
+        batches = pipeline.batches(self.domains, start, stop, pixels=not on_device, threads=reading_threads(config))
         for batch in batches:
             for name, domain in self.domains.items():
                 if on_device:
@@ -296,11 +291,18 @@ class Loop:
         return Embedder(model, {}, self.description, self.mesh, self.config.eval.batch_size)
 
 
-def progress_bar(config: ConfigDict, done: int, total: int, domains: int) -> tqdm:
-    """Images per second and the time left; a line now and then where the output is no terminal."""
-    images = config.train.batch_size * domains
-    interval = 0.5 if sys.stderr.isatty() else 20
-    return tqdm(total=total * images, initial=done * images, unit=" images", mininterval=interval, smoothing=0.1)
+def progress_bar(done: int, total: int, images: int) -> tqdm:
+    """Images per second and the time left, of steps of `images` each; now and then where there is no terminal."""
+    interval = 0.5 if sys.stderr.isatty() else 15
+    return tqdm(
+        desc="compiling the step, once",
+        total=total * images,
+        initial=done * images,
+        unit=" images",
+        mininterval=interval,
+        smoothing=0.1,
+        disable=done == total,
+    )
 
 
 def mean_metrics(pending: list[dict], step: int, workdir: Path) -> dict[str, float]:

@@ -72,7 +72,7 @@ def test_random_erasing_fills_one_rectangle_of_the_official_sizes():
 def test_random_erasing_spares_images_with_its_probability():
     _, mask = erased_areas(0.5)
     assert abs(mask.any((1, 2)).mean() - 0.5) < 0.06
-    out, mask = erased_areas(0.0)
+    _, mask = erased_areas(0.0)
     assert not mask.any()
 
 

@@ -56,7 +56,9 @@ def test_msmt17_layout(tmp_path, names):
     for folder in names:
         (tmp_path / folder).mkdir()
     for part, pid in (("train", 0), ("val", 1), ("query", 0), ("gallery", 0)):
-        (tmp_path / f"list_{part}.txt").write_text(f"{pid:04d}/{pid:04d}_000_{pid + 3:02d}_0303morning_{part}.jpg {pid}\n")
+        (tmp_path / f"list_{part}.txt").write_text(
+            f"{pid:04d}/{pid:04d}_000_{pid + 3:02d}_0303morning_{part}.jpg {pid}\n"
+        )
     data = datasets.load("msmt17", tmp_path)
     assert data.train.pids.tolist() == [0, 1]
     assert data.train.cameras.tolist() == [3, 4]
@@ -69,7 +71,7 @@ def test_dark_twins_pair_by_file_name(tmp_path):
     bright, dark = datasets.find_dark_twins(datasets.load_bright(tmp_path / "bright"), tmp_path / "dark")
     assert [p.name for p in bright.paths] == [p.name for p in dark.paths]
     assert set(bright.pids) == {2}
-    with pytest.raises(InputError, match="no image in .* has the file name"):
+    with pytest.raises(InputError, match=r"no image in .* has the file name"):
         datasets.find_dark_twins(datasets.load_bright(tmp_path / "bright"), make(tmp_path / "other", [9]))
 
 
@@ -78,12 +80,15 @@ def make(folder, identities):
     return folder
 
 
-@pytest.mark.parametrize(("spoil", "message"), [
-    (lambda root: rename_all(root, "query", "queries"), "has no folder query_3 or query"),
-    (lambda root: empty(root / "bounding_box_train"), "bounding_box_train has no images"),
-    (lambda root: (root / "query" / "person.jpg").write_bytes(b""), "person.jpg: no identity and camera"),
-    (lambda root: rename_all(root.parent, root.name, "gone"), "no folder .*Night600"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: rename_all(root, "query", "queries"), "has no folder query_3 or query"),
+        (lambda root: empty(root / "bounding_box_train"), "bounding_box_train has no images"),
+        (lambda root: (root / "query" / "person.jpg").write_bytes(b""), "person.jpg: no identity and camera"),
+        (lambda root: rename_all(root.parent, root.name, "gone"), "no folder .*Night600"),
+    ],
+)
 def test_a_broken_layout_is_named(tmp_path, spoil, message):
     root = write_night(tmp_path / "night")
     spoil(root)
@@ -232,11 +237,14 @@ def test_the_plan_is_a_function_of_seed_and_step():
     assert in_order.locate(in_order.steps(2)) == (2, 0)
 
 
-@pytest.mark.parametrize(("identities", "batch", "instances", "message"), [
-    (1, 4, 4, "show 1 identities"),
-    (3, 16, 4, "show 3 identities, but a batch of 16 takes 4 .* lower train.batch_size to 12"),
-    (8, 10, 4, "train.batch_size 10 is not a multiple of train.instances 4"),
-])
+@pytest.mark.parametrize(
+    ("identities", "batch", "instances", "message"),
+    [
+        (1, 4, 4, "show 1 identities"),
+        (3, 16, 4, "show 3 identities, but a batch of 16 takes 4 .* lower train.batch_size to 12"),
+        (8, 10, 4, "train.batch_size 10 is not a multiple of train.instances 4"),
+    ],
+)
 def test_a_batch_that_cannot_be_drawn_is_named(identities, batch, instances, message):
     with pytest.raises(InputError, match=message):
         BatchPlan(np.repeat(np.arange(identities), 4), batch, instances, seed=0)

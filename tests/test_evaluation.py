@@ -45,8 +45,11 @@ def test_by_hand():
 def naive(distances, query_ids, gallery_ids, query_cameras, gallery_cameras):
     scores = []
     for row, identity, camera in zip(distances, query_ids, query_cameras, strict=True):
-        order = [j for j in sorted(range(len(row)), key=lambda j: row[j])
-                 if (gallery_ids[j], gallery_cameras[j]) != (identity, camera)]
+        order = [
+            j
+            for j in sorted(range(len(row)), key=lambda j: row[j])
+            if (gallery_ids[j], gallery_cameras[j]) != (identity, camera)
+        ]
         ranks = [r for r, j in enumerate(order, 1) if gallery_ids[j] == identity]
         if ranks:
             precision = [(i + 1) / r for i, r in enumerate(ranks)]

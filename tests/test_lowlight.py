@@ -88,8 +88,10 @@ def test_mid_grey_becomes_as_dark_and_noisy_as_published():
 
 
 def test_low_noise_is_cleaner_than_maet():
-    noise = {p: 255 * np.asarray(degrade(jax.random.key(0), grey(0.5, 64, 32, 32), preset=p)).std((1, 2)).mean()
-             for p in PRESETS}
+    noise = {
+        p: 255 * np.asarray(degrade(jax.random.key(0), grey(0.5, 64, 32, 32), preset=p)).std((1, 2)).mean()
+        for p in PRESETS
+    }
     assert noise["low_noise"] < noise["maet"] / 2
 
 
@@ -103,14 +105,17 @@ def test_black_and_white_stay_in_range(preset, value):
     np.testing.assert_allclose(out * 255, np.round(out * 255), atol=1e-4)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"preset": "dusk"}, "'dusk'; choose one of maet, low_noise"),
-    ({"fog": 1.0}, "unknown degradation range 'fog'"),
-    ({"light": (0.5, 0.1)}, "degradation.light"),
-    ({"light": (0.5,)}, "degradation.light"),
-    ({"shot": (0.0, 0.1)}, "degradation.shot"),
-    ({"light_unit": "lux"}, "light_unit is 'lux'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "dusk"}, "'dusk'; choose one of maet, low_noise"),
+        ({"fog": 1.0}, "unknown degradation range 'fog'"),
+        ({"light": (0.5, 0.1)}, "degradation.light"),
+        ({"light": (0.5,)}, "degradation.light"),
+        ({"shot": (0.0, 0.1)}, "degradation.shot"),
+        ({"light_unit": "lux"}, "light_unit is 'lux'"),
+    ],
+)
 def test_a_wrong_range_is_named(options, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         degrade(jax.random.key(0), picture(), **options)

@@ -98,8 +98,10 @@ def check_train_step(reference, variables, prefix, name, suffix):
 
 
 def flat(tree):
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def path_of(torch_name, ours):
@@ -137,7 +139,9 @@ def check_instance_batch_norm(g):
     np.testing.assert_allclose(updates["batch_stats"]["BN"]["var"], g["ibn_train_running_var"], rtol=1e-5)
     cotangent = jnp.asarray(g["ibn_cotangent"].transpose(0, 2, 3, 1))
     _, pullback = jax.vjp(lambda x: model.apply(variables, x, True, mutable=["batch_stats"])[0], x)
-    np.testing.assert_allclose(channels_first(pullback(cotangent)[0]), g["ibn_train_dx"], atol=1e-5 * np.abs(g["ibn_train_dx"]).max())
+    np.testing.assert_allclose(
+        channels_first(pullback(cotangent)[0]), g["ibn_train_dx"], atol=1e-5 * np.abs(g["ibn_train_dx"]).max()
+    )
 
 
 def test_batch_norm_moves_the_variance_towards_the_unbiased_one(golden):
@@ -168,8 +172,9 @@ def test_position_embedding_resizes_as_the_official_loader(golden, sizes):
 
 
 def count(name, classes=0, **options):
-    shapes = jax.eval_shape(lambda k: initialise(create_model(name, classes=classes, **options), k, (256, 128)),
-                            jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda k: initialise(create_model(name, classes=classes, **options), k, (256, 128)), jax.random.key(0)
+    )
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 

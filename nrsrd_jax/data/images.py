@@ -24,7 +24,7 @@ def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
     """One image as RGB uint8 [height, width, 3], resized by Pillow. InputError names an unreadable file."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize(size[::-1], RESAMPLING[resampling]))
+            return np.asarray(image.convert("RGB").resize((size[1], size[0]), RESAMPLING[resampling]))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the image {path}: {error}; mend or remove it") from error
 

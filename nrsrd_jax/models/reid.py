@@ -69,7 +69,7 @@ def create_model(
     return ReID(settings, classes, aux_classes, dtype)
 
 
-def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict:
+def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> Any:
     """Fresh variables {"params", "batch_stats"} for images of (height, width), multiples of 16 pixels."""
     if any(side % PATCH or side <= 0 for side in image_size):
         raise InputError(f"image_size {tuple(image_size)} (height, width) must be multiples of {PATCH} pixels")

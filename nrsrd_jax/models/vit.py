@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.linen.dtypes import promote_dtype
 
 from ..errors import InputError
 from . import attention
@@ -42,7 +43,7 @@ class Conv(nn.Module):
         init = uniform_fan_in(self.size * self.size * x.shape[-1])
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,)) if self.use_bias else None
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         padding = [(self.padding, self.padding)] * 2
         x = jax.lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -82,10 +83,11 @@ class QKV(nn.Module):
         width = x.shape[-1]
         kernel = self.param("kernel", LINEAR_INIT, (width, 3 * width))
         bias = self.param("bias", nn.initializers.zeros, (3 * width,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         q = x[:, :queries] @ kernel[:, :width] + bias[:width]
         k, v = jnp.split(x @ kernel[:, width:] + bias[width:], 2, axis=-1)
-        return tuple(y.reshape(*y.shape[:2], -1, HEAD_WIDTH) for y in (q, k, v))
+        q, k, v = (y.reshape(*y.shape[:2], -1, HEAD_WIDTH) for y in (q, k, v))
+        return q, k, v
 
 
 class Attention(nn.Module):
@@ -179,7 +181,7 @@ class VisionTransformer(nn.Module):
         x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train)
         cls = self.param("cls_token", LINEAR_INIT, (1, 1, self.width))
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
-        x, cls, position = nn.dtypes.promote_dtype(x, cls, position, dtype=self.dtype)
+        x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
         blocks = []
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):

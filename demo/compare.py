@@ -1,0 +1,56 @@
+"""Evaluates the demo's two students beside an untrained network and a colour histogram: the end of `make demo`.
+
+python demo/compare.py        after configs/demo.py:baseline and :nrsrd were trained, in runs/
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from nrsrd_jax import config as configuration
+from nrsrd_jax.checkpoint import load
+from nrsrd_jax.data import datasets
+from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.models.reid import initialise
+from nrsrd_jax.result import evaluate, evaluate_run, score, table
+from nrsrd_jax.sharding import make_mesh
+
+
+def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int, int, int] = (8, 4, 4)) -> np.ndarray:
+    """An HSV histogram per horizontal stripe, [N, D]."""
+    rows = []
+    for path in paths:
+        with Image.open(path) as image:
+            hsv = np.asarray(image.convert("RGB").resize((64, 128)).convert("HSV")) / 256
+        index = (hsv * bins).astype(int) @ (bins[1] * bins[2], bins[2], 1)
+        parts = [np.bincount(part.ravel(), minlength=np.prod(bins)) for part in np.array_split(index, stripes)]
+        rows.append(np.sqrt(np.concatenate(parts) / index.size))
+    return np.stack(rows).astype(np.float32)
+
+
+def main(runs: dict[str, Path]) -> None:
+    config = configuration.load(runs["nrsrd"] / "config.json")
+    data = datasets.load(config.data.name, config.data.root)
+    mesh = make_mesh(0)
+    description, _ = load(runs["nrsrd"], mesh)
+    model = description.create_model()
+    variables = jax.jit(lambda key: initialise(model, key, description.image_size))(jax.random.key(0))
+    query, gallery = (colour_histograms(split.paths) for split in (data.query, data.gallery))
+    rows = {
+        "untrained network": evaluate(Embedder(model, variables, description, mesh), config, data).summary(),
+        "colour histogram": score(query, gallery, data).summary(),
+    }
+    for name, run in runs.items():
+        rows[name], path = evaluate_run(str(run), "", "", None, {})
+        print(f"{name}: the run is in {run}, its result in {path}")
+    print(table(rows))
+    print(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
+
+
+if __name__ == "__main__":
+    main({name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")})

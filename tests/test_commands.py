@@ -1,0 +1,90 @@
+"""What people type: train.py and eval.py as commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from people import write_night
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--config.image_size=32,16",
+    "--config.train.batch_size=16",
+    "--config.train.instances=2",
+    "--config.model.depth=1",
+)
+
+
+def run(script, *arguments, cwd=ROOT):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
+    """From another folder, on two epochs; then on moved data, and on a bare checkpoint."""
+    night, work = write_night(tmp_path / "night"), tmp_path / "runs" / "w"
+    trained = run(
+        "train.py", "--config", ROOT / "configs/night600.py:baseline", f"--config.data.root={night}",
+        f"--config.data.cache_dir={tmp_path / 'cache'}", "--config.model.backbone=vit_tiny", *SMALL,
+        "--config.train.epochs=2", "--workdir", work, cwd=tmp_path,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.splitlines()[-1].startswith("done: mAP ")
+
+    night.rename(tmp_path / "moved")
+    moved = f"--config.data.root={tmp_path / 'moved'}"
+    evaluated = run("eval.py", "--workdir", work, "--output", tmp_path / "r.json", moved, cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert evaluated.stdout.splitlines()[-1].startswith("mAP ")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result.keys() >= {"mAP", "mINP", "rank1", "rank5", "rank10", "queries", "queries_without_match"}
+    assert result.keys() >= {"config", "data", "weights_sha256", "versions", "protocol", "devices", "seconds"}
+    assert (result["queries"], result["queries_without_match"]) == (4, 0)
+    logged = json.loads((work / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result["mAP"] == pytest.approx(logged["mAP"])
+
+    newest = run("eval.py", moved, cwd=tmp_path)  # without arguments: the newest run under runs/
+    assert newest.returncode == 0, newest.stderr
+    assert json.loads((work / "result.json").read_text())["mAP"] == pytest.approx(result["mAP"])
+    step = next(path for path in (work / "checkpoints").iterdir() if path.name.isdigit())
+    bare = run("eval.py", "--checkpoint", step, "--config", ROOT / "configs/night600.py:baseline", moved,
+               f"--config.data.cache_dir={tmp_path / 'cache'}", "--output", tmp_path / "bare.json")  # fmt: skip
+    assert bare.returncode == 0, bare.stderr
+    assert json.loads((tmp_path / "bare.json").read_text())["mAP"] == pytest.approx(result["mAP"])
+
+
+@pytest.mark.parametrize(("script", "arguments", "message"), [
+    ("train.py", ["--config", "configs/night600.py:baseline", "--config.model.bakbone=vit_tiny"], "bakbone"),
+    ("train.py", ["--config", "configs/nigth600.py"], "configs/nigth600.py"),
+    ("train.py", ["--config", "configs/night600.py:nrsdr"], "there is no variant 'nrsdr'; choose one of baseline"),
+    ("train.py", ["--config", "configs/night600.py", "--config.train.epochs=many"], "many"),
+    ("train.py", ["configs/night600.py"], "unexpected argument"),
+    ("train.py", ["--epochs=3"], "epochs"),
+    ("train.py", ["--config", "configs/market1501.py"], "no folder data/Market-1501 for data set market1501: get"),
+    ("train.py", ["--config", "configs/msmt17.py"], "no folder data/MSMT17 for data set msmt17: get"),
+    ("train.py", ["--config", "configs/rgbnt201.py"], "no folder data/RGBNT201 for data set rgbnt201: get"),
+    ("train.py", ["--config", "configs/teacher.py"], "no folder data/Syn_Dark/bright for data set bright: any"),
+    ("eval.py", ["--workdir", "nowhere"], "nowhere holds no checkpoint"),
+    ("eval.py", ["--workdir", "a", "--checkpoint", "b"], "give one of them"),
+    ("eval.py", [], "there is no finished run under runs/; train one"),
+])  # fmt: skip
+def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
+    done = run(script, *[str(ROOT / a) if a.startswith("configs/") else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_shows_how_to_use_it(script):
+    done = run(script, "--help")
+    assert f"python {script} " in done.stdout
+    assert "--workdir" in done.stdout
+    assert "--config" in done.stdout

@@ -1,0 +1,248 @@
+"""Training learns, goes on after a kill bit for bit, and gives the same numbers on any number of devices."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from people import small_config, write_images, write_night
+
+from nrsrd_jax import checkpoint
+from nrsrd_jax import config as configuration
+from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.training import train
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """night/ and aux/ in the layouts of Night600 and of a bright auxiliary folder, and a trained teacher."""
+    place = tmp_path_factory.mktemp("place")
+    write_night(place / "night")
+    write_images(place / "aux", range(200, 210), cameras=(1, 2), frames=2)
+    config = small_config(place, **{"data.name": "bright", "data.root": str(place / "aux"), "train.epochs": 1})
+    train(config, place / "teacher", jax.devices()[:1])
+    return place
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(workdir):
+    return [line for line in lines(workdir) if "loss" in line]
+
+
+def weights(workdir):
+    return jax.device_get(checkpoint.load(workdir, make_mesh(0, devices=jax.devices()[:1]))[1])
+
+
+@pytest.mark.parametrize("model_parallel", [1, 2])
+def test_any_number_of_devices_gives_the_same_losses(place, tmp_path, model_parallel):
+    """5 steps of the whole method on 1, 2, 4 and 8 devices, parameters whole or split over two."""
+    curves = {}
+    for devices in (1, 2, 4, 8) if model_parallel == 1 else (1, 4):
+        config = small_config(place, "nrsrd", train__epochs=3, train__model_parallel=min(model_parallel, devices))
+        train(config, tmp_path / str(devices), jax.devices()[:devices])
+        curves[devices] = [line["loss"] for line in steps_of(tmp_path / str(devices))][:5]
+    for devices, curve in curves.items():
+        np.testing.assert_allclose(curve, curves[1], rtol=1e-5, err_msg=f"{devices} devices")
+
+
+def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path):
+    with jax.log_compiles(), CompileCount("train_step") as compiled:
+        train(small_config(place, "nrsrd"), tmp_path / "run", jax.devices()[:2])
+    assert compiled.count == 1
+    first = steps_of(tmp_path / "run")[0]
+    terms = {"id_real", "triplet_real", "id_syn", "triplet_syn", "distill"}
+    names = {"accuracy_real", "accuracy_syn", "norm_ratio", "leverage", "logit_spread", "learning_rate"}
+    assert first.keys() >= terms | names | {"loss", "gradient_norm", "parameter_norm", "epoch", "step"}
+    factors = {"distill": 0.02}
+    np.testing.assert_allclose(first["loss"], sum(factors.get(t, 0.5) * first[t] for t in terms), rtol=1e-5)
+    assert (tmp_path / "run" / "tensorboard").is_dir()
+    scores = lines(tmp_path / "run")[-1]
+    assert 0 < scores["mAP"] <= 1
+
+
+class CompileCount:
+    """Counts what JAX says it compiles."""
+
+    def __init__(self, name):
+        self.name, self.count = name, 0
+
+    def __enter__(self):
+        import logging
+
+        self.handler = logging.Handler()
+        self.handler.emit = self.see
+        logging.getLogger("jax._src.interpreters.pxla").addHandler(self.handler)
+        return self
+
+    def see(self, record):
+        self.count += (
+            f"Compiling jit({self.name})" in record.getMessage() or f"Compiling {self.name} " in record.getMessage()
+        )
+
+    def __exit__(self, *_):
+        import logging
+
+        logging.getLogger("jax._src.interpreters.pxla").removeHandler(self.handler)
+
+
+def test_training_learns_identities_that_colours_tell(place, tmp_path):
+    config = small_config(place, train__epochs=30, augment__erasing=0.0, **{"eval.every": 30, "train.save_every": 30})
+    scores = train(config, tmp_path / "run", jax.devices()[:1])
+    curve = [line["loss"] for line in steps_of(tmp_path / "run")]
+    assert np.mean(curve[-5:]) < 0.7 * np.mean(curve[:5])
+    assert scores["mAP"] > 0.6
+
+
+@pytest.mark.parametrize("cache", ["device", "none"])
+def test_wherever_the_images_wait_the_run_is_the_same(place, tmp_path, cache):
+    reference, other = tmp_path / "disk", tmp_path / cache
+    for workdir, where in ((reference, "disk"), (other, cache)):
+        train(small_config(place, train__epochs=1, data__cache=where), workdir, jax.devices()[:1])
+    assert [line["loss"] for line in steps_of(other)] == [line["loss"] for line in steps_of(reference)]
+
+
+def command(place, workdir):
+    options = configuration.flatten(small_config(place, train__epochs=4))
+    default = configuration.flatten(configuration.get_config("baseline"))
+    changed = [f"--config.{k}={v}" for k, v in options.items() if v != default[k]]
+    return [sys.executable, "train.py", "--config", "configs/night600.py:baseline", *changed, "--workdir", str(workdir)]
+
+
+def start(place, workdir):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
+    return subprocess.Popen(command(place, workdir), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(place, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start(place, whole)
+    log = killed / "metrics.jsonl"
+    process = start(place, killed)
+    deadline = time.time() + 120
+    while not log.exists() or sum('"loss"' in line for line in log.read_text().splitlines()) < 4:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.time() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = start(place, killed)
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    assert "resuming" in output
+    uninterrupted.communicate(timeout=120)
+    jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(whole))
+    assert [line["step"] for line in steps_of(killed)] == [line["step"] for line in steps_of(whole)]
+    assert lines(killed)[-1] == lines(whole)[-1]
+
+
+def test_a_finished_run_is_left_as_it_is(place, tmp_path):
+    config = small_config(place, train__epochs=1)
+    train(config, tmp_path / "run", jax.devices()[:1])
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    train(config, tmp_path / "run", jax.devices()[:1])
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+    with pytest.raises(InputError, match=r"holds a run with other options \(optim.lr: 0.001 -> 0.5\)"):
+        train(small_config(place, train__epochs=1, optim__lr=0.5), tmp_path / "run", jax.devices()[:1])
+
+
+def test_the_backbone_of_another_run_is_a_start(place, tmp_path):
+    config = small_config(place, "nra", train__epochs=1, init__checkpoint=str(place / "teacher"), optim__lr=1e-12)
+    train(config, tmp_path / "run", jax.devices()[:1])
+    ours, theirs = weights(tmp_path / "run")["params"], weights(place / "teacher")["params"]
+    assert float(ours["base"]["blocks_1"]["attn"].pop("norm_ratio")) == pytest.approx(1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours["base"], theirs["base"])
+    assert ours["classifier"]["kernel"].shape == (192, 8)
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(place, tmp_path):
+    config = small_config(place, train__epochs=4, eval__every=1)
+    train(config, tmp_path / "run", jax.devices()[:1])
+    scores = {line["step"]: line["mAP"] for line in lines(tmp_path / "run") if "mAP" in line}
+    kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()}
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert kept == {best, max(scores)}
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == str(best)
+
+
+def test_embedder_takes_runs_and_checkpoints_and_loses_no_image(place):
+    embedder = Embedder.load(place / "teacher", batch_size=3)
+    images = np.random.default_rng(0).integers(0, 256, (13, 32, 16, 3), np.uint8)
+    features = embedder(images)
+    assert features.shape == (13, 192)
+    assert features.dtype == np.float32
+    for count in (1, 8, 12):
+        np.testing.assert_allclose(embedder(images[:count]), features[:count], atol=2e-5)
+    assert embedder(images[:0]).shape == (0, 192)
+    same = Embedder.load(checkpoint.find_checkpoint(place / "teacher"))
+    np.testing.assert_allclose(same(images), features, atol=2e-5)
+    with pytest.raises(ValueError, match=r"takes uint8 \[N, 32, 16, 3\]"):
+        embedder(images[:, :16])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(place, tmp_path):
+    with pytest.raises(InputError, match="not finite by step"):
+        train(small_config(place, optim__lr=1e30), tmp_path / "run", jax.devices()[:1])
+    assert not [p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def spoil_query(place, root):
+    write_images(root / "bounding_box_train", range(8))
+    write_images(root / "query", [1], cameras=(1,), frames=1)
+    write_images(root / "bounding_box_test", [1], cameras=(1,), frames=2)
+
+
+def spoil_image(place, root):
+    write_night(root)
+    next((root / "bounding_box_train").iterdir()).write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize(
+    ("options", "spoil", "message"),
+    [
+        ({}, spoil_query, "none of the 1 queries has a gallery image of its identity from another camera"),
+        ({}, spoil_image, "cannot read the image .*bounding_box_train"),
+        ({"train.batch_size": 20}, None, "train.batch_size 20 does not divide among 8 devices"),
+        ({"train.batch_size": 64}, None, "8 identities, but a batch of 64 takes 32"),
+        ({"model.backbone": "vit_huge"}, None, "model.backbone is 'vit_huge'"),
+        (
+            {"init.checkpoint": "TEACHER", "model.depth": 3},
+            None,
+            "is a vit_tiny of 2 blocks, the model a vit_tiny of 3",
+        ),
+        ({"init.checkpoint": "nowhere"}, None, "nowhere holds no checkpoint"),
+        ({"data.root": "nowhere"}, None, "no folder nowhere for data set night600: ask its authors"),
+        ({"data.mean": "dark"}, None, "data.mean is 'dark'; choose half, dataset or three numbers"),
+        ({"image_size": (30, 16)}, None, r"image_size is \(30, 16\); it takes height and width, multiples of 16"),
+        ({"data.cache": "ram"}, None, "data.cache is 'ram'; choose one of device, disk, none"),
+        ({"optim.name": "lamb"}, None, "optim.name is 'lamb'"),
+        ({"train.epochs": 0}, None, "train.epochs is 0; it must be positive"),
+        ({"aux.enabled": True, "degradation.light": (2.0, 1.0)}, None, "degradation.light is"),
+        ({"aux.enabled": True, "aux.bright_root": "nowhere"}, None, "aux.bright_root is 'nowhere', not a folder"),
+        ({"aux.enabled": True, "teacher.enabled": True, "teacher.checkpoint": "nowhere"}, None, "train a teacher with"),
+        ({"aux.enabled": True, "teacher.enabled": True, "aux.bright_root": "NIGHT"}, None, "trained on 10 identities"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_before_the_first_compile(place, tmp_path, options, spoil, message):
+    config = small_config(place)
+    names = {"TEACHER": str(place / "teacher"), "NIGHT": str(place / "night")}
+    config.update_from_flattened_dict({k: names.get(v, v) if isinstance(v, str) else v for k, v in options.items()})
+    if spoil:
+        spoil(place, tmp_path / "night")
+        config.data.root = str(tmp_path / "night")
+    with CompileCount("train_step") as compiled, jax.log_compiles(), pytest.raises(InputError, match=message) as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert compiled.count == 0
