@@ -3,14 +3,11 @@
 python demo/compare.py        after configs/demo.py:baseline and :nrsrd were trained, in runs/
 """
 
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load

@@ -1,0 +1,90 @@
+"""Makes the README's pictures from the demo's images: docs/crops.jpg, and docs/ranked.jpg of a trained run.
+
+python demo/pictures.py [WORKDIR]       default runs/demo-nrsrd
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from nrsrd_jax.data import datasets
+from nrsrd_jax.data.images import decode
+from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.evaluation import squared_distances
+from nrsrd_jax.lowlight import PRESETS, degrade
+
+ROOT = Path(__file__).parent.parent
+HEIGHT, WIDTH, EDGE, LEFT = 128, 64, 3, 110
+
+
+def read(paths, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
+    return np.stack([decode(path, size, "bilinear") for path in paths])
+
+
+def brighten(images: np.ndarray) -> np.ndarray:
+    """Stretches each image so that its 98th percentile is white: night crops are black on screen."""
+    top = np.percentile(images, 98, axis=(1, 2, 3), keepdims=True)
+    return np.clip(images / np.maximum(top, 1) * 255, 0, 255).astype(np.uint8)
+
+
+def sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
+    """Rows of images with their names on the left."""
+    columns = max(len(images) for _, images in rows)
+    canvas = Image.new("RGB", (LEFT + columns * (WIDTH + EDGE), len(rows) * (HEIGHT + EDGE)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for y, (name, images) in enumerate(rows):
+        draw.text((4, y * (HEIGHT + EDGE) + HEIGHT // 2 - 8), name, fill="black", font_size=15)
+        for x, image in enumerate(images):
+            canvas.paste(Image.fromarray(image), (LEFT + x * (WIDTH + EDGE), y * (HEIGHT + EDGE)))
+    return canvas
+
+
+def crops() -> Image.Image:
+    bright = read(datasets.load_bright(ROOT / "demo/aux").paths[5::83][:10])
+    night = read(datasets.load("night600", ROOT / "demo/night").train.paths[3::77][:10])
+    rows = [("bright", bright)]
+    for preset in PRESETS:
+        dark = degrade(jax.random.key(1), jnp.asarray(bright, jnp.float32) / 255, preset=preset)
+        rows.append((preset, np.asarray(dark * 255).astype(np.uint8)))
+    return sheet([*rows, ("night", night), ("night,\nbrightened", brighten(night))])
+
+
+def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
+    """Per query the nearest gallery images of other cameras; a right one has a tick and a thick frame."""
+    data = datasets.load("night600", ROOT / "demo/night")
+    embedder = Embedder.load(workdir)
+    features = [embedder(read(split.paths, embedder.description.image_size)) for split in (data.query, data.gallery)]
+    order = np.argsort(squared_distances(*features), axis=1, kind="stable")
+    rows, marks = [], []
+    for q in np.linspace(0, len(data.query) - 1, queries).astype(int):
+        same = (data.gallery.pids == data.query.pids[q]) & (data.gallery.cameras == data.query.cameras[q])
+        best = [g for g in order[q] if not same[g]][:top]
+        rows.append(("query →", brighten(read([data.query.paths[q], *(data.gallery.paths[g] for g in best)]))))
+        marks.append([data.gallery.pids[g] == data.query.pids[q] for g in best])
+    picture = sheet(rows)
+    draw = ImageDraw.Draw(picture)
+    for y, row in enumerate(marks):
+        for x, right in enumerate(row, start=1):
+            left, high = LEFT + x * (WIDTH + EDGE), y * (HEIGHT + EDGE)
+            colour = "limegreen" if right else "orangered"
+            draw.rectangle((left, high, left + WIDTH - 1, high + HEIGHT - 1), outline=colour, width=5 if right else 2)
+            if right:
+                line = [(left + 8, high + 20), (left + 14, high + 26), (left + 26, high + 10)]
+                draw.line(line, fill=colour, width=4)
+    return picture
+
+
+def main() -> None:
+    workdir = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-nrsrd")
+    (ROOT / "docs").mkdir(exist_ok=True)
+    crops().save(ROOT / "docs/crops.jpg", quality=88)
+    ranked(workdir).save(ROOT / "docs/ranked.jpg", quality=88)
+    print(f"wrote {ROOT / 'docs/crops.jpg'} and {ROOT / 'docs/ranked.jpg'}")
+
+
+if __name__ == "__main__":
+    main()
