@@ -63,7 +63,8 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
     for q in np.linspace(0, len(data.query) - 1, queries).astype(int):
         same = (data.gallery.pids == data.query.pids[q]) & (data.gallery.cameras == data.query.cameras[q])
         best = [g for g in order[q] if not same[g]][:top]
-        rows.append(("query,\nthen nearest", brighten(read([data.query.paths[q], *(data.gallery.paths[g] for g in best)]))))
+        paths = [data.query.paths[q], *(data.gallery.paths[g] for g in best)]
+        rows.append(("query,\nthen nearest", brighten(read(paths))))
         marks.append([data.gallery.pids[g] == data.query.pids[q] for g in best])
     picture = sheet(rows)
     draw = ImageDraw.Draw(picture)

@@ -84,9 +84,6 @@ class Checkpoints:
             (Path(workdir) / FOLDER).absolute(), options=options, item_handlers=handlers
         )
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
         """Writes the state, on an accelerator in the background.
 
@@ -99,8 +96,14 @@ class Checkpoints:
         )
         self._manager.save(int(state.step), args=items, metrics=metrics)
 
-    def restore(self, step: int, state: TrainState, shardings: TrainState) -> TrainState:
-        """The state saved at `step`, laid out by `shardings`; `state` gives shapes and types."""
+    def restore(self, step: int, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
+        """The state saved at `step`, laid out by `shardings`; `state` gives shapes and types.
+
+        InputError if the run began with other images than `description` tells of.
+        """
+        saved = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))["model"]
+        if saved["provenance"]["data"] != description.provenance["data"]:
+            raise InputError("the images are no longer those that this run began with; choose another --workdir")
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
         )
@@ -130,12 +133,17 @@ def save_weights(directory: str | Path, variables: dict, description: Descriptio
         checkpointer.save(Path(directory).absolute(), args=items)
 
 
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps whose checkpoints a run has whole, in order."""
+    return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if path.name.isdigit())
+
+
 def find_checkpoint(directory: str | Path) -> Path:
     """`directory` if it is a checkpoint, or the best (else the last) one of the training run in it."""
     directory = Path(directory).expanduser().absolute()
     if (directory / "model").is_dir():
         return directory
-    steps = sorted(int(path.name) for path in (directory / FOLDER).glob("*") if path.name.isdigit())
+    steps = saved_steps(directory)
     if not steps:
         raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
 

@@ -147,6 +147,7 @@ def make_train_step(prepare: Preparation, update: Callable, teacher: Teacher | N
         prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         inputs = prepare(prepare_key, batch, teacher)
         labels = {domain: batch[domain]["labels"] for domain in ("real", "aux") if domain in batch}
-        return update(state, inputs, labels, batch["epoch"], model_key, teacher_variables)
+        with jax.default_matmul_precision("highest"):  # no TF32 where float32 was asked for; bfloat16 stays as it is
+            return update(state, inputs, labels, batch["epoch"], model_key, teacher_variables)
 
     return train_step

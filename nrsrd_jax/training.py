@@ -45,7 +45,8 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     check_same_run(config, workdir)
     records = read_records(config)
     create_model(config.model.backbone, depth=config.model.depth)  # before decoding: an unknown name ends here
-    source = load_initial_backbone(config, mesh)
+    done = max(checkpoint.saved_steps(workdir), default=0)
+    source = None if done else load_initial_backbone(config, mesh)
     teacher, teacher_variables = load_teacher(config, records, mesh)
     domains = read_domains(config, records)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
@@ -56,10 +57,9 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. go on with this run; 2. start from a checkpoint's backbone; 3. from random weights.
-    done = checkpoints.latest_step() or 0
     if done:
         print(f"resuming {workdir} after step {done}")
-        state = checkpoints.restore(done, abstract, shardings)
+        state = checkpoints.restore(done, abstract, shardings, description)
     else:
         state = create()
         if source:
