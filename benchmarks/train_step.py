@@ -1,6 +1,6 @@
 """How fast the training step is on this machine: one line per backbone.
 
-  python benchmarks/train_step.py [--backbone vit_tiny] [--batch 64] [--variant nrsrd] [--size 256,128] [--steps 10]
+  python benchmarks/train_step.py [--backbone vit_tiny] [--batch 64] [--variant nrsrd] [--size 256 128] [--steps 10]
 
 GFLOP is what the compiler counts for the whole step, augmentation and degradation included; images count both domains.
 """
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from nrsrd_jax.checkpoint import Description
+from nrsrd_jax.command import one_line
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.models.reid import BACKBONES, initialise
 from nrsrd_jax.precision import compute_dtype
@@ -77,14 +78,14 @@ def main() -> None:
     parser.add_argument("--backbone", nargs="+", default=["vit_tiny", "vit_small"], choices=BACKBONES)
     parser.add_argument("--batch", type=int, default=16, help="images per domain")
     parser.add_argument("--variant", default="baseline", choices=VARIANTS)
-    parser.add_argument("--size", default="256,128", help="height,width in pixels")
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels")
     parser.add_argument("--steps", type=int, default=5)
     arguments = parser.parse_args()
-    height, width = map(int, arguments.size.split(","))
+    size = (arguments.size[0], arguments.size[1])
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}")
     for backbone in arguments.backbone:
-        print(measure(backbone, arguments.batch, arguments.variant, (height, width), arguments.steps), flush=True)
+        print(measure(backbone, arguments.batch, arguments.variant, size, arguments.steps), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

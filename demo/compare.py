@@ -11,6 +11,7 @@ from PIL import Image
 
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load
+from nrsrd_jax.command import one_line
 from nrsrd_jax.data import datasets
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.models.reid import initialise
@@ -50,4 +51,4 @@ def main(runs: dict[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    main({name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")})
+    one_line(lambda: main({name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")}))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
+from nrsrd_jax.command import one_line
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
 from nrsrd_jax.embedding import Embedder
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

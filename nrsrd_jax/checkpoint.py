@@ -5,6 +5,7 @@ and, when it came from training, `optimizer`. A training run keeps its best and 
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -99,11 +100,12 @@ class Checkpoints:
     def restore(self, step: int, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
         """The state saved at `step`, laid out by `shardings`; `state` gives shapes and types.
 
-        InputError if the run began with other images than `description` tells of.
+        InputError if the run began with other images, or another teacher, than `description` tells of.
         """
         saved = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))["model"]
-        if saved["provenance"]["data"] != description.provenance["data"]:
-            raise InputError("the images are no longer those that this run began with; choose another --workdir")
+        for name, noun in (("data", "images are"), ("teacher", "teacher's weights are")):
+            if saved["provenance"][name] != description.provenance[name]:
+                raise InputError(f"the {noun} no longer those that this run began with; choose another --workdir")
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
         )
@@ -136,6 +138,17 @@ def save_weights(directory: str | Path, variables: dict, description: Descriptio
 def saved_steps(workdir: Path) -> list[int]:
     """The steps whose checkpoints a run has whole, in order."""
     return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if path.name.isdigit())
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """The work directory under `runs` whose checkpoints changed last; InputError if none has any."""
+    homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
+    found = [home for home in homes if saved_steps(home)]
+    if not found:
+        raise InputError(
+            f"there is no run with a checkpoint under {runs}/; train one, or name --workdir or --checkpoint"
+        )
+    return max(found, key=lambda home: (home / FOLDER).stat().st_mtime)
 
 
 def find_checkpoint(directory: str | Path) -> Path:
@@ -172,6 +185,14 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
             return description, checkpointer.restore(path, args=items)["weights"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def weights_hash(variables: dict) -> str:
+    """SHA-256 over the names and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, value in jax.tree_util.tree_leaves_with_path(variables):
+        digest.update(jax.tree_util.keystr(name).encode() + np.asarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def initialise_backbone(

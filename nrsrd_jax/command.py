@@ -25,14 +25,19 @@ def run(main: Callable[[], None]) -> NoReturn:
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: list[str]) -> None:
-        try:
-            if len(argv) > 1:
-                raise InputError(f"unexpected argument {argv[1]!r}; options begin with --")
-            main()
-        except InputError as error:
-            _fail(str(error))
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}; options begin with --")
+        one_line(main)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def one_line(main: Callable[[], None]) -> None:
+    """Calls `main()`; an InputError is printed as one line, and the exit status is 2."""
+    try:
+        main()
+    except InputError as error:
+        _fail(str(error))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -51,7 +56,7 @@ def _one_line_errors() -> Iterator[None]:
     except (AttributeError, KeyError) as error:
         cause = error.args[0]
         text = cause.args[0] if isinstance(cause, KeyError) else cause
-        _fail("unknown option --config." + " ".join(str(text).replace("'", "").split()))
+        _fail("unknown option: " + " ".join(str(text).replace("'", "").split()))
     except OSError as error:
         _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
 

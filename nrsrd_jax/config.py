@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from .errors import InputError
+from .files import write_whole
 
 Config = Any  # a ConfigDict; its own type knows nothing of the options in it
 
@@ -127,8 +128,14 @@ def get_config(variant: str = "nrsrd") -> Config:
 
 
 # Options that may change between a run and its resumption without changing what is learned.
-FREE = ("data.root", "data.cache", "aux.bright_root", "aux.dark_root", "train.log_every", "train.save_every", "eval.")
-POSITIVE = ("train.epochs", "train.batch_size", "train.log_every", "train.save_every", "eval.batch_size", "optim.lr")
+FREE = (
+    *("variant", "data.root", "data.cache", "aux.bright_root", "aux.dark_root", "eval."),
+    *("train.log_every", "train.save_every", "train.model_parallel"),
+)
+POSITIVE = (
+    *("train.epochs", "train.batch_size", "train.instances", "train.log_every", "train.save_every"),
+    *("train.model_parallel", "eval.batch_size", "optim.lr", "loss.temperature", "norm_ratio.epsilon"),
+)
 NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_epochs", "eval.every", "augment.pad", "train.seed", "model.depth")
 FRACTIONS = ("augment.flip", "augment.erasing", "loss.label_smoothing", "model.drop_path", "optim.momentum")
 CHOICES = {
@@ -147,7 +154,6 @@ def validate(config: Config) -> None:
         (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
         (FRACTIONS, lambda v: 0 <= v <= 1, "must lie in 0..1"),
         (("model.drop_path", "loss.label_smoothing"), lambda v: v < 1, "must be less than 1"),
-        (("loss.temperature", "train.model_parallel"), lambda v: v > 0, "must be positive"),
     ]
     values = flatten(config)
     for names, holds, text in rules:
@@ -192,7 +198,7 @@ def flatten(config: Config) -> dict:
 
 
 def save(config: Config, path: Path) -> None:
-    path.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+    write_whole(path, json.dumps(config.to_dict(), indent=1) + "\n")
 
 
 def load(path: Path) -> Config:

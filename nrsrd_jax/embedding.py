@@ -1,6 +1,5 @@
 """Images to features: what evaluation uses, and people who bring their own."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,3 @@ class Embedder:
         if not features:
             return np.zeros((0, self.variables["params"]["base"]["cls_token"].shape[-1]), np.float32)
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
-
-    def weights_hash(self) -> str:
-        """SHA-256 over the names and bytes of all weights."""
-        digest = hashlib.sha256()
-        for name, value in jax.tree_util.tree_leaves_with_path(self.variables):
-            digest.update(jax.tree_util.keystr(name).encode() + np.asarray(value).tobytes())
-        return digest.hexdigest()

@@ -64,21 +64,39 @@ def resolve(preset: str = "maet", **overrides) -> Degradation:
     """A preset ("maet" or "low_noise") with some of its ranges replaced; ValueError names what is unknown or unfit."""
     if preset not in PRESETS:
         raise ValueError(f"degradation preset is {preset!r}; choose one of {', '.join(PRESETS)}")
-    fields = {field.name: getattr(PRESETS[preset], field.name) for field in dataclasses.fields(Degradation)}
-    for name, value in overrides.items():
-        if name not in fields:
-            raise ValueError(f"unknown degradation range {name!r}; there are {', '.join(fields)}")
-        if isinstance(fields[name], tuple) and name != "bits" and len(value) != 2:
-            raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers")
-        if name in ("gamma", "red_gain", "blue_gain", "light", "shot", "row") and not 0 <= value[0] <= value[1]:
-            raise ValueError(f"degradation.{name} is {value!r}; it takes two numbers, 0 <= low <= high")
-        if name == "shot" and value[0] == 0 < value[1]:
-            raise ValueError(f"degradation.shot is {value!r}; its low end must be positive, or both 0 for no noise")
-    if overrides.get("light_unit", "srgb") not in ("linear", "srgb"):
-        raise ValueError(f"degradation.light_unit is {overrides['light_unit']!r}; choose linear or srgb")
-    if overrides.get("light_distribution", "normal") not in ("normal", "uniform"):
-        raise ValueError(f"degradation.light_distribution is {overrides['light_distribution']!r}: normal or uniform")
-    return dataclasses.replace(PRESETS[preset], **overrides)
+    names = [field.name for field in dataclasses.fields(Degradation)]
+    for name in overrides:
+        if name not in names:
+            raise ValueError(f"unknown degradation range {name!r}; there are {', '.join(names)}")
+    settings = dataclasses.replace(PRESETS[preset], **overrides)
+    for name, holds, need in _RULES:
+        value = getattr(settings, name)
+        try:
+            fits = holds(value)
+        except (TypeError, ValueError, IndexError):
+            fits = False
+        if not fits:
+            raise ValueError(f"degradation.{name} is {value!r}; it takes {need}")
+    return settings
+
+
+def _rises(value: Range, above: float = -math.inf) -> bool:
+    low, high = value
+    return above < low <= high < math.inf
+
+
+_RULES = (
+    *((name, lambda v: _rises(v, 0), "two numbers, 0 < low <= high") for name in ("gamma", "red_gain", "blue_gain")),
+    *((name, lambda v: _rises(v, -1e-9), "two numbers, 0 <= low <= high") for name in ("light", "row")),
+    ("shot", lambda v: _rises(v, 0) or tuple(v) == (0, 0), "two numbers, 0 < low <= high, or 0,0 for no noise"),
+    ("gain", lambda v: len(v) == 2 and v[0] > 0 and v[1] >= 0, "a mean and a standard deviation"),
+    ("light_moments", lambda v: len(v) == 2 and v[1] > 0, "a mean and a positive standard deviation"),
+    ("read_line", lambda v: len(v) == 2 and math.isfinite(sum(v)), "a slope and an offset"),
+    *((name, lambda v: 0 <= v < math.inf, "a number, at least 0") for name in ("read_spread", "cast")),
+    ("bits", lambda v: len(v) > 0 and all(isinstance(n, int) and 1 <= n <= 24 for n in v), "whole numbers in 1..24"),
+    ("light_unit", lambda v: v in ("linear", "srgb"), "linear or srgb"),
+    ("light_distribution", lambda v: v in ("normal", "uniform"), "normal or uniform"),
+)
 
 
 def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:

@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from .files import write_whole
 
 
 class MetricsLog:
@@ -18,11 +19,9 @@ class MetricsLog:
         path = workdir / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(partial, path)
+            write_whole(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
         """One line {"step": …, name: value, …}; `prefix` groups the names in TensorBoard."""

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import time
 from pathlib import Path
@@ -12,13 +11,14 @@ import jax
 import numpy as np
 
 from . import config as configuration
-from .checkpoint import find_checkpoint
+from .checkpoint import find_checkpoint, newest_run, weights_hash
 from .config import Config
 from .data import datasets
 from .embedding import Embedder
 from .errors import InputError
 from .evaluation import RankMetrics, rank_metrics, squared_distances
-from .inputs import check_protocol, newest_run, test_images
+from .files import write_whole
+from .inputs import check_protocol, test_images
 
 PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -53,7 +53,7 @@ def evaluate_run(
     metrics = evaluate(embedder, config, data)
     result = make_result(metrics, embedder, config, data, path, time.perf_counter() - begin)
     target = Path(output).expanduser() if output else source / "result.json"
-    write_result(result, target)
+    write_whole(target, json.dumps(result, indent=1) + "\n")
     return result, target
 
 
@@ -81,7 +81,7 @@ def make_result(
         "cmc": [round(float(x), 6) for x in metrics.cmc],
         "protocol": PROTOCOL,
         "checkpoint": str(source),
-        "weights_sha256": embedder.weights_hash(),
+        "weights_sha256": weights_hash(embedder.variables),
         "backbone": embedder.description.backbone,
         "image_size": list(embedder.description.image_size),
         "data": {"name": config.data.name, "root": str(config.data.root)}
@@ -93,14 +93,6 @@ def make_result(
         "seconds": round(seconds, 2),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def write_result(result: dict[str, Any], path: Path) -> None:
-    """Writes whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, path)
 
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}

@@ -50,7 +50,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     teacher, teacher_variables = load_teacher(config, records, mesh)
     domains = read_domains(config, records)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
-    description = describe(config, records, mean, std)
+    description = describe(config, records, mean, std, teacher_variables)
 
     optimizer = make_optimizer(config.optim.name, momentum=config.optim.momentum, decay=config.optim.weight_decay)
     abstract, shardings, create = state_builder(config, description, optimizer, mesh)
@@ -82,10 +82,9 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
 
 def check_same_run(config: Config, workdir: Path) -> None:
     """InputError if the work directory holds a run that learns something else."""
-    path = workdir / "config.json"
-    if not path.exists():
+    if not checkpoint.saved_steps(workdir):
         return
-    changed = configuration.differences(configuration.load(path), config)
+    changed = configuration.differences(configuration.load(workdir / "config.json"), config)
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise InputError(f"{workdir} holds a run with other options ({shown}); choose another --workdir, or remove it")
@@ -143,7 +142,9 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
     return Teacher(model, description.mean, description.std), variables
 
 
-def describe(config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...]) -> Description:
+def describe(
+    config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
+) -> Description:
     model = create_model(config.model.backbone, depth=config.model.depth)
     identities = records.data.train.identities.tolist()
     return Description(
@@ -158,7 +159,12 @@ def describe(config: Config, records: Records, mean: tuple[float, ...], std: tup
         norm_ratio_scope=config.norm_ratio.scope,
         norm_ratio_epsilon=config.norm_ratio.epsilon,
         identities=tuple(identities),
-        provenance={"made_by": "train.py", "config": configuration.flatten(config), "data": records.hash()},
+        provenance={
+            "made_by": "train.py",
+            "config": configuration.flatten(config),
+            "data": records.hash(),
+            "teacher": checkpoint.weights_hash(teacher_variables) if teacher_variables else None,
+        },
     )
 
 
@@ -308,10 +314,10 @@ def progress_bar(done: int, total: int, images: int) -> tqdm:
 def mean_metrics(pending: list[dict], step: int, workdir: Path) -> dict[str, float]:
     """The mean of each metric over the steps since the last log line; InputError if the loss is not finite."""
     values = {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
-    if not math.isfinite(values["loss"]):
-        bad = ", ".join(name for name, value in values.items() if not math.isfinite(value))
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
         raise InputError(
-            f"not finite by step {step}: {bad}. The last checkpoint in {workdir} is as it was; try a lower optim.lr or "
-            "a longer optim.warmup_epochs"
+            f"not finite by step {step}: {', '.join(bad)}. Checkpoints in {workdir}, if any, are as they were; try a "
+            "lower optim.lr or a longer optim.warmup_epochs"
         )
     return values

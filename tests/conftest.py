@@ -10,7 +10,7 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-os.environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME", "/nonexistent")  # no test writes to a home folder
+os.environ["XDG_CACHE_HOME"] = "/dev/null"  # no test writes to a home folder
 
 GOLDEN = Path(__file__).parent / "golden"
 

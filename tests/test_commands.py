@@ -70,7 +70,7 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     ("train.py", ["--config", "configs/teacher.py"], "no folder data/Syn_Dark/bright for data set bright: any"),
     ("eval.py", ["--workdir", "nowhere"], "nowhere holds no checkpoint"),
     ("eval.py", ["--workdir", "a", "--checkpoint", "b"], "give one of them"),
-    ("eval.py", [], "there is no finished run under runs/; train one"),
+    ("eval.py", [], "there is no run with a checkpoint under runs/; train one"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
     done = run(script, *[str(ROOT / a) if a.startswith("configs/") else a for a in arguments], cwd=tmp_path)

@@ -114,6 +114,10 @@ def test_black_and_white_stay_in_range(preset, value):
         ({"light": (0.5,)}, "degradation.light"),
         ({"shot": (0.0, 0.1)}, "degradation.shot"),
         ({"light_unit": "lux"}, "light_unit is 'lux'"),
+        ({"light_moments": (0.1, 0)}, "degradation.light_moments"),
+        ({"red_gain": (0, 0)}, "degradation.red_gain"),
+        ({"bits": ()}, "degradation.bits"),
+        ({"light": (0.1, "a")}, "degradation.light"),
     ],
 )
 def test_a_wrong_range_is_named(options, message):

@@ -23,6 +23,14 @@ from nrsrd_jax.training import train
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """What is tested here is the run around the step, not its speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """night/ and aux/ in the layouts of Night600 and of a bright auxiliary folder, and a trained teacher."""
@@ -52,7 +60,7 @@ def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
     for devices, model_parallel in ((1, 1), (2, 1), (4, 1), (8, 1), (4, 2)):
         workdir = tmp_path / f"{devices}-{model_parallel}"
         train(
-            small_config(place, "nrsrd", train__model_parallel=model_parallel, train__epochs=3),
+            small_config(place, "nrsrd", train__model_parallel=model_parallel, train__epochs=3, model__depth=1),
             workdir,
             jax.devices()[:devices],
         )

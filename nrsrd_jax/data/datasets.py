@@ -180,9 +180,13 @@ def _load_msmt17(root: Path) -> Dataset:
             path = root / f"list_{name}.txt"
             if not path.is_file():
                 raise InputError(f"{path} is missing; MSMT17 comes with it")
-            for line in path.read_text().splitlines():
-                file, pid = line.split()
-                rows.append((folder / file, int(pid), int(Path(file).name.split("_")[2])))
+            for line in filter(str.strip, path.read_text().splitlines()):
+                match = re.fullmatch(r"(\S*?[^/\s_]+_[^/\s_]+_(\d+)\S*)\s+(-?\d+)\s*", line)
+                if match is None:
+                    raise InputError(
+                        f'{path}: {line!r} is not "path identity" with the camera as the name\'s third field'
+                    )
+                rows.append((folder / match[1], int(match[3]), int(match[2])))
         return _split(rows)
 
     return Dataset(read(train, "train", "val"), read(test, "query"), read(test, "gallery"))

@@ -61,19 +61,30 @@ def cached_images(
     begins anew. `cache_dir` defaults to $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
     """
     directory = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
-    directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"{_cache_key(paths, size, resampling)}.npy"
-    if not target.exists():
-        with open(target.with_suffix(".lock"), "w") as lock:
-            _lock(lock, target)
-            if not target.exists():
-                partial = target.with_suffix(".partial")
-                shape = (len(paths), *size, 3)
-                out = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-                decode_many(paths, size, resampling, out)
-                out.flush()
-                os.replace(partial, target)
-    return np.load(target, mmap_mode="r", allow_pickle=False)
+    try:
+        if not target.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            with open(target.with_suffix(".lock"), "w") as lock:
+                _lock(lock, target)
+                if not target.exists():
+                    _write(target, paths, size, resampling)
+        return np.load(target, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep decoded images in {directory}: {error.strerror or error}; set data.cache_dir, or "
+            "data.cache=none"
+        ) from error
+
+
+def _write(target: Path, paths: Sequence[Path], size: tuple[int, int], resampling: str) -> None:
+    partial = target.with_suffix(".partial")
+    out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), *size, 3))
+    with open(partial, "r+b") as file:  # a full disk shows here, and not as a fault of memory while decoding
+        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+    decode_many(paths, size, resampling, out)
+    out.flush()
+    os.replace(partial, target)
 
 
 def default_cache_dir() -> Path:

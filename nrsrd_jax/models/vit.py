@@ -195,8 +195,7 @@ class VisionTransformer(nn.Module):
             queries = 1 if last and not maps else x.shape[1]
             x, block_maps = Block(settings, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
             blocks.append(block_maps)
-        features = layer_norm("norm", self.dtype)(x[:, 0])
-        return {"features": features.astype(jnp.promote_types(features.dtype, jnp.float32)), "blocks": blocks}
+        return {"features": layer_norm("norm", None)(x[:, 0]), "blocks": blocks}  # the norm's own float32
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
@@ -207,16 +206,6 @@ def resize_position_embedding(position: np.ndarray, source: tuple[int, int], tar
     if position.shape[1] != 1 + source[0] * source[1]:
         raise InputError(f"position embedding has {position.shape[1] - 1} patches, not {source[0]}×{source[1]}")
 
-    def axis_weights(old: int, new: int) -> np.ndarray:  # [new, old]
-        centre = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, None)
-        low = np.minimum(centre.astype(int), old - 1)
-        high, fraction = np.minimum(low + 1, old - 1), centre - low
-        weights = np.zeros((new, old))
-        weights[np.arange(new), low] += 1 - fraction
-        weights[np.arange(new), high] += fraction
-        return weights
-
-    rows, columns = (axis_weights(*pair) for pair in zip(source, target, strict=True))
     grid = position[0, 1:].reshape(*source, -1)
-    resized = np.einsum("ah,bw,hwd->abd", rows, columns, grid).reshape(1, -1, grid.shape[-1])
-    return np.concatenate([position[:, :1], resized.astype(position.dtype)], axis=1)
+    resized = jax.image.resize(grid, (*target, grid.shape[-1]), "bilinear", antialias=False)
+    return np.concatenate([position[:, :1], np.asarray(resized).reshape(1, -1, grid.shape[-1])], axis=1)
