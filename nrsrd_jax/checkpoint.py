@@ -145,9 +145,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
     homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
     found = [home for home in homes if saved_steps(home)]
     if not found:
-        raise InputError(
-            f"there is no run with a checkpoint under {runs}/; train one, or name --workdir or --checkpoint"
-        )
+        raise InputError(f"there is no run with a checkpoint under {runs}/; train one, or give --checkpoint")
     return max(found, key=lambda home: (home / FOLDER).stat().st_mtime)
 
 

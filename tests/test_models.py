@@ -109,8 +109,7 @@ def path_of(torch_name, ours):
     return next(p for p in (base, f"{base}/kernel", f"{base}/scale") if p in ours)
 
 
-def test_block_and_its_gradient_where_the_variance_is_tiny(golden):
-    """LayerNorm's epsilon, erf GELU and the qkv layout show in one official block of one head of width 32."""
+def test_layer_norm_of_a_tiny_variance_and_erf_gelu(golden):
     g = golden("ops")
     np.testing.assert_allclose(jax.nn.gelu(g["gelu_x"], approximate=False), g["gelu_y"], atol=1e-6)
     norm = vit.layer_norm("norm1", None)

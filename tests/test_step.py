@@ -1,0 +1,76 @@
+"""What the step feeds the networks."""
+
+import jax
+import numpy as np
+import pytest
+from people import small_config, write_images, write_night
+
+from nrsrd_jax.inputs import pixel_statistics
+from nrsrd_jax.models.reid import create_model
+from nrsrd_jax.step import Preparation, Teacher
+
+PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+def batch(dark=False, count=32):
+    images = np.random.default_rng(0).integers(1, 256, (count, 32, 16, 3), np.uint8)
+    domain = {"images": images, "labels": np.arange(count) // 4}
+    return {"real": domain, "aux": domain | ({"dark_images": images // 4} if dark else {})}
+
+
+def prepare(dark, **options):
+    teacher = Teacher(create_model("vit_tiny", classes=5), **PLAIN)
+    inputs = Preparation(**PLAIN, **options)(jax.random.key(0), batch(dark), teacher)
+    return {name: np.asarray(images) for name, images in inputs.items()}
+
+
+def test_teacher_and_student_see_the_same_flip_and_crop():
+    inputs = prepare(dark=True, erasing=0.0)
+    np.testing.assert_allclose(inputs["aux"], np.floor(inputs["teacher"] * 255 / 4 + 1e-3) / 255, atol=1e-6)
+    assert not np.allclose(inputs["teacher"], batch()["aux"]["images"] / 255)  # it was moved
+
+
+def test_erasing_is_for_the_student_only():
+    inputs = prepare(dark=True, erasing=1.0)
+    assert inputs["teacher"].min() >= 0
+    assert inputs["teacher"].max() <= 1
+    for name in ("aux", "real"):
+        assert (inputs[name] < 0).any((1, 2, 3)).all()  # Gaussian noise in every image
+
+
+def test_without_dark_twins_the_student_sees_the_degraded_picture():
+    inputs = prepare(dark=False, erasing=0.0, pad=0, degradation={"preset": "low_noise"})
+    assert inputs["aux"].mean() < 0.6 * inputs["teacher"].mean()
+    assert inputs["real"].mean() == pytest.approx(inputs["teacher"].mean(), rel=1e-5)
+
+
+def test_each_side_has_its_own_normalisation():
+    teacher = Teacher(create_model("vit_tiny", classes=5), mean=(0.5,) * 3, std=(0.5,) * 3)
+    preparation = Preparation(mean=(0.1, 0.2, 0.3), std=(0.1, 0.2, 0.4), flip=0.0, pad=0, erasing=0.0)
+    inputs = preparation(jax.random.key(0), batch(), teacher)
+    images = batch()["aux"]["images"] / 255
+    np.testing.assert_allclose(inputs["teacher"], (images - 0.5) / 0.5, atol=1e-6)
+    np.testing.assert_allclose(inputs["real"], (images - [0.1, 0.2, 0.3]) / [0.1, 0.2, 0.4], atol=1e-5)
+
+
+def test_measured_statistics_are_those_of_the_training_images(tmp_path):
+    write_night(tmp_path / "night")
+    config = small_config(tmp_path, **{"data.mean": "dataset", "data.std": "dataset"})
+    images = np.random.default_rng(0).integers(0, 200, (20, 32, 16, 3), np.uint8)
+    mean, std = pixel_statistics(config, images)
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, atol=1e-4)
+    np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, atol=1e-4)
+    config.data.std = "0.1,0.2,0.3"
+    assert pixel_statistics(config, images)[1] == (0.1, 0.2, 0.3)
+    config.data.std = "dataset"
+    assert pixel_statistics(config, images * 0)[1] == (0.0039,) * 3  # a black set does not divide by zero
+
+
+def test_dark_twins_from_disk_train(tmp_path):
+    from nrsrd_jax.training import train
+
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "aux", range(200, 210))
+    write_images(tmp_path / "dark", range(200, 209))
+    config = small_config(tmp_path, "nra_mdl", aux__dark_root=str(tmp_path / "dark"), train__epochs=1, model__depth=1)
+    assert 0 < train(config, tmp_path / "run", jax.devices()[:1])["mAP"] <= 1
