@@ -11,15 +11,16 @@ import time
 import jax
 import numpy as np
 
+from nrsrd_jax.build import make_step, state_builder
 from nrsrd_jax.checkpoint import Description
 from nrsrd_jax.command import one_line
 from nrsrd_jax.config import VARIANTS, get_config
+from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES, initialise
 from nrsrd_jax.precision import compute_dtype
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.sharding import make_mesh, over_data
 from nrsrd_jax.step import Teacher
-from nrsrd_jax.training import make_step, state_builder
 
 CLASSES, INSTANCES = 300, 4
 
@@ -31,7 +32,7 @@ def measure(backbone: str, batch: int, variant: str, size: tuple[int, int], step
     aux_classes = CLASSES * config.aux.enabled
     description = Description(
         backbone, BACKBONES[backbone]["depth"], **statistics, classes=CLASSES, aux_classes=aux_classes,
-        norm_ratio=config.model.norm_ratio,
+        norm_ratio=NormRatio() if config.model.norm_ratio else None,
     )  # fmt: skip
     mesh = make_mesh(batch)
     optimizer = make_optimizer("sgd")

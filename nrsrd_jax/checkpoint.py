@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from .errors import InputError
+from .models.attention import NormRatio
 from .models.reid import ReID, create_model, initialise
 from .models.vit import PATCH, resize_position_embedding
 from .sharding import parameter_shardings
@@ -37,22 +38,18 @@ class Description:
     std: tuple[float, ...]
     classes: int = 0
     aux_classes: int = 0
-    norm_ratio: bool = False
-    norm_ratio_scope: str = "head"
-    norm_ratio_epsilon: float = 1e-6
+    norm_ratio: NormRatio | None = None
     identities: tuple[int, ...] = ()  # the identity of each class, where known
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
     def create_model(self, **options) -> ReID:
-        """The described model; `options` as dtype, drop_path and norm_ratio_init are create_model's."""
+        """The described model; `options` as dtype and drop_path are create_model's."""
         return create_model(
             self.backbone,
             classes=self.classes,
             aux_classes=self.aux_classes,
             depth=self.depth,
             norm_ratio=self.norm_ratio,
-            norm_ratio_scope=self.norm_ratio_scope,
-            norm_ratio_epsilon=self.norm_ratio_epsilon,
             **options,
         )
 
@@ -63,7 +60,8 @@ class Description:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Description":
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
-        return cls(**values | tuples)
+        norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
+        return cls(**{**values, **tuples, "norm_ratio": norm_ratio})
 
 
 class Checkpoints:

@@ -1,4 +1,4 @@
-"""The training run: what a config stands for, and the loop around the step."""
+"""The training run: how it starts or goes on, and the loop around the step."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from . import checkpoint, lowlight
+from . import checkpoint
 from . import config as configuration
+from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
 from .checkpoint import Checkpoints, Description
 from .config import Config
 from .data import pipeline
@@ -23,13 +23,12 @@ from .embedding import Embedder
 from .errors import InputError
 from .inputs import Records, pixel_statistics, read_domains, read_records, reading_threads
 from .metrics_log import MetricsLog
-from .models.reid import create_model, initialise
+from .models.reid import backbone_settings
 from .precision import compute_dtype
 from .result import evaluate
-from .schedule import learning_rate, make_optimizer
-from .sharding import make_mesh, over_data, parameter_shardings, replicated
+from .schedule import make_optimizer
+from .sharding import make_mesh, over_data, replicated
 from .state import TrainState
-from .step import Preparation, Teacher, make_objective, make_train_step, make_update
 
 
 def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = None) -> dict[str, float]:
@@ -44,7 +43,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
     check_same_run(config, workdir)
     records = read_records(config)
-    create_model(config.model.backbone, depth=config.model.depth)  # before decoding: an unknown name ends here
+    backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
     done = max(checkpoint.saved_steps(workdir), default=0)
     source = None if done else load_initial_backbone(config, mesh)
     teacher, teacher_variables = load_teacher(config, records, mesh)
@@ -88,137 +87,6 @@ def check_same_run(config: Config, workdir: Path) -> None:
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise InputError(f"{workdir} holds a run with other options ({shown}); choose another --workdir, or remove it")
-
-
-def degradation_options(config: Config) -> dict:
-    """What of `degradation` is set, checked."""
-    options = {name: value for name, value in config.degradation.items() if value is not None}
-    try:
-        lowlight.resolve(**options)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return options
-
-
-def load_initial_backbone(config: Config, mesh: Mesh) -> tuple[Description, dict] | None:
-    """The checkpoint that init.checkpoint names; InputError if it is of another architecture."""
-    if not config.init.checkpoint:
-        return None
-    description, variables = checkpoint.load(config.init.checkpoint, mesh)
-    model = create_model(config.model.backbone, depth=config.model.depth).backbone
-    given = description.create_model().backbone
-    for name in ("width", "depth", "stem"):
-        if model[name] != given[name]:
-            raise InputError(
-                f"init.checkpoint {config.init.checkpoint} is a {description.backbone} of {given['depth']} blocks, the "
-                f"model a {config.model.backbone} of {model['depth']}: set model.backbone and model.depth to match"
-            )
-    return description, variables
-
-
-def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
-    """The frozen teacher and its variables; InputError if it does not know the auxiliary identities."""
-    if not config.teacher.enabled or records.bright is None:
-        return None, None
-    path = config.teacher.checkpoint
-    if not path or not Path(path).expanduser().exists():
-        raise InputError(
-            f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py "
-            f"--config configs/teacher.py --config.data.root={config.aux.bright_root} --workdir runs/teacher"
-        )
-    description, variables = checkpoint.load(path, mesh)
-    identities = tuple(records.bright.identities.tolist())
-    if description.classes != len(identities) or (description.identities and description.identities != identities):
-        raise InputError(
-            f"the teacher {path} was trained on {description.classes} identities, which are not the {len(identities)} "
-            f"of {config.aux.bright_root}: teacher and student must know the same ones"
-        )
-    if description.image_size != tuple(config.image_size):
-        raise InputError(
-            f"the teacher {path} takes images of {description.image_size}, the student {tuple(config.image_size)}: "
-            "image_size must agree"
-        )
-    model = description.create_model(dtype=compute_dtype(config.train.precision))
-    return Teacher(model, description.mean, description.std), variables
-
-
-def describe(
-    config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
-) -> Description:
-    model = create_model(config.model.backbone, depth=config.model.depth)
-    identities = records.data.train.identities.tolist()
-    return Description(
-        backbone=config.model.backbone,
-        depth=model.backbone["depth"],
-        image_size=tuple(config.image_size),
-        mean=mean,
-        std=std,
-        classes=len(identities),
-        aux_classes=len(records.bright.identities) if records.bright else 0,
-        norm_ratio=config.model.norm_ratio,
-        norm_ratio_scope=config.norm_ratio.scope,
-        norm_ratio_epsilon=config.norm_ratio.epsilon,
-        identities=tuple(identities),
-        provenance={
-            "made_by": "train.py",
-            "config": configuration.flatten(config),
-            "data": records.hash(),
-            "teacher": checkpoint.weights_hash(teacher_variables) if teacher_variables else None,
-        },
-    )
-
-
-def training_model(config: Config, description: Description):
-    return description.create_model(
-        dtype=compute_dtype(config.train.precision),
-        drop_path=config.model.drop_path,
-        norm_ratio_init=config.norm_ratio.init,
-    )
-
-
-def state_builder(
-    config: Config, description: Description, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, TrainState, Callable[[], TrainState]]:
-    """The state's shapes, its shardings, and a function that makes it from random weights, sharded."""
-    model = training_model(config, description)
-
-    def create() -> TrainState:
-        variables = initialise(model, jax.random.key(config.train.seed), description.image_size)
-        return TrainState.create(variables, optimizer)
-
-    abstract = jax.eval_shape(create)
-    shardings = parameter_shardings(abstract, mesh)
-    return abstract, shardings, jax.jit(create, out_shardings=shardings)
-
-
-def make_step(
-    config: Config,
-    description: Description,
-    teacher: Teacher | None,
-    optimizer: optax.GradientTransformation,
-    degradation: dict,
-) -> Callable:
-    """The train step that a config describes, not yet compiled."""
-    loss, optim = config.loss, config.optim
-    objective = make_objective(
-        training_model(config, description),
-        {name: loss[name] for name in ("id_real", "triplet_real", "id_syn", "triplet_syn", "distill")},
-        triplet={"margin": loss.margin, "normalize": loss.normalize},
-        label_smoothing=loss.label_smoothing,
-        distillation={name: loss[name] for name in ("alpha", "beta", "temperature", "nckd_weight")},
-        teacher=teacher,
-    )
-    rate = functools.partial(
-        learning_rate,
-        base=optim.lr,
-        epochs=config.train.epochs,
-        warmup_epochs=optim.warmup_epochs,
-        warmup_factor=optim.warmup_factor,
-        final_factor=optim.final_factor,
-    )
-    update = make_update(objective, optimizer, lambda epoch: (rate(epoch), rate(epoch, group_factor=optim.bias_factor)))
-    prepare = Preparation(description.mean, description.std, **config.augment.to_dict(), degradation=degradation)
-    return make_train_step(prepare, update, teacher, config.train.seed)
 
 
 @dataclasses.dataclass

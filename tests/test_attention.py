@@ -60,7 +60,7 @@ def test_zero_query_norms_give_finite_values_and_gradients(scale, dtype):
 
 def test_the_cls_row_alone_decides():
     """What patch queries do in the last block reaches no feature: asking for their maps changes none."""
-    model = create_model("vit_tiny", classes=5, depth=2, norm_ratio=True)
+    model = create_model("vit_tiny", classes=5, depth=2, norm_ratio=attention.NormRatio())
     variables = jax.jit(lambda key: initialise(model, key, (64, 32)))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 32, 3))
     out, maps = model.apply(variables, images), model.apply(variables, images, maps=True)

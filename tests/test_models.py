@@ -8,6 +8,7 @@ from conftest import our_name
 
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models import vit
+from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm
 from nrsrd_jax.models.reid import create_model, initialise
 from nrsrd_jax.schedule import make_optimizer
@@ -194,7 +195,7 @@ def test_parameter_counts_are_the_official_models(name):
     assert count(name) == PARAMETERS[name]
     assert count(f"{name}_ics") == PARAMETERS[name] + STEM + width * (64 * 64 - 3 * 256)
     assert count(name, classes=300) == PARAMETERS[name] + 300 * width
-    assert count(name, norm_ratio=True) == PARAMETERS[name] + 1  # λ
+    assert count(name, norm_ratio=NormRatio()) == PARAMETERS[name] + 1  # λ
 
 
 @pytest.mark.parametrize(("prefix", "name"), MODELS)

@@ -3,10 +3,21 @@
 B batch, M query tokens, N key tokens, H heads, K head width
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from ..precision import at_least_float32
+
+
+@dataclasses.dataclass(frozen=True)
+class NormRatio:
+    """The settings of Norm-Ratio Attention."""
+
+    init: float = 1.0  # λ at the start; it is learned
+    scope: str = "head"  # head | token: whose vectors the norms are of
+    epsilon: float = 1e-6
 
 
 def l2_norm(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:

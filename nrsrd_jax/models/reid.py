@@ -59,14 +59,19 @@ def create_model(
     **options,
 ) -> ReID:
     """The model of a backbone's name; `depth` 0 means the backbone's own. `options` are VisionTransformer's."""
-    if backbone not in BACKBONES:
-        raise InputError(f"model.backbone is {backbone!r}; choose one of {', '.join(BACKBONES)}")
-    settings = BACKBONES[backbone] | options
-    if depth and depth != settings["depth"]:
-        if not backbone.startswith("vit_tiny"):
-            raise InputError(f"model.depth={depth}: {backbone} has {settings['depth']} blocks; only vit_tiny* varies")
-        settings["depth"] = depth
-    return ReID(settings, classes, aux_classes, dtype)
+    return ReID(backbone_settings(backbone, depth) | options, classes, aux_classes, dtype)
+
+
+def backbone_settings(name: str, depth: int = 0) -> dict[str, Any]:
+    """{"width", "depth", "stem"} of a backbone; InputError for an unknown name, or a depth it cannot have."""
+    if name not in BACKBONES:
+        raise InputError(f"model.backbone is {name!r}; choose one of {', '.join(BACKBONES)}")
+    settings = BACKBONES[name]
+    if depth in (0, settings["depth"]):
+        return settings
+    if not name.startswith("vit_tiny"):
+        raise InputError(f"model.depth={depth}: {name} has {settings['depth']} blocks; only vit_tiny* varies")
+    return settings | {"depth": depth}
 
 
 def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> Any:

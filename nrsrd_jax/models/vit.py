@@ -14,6 +14,7 @@ from flax.linen.dtypes import promote_dtype
 
 from ..errors import InputError
 from . import attention
+from .attention import NormRatio
 from .normalization import BatchNorm, InstanceBatchNorm
 
 PATCH = 16
@@ -93,10 +94,7 @@ class QKV(nn.Module):
 class Attention(nn.Module):
     """Self-attention of the first `queries` tokens over all; with `norm_ratio`, NRA (paper, eq. 3)."""
 
-    norm_ratio: bool
-    norm_ratio_init: float
-    norm_ratio_scope: str
-    norm_ratio_epsilon: float
+    norm_ratio: NormRatio | None
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -105,9 +103,9 @@ class Attention(nn.Module):
         logits = attention.attention_logits(q, k)  # [B, H, M, N]
         maps = {"logit_spread": jnp.std(logits[:, :, 0], axis=-1)}  # [B, H], of the CLS query
         if self.norm_ratio:
-            strength = self.param("norm_ratio", nn.initializers.constant(self.norm_ratio_init), ())
-            q_norm, k_norm = (attention.token_norms(y, self.norm_ratio_scope) for y in (q, k))
-            penalty = attention.norm_ratio_penalty(q_norm, k_norm, strength, self.norm_ratio_epsilon)
+            strength = self.param("norm_ratio", nn.initializers.constant(self.norm_ratio.init), ())
+            q_norm, k_norm = (attention.token_norms(y, self.norm_ratio.scope) for y in (q, k))
+            penalty = attention.norm_ratio_penalty(q_norm, k_norm, strength, self.norm_ratio.epsilon)
             logits = logits - penalty
             maps |= {"norm_ratio": strength, "leverage": jnp.std(penalty[:, :, 0], axis=-1)}
         y, weights = attention.attend(logits, v)
@@ -138,7 +136,7 @@ def drop_path(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 class Block(nn.Module):
     """A pre-norm transformer block that returns its first `queries` tokens, updated."""
 
-    attention: dict
+    norm_ratio: NormRatio | None
     drop_path: float
     dtype: jnp.dtype | None = None
 
@@ -147,9 +145,7 @@ class Block(nn.Module):
         def drop(branch):
             return drop_path(self.make_rng("drop_path"), branch, self.drop_path) if train and self.drop_path else branch
 
-        y, maps = Attention(**self.attention, dtype=self.dtype, name="attn")(
-            layer_norm("norm1", self.dtype)(x), queries
-        )
+        y, maps = Attention(self.norm_ratio, self.dtype, name="attn")(layer_norm("norm1", self.dtype)(x), queries)
         x = x[:, :queries] + drop(y)
         y = Mlp(self.dtype, name="mlp")(layer_norm("norm2", self.dtype)(x))
         return x + drop(y), maps
@@ -169,10 +165,7 @@ class VisionTransformer(nn.Module):
     width: int
     depth: int
     stem: bool
-    norm_ratio: bool = False
-    norm_ratio_init: float = 1.0
-    norm_ratio_scope: str = "head"
-    norm_ratio_epsilon: float = 1e-6
+    norm_ratio: NormRatio | None = None  # in the last block
     drop_path: float = 0.1
     dtype: jnp.dtype | None = None
 
@@ -186,14 +179,9 @@ class VisionTransformer(nn.Module):
         blocks = []
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             last = index == self.depth - 1
-            settings = {
-                "norm_ratio": self.norm_ratio and last,
-                "norm_ratio_init": self.norm_ratio_init,
-                "norm_ratio_scope": self.norm_ratio_scope,
-                "norm_ratio_epsilon": self.norm_ratio_epsilon,
-            }
+            norm_ratio = self.norm_ratio if last else None
             queries = 1 if last and not maps else x.shape[1]
-            x, block_maps = Block(settings, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
+            x, block_maps = Block(norm_ratio, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
             blocks.append(block_maps)
         return {"features": layer_norm("norm", None)(x[:, 0]), "blocks": blocks}  # the norm's own float32
 

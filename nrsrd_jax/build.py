@@ -1,0 +1,147 @@
+"""From a run's options to its model, teacher, optimiser state and step."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from . import checkpoint, lowlight
+from . import config as configuration
+from .checkpoint import Description
+from .config import Config
+from .errors import InputError
+from .inputs import Records
+from .models.attention import NormRatio
+from .models.reid import backbone_settings, initialise
+from .precision import compute_dtype
+from .schedule import learning_rate
+from .sharding import parameter_shardings
+from .state import TrainState
+from .step import Preparation, Teacher, make_objective, make_train_step, make_update
+
+
+def degradation_options(config: Config) -> dict:
+    """What of `degradation` is set, checked."""
+    options = {name: value for name, value in config.degradation.items() if value is not None}
+    try:
+        lowlight.resolve(**options)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return options
+
+
+def load_initial_backbone(config: Config, mesh: Mesh) -> tuple[Description, dict] | None:
+    """The checkpoint that init.checkpoint names; InputError if it is of another architecture."""
+    if not config.init.checkpoint:
+        return None
+    description, variables = checkpoint.load(config.init.checkpoint, mesh)
+    model = backbone_settings(config.model.backbone, config.model.depth)
+    given = backbone_settings(description.backbone, description.depth)
+    for name in ("width", "depth", "stem"):
+        if model[name] != given[name]:
+            raise InputError(
+                f"init.checkpoint {config.init.checkpoint} is a {description.backbone} of {given['depth']} blocks, the "
+                f"model a {config.model.backbone} of {model['depth']}: set model.backbone and model.depth to match"
+            )
+    return description, variables
+
+
+def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
+    """The frozen teacher and its variables; InputError if it does not know the auxiliary identities."""
+    if not config.teacher.enabled or records.bright is None:
+        return None, None
+    path = config.teacher.checkpoint
+    if not path or not Path(path).expanduser().exists():
+        raise InputError(
+            f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py "
+            f"--config configs/teacher.py --config.data.root={config.aux.bright_root} --workdir runs/teacher"
+        )
+    description, variables = checkpoint.load(path, mesh)
+    identities = tuple(records.bright.identities.tolist())
+    if description.classes != len(identities) or (description.identities and description.identities != identities):
+        raise InputError(
+            f"the teacher {path} was trained on {description.classes} identities, which are not the {len(identities)} "
+            f"of {config.aux.bright_root}: teacher and student must know the same ones"
+        )
+    if description.image_size != tuple(config.image_size):
+        raise InputError(
+            f"the teacher {path} takes images of {description.image_size}, the student {tuple(config.image_size)}: "
+            "image_size must agree"
+        )
+    model = description.create_model(dtype=compute_dtype(config.train.precision))
+    return Teacher(model, description.mean, description.std), variables
+
+
+def describe(
+    config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
+) -> Description:
+    identities = records.data.train.identities.tolist()
+    return Description(
+        backbone=config.model.backbone,
+        depth=backbone_settings(config.model.backbone, config.model.depth)["depth"],
+        image_size=tuple(config.image_size),
+        mean=mean,
+        std=std,
+        classes=len(identities),
+        aux_classes=len(records.bright.identities) if records.bright else 0,
+        norm_ratio=NormRatio(**config.norm_ratio.to_dict()) if config.model.norm_ratio else None,
+        identities=tuple(identities),
+        provenance={
+            "made_by": "train.py",
+            "config": configuration.flatten(config),
+            "data": records.hash(),
+            "teacher": checkpoint.weights_hash(teacher_variables) if teacher_variables else None,
+        },
+    )
+
+
+def training_model(config: Config, description: Description):
+    return description.create_model(dtype=compute_dtype(config.train.precision), drop_path=config.model.drop_path)
+
+
+def state_builder(
+    config: Config, description: Description, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, TrainState, Callable[[], TrainState]]:
+    """The state's shapes, its shardings, and a function that makes it from random weights, sharded."""
+    model = training_model(config, description)
+
+    def create() -> TrainState:
+        variables = initialise(model, jax.random.key(config.train.seed), description.image_size)
+        return TrainState.create(variables, optimizer)
+
+    abstract = jax.eval_shape(create)
+    shardings = parameter_shardings(abstract, mesh)
+    return abstract, shardings, jax.jit(create, out_shardings=shardings)
+
+
+def make_step(
+    config: Config,
+    description: Description,
+    teacher: Teacher | None,
+    optimizer: optax.GradientTransformation,
+    degradation: dict,
+) -> Callable:
+    """The train step that a config describes, not yet compiled."""
+    loss, optim = config.loss, config.optim
+    objective = make_objective(
+        training_model(config, description),
+        {name: loss[name] for name in ("id_real", "triplet_real", "id_syn", "triplet_syn", "distill")},
+        triplet={"margin": loss.margin, "normalize": loss.normalize},
+        label_smoothing=loss.label_smoothing,
+        distillation={name: loss[name] for name in ("alpha", "beta", "temperature", "nckd_weight")},
+        teacher=teacher,
+    )
+    rate = functools.partial(
+        learning_rate,
+        base=optim.lr,
+        epochs=config.train.epochs,
+        warmup_epochs=optim.warmup_epochs,
+        warmup_factor=optim.warmup_factor,
+        final_factor=optim.final_factor,
+    )
+    update = make_update(objective, optimizer, lambda epoch: (rate(epoch), rate(epoch, group_factor=optim.bias_factor)))
+    prepare = Preparation(description.mean, description.std, **config.augment.to_dict(), degradation=degradation)
+    return make_train_step(prepare, update, teacher, config.train.seed)
