@@ -100,20 +100,31 @@ class Checkpoints:
 
         InputError if the run began with other images, or another teacher, than `description` tells of.
         """
-        saved = self._manager.restore(step, args=ocp.args.Composite(model=ocp.args.JsonRestore()))["model"]
-        for name, noun in (("data", "images are"), ("teacher", "teacher's weights are")):
-            if saved["provenance"][name] != description.provenance[name]:
-                raise InputError(f"the {noun} no longer those that this run began with; choose another --workdir")
+        saved = self._restore(step, model=ocp.args.JsonRestore())["model"]["provenance"]
+        for name in ("train", "aux_bright", "aux_dark"):
+            if saved["data"].get(name) != description.provenance["data"].get(name):
+                raise InputError("the images are no longer those that this run began with; choose another --workdir")
+        if saved["teacher"] != description.provenance["teacher"]:
+            raise InputError(
+                "the teacher's weights are no longer those that this run began with; choose another --workdir"
+            )
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
         )
-        items = ocp.args.Composite(
+        restored = self._restore(
+            step,
             weights=ocp.args.StandardRestore(abstract.variables),
             optimizer=ocp.args.StandardRestore(abstract.opt_state),
         )
-        restored = self._manager.restore(step, args=items)
         step_array = jax.device_put(np.int32(step), shardings.step)
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
+
+    def _restore(self, step: int, **items) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            path = Path(self._manager.directory) / str(step)
+            raise InputError(f"{path} is damaged; remove it to go on from an earlier checkpoint, if any") from error
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -158,8 +169,10 @@ def find_checkpoint(directory: str | Path) -> Path:
 
     def score(step: int) -> tuple[float, int]:
         path = directory / FOLDER / str(step) / "metrics" / "metrics"
-        metrics = json.loads(path.read_text()) if path.is_file() else {}
-        return metrics.get("mAP", -1.0), step
+        try:
+            return json.loads(path.read_text())["mAP"], step
+        except (OSError, ValueError, KeyError, TypeError):  # not evaluated
+            return -1.0, step
 
     return directory / FOLDER / str(max(steps, key=score))
 

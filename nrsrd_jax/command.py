@@ -1,6 +1,7 @@
 """What train.py and eval.py share: their flags are parsed, and a mistake of the user's ends in one line."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 def define_config(help_text: str) -> flags.FlagHolder:
     """The flag --config FILE[:VARIANT], with --config.KEY=VALUE for every option; configs/night600.py by default."""
     with _one_line_errors():
-        return config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
+        holder = config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # so that --help shows it
+    return holder
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -33,11 +36,15 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def one_line(main: Callable[[], None]) -> None:
-    """Calls `main()`; an InputError is printed as one line, and the exit status is 2."""
+    """Calls `main()`; an InputError is printed as one line, and the exit status is 2. Ctrl-C: one line and 130."""
     try:
         main()
     except InputError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted; saved checkpoints are kept, and the same command goes on from the last", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(130)  # threads of XLA and Orbax are still at work, and fall over each other in an orderly exit
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -52,7 +59,10 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except flags.Error as error:  # a traceback of the config file's is part of its message
-        _fail(str(error).rpartition("InputError: ")[2].strip().splitlines()[0])
+        text = str(error)
+        if "takes 0 positional arguments" in text:
+            _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants: leave out the colon")
+        _fail(text.rpartition("InputError: ")[2].strip().splitlines()[0])
     except (AttributeError, KeyError) as error:
         cause = error.args[0]
         text = cause.args[0] if isinstance(cause, KeyError) else cause

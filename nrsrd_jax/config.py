@@ -1,6 +1,7 @@
 """Every option with its default, unit and choices. `configs/` holds the runs of the paper as changes to these."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,11 @@ def validate(config: Config) -> None:
         (("model.drop_path", "loss.label_smoothing"), lambda v: v < 1, "must be less than 1"),
     ]
     values = flatten(config)
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} is {value}; it must be a finite number")
+    if config.train.seed >= 2**32:
+        raise InputError(f"train.seed is {config.train.seed}; it must be less than 2^32")
     for names, holds, text in rules:
         for name in names:
             if not holds(values[name]):

@@ -54,7 +54,7 @@ class Embedder:
         devices = self.mesh.shape["data"]
         size = min(self.batch_size, -(-len(images) // devices) * devices) or devices
         starts = range(0, len(images), size)
-        for start in tqdm(starts, progress, unit="batch", leave=False, disable=not progress):
+        for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
             batch = np.asarray(images[start : start + size])
             padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
             features.append((self._forward(self.variables, jax.device_put(padded, over_data(self.mesh))), len(batch)))

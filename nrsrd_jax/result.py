@@ -49,10 +49,12 @@ def evaluate_run(
     check_protocol(data)
     embedder = Embedder.load(path, batch_size=config.eval.batch_size, precision=config.train.precision)
     config.image_size = embedder.description.image_size
+    target = Path(output).expanduser() if output else source / "result.json"
+    if target.is_dir():
+        raise InputError(f"--output {target} is a folder; name a file in it")
     begin = time.perf_counter()
     metrics = evaluate(embedder, config, data)
     result = make_result(metrics, embedder, config, data, path, time.perf_counter() - begin)
-    target = Path(output).expanduser() if output else source / "result.json"
     write_whole(target, json.dumps(result, indent=1) + "\n")
     return result, target
 
@@ -86,7 +88,7 @@ def make_result(
         "image_size": list(embedder.description.image_size),
         "data": {"name": config.data.name, "root": str(config.data.root)}
         | {f"{name}_sha256": getattr(data, name).hash() for name in ("query", "gallery")},
-        "config": configuration.flatten(config),
+        "config": embedder.description.provenance.get("config") or configuration.flatten(config),  # of the training
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},

@@ -21,7 +21,7 @@ from .config import Config
 from .data import pipeline
 from .embedding import Embedder
 from .errors import InputError
-from .inputs import Records, pixel_statistics, read_domains, read_records, reading_threads
+from .inputs import Records, pixel_statistics, read_domains, read_records, reading_threads, test_images
 from .metrics_log import MetricsLog
 from .models.reid import backbone_settings
 from .precision import compute_dtype
@@ -42,22 +42,29 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     degradation = degradation_options(config)
     mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
     check_same_run(config, workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
     records = read_records(config)
     backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
     done = max(checkpoint.saved_steps(workdir), default=0)
     source = None if done else load_initial_backbone(config, mesh)
     teacher, teacher_variables = load_teacher(config, records, mesh)
     domains = read_domains(config, records)
+    if config.data.cache != "none":  # an unreadable test image shows now, not after the first epochs
+        for split in filter(len, (records.data.query, records.data.gallery)):
+            test_images(config, split)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
     description = describe(config, records, mean, std, teacher_variables)
 
     optimizer = make_optimizer(config.optim.name, momentum=config.optim.momentum, decay=config.optim.weight_decay)
     abstract, shardings, create = state_builder(config, description, optimizer, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. go on with this run; 2. start from a checkpoint's backbone; 3. from random weights.
     if done:
-        print(f"resuming {workdir} after step {done}")
+        complete = done >= records.plans["real"].steps(config.train.epochs)
+        print(f"{workdir} is complete after {done} steps" if complete else f"resuming {workdir} after step {done}")
         state = checkpoints.restore(done, abstract, shardings, description)
     else:
         state = create()
@@ -152,8 +159,13 @@ class Loop:
             bar.set_description("evaluating")
             embedder = self.embedder
             embedder.variables = state.variables
-            scores = evaluate(embedder, config, self.records.data).summary()
+            try:
+                scores = evaluate(embedder, config, self.records.data).summary()
+            except Exception:
+                self.checkpoints.save(state, self.description, None)  # what was learned outlives a failed evaluation
+                raise
             log.write(int(state.step), {"epoch": epoch} | scores, prefix="eval/")
+            bar.set_description(f"epoch {epoch}/{config.train.epochs}")
             bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
         if scores or last or epoch % config.train.save_every == 0:
             self.checkpoints.save(state, self.description, scores or None)
@@ -181,7 +193,7 @@ def progress_bar(done: int, total: int, images: int) -> tqdm:
 
 def mean_metrics(pending: list[dict], step: int, workdir: Path) -> dict[str, float]:
     """The mean of each metric over the steps since the last log line; InputError if the loss is not finite."""
-    values = {name: float(np.mean([metrics[name] for metrics in pending])) for name in pending[0]}
+    values = {name: float(np.mean([float(metrics[name]) for metrics in pending])) for name in pending[0]}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise InputError(

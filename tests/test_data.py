@@ -32,6 +32,18 @@ def test_night600_layout(tmp_path):
     assert set(data.gallery.cameras) == {1, 2, 6}
 
 
+@pytest.mark.parametrize(
+    ("name", "pid", "camera"),
+    [("0001_c1_000.jpg", 1, 1), ("123456_c8s1_7.jpg", 123456, 8), ("7_c12_0.jpg", 7, 12), ("0002_c3001.jpg", 2, 3)],
+)
+def test_identity_and_camera_come_from_the_name(tmp_path, name, pid, camera):
+    write_night(tmp_path)
+    Image.new("RGB", (4, 8)).save(tmp_path / "bounding_box_test" / name)
+    gallery = datasets.load("night600", tmp_path).gallery
+    at = [path.name for path in gallery.paths].index(name)
+    assert (gallery.pids[at], gallery.cameras[at]) == (pid, camera)
+
+
 def test_labels_rank_the_sorted_identities(tmp_path):
     write_images(tmp_path, [1200, 7, 33], cameras=(1, 12))
     split = datasets.load_bright(tmp_path)
@@ -137,6 +149,19 @@ def test_the_cache_is_read_not_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    paths = paths_in(tmp_path / "images")
+    before = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache").copy()
+    next((tmp_path / "cache").glob("*.npy")).write_bytes(bytes(50))
+    np.testing.assert_array_equal(images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache"), before)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot keep decoded images in .*file.*set data.cache_dir"):
+        images.cached_images(paths_in(tmp_path / "images"), (32, 16), "bicubic", tmp_path / "file" / "cache")
+
+
 def test_a_changed_image_is_decoded_again(tmp_path):
     paths = paths_in(tmp_path / "images")
     before = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")[0].copy()
@@ -240,7 +265,7 @@ def test_the_plan_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize(
     ("identities", "batch", "instances", "message"),
     [
-        (1, 4, 4, "show 1 identities"),
+        (1, 4, 4, "show a single identity"),
         (3, 16, 4, "show 3 identities, but a batch of 16 takes 4 .* lower train.batch_size to 12"),
         (8, 10, 4, "train.batch_size 10 is not a multiple of train.instances 4"),
     ],

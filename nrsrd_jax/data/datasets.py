@@ -64,7 +64,8 @@ class Layout:
     download: str
 
 
-MARKET_PATTERN = r"([-\d]+)_c(\d)"
+# The official pattern takes one digit; two are taken where no further digit follows, for sets of ten cameras and more.
+MARKET_PATTERN = r"([-\d]+)_c(\d\d(?!\d)|\d)"
 LAYOUTS = {
     "night600": Layout(
         ("bounding_box_train",),
@@ -105,6 +106,8 @@ def load(name: str, root: str | Path) -> Dataset:
     """
     if name not in NAMES:
         raise InputError(f"data.name is {name!r}; choose one of {', '.join(NAMES)}")
+    if not str(root):
+        raise InputError("data.root is empty: give the folder of the data set")
     root = Path(root).expanduser()
     if not root.is_dir():
         download = LAYOUTS[name].download if name in LAYOUTS else "get MSMT17 (Wei et al., CVPR 2018) from its authors"

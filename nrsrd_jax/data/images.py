@@ -41,7 +41,7 @@ def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, o
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=64)
     images = grain.MapDataset.range(len(paths)).map(read).to_iter_dataset(options)
     faults = []
-    for index, image in tqdm(images, "decoding", len(paths), unit="image", leave=False, disable=len(paths) < 500):
+    for index, image in tqdm(images, "decoding", len(paths), unit="image", leave=False, disable=None):
         if isinstance(image, str):
             faults.append(image)
         else:
@@ -63,18 +63,29 @@ def cached_images(
     directory = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     target = directory / f"{_cache_key(paths, size, resampling)}.npy"
     try:
-        if not target.exists():
+        images = _open(target, len(paths))
+        if images is None:
             directory.mkdir(parents=True, exist_ok=True)
             with open(target.with_suffix(".lock"), "w") as lock:
                 _lock(lock, target)
-                if not target.exists():
+                if _open(target, len(paths)) is None:
                     _write(target, paths, size, resampling)
-        return np.load(target, mmap_mode="r", allow_pickle=False)
+            images = np.load(target, mmap_mode="r", allow_pickle=False)
+        return images
     except OSError as error:
         raise InputError(
             f"cannot keep decoded images in {directory}: {error.strerror or error}; set data.cache_dir, or "
             "data.cache=none"
         ) from error
+
+
+def _open(target: Path, count: int) -> np.ndarray | None:
+    """The whole cache, or None where there is none or a damaged one."""
+    try:
+        images = np.load(target, mmap_mode="r", allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return images if len(images) == count else None
 
 
 def _write(target: Path, paths: Sequence[Path], size: tuple[int, int], resampling: str) -> None:

@@ -26,11 +26,13 @@ class BatchPlan:
         self.identities, self.instances = batch_size // instances, instances
         self.seed, self.stream = seed, stream
         self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        if len(self.members) < max(self.identities, 2):
+        if len(self.members) < 2:
+            raise InputError("the training images show a single identity; to tell people apart takes at least 2")
+        if len(self.members) < self.identities:
             raise InputError(
                 f"the training images show {len(self.members)} identities, but a batch of {batch_size} takes "
-                f"{self.identities} with {instances} images each (and learning at least 2); add images, or lower "
-                f"train.batch_size to {max(len(self.members), 2) * instances} or less"
+                f"{self.identities} with {instances} images each; add images, or lower train.batch_size to "
+                f"{len(self.members) * instances} or less"
             )
         self.epoch = functools.lru_cache(maxsize=2)(self._draw)  # steps come in order
         self._ends: list[int] = []  # steps up to and including each epoch
