@@ -105,9 +105,7 @@ class Checkpoints:
             if saved["data"].get(name) != description.provenance["data"].get(name):
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
         if saved["teacher"] != description.provenance["teacher"]:
-            raise InputError(
-                "the teacher's weights are no longer those that this run began with; choose another --workdir"
-            )
+            raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
         )
