@@ -55,6 +55,8 @@ def evaluate_run(
     begin = time.perf_counter()
     metrics = evaluate(embedder, config, data)
     result = make_result(metrics, embedder, config, data, path, time.perf_counter() - begin)
+    named = path == source.absolute()
+    result["selected_by"] = "name" if named else "best mAP on the run's query and gallery while training, else the last"
     write_whole(target, json.dumps(result, indent=1) + "\n")
     return result, target
 

@@ -42,15 +42,15 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     degradation = degradation_options(config)
     mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
     check_same_run(config, workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
     records = read_records(config)
     backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
     done = max(checkpoint.saved_steps(workdir), default=0)
     source = None if done else load_initial_backbone(config, mesh)
     teacher, teacher_variables = load_teacher(config, records, mesh)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
     domains = read_domains(config, records)
     if config.data.cache != "none":  # an unreadable test image shows now, not after the first epochs
         for split in filter(len, (records.data.query, records.data.gallery)):

@@ -42,7 +42,16 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     assert evaluated.stdout.splitlines()[-1].startswith("mAP ")
     result = json.loads((tmp_path / "r.json").read_text())
     assert result.keys() >= {"mAP", "mINP", "rank1", "rank5", "rank10", "queries", "queries_without_match"}
-    assert result.keys() >= {"config", "data", "weights_sha256", "versions", "protocol", "devices", "seconds"}
+    assert result.keys() >= {
+        "config",
+        "data",
+        "weights_sha256",
+        "versions",
+        "protocol",
+        "devices",
+        "seconds",
+        "selected_by",
+    }
     assert (result["queries"], result["queries_without_match"]) == (4, 0)
     logged = json.loads((work / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["mAP"] == pytest.approx(logged["mAP"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,25 @@ def test_the_best_and_the_last_checkpoint_are_kept(place, tmp_path):
     best = max(scores, key=lambda step: (scores[step], step))
     assert kept == {best, max(scores)}
     assert checkpoint.find_checkpoint(tmp_path / "run").name == str(best)
+
+
+def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_at_once(place, tmp_path, caplog):
+    write_night(tmp_path / "night")
+    next((tmp_path / "night" / "query").iterdir()).write_bytes(b"")
+    with jax.log_compiles(), pytest.raises(InputError, match=r"cannot read the image .*query"):
+        train(small_config(tmp_path), tmp_path / "run", jax.devices()[:1])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the work directory"):
+        train(small_config(place), tmp_path / "file", jax.devices()[:1])
+    assert compiled_steps(caplog) == 0
+
+
+def test_a_damaged_checkpoint_is_named(place, tmp_path):
+    shutil.copytree(place / "teacher", tmp_path / "run")
+    config = configuration.load(tmp_path / "run" / "config.json")
+    shutil.rmtree(next(p for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit()) / "optimizer")
+    with pytest.raises(InputError, match="is damaged; remove it"):
+        train(config, tmp_path / "run", jax.devices()[:1])
 
 
 def test_embedder_takes_runs_and_checkpoints_and_loses_no_image(place):
