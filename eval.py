@@ -14,7 +14,7 @@ from nrsrd_jax.command import config_overrides, define_config, run
 WORKDIR = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
 OUTPUT = flags.DEFINE_string("output", "", "The result file; default: result.json in the run or checkpoint.")
-CONFIG = define_config("Says which data; default: the config that the run was trained with.")
+CONFIG = define_config("Says which data; default: what the run was trained with; of a converted checkpoint, night600.")
 
 
 def main() -> None:

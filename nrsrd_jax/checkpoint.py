@@ -106,9 +106,7 @@ class Checkpoints:
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
         if saved["teacher"] != description.provenance["teacher"]:
             raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, shardings
-        )
+        abstract = _sharded_shapes(state, shardings)
         restored = self._restore(
             step,
             weights=ocp.args.StandardRestore(abstract.variables),
@@ -133,13 +131,9 @@ def _handlers() -> dict:
     return {"weights": ocp.StandardCheckpointHandler(), "model": ocp.JsonCheckpointHandler()}
 
 
-def save_weights(directory: str | Path, variables: dict, description: Description) -> None:
-    """Writes a checkpoint without optimiser state; the directory must not exist."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = ocp.args.Composite(
-            weights=ocp.args.StandardSave(variables), model=ocp.args.JsonSave(dataclasses.asdict(description))
-        )
-        checkpointer.save(Path(directory).absolute(), args=items)
+def _sharded_shapes(tree, shardings):
+    """What Orbax restores into: each array's shape and type, and where it shall lie."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -182,16 +176,38 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
         try:
             values = checkpointer.restore(path, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
             description = Description.from_json(values["model"])
-            abstract = description.abstract_variables()
-            abstract = jax.tree.map(
-                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                abstract,
-                parameter_shardings(abstract, mesh),
-            )
+            shapes = description.abstract_variables()
+            abstract = _sharded_shapes(shapes, parameter_shardings(shapes, mesh))
             items = ocp.args.Composite(weights=ocp.args.StandardRestore(abstract))
             return description, checkpointer.restore(path, args=items)["weights"]
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def save_weights(directory: Path, description: Description, variables: dict, kept: dict[str, np.ndarray]) -> None:
+    """Writes a checkpoint without optimiser: whole, or not at all. `kept` are tensors that convert/ gives back.
+
+    InputError if the directory exists or cannot be written.
+    """
+    items: dict[str, Any] = {"weights": ocp.args.StandardSave(variables)}
+    items["model"] = ocp.args.JsonSave(dataclasses.asdict(description))
+    if kept:
+        items["torch"] = ocp.args.StandardSave(kept)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        try:
+            checkpointer.save(directory.expanduser().absolute(), args=ocp.args.Composite(**items))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {directory}: {str(error).splitlines()[0]}") from error
+
+
+def load_kept(path: Path) -> dict[str, np.ndarray]:
+    """The tensors that `save_weights` kept for convert/, of their own types; none in a trained checkpoint."""
+    if not (path / "torch").is_dir():
+        return {}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        shapes = checkpointer.metadata(path / "torch").item_metadata
+        types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
+        return checkpointer.restore(path / "torch", args=ocp.args.PyTreeRestore(restore_args=types))
 
 
 def weights_hash(variables: dict) -> str:

@@ -223,7 +223,7 @@ def load(path: Path) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """ "name: old -> new" for every option that shapes what is learned."""
+    """Every option that shapes what is learned and differs, as "name: old -> new"."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before[name]} -> {after[name]}"

@@ -1,17 +1,31 @@
-"""Text files that are written whole or not at all."""
+"""Files that are written whole or not at all."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import InputError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes beside `path` and renames, so that a kill leaves the old file or the new one. InputError if it cannot."""
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which then becomes `path`: a kill leaves the old file or the new one.
+
+    InputError if it cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
+        yield partial
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text file, whole. InputError if it cannot be written."""
+    with written_whole(path) as partial:
+        partial.write_text(text)

@@ -1,14 +1,13 @@
 """From a run's options to the images it learns from and is tested on."""
 
 import dataclasses
-import os
 import sys
 
 import numpy as np
 
 from .config import Config, fixed_statistic
 from .data import datasets, pipeline
-from .data.images import cached_images, decode_many
+from .data.images import THREADS, cached_images, decode_many
 from .data.sampling import BatchPlan
 from .errors import InputError
 from .evaluation import has_match
@@ -86,7 +85,7 @@ def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]
     }
 
 
-def test_images(config: Config, split: datasets.Split) -> np.ndarray:
+def read_test_images(config: Config, split: datasets.Split) -> np.ndarray:
     """The images of a query or gallery split, uint8 [N, H, W, 3], resized as the official test transform does."""
     if config.data.cache != "none":
         return cached_images(split.paths, config.image_size, "bilinear", config.data.cache_dir)
@@ -110,4 +109,5 @@ def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic
 
 
 def reading_threads(config: Config) -> int:
-    return (os.cpu_count() or 1) if config.data.cache == "none" else 1
+    """How many threads read batches ahead: one will do unless they decode."""
+    return THREADS if config.data.cache == "none" else 1

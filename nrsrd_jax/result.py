@@ -18,7 +18,7 @@ from .embedding import Embedder
 from .errors import InputError
 from .evaluation import RankMetrics, rank_metrics, squared_distances
 from .files import write_whole
-from .inputs import check_protocol, test_images
+from .inputs import check_protocol, read_test_images
 
 PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -29,8 +29,9 @@ def evaluate_run(
 ) -> tuple[dict[str, Any], Path]:
     """Evaluates a run's best checkpoint, or the one in `directory`, and writes the result; returns it and its path.
 
-    Without `config` the run's own is used, with `overrides` ({"data.root": …}) on top. Without `workdir` and
-    `directory` it is the newest run. InputError if the checkpoint or the data cannot be used.
+    Without `config` the run's own is used, or night600's for a checkpoint of no run, with `overrides`
+    ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. InputError if the checkpoint or the
+    data cannot be used.
     """
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
@@ -38,9 +39,7 @@ def evaluate_run(
     path = find_checkpoint(source)
     if config is None:
         homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
-        if not homes:
-            raise InputError(f"{source} has no config.json that says which data to use; add --config FILE")
-        config = configuration.load(homes[0] / "config.json")
+        config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
         config.update_from_flattened_dict(overrides)
     configuration.validate(config)
     data = datasets.load(config.data.name, config.data.root)
@@ -64,7 +63,7 @@ def evaluate_run(
 def evaluate(embedder: Embedder, config: Config, data: datasets.Dataset) -> RankMetrics:
     """Ranks the gallery for every query by the distance of L2-normalised features."""
     query, gallery = (
-        embedder(test_images(config, split), progress=name)
+        embedder(read_test_images(config, split), progress=name)
         for name, split in (("query", data.query), ("gallery", data.gallery))
     )
     return score(query, gallery, data)

@@ -21,7 +21,7 @@ from .config import Config
 from .data import pipeline
 from .embedding import Embedder
 from .errors import InputError
-from .inputs import Records, pixel_statistics, read_domains, read_records, reading_threads, test_images
+from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
 from .metrics_log import MetricsLog
 from .models.reid import backbone_settings
 from .precision import compute_dtype
@@ -54,7 +54,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     domains = read_domains(config, records)
     if config.data.cache != "none":  # an unreadable test image shows now, not after the first epochs
         for split in filter(len, (records.data.query, records.data.gallery)):
-            test_images(config, split)
+            read_test_images(config, split)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
     description = describe(config, records, mean, std, teacher_variables)
 
@@ -192,7 +192,7 @@ def progress_bar(done: int, total: int, images: int) -> tqdm:
 
 
 def mean_metrics(pending: list[dict], step: int, workdir: Path) -> dict[str, float]:
-    """The mean of each metric over the steps since the last log line; InputError if the loss is not finite."""
+    """The mean of each metric over the steps since the last log line; InputError if one is not finite."""
     values = {name: float(np.mean([float(metrics[name]) for metrics in pending])) for name in pending[0]}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:

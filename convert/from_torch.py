@@ -1,0 +1,328 @@
+"""Imports a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
+
+  python convert/from_torch.py ckpt.pth [--output DIR] [--image_size 256,128] [--dry_run]
+
+Prints a row for each tensor and writes a checkpoint that eval.py, --config.init.checkpoint and
+--config.teacher.checkpoint take. Anything missing, unknown or of a wrong shape is an error, and nothing is written.
+Reads .pth (zip and legacy) and .safetensors; PyTorch is not needed, and nothing in the file is run.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch_file
+import torch_names
+from safetensors import SafetensorError, safe_open
+from tensor_pickle import Refused, Tensor
+
+from nrsrd_jax.checkpoint import Description, save_weights
+from nrsrd_jax.command import one_line
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.models.reid import BACKBONES
+from nrsrd_jax.models.vit import PATCH, resize_position_embedding
+
+WRAPPERS = ("model", "state_dict", "teacher")  # in the order in which the official loader looks
+FLOATS = ("float32", "float16", "bfloat16")
+MAX_DEPTH = 64
+RATIOS = (2, 1, 3)  # height over width of a grid, in the order in which they are tried: 2 is every LUPerson model's
+HALF = (0.5, 0.5, 0.5)
+IMAGE_SIZE = "height and width in pixels, multiples of 16, to resize the position embedding for; default: as it is"
+SOURCE_SIZE = "the image size that the file's position embedding is for, where the number of patches cannot tell"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A tensor of a safetensors file, with the surface of tensor_pickle.Tensor."""
+
+    values: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    def array(self) -> np.ndarray:
+        return self.values
+
+
+TENSORS = (Tensor, Loaded)
+
+
+@dataclasses.dataclass
+class Report:
+    """A row for each tensor: (name, shape, what became of it, how or why); and what is wrong."""
+
+    rows: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+    faults: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, name: str, value: Any, verdict: str, note: str) -> None:
+        shape = "×".join(map(str, value.shape)) or "scalar" if hasattr(value, "shape") else "–"
+        self.rows.append((printable(name), shape, verdict, note))
+
+    def fault(self, name: str, value: Any, note: str) -> None:
+        self.add(name, value, "FAULT", note)
+        self.faults.append(f"{printable(name)}: {note}")
+
+    def __str__(self) -> str:
+        names, shapes = (max((len(row[i]) for row in self.rows), default=0) for i in (0, 1))
+        lines = [f"{name:<{names}}  {shape:>{shapes}}  {what:<8} {note}" for name, shape, what, note in self.rows]
+        verdicts = [row[2] for row in self.rows]
+        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+        return "\n".join([*lines, f"{len(self.rows)} tensors: {counts}"])
+
+
+def read(path: Path) -> tuple[Any, str]:
+    """What the file holds, and to_torch.py's description of the model ("" if it made the file not). InputError."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        if path.suffix != ".safetensors":
+            return torch_file.load(path)
+        with safe_open(path, framework="np") as file:
+            content = {name: Loaded(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118, it is no dict
+            return content, (file.metadata() or {}).get(torch_names.NOTES, "")
+    except (Refused, SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def state_dict(content: Any, report: Report) -> dict[str, Any]:
+    """The weights in what a file holds: its own content, or what lies under a wrapper. InputError if there are none."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            for name, value in content.items():
+                if name != wrapper:
+                    report.add(str(name), value, "ignored", f"beside the weights, which are in {wrapper!r}")
+            content = content[wrapper]
+    if not isinstance(content, dict) or not any(isinstance(value, TENSORS) for value in content.values()):
+        raise InputError("it holds no state dict: no names with tensors, and none under " + ", ".join(WRAPPERS))
+    return content
+
+
+def official_names(state: dict[str, Any], report: Report) -> dict[str, Any]:
+    """The tensors under the names that they have in the official Re-ID model."""
+    tensors = {}
+    plain = {re.sub(r"^(module\.)+", "", str(name)): value for name, value in state.items()}
+    if len(plain) < len(state):
+        report.fault("module.*", None, "the same name stands there with and without this prefix")
+    dino = any(name.startswith("backbone.") for name in plain)
+    whole = any(name.startswith("base.") for name in plain)
+    for name, value in plain.items():
+        if dino:
+            name = re.sub(r"^backbone\.", "base.", name)
+        elif not whole:
+            name = f"base.{name}"
+        if isinstance(value, TENSORS):
+            tensors[name] = value
+        else:
+            report.fault(name, None, f"not a tensor but a {type(value).__name__}")
+    return tensors
+
+
+def describe(tensors: dict[str, Any], notes: str, source_size: tuple[int, int] | None) -> Description:
+    """The model that these tensors are of. InputError if it is none of ours."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if not shapes.get("base.cls_token") or len(shapes.get("base.pos_embed", ())) != 3:
+        some = ", ".join(printable(name) for name in list(shapes)[:4])
+        raise InputError(f"it holds no ViT: no cls_token and pos_embed; its tensors are called {some}, …")
+    width, stem = shapes["base.cls_token"][-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
+    backbone = next((k for k, v in BACKBONES.items() if (v["width"], v["stem"]) == (width, stem)), None)
+    if backbone is None:
+        raise InputError(f"a ViT of width {width}; there are {', '.join(BACKBONES)}: widths 192, 384 and 768")
+    depth = BACKBONES[backbone]["depth"]
+    if backbone.startswith("vit_tiny"):
+        found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
+        depth = 1 + max(map(int, found), default=0)
+        if depth > MAX_DEPTH:
+            raise InputError(f"{depth} blocks; no more than {MAX_DEPTH} are read")
+    own = own_description(notes)
+    patches = shapes["base.pos_embed"][1] - 1 - ("base.dist_token" in shapes)
+    size = source_size or (own.image_size if own else guess_size(patches))
+    if size[0] // PATCH * (size[1] // PATCH) != patches:
+        raise InputError(f"the position embedding has {patches} patches, images of {size} have another number")
+
+    def classes(name: str) -> int:
+        return (shapes.get(name) or (0,))[0]
+
+    description = Description(
+        backbone, depth, size, HALF, HALF, classes("classifier.weight"), classes("classifier_aux.weight"),
+        NormRatio() if f"base.blocks.{depth - 1}.attn.norm_ratio" in shapes else None,
+    )  # fmt: skip
+    if own is None:
+        return description
+    same = ("backbone", "depth", "classes", "aux_classes")
+    if any(getattr(own, name) != getattr(description, name) for name in same) or bool(own.norm_ratio) != bool(
+        description.norm_ratio
+    ):
+        raise InputError("the description that came with the file is of another model than its tensors")
+    return dataclasses.replace(own, image_size=size)
+
+
+def own_description(notes: str) -> Description | None:
+    """What to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
+    if not notes:
+        return None
+    try:
+        return Description.from_json(json.loads(notes))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError("the description that came with the file is damaged") from error
+
+
+def guess_size(patches: int) -> tuple[int, int]:
+    """(height, width) in pixels of the images that a position embedding of so many patches is for."""
+    for ratio in RATIOS:
+        columns = math.isqrt(patches // ratio)
+        if columns and columns * columns * ratio == patches:
+            return columns * ratio * PATCH, columns * PATCH
+    raise InputError(
+        f"{patches} patches are no grid of height : width = 2, 1 or 3: say with --source_size which images the weights "
+        "are for (overlapping patches, as of stride 12, are not supported)"
+    )
+
+
+def convert(
+    path: Path, image_size: tuple[int, int] | None = None, source_size: tuple[int, int] | None = None
+) -> tuple[Description, dict, dict[str, np.ndarray], Report]:
+    """The model in a file, its variables, the tensors kept for to_torch.py, and the report.
+
+    Sizes are (height, width) in pixels: of the images that the model shall take (default: the file's own), and that the
+    file's position embedding is for (default: guessed). InputError for a file that cannot be read or holds no ViT; what
+    else is wrong is in the report.
+    """
+    report = Report()
+    content, notes = read(path)
+    tensors = official_names(state_dict(content, report), report)
+    description = describe(tensors, notes, source_size)
+    image_size = image_size or description.image_size
+    jpm = torch_names.has_jpm(tensors, description)
+    table = torch_names.slots(description, jpm)
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    kept: dict[str, np.ndarray] = {}
+    types: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        slot, rule = table.get(name), torch_names.ignored(name, description, jpm)
+        if slot:
+            values, steps = tensor.array(), [slot.transform]
+            if name == "base.pos_embed" and "base.dist_token" in tensors:
+                values, steps = np.delete(values, 1, axis=1), ["without the row of dist_token"]
+            if name == "base.patch_embed.proj.weight" and values.ndim == 2 and values.size == math.prod(slot.shape):
+                values, steps = values.reshape(slot.shape), [f"2-D as of old, {slot.transform}"]
+            if fault := misfit(values, slot.shape):
+                report.fault(name, tensor, fault)
+                continue
+            if values.dtype != np.float32:
+                types[name] = str(values.dtype)
+                steps.append(f"from {values.dtype}")
+            values = slot.from_torch(values.astype(np.float32, copy=False))
+            verdict = "mapped"
+            if name == "base.pos_embed" and image_size != description.image_size:
+                grids = [(h // PATCH, w // PATCH) for h, w in (description.image_size, image_size)]
+                values, verdict = resize_position_embedding(values, *grids), "resized"
+                steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
+            put(variables, slot.path, values)
+            report.add(name, tensor, verdict, ", ".join(steps))
+        elif rule:
+            report.add(name, tensor, "ignored", rule[1])
+            if rule[0]:
+                kept[name] = tensor.array()
+        else:
+            report.fault(name, tensor, "unknown: no tensor of the model, and no rule lets it be ignored")
+    fresh_neck = not any(name.startswith("bottleneck.") for name in tensors)
+    for name in table.keys() - tensors.keys():
+        slot = table[name]
+        if fresh_neck and name.startswith("bottleneck."):
+            ones = name.endswith(("weight", "var"))
+            put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
+            report.add(name, variables, "new", f"no neck in the file: {int(ones)}, as before training")
+        else:
+            report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
+    source = {"file": path.name, "sha256": sha256(path), "jpm": jpm, "types": types}
+    provenance = {"made_by": "convert/from_torch.py", "source": source}
+    description = dataclasses.replace(description, image_size=image_size, provenance=provenance)
+    return description, variables, kept, report
+
+
+def misfit(values: np.ndarray, shape: tuple[int, ...]) -> str:
+    """What is wrong with a tensor that shall have this shape; "" if nothing is."""
+    if values.shape != shape:
+        return f"has shape {values.shape}; the model has {shape}"
+    if str(values.dtype) not in FLOATS:
+        return f"is {values.dtype}; weights are {', '.join(FLOATS)}"
+    if not np.isfinite(values.astype(np.float32, copy=False)).all():
+        return "holds numbers that are not finite"
+    return ""
+
+
+def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
+    *parents, last = path
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def printable(name: str) -> str:
+    """A name from a file, safe to show on a terminal."""
+    return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "256,128" as (256, 128); ValueError unless both are positive multiples of the patch's side."""
+    height, width = map(int, text.split(","))
+    if height <= 0 or width <= 0 or height % PATCH or width % PATCH:
+        raise ValueError
+    return height, width
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the checkpoint")
+    parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
+    sizes = "height,width in pixels, multiples of 16; "
+    parser.add_argument(
+        "--image_size", type=size, help=sizes + "the position embedding is resized to it; default: as is"
+    )
+    parser.add_argument(
+        "--source_size",
+        type=size,
+        help=sizes + "what the file's own position embedding is for, where that cannot be told",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="only report")
+    options = parser.parse_args()
+    output = options.output or options.file.with_suffix("")
+    if not options.dry_run and output.exists():
+        raise InputError(f"{output} exists; remove it, or choose another --output")
+    description, variables, kept, report = convert(options.file, options.image_size, options.source_size)
+    print(report)
+    if report.faults:
+        faults = "\n  ".join(report.faults)
+        raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written\n  {faults}")
+    height, width = description.image_size
+    print(f"{description.backbone} of {description.depth} blocks for images of {height}×{width}; " + uses(description))
+    if not options.dry_run:
+        save_weights(output, description, variables, kept)
+        print(f"written to {output}")
+
+
+def uses(description: Description) -> str:
+    if description.classes:
+        return f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise"
+    return "it has no classifier, so it can initialise, but not be a teacher"
+
+
+if __name__ == "__main__":
+    one_line(main)

@@ -1,0 +1,76 @@
+"""Exports a checkpoint to PyTorch: a state dict with the names of TransReID-SSL's model, without needing PyTorch.
+
+  python convert/to_torch.py DIR [--output out.pth] [--format torch|safetensors] [--backbone]
+
+DIR is a training run, whose best checkpoint is taken, or a checkpoint. `torch.load(file, weights_only=True)` reads the
+result, and the official model loads it strictly. NRA's λ is `base.blocks.11.attn.norm_ratio` (of 12 blocks), the
+auxiliary domain's classifier `classifier_aux.weight`: leave them out for a model that has none.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch_file
+import torch_names
+from safetensors.numpy import save_file
+
+from nrsrd_jax.checkpoint import Description, find_checkpoint, load, load_kept
+from nrsrd_jax.command import one_line
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.files import written_whole
+from nrsrd_jax.sharding import make_mesh
+
+SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
+
+
+def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarray], Description]:
+    """{official name: tensor} of a checkpoint or run, and its description. InputError if it is neither.
+
+    With `backbone` the names begin with `backbone.` as in a DINO teacher, and there is nothing else.
+    """
+    path = find_checkpoint(directory)
+    description, variables = load(path, make_mesh(0))
+    source = description.provenance.get("source", {})
+    jpm = source.get("jpm", False) and not backbone
+    tensors = {}
+    for name, slot in torch_names.slots(description, jpm).items():
+        values = variables
+        for key in slot.path:
+            values = values[key]
+        tensors[name] = slot.to_torch(np.asarray(values)).astype(source.get("types", {}).get(name, "float32"))
+    extras = torch_names.official_extras(description) | load_kept(path)
+    if not backbone:
+        return tensors | extras, dataclasses.replace(description, provenance={})
+    tensors |= {name: value for name, value in extras.items() if name.endswith("num_batches_tracked")}
+    names = [name for name in tensors if name.startswith("base.")]
+    headless = dataclasses.replace(description, classes=0, aux_classes=0, identities=(), provenance={})
+    return {name.replace("base.", "backbone.", 1): tensors[name] for name in names}, headless
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path, help="a training run or a checkpoint")
+    parser.add_argument("--output", type=Path, help="the file to write; default: the folder's name with .pth")
+    parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")
+    parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
+    options = parser.parse_args()
+    directory = options.directory.expanduser().absolute()
+    output = options.output or directory.with_name(directory.name + SUFFIXES[options.format])
+    if output.exists():
+        raise InputError(f"{output} exists; remove it, or choose another --output")
+    tensors, description = export(directory, options.backbone)
+    notes = json.dumps(dataclasses.asdict(description))
+    with written_whole(output) as partial:
+        if options.format == "safetensors":
+            contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+            save_file(contiguous, partial, {torch_names.NOTES: notes})
+        else:
+            torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)
+    print(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")
+
+
+if __name__ == "__main__":
+    one_line(main)

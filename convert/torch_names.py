@@ -1,0 +1,94 @@
+"""Where each tensor of the official models lies in ours: the table that both converters read.
+
+Names are those of TransReID-SSL's Re-ID model: `base.*` the backbone, `bottleneck.*` the neck, `classifier.weight`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection
+
+import jax
+import numpy as np
+
+from nrsrd_jax.checkpoint import Description
+
+BLOCK_LISTS = re.compile(r"(blocks|conv)_(\d+)")  # blocks_0 of ours is blocks.0 of PyTorch's
+NOTES = "nrsrd_jax.json"  # what to_torch.py calls the model's description inside a file
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by dimensions: linear, convolution
+
+# What need not be mapped, and why. What is kept travels with the checkpoint, so that to_torch.py gives it back.
+IGNORED = (
+    (r"base\.fc\.(weight|bias)", True, "the 1000 classes of an ImageNet head that TransReID-SSL never trains"),
+    (r".*\.num_batches_tracked", True, "BatchNorm's counter, which its fixed momentum never reads"),
+    (r"base\.sie_embed", True, "camera or view embedding (SIE): this model has none, features differ from SIE's"),
+    (r"b2\..*", True, "JPM's branch of local features"),
+    (r"(bottleneck|classifier)_[1-4]\..*", True, "neck or classifier of one of JPM's local features"),
+    (r"(base\.)?(head|dist|pre_logits).*", False, "head of the pretraining, as the official loader ignores it"),
+)
+JPM_STALE = "JPM never runs it: b1, which it does run, is taken instead"
+JPM_PART = "part of a JPM branch that is not whole, so that it cannot be the last block"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A variable of ours: where it lies, the shape that PyTorch gives it, and how PyTorch's axes become ours."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    transform: str
+    axes: tuple[int, ...]
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        return array.transpose(self.axes)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        return array.transpose(np.argsort(self.axes))
+
+
+def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
+    """{PyTorch's name: slot} for every variable of the described model.
+
+    With `jpm`, of TransReID's JPM model: its global branch `b1` is the last block and the last LayerNorm.
+    """
+    table = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(description.abstract_variables()):
+        path: tuple[str, ...] = tuple(key.key for key in keys)  # pyright: ignore[reportAttributeAccessIssue]
+        ndim = len(leaf.shape)
+        transform, axes = KERNELS[ndim] if path[-1] == "kernel" else ("as it is", tuple(range(ndim)))
+        *parents, last = path[1:]
+        name = ".".join([BLOCK_LISTS.sub(r"\1.\2", part) for part in parents] + [LEAVES.get(last, last)])
+        if jpm:
+            name = jpm_name(name, description.depth)
+        table[name] = Slot(path, tuple(leaf.shape[axis] for axis in np.argsort(axes)), transform, axes)
+    return table
+
+
+def jpm_name(name: str, depth: int) -> str:
+    """The name in a JPM model of what the plain model calls `name`."""
+    return name.replace(f"base.blocks.{depth - 1}.", "b1.0.").replace("base.norm.", "b1.1.")
+
+
+def has_jpm(names: Collection[str], description: Description) -> bool:
+    """Whether these are the tensors of a JPM model, with a global branch that is whole."""
+    table = slots(description)
+    branch = [jpm_name(name, description.depth) for name in table]
+    return all(name in names for name in branch if name not in table)
+
+
+def ignored(name: str, description: Description, jpm: bool) -> tuple[bool, str] | None:
+    """(kept, reason) by the first rule for a name; None if it must be mapped."""
+    if name.startswith("b1."):
+        return True, JPM_PART
+    if jpm and jpm_name(name, description.depth) != name:
+        return True, JPM_STALE
+    return next(((kept, reason) for pattern, kept, reason in IGNORED if re.fullmatch(pattern, name)), None)
+
+
+def official_extras(description: Description) -> dict[str, np.ndarray]:
+    """What the official model has beside ours: an untrained `fc`, and BatchNorm's counters; all zero."""
+    table = slots(description)
+    width = table["base.cls_token"].shape[-1]
+    extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
+    return extras | {name: np.zeros((), np.int64) for name in counters}
