@@ -78,14 +78,14 @@ class Report:
         names, shapes = (max((len(row[i]) for row in self.rows), default=0) for i in (0, 1))
         lines = [f"{name:<{names}}  {shape:>{shapes}}  {what:<8} {note}" for name, shape, what, note in self.rows]
         verdicts = [row[2] for row in self.rows]
-        counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
-        return "\n".join([*lines, f"{len(self.rows)} tensors: {counts}"])
+        counts = [
+            f"{verdicts.count(verdict)} {verdict}" for verdict in ("mapped", "resized", "new", "ignored", "FAULT")
+        ]
+        return "\n".join([*lines, ", ".join(counts)])
 
 
 def read(path: Path) -> tuple[Any, str]:
     """What the file holds, and to_torch.py's description of the model ("" if it made the file not). InputError."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
     try:
         if path.suffix != ".safetensors":
             return torch_file.load(path)
@@ -303,6 +303,8 @@ def main() -> None:
     )
     parser.add_argument("--dry_run", action="store_true", help="only report")
     options = parser.parse_args()
+    if not options.file.is_file():
+        raise InputError(f"there is no file {options.file}")
     output = options.output or options.file.with_suffix("")
     if not options.dry_run and output.exists():
         raise InputError(f"{output} exists; remove it, or choose another --output")

@@ -184,7 +184,9 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 stack.append(_CALLS[function.name](*arguments))
             case "BUILD":
                 state, target = pop(), top(dict)
-                if isinstance(target, Namespace) and isinstance(state, dict):
+                if not isinstance(state, dict):
+                    raise Refused("its pickle has an object whose state is no dictionary")
+                if isinstance(target, Namespace):
                     target.update(state)  # of an OrderedDict the state is metadata, not content
             case "BINPERSID":
                 if storage is None:

@@ -65,7 +65,7 @@ def main() -> None:
     notes = json.dumps(dataclasses.asdict(description))
     with written_whole(output) as partial:
         if options.format == "safetensors":
-            contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+            contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
             save_file(contiguous, partial, {torch_names.NOTES: notes})
         else:
             torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)

@@ -30,8 +30,8 @@ def evaluate_run(
     """Evaluates a run's best checkpoint, or the one in `directory`, and writes the result; returns it and its path.
 
     Without `config` the run's own is used, or night600's for a checkpoint of no run, with `overrides`
-    ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. InputError if the checkpoint or the
-    data cannot be used.
+    ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. InputError if the checkpoint or
+    the data cannot be used.
     """
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")

@@ -1,12 +1,17 @@
 """Eight CPU devices, so that sharding is tested on any machine, and the reference tensors."""
 
+import functools
 import lzma
 import os
 from pathlib import Path
 
+import from_torch
 import jax
 import numpy as np
 import pytest
+import torch_file
+
+from nrsrd_jax.checkpoint import Description
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -22,43 +27,24 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def official_weights():
-    """official_weights("vit_tiny_ics") -> our variables with the official model's weights."""
+def official(tmp_path_factory):
+    """official("vit_tiny_ics") -> our description and variables of the official model, as from_torch.py makes them."""
 
-    def load(name: str) -> dict:
-        with lzma.open(GOLDEN / f"{name}.npz.xz") as file:
-            return from_torch_names(dict(np.load(file, allow_pickle=False)))
+    @functools.cache
+    def load(name: str) -> tuple[Description, dict]:
+        path = GOLDEN / f"{name}.pth"
+        if not path.exists():
+            path = tmp_path_factory.mktemp("weights") / f"{name}.pth"
+            with lzma.open(GOLDEN / f"{name}.npz.xz") as file:
+                torch_file.save(path, dict(np.load(file, allow_pickle=False)))
+        description, variables, _, report = from_torch.convert(path)
+        assert not report.faults
+        return description, variables
 
     return load
 
 
-def from_torch_names(weights: dict[str, np.ndarray]) -> dict:
-    variables: dict = {"params": {}, "batch_stats": {}}
-    for name, value in weights.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        collection, path, value = our_name(name, value)
-        node = variables[collection]
-        *parents, last = path.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return variables
-
-
-def our_name(name: str, value: np.ndarray) -> tuple[str, str, np.ndarray]:
-    """(collection, path, array) of a PyTorch tensor."""
-    *parents, last = name.split(".")
-    path: list[str] = []
-    for part in parents:
-        if part.isdigit():
-            path[-1] += f"_{part}"
-        else:
-            path.append(part)
-    renamed = {"running_mean": "mean", "running_var": "var", "weight": "scale" if value.ndim == 1 else "kernel"}
-    if last == "weight" and value.ndim == 2:
-        value = value.T
-    if last == "weight" and value.ndim == 4:
-        value = value.transpose(2, 3, 1, 0)
-    collection = "batch_stats" if last.startswith("running") else "params"
-    return collection, "/".join([*path, renamed.get(last, last)]), value
+@pytest.fixture(scope="session")
+def official_weights(official):
+    """official_weights("vit_tiny_ics") -> our variables with the official model's weights."""
+    return lambda name: official(name)[1]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import our_name
+import torch_names
 
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models import vit
@@ -43,16 +43,17 @@ def test_maps_on_request_leave_the_features_as_they_are(golden, official_weights
 
 
 @pytest.mark.parametrize(("prefix", "name", "exact"), [("vit", "vit_tiny", False), ("ics", "vit_tiny_ics", True)])
-def test_one_official_train_step(golden, official_weights, prefix, name, exact):
+def test_one_official_train_step(golden, official, prefix, name, exact):
     """Loss, every gradient, the moved statistics and the new weights, from the official weights and batch.
 
     The stem's ReLU kinks amplify float32 rounding, so with the stem both sides are float64.
     """
     with jax.enable_x64(exact):
-        check_train_step(golden("forward"), official_weights(name), prefix, name, "_f64" if exact else "")
+        check_train_step(golden("forward"), *official(name), prefix, name, "_f64" if exact else "")
 
 
-def check_train_step(reference, variables, prefix, name, suffix):
+def check_train_step(reference, description, variables, prefix, name, suffix):
+    slots = torch_names.slots(description)
     dtype = np.float64 if suffix else np.float32
     tight = 1e-6 if suffix else 1e-5
     objective = make_objective(tiny(name), {"id_real": 1.0, "triplet_real": 1.0})
@@ -77,7 +78,7 @@ def check_train_step(reference, variables, prefix, name, suffix):
     np.testing.assert_allclose(metrics["triplet_real"], reference[f"{prefix}_train_triplet"], rtol=1e-5)
     old, moved, statistics = flat(variables["params"]), flat(new.params), flat(new.batch_stats)
     names, norms = reference[f"{prefix}_train_grad_names"], reference[f"{prefix}_train_grad_norms{suffix}"]
-    paths = [path_of(torch_name, old) for torch_name in names.tolist()]
+    paths = [path_of(slots[torch_name]) for torch_name in names.tolist()]
     for path, norm in zip(paths, norms, strict=True):
         np.testing.assert_allclose(np.linalg.norm(grads[path]), norm, rtol=tight, atol=2e-5, err_msg=path)
         step = bias_rate if "bias" in path else rate
@@ -89,13 +90,13 @@ def check_train_step(reference, variables, prefix, name, suffix):
     for key in reference.files:
         kind, _, torch_name = key.partition("/")
         if kind == f"{prefix}_train_grad":
-            _, path, theirs = our_name(torch_name, reference[key])
+            path, theirs = path_of(slots[torch_name]), slots[torch_name].from_torch(reference[key])
             ours = grads[path][:, :5] if path == "base/pos_embed" else grads[path]
             # the official float32 gradients are themselves up to 5e-5 off, most in the stem
             np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max() * bool(suffix) + 2e-5)
         if kind == f"{prefix}_train_buf":
-            _, path, theirs = our_name(torch_name, reference[key])
-            np.testing.assert_allclose(statistics[path], theirs, atol=2e-5, rtol=1e-5)
+            path = path_of(slots[torch_name])
+            np.testing.assert_allclose(statistics[path], reference[key], atol=2e-5, rtol=1e-5)
 
 
 def flat(tree):
@@ -105,9 +106,8 @@ def flat(tree):
     }
 
 
-def path_of(torch_name, ours):
-    base = our_name(torch_name, np.zeros(1))[1].removesuffix("/scale")
-    return next(p for p in (base, f"{base}/kernel", f"{base}/scale") if p in ours)
+def path_of(slot):
+    return "/".join(slot.path[1:])
 
 
 def test_layer_norm_of_a_tiny_variance_and_erf_gelu(golden):

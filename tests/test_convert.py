@@ -1,0 +1,280 @@
+"""Weights come in and go out whole: nothing lost, nothing swallowed, every form that people arrive with."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import from_torch
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import to_torch
+import torch_file
+from people import write_night
+
+from nrsrd_jax.checkpoint import Description, load, save_weights, weights_hash
+from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.models.reid import initialise
+from nrsrd_jax.sharding import make_mesh
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A whole Re-ID model as the official code saves it, {name: array}."""
+    return {name: tensor.array() for name, tensor in torch_file.load(GOLDEN / "vit_tiny.pth")[0].items()}
+
+
+def prefixed(tensors, prefix):
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def backbone_of(whole):
+    base = {name.removeprefix("base."): value for name, value in whole.items() if name.startswith("base.")}
+    return {name: value for name, value in base.items() if not name.startswith("fc.")}
+
+
+def jpm_of(whole):
+    """TransReID's JPM model: b1 is the trained last block, base.blocks.3 what it was copied from before training."""
+    last = {name: value for name, value in whole.items() if name.startswith(("base.blocks.3.", "base.norm."))}
+    branch = {n.replace("base.blocks.3.", "0.").replace("base.norm.", "1."): value for n, value in last.items()}
+    stale = {name: value + 1 for name, value in last.items()}
+    parts = {f"bottleneck_{i}.weight": np.ones(192, np.float32) for i in (1, 2, 3, 4)}
+    parts |= {f"classifier_{i}.weight": np.ones((17, 192), np.float32) for i in (1, 2, 3, 4)}
+    return whole | stale | prefixed(branch, "b1.") | prefixed({n: -v for n, v in branch.items()}, "b2.") | parts
+
+
+def forms(whole):
+    """{form: (tensors, wrapper, prefix to take off, whether the neck and classifier are in it)}"""
+    bare = backbone_of(whole)
+    head = {"head.mlp.0.weight": np.ones((4, 192), np.float32), "head.last_layer.weight_g": np.ones((4, 1), np.float32)}
+    return {
+        "whole": (whole, ""),
+        "whole under state_dict": (whole, "state_dict"),
+        "whole, from DDP, under model": (prefixed(whole, "module."), "model"),
+        "bare": (bare, ""),
+        "bare with heads": (bare | {"head.weight": np.ones((5, 192), np.float32), "pre_logits.bias": np.ones(3)}, ""),
+        "DINO teacher": (prefixed(bare, "backbone.") | head, "teacher"),
+        "DINO teacher, from DDP": (prefixed(prefixed(bare, "backbone.") | head, "module."), "teacher"),
+        "JPM": (jpm_of(whole), ""),
+        "SIE": (whole | {"base.sie_embed": np.ones((6, 1, 192), np.float32)}, ""),
+        "without counters and dead head": (
+            {n: v for n, v in whole.items() if not n.startswith("base.fc.") and "num_batches" not in n}, ""),
+    }  # fmt: skip
+
+
+FORMS = list(forms(dict.fromkeys(["base.x"], np.zeros(1))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_model_and_comes_back_bit_for_bit(tmp_path, whole, official_weights, form):
+    tensors, wrapper = forms(whole)[form]
+    torch_file.save(tmp_path / "in.pth", tensors, wrapper=wrapper)
+    description, variables, kept, report = from_torch.convert(tmp_path / "in.pth")
+    assert not report.faults
+    headless = "bare" in form or "DINO" in form
+    assert (description.backbone, description.depth, description.image_size) == ("vit_tiny", 4, (256, 128))
+    assert description.classes == (0 if headless else 17)
+    expected = official_weights("vit_tiny")
+    if headless:
+        expected = {"params": {"base": expected["params"]["base"]}, "batch_stats": {}}
+        assert not any(variables["params"]["bottleneck"]["bias"])
+        assert all(variables["batch_stats"]["bottleneck"]["var"] == 1)
+        variables = {"params": {"base": variables["params"]["base"]}, "batch_stats": {}}
+    assert weights_hash(variables) == weights_hash(expected)
+    if headless:
+        return
+    save_weights(tmp_path / "jax", description, variables, kept)
+    exported, _ = to_torch.export(tmp_path / "jax")
+    original = {name.removeprefix("module."): value for name, value in tensors.items()}
+    for name, value in original.items():
+        assert exported[name].dtype == value.dtype
+        assert exported[name].tobytes() == value.tobytes(), name
+    added = exported.keys() - original.keys()
+    assert all(name.startswith("base.fc.") or "num_batches" in name for name in added)
+    assert not any(exported[name].any() for name in added)
+
+
+def test_a_backbone_goes_out_as_a_dino_teacher_and_comes_in_again(tmp_path, whole):
+    torch_file.save(tmp_path / "in.pth", jpm_of(whole))
+    run("from_torch.py", tmp_path / "in.pth", "--output", tmp_path / "jax")
+    run("to_torch.py", tmp_path / "jax", "--backbone", "--output", tmp_path / "out.pth")
+    content = torch_file.load(tmp_path / "out.pth")[0]
+    back = {name: tensor.array() for name, tensor in content["teacher"].items()}
+    expected = prefixed(backbone_of(whole), "backbone.")
+    assert back.keys() == expected.keys()
+    assert all(back[name].tobytes() == expected[name].tobytes() for name in expected)
+    description, _, _, report = from_torch.convert(tmp_path / "out.pth")
+    assert not report.faults
+    assert description.classes == 0
+
+
+def test_the_official_dino_checkpoint_of_another_grid(tmp_path, golden, official_weights):
+    """The teacher's weights, the embedding resized as the official loader does; then the official features."""
+    reference = golden("forward")
+    path = GOLDEN / "vit_tiny_dino.pth"
+    assert from_torch.convert(path)[0].image_size == (224, 112)  # as the file has it, unless one asks for another
+    description, variables, kept, report = from_torch.convert(path, (256, 128))
+    assert not report.faults
+    assert not kept
+    base = variables["params"]["base"]
+    np.testing.assert_allclose(base["pos_embed"], reference["dino_pos_embed_resized"], atol=1e-6)
+    out = jax.jit(description.create_model().apply)(variables, jnp.asarray(reference["x"].transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(out["features"], reference["dino_eval_global_feat"], atol=2e-5, rtol=0)
+    rows = {name: (verdict, note) for name, _, verdict, note in report.rows}
+    assert rows["base.pos_embed"] == ("resized", "as it is, 14×7 → 16×8 patches, bilinear")
+    assert rows["student"][0] == rows["args"][0] == rows["head.mlp.0.weight"][0] == "ignored"
+    assert rows["base.blocks.0.attn.qkv.weight"] == ("mapped", "transposed")
+    assert rows["bottleneck.weight"][0] == "new"
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_comes_back_in_its_own_type(tmp_path, whole, kind):
+    half = {name: value.astype(kind) if value.dtype == np.float32 else value for name, value in whole.items()}
+    torch_file.save(tmp_path / "in.pth", half)
+    description, variables, kept, report = from_torch.convert(tmp_path / "in.pth")
+    assert not report.faults
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype("float32")}
+    save_weights(tmp_path / "jax", description, variables, kept)
+    exported, _ = to_torch.export(tmp_path / "jax")
+    assert exported.keys() == half.keys()
+    assert all(exported[n].dtype == half[n].dtype and exported[n].tobytes() == half[n].tobytes() for n in half)
+
+
+def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
+    broken = dict(whole)
+    del broken["base.blocks.2.mlp.fc1.bias"]
+    broken["base.blocks.0.norm1.weight"] = np.ones(191, np.float32)
+    broken["base.blocks.1.norm1.bias"] = np.full(192, np.nan, np.float32)
+    broken["base.norm.bias"] = np.zeros(192)
+    broken["base.blocks.1.attn.relative_position"] = np.ones(3, np.float32)
+    broken["fcneck.weight"] = np.ones((4, 192), np.float32)
+    torch_file.save(tmp_path / "in.pth", broken)
+    done = run("from_torch.py", tmp_path / "in.pth", "--output", tmp_path / "jax", status=2)
+    for fault in (
+        "error: ", ": 6 faults, nothing was written",
+        "base.blocks.2.mlp.fc1.bias: missing; the model has it with shape (768,)",
+        "base.blocks.0.norm1.weight: has shape (191,); the model has (192,)", "base.norm.bias: is float64",
+        "base.blocks.1.norm1.bias: holds numbers that are not finite", "fcneck.weight: unknown",
+        "base.blocks.1.attn.relative_position: unknown",
+    ):  # fmt: skip
+        assert fault in done.stderr
+    assert not (tmp_path / "jax").exists()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda w: {"conv1.weight": np.ones(3, np.float32)}, "holds no ViT: .* called base.conv1.weight"),
+    (lambda w: w | {"base.cls_token": np.ones((1, 1, 1024), np.float32)}, "a ViT of width 1024"),
+    (lambda w: w | {"base.pos_embed": np.ones((1, 211, 192), np.float32)}, "210 patches are no grid .* --source_size"),
+    (lambda w: w | {"base.blocks.900.norm1.weight": np.ones(192, np.float32)}, "901 blocks; no more than 64"),
+    (lambda w: {}, "no state dict"),
+])  # fmt: skip
+def test_what_is_no_model_of_ours_is_said_in_one_line(tmp_path, whole, change, message):
+    torch_file.save(tmp_path / "in.pth", change(whole))
+    with pytest.raises(InputError, match=message):
+        from_torch.convert(tmp_path / "in.pth")
+
+
+@pytest.mark.parametrize(("patches", "size"), [
+    (128, (256, 128)), (98, (224, 112)), (192, (384, 128)), (196, (224, 224)), (32, (128, 64)), (72, (192, 96)),
+    (1, (16, 16)), (2, (32, 16)),
+])  # fmt: skip
+def test_the_image_size_is_guessed_from_the_number_of_patches(patches, size):
+    assert from_torch.guess_size(patches) == size
+
+
+def test_old_layouts_that_the_official_loader_knows(tmp_path, whole, official_weights):
+    """A patch projection saved as a matrix, and a distilled model with one token more."""
+    old = dict(whole)
+    old["base.patch_embed.proj.weight"] = whole["base.patch_embed.proj.weight"].reshape(192, -1)
+    old["base.dist_token"] = np.ones((1, 1, 192), np.float32)
+    old["base.pos_embed"] = np.insert(whole["base.pos_embed"], 1, 9.0, axis=1)
+    torch_file.save(tmp_path / "in.pth", old)
+    _, variables, _, report = from_torch.convert(tmp_path / "in.pth")
+    assert not report.faults
+    assert weights_hash(variables) == weights_hash(official_weights("vit_tiny"))
+
+
+@pytest.mark.parametrize("kind", ["torch", "safetensors"])
+def test_an_own_model_goes_out_and_in_with_all_that_describes_it(tmp_path, kind):
+    """NRA with its λ and settings, both classifiers, the normalisation and the identities."""
+    description = Description(
+        "vit_tiny_ics", 2, (64, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 3, 2, NormRatio(1.5, "token", 1e-3), (7, 8, 9)
+    )
+    variables = initialise(description.create_model(), jax.random.key(0), description.image_size)
+    save_weights(tmp_path / "jax", description, variables, {})
+    out = tmp_path / f"out{to_torch.SUFFIXES[kind]}"
+    run("to_torch.py", tmp_path / "jax", "--format", kind, "--output", out)
+    names = from_torch.read(out)[0].keys()
+    assert names >= {"base.blocks.1.attn.norm_ratio", "classifier.weight", "classifier_aux.weight", "base.fc.weight"}
+    again, back, _, report = from_torch.convert(out)
+    assert not report.faults
+    assert dataclasses.replace(again, provenance={}) == description
+    assert weights_hash(back) == weights_hash(jax.tree.map(np.asarray, variables))
+    assert str(tmp_path) not in from_torch.read(out)[1]
+
+
+def test_a_converted_model_gives_features_evaluates_teaches_and_initialises(tmp_path):
+    """What the last line of the converter promises, with the commands that it names."""
+    night = write_night(tmp_path / "night")
+    classes = 17
+    variables = initialise(
+        (d := Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, classes)).create_model(),
+        jax.random.key(1), d.image_size,
+    )  # fmt: skip
+    save_weights(tmp_path / "own", d, variables, {})
+    run("to_torch.py", tmp_path / "own")
+    shown = run("from_torch.py", tmp_path / "own.pth", "--output", tmp_path / "jax").stdout.splitlines()
+    assert shown[-1] == f"written to {tmp_path / 'jax'}"
+    assert "17 identities, so it can be a teacher" in shown[-2]
+    features = Embedder.load(tmp_path / "jax")(np.zeros((3, 32, 16, 3), np.uint8))
+    np.testing.assert_array_equal(features, Embedder.load(tmp_path / "own")(np.zeros((3, 32, 16, 3), np.uint8)))
+    saved, _ = load(tmp_path / "jax", make_mesh(0))
+    assert saved.provenance["source"]["file"] == "own.pth"
+    assert saved.provenance["source"]["sha256"] == from_torch.sha256(tmp_path / "own.pth")
+
+    options = [f"--config.data.root={night}", f"--config.data.cache_dir={tmp_path / 'cache'}"]
+    result = run("eval.py", "--checkpoint", tmp_path / "jax", *options, folder=ROOT).stdout
+    assert result.splitlines()[-1].startswith("mAP ")
+    again = run("from_torch.py", tmp_path / "own.pth", "--output", tmp_path / "jax", status=2)
+    assert again.stderr.strip() == f"error: {tmp_path / 'jax'} exists; remove it, or choose another --output"
+
+
+def test_a_dry_run_reports_and_writes_nothing(tmp_path):
+    shutil.copy(GOLDEN / "vit_tiny_dino.pth", tmp_path / "in.pth")
+    shown = run("from_torch.py", tmp_path / "in.pth", "--dry_run", "--image_size", "128,64").stdout
+    assert "14×7 → 8×4 patches" in shown
+    assert "53 mapped, 1 resized, 4 new, 14 ignored, 0 FAULT" in shown
+    assert shown.splitlines()[-1].endswith("so it can initialise, but not be a teacher")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
+
+
+@pytest.mark.parametrize(("script", "arguments", "message"), [
+    ("from_torch.py", ["nowhere.pth"], "error: there is no file nowhere.pth"),
+    ("from_torch.py", ["."], "error: there is no file ."),
+    ("from_torch.py", [GOLDEN / "plain_zip.pth"], "it holds no state dict"),
+    ("from_torch.py", [GOLDEN / "README.md", "--output", "x"], "README.md: this is not a PyTorch checkpoint"),
+    ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "argument --image_size"),
+    ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),
+    ("to_torch.py", ["nowhere"], "nowhere holds no checkpoint"),
+])  # fmt: skip
+def test_a_mistake_is_one_clear_error(tmp_path, script, arguments, message):
+    done = run(script, *arguments, folder=None, cwd=tmp_path, status=2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def run(script, *arguments, folder=ROOT / "convert", cwd=None, status=0):
+    command = [sys.executable, str((folder or ROOT / "convert") / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
+    assert done.returncode == status, done.stderr
+    return done

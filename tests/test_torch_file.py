@@ -1,0 +1,232 @@
+"""PyTorch's files are read without PyTorch; hostile and damaged ones are refused, and nothing in them is run."""
+
+import contextlib
+import os
+import pickle
+import re
+import struct
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensor_pickle
+import torch_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tensor_pickle import Refused, Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+FORMATS = ["plain_zip", "plain_legacy"]
+
+
+def plain(value):
+    """A loaded content with arrays for tensors."""
+    if isinstance(value, Tensor):
+        return value.array()
+    return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_formats_as_torch_writes_them(name):
+    """Every type, views of one storage, a parameter, an argparse.Namespace: files that torch 2.13.0 saved."""
+    content = plain(torch_file.load(GOLDEN / f"{name}.pth")[0])
+    state, base = content.pop("state"), np.arange(12, dtype=np.float32).reshape(3, 4)
+    arguments = {"arch": "vit_small", "lr": 0.5, "sizes": [224, 112], "flag": True, "nothing": None}
+    assert content == {"args": arguments, "epoch": 100}
+    expected = {
+        "whole": base, "transposed": base.T, "window": base[1:, ::2], "scalar": np.array(7),
+        "empty": np.zeros((0, 2), np.float32), "half": np.array([0.5, -2], np.float16),
+        "brain": np.array([1.5, 3], ml_dtypes.bfloat16), "parameter": np.array([1, 2], np.float32),
+    }  # fmt: skip
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert state[key].dtype == value.dtype
+        np.testing.assert_array_equal(state[key], value)
+
+
+def test_what_is_saved_is_read_again_bit_for_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "a.weight": rng.normal(size=(3, 5)).astype(np.float32).T,  # not contiguous
+        "scalar": np.array(2**40), "empty": np.zeros((0, 3), np.float32), "half": rng.normal(size=7).astype(np.float16),
+        "brain": rng.normal(size=(2, 2)).astype(ml_dtypes.bfloat16), "ünïcode": np.zeros(1, np.float32),
+    }  # fmt: skip
+    torch_file.save(tmp_path / "a.pth", tensors, wrapper="teacher", notes="{}")
+    content, notes = torch_file.load(tmp_path / "a.pth")
+    assert notes == "{}"
+    assert list(content) == ["teacher"]
+    for name, value in plain(content["teacher"]).items():
+        assert value.dtype == tensors[name].dtype
+        assert value.tobytes() == tensors[name].tobytes()
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def archive(path, content, records=(), compression=zipfile.ZIP_STORED):
+    """A zip checkpoint around a pickle that we chose."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        file.writestr("archive/data.pkl", content)
+        for name, data in records:
+            file.writestr(name, data)
+    return path
+
+
+def tensor(kind="FloatStorage", key="0", count=4, offset=0, shape=(4,), strides=(1,), legacy=False):
+    """The instructions for {"w": a tensor}, of any numbers, however wrong."""
+    parts = [torch_file._plain(part) for part in ("w", "storage", key, "cpu", count, offset, shape, strides)]
+    name, storage, key, cpu, count, offset, shape, strides = parts
+    end = b"N" if legacy else b""
+    storage = b"(" + storage + f"ctorch\n{kind}\n".encode() + key + cpu + count + end + b"tQ"
+    view = offset + shape + strides + b"\x89N"
+    return b"\x80\x02}" + name + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + view + b"tRs."
+
+
+FOUR = [("archive/data/0", np.arange(4, dtype=np.float32).tobytes())]
+
+
+def test_a_file_with_a_program_is_refused_by_name_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = pickle.dumps({"w": Payload()}, 2)
+    legacy = b"".join(pickle.dumps(x, 2) for x in (torch_file.LEGACY_MAGIC, 1001, {"little_endian": True})) + program
+    (tmp_path / "legacy.pth").write_bytes(legacy)
+    named = f"'{os.mkdir.__module__}.mkdir'"
+    for path in (archive(tmp_path / "zip.pth", program), tmp_path / "legacy.pth"):
+        with pytest.raises(Refused, match=re.escape(named)):
+            torch_file.load(path)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("asked", [
+    b"c__builtin__\neval\n(X\x01\x00\x00\x001tR.", b"cnumpy.core.multiarray\nscalar\n)R.",
+    b"ccopyreg\n_reconstructor\n.", b"ctorch\nload\n)R.", b"ctorch._utils\n__builtins__\n.",
+    b"\x8c\x02os\x8c\x06system\x93.", b"cos\nsystem\n)\x81.",
+    b"carparse.Namespace\nx\n.", b"}(X\x01\x00\x00\x00a}X\x01\x00\x00\x00bubb.", b"(ios\nsystem\n.", b"\x82\x01.",
+    b"]]a}]s.", b"}\x85}s.", b"\x8a\x01\x05Q.", b"cargparse\nNamespace\n]R.", b"}]b.",
+])  # fmt: skip
+def test_any_other_instruction_or_name_is_refused(tmp_path, asked):
+    assert refusal(archive(tmp_path / "a.pth", b"\x80\x04" + asked))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"offset": 1}, "in 4 numbers"), ({"shape": (5,)}, "in 4 numbers"), ({"strides": (2,)}, "in 4 numbers"),
+    ({"strides": (-1,), "offset": 3}, "no natural number"), ({"offset": -1}, "no natural number"),
+    ({"shape": (2**40,), "strides": (0,)}, "in 4 numbers"),
+    ({"shape": (0, 2**40, 2**40), "strides": (0, 0, 0)}, "in 4 numbers"),
+    ({"shape": (2**70,)}, "no natural number"), ({"shape": (1,) * 9, "strides": (1,) * 9}, "9 dimensions"),
+    ({"shape": (2, 2)}, "2 dimensions and 1 strides"), ({"count": 5}, "has 16 bytes; 5 × float32 take 20"),
+    ({"count": 3}, "has 16 bytes"), ({"count": 2**47}, "has 16 bytes"), ({"key": "1"}, "storage '1' is not in"),
+    ({"key": "../data/0"}, "is not in the archive"), ({"key": "/etc/passwd"}, "is not in the archive"),
+    ({"kind": "QInt8Storage"}, "torch.QInt8Storage"), ({"kind": "load"}, "torch.load"),
+])  # fmt: skip
+def test_a_tensor_must_lie_inside_its_storage(tmp_path, wrong, message):
+    good = torch_file.load(archive(tmp_path / "good.pth", tensor(), FOUR))[0]
+    np.testing.assert_array_equal(good["w"].array(), np.arange(4))
+    with pytest.raises(Refused, match=message):
+        torch_file.load(archive(tmp_path / "bad.pth", tensor(**wrong), FOUR))
+
+
+def test_an_archive_may_not_hide_anything(tmp_path):
+    with pytest.raises(Refused, match="compressed"):  # a zip bomb
+        torch_file.load(archive(tmp_path / "a.pth", tensor(), [("archive/data/0", bytes(10**8))], zipfile.ZIP_DEFLATED))
+    with pytest.warns(UserWarning, match="Duplicate"):
+        path = archive(tmp_path / "b.pth", tensor(), FOUR * 2)
+    with pytest.raises(Refused, match="two records"):
+        torch_file.load(path)
+    with pytest.raises(Refused, match="not little-endian"):
+        torch_file.load(archive(tmp_path / "c.pth", tensor(), [*FOUR, ("archive/byteorder", b"big")]))
+    with pytest.raises(Refused, match="0 records"):
+        torch_file.load(without_folder(tmp_path / "d.pth"))
+    data = archive(tmp_path / "f.pth", tensor(), FOUR).read_bytes()
+    second = data.rindex(b"PK\x01\x02")  # the central entry of data/0 is made to point at data.pkl
+    (tmp_path / "f.pth").write_bytes(data[: second + 42] + struct.pack("<I", 0) + data[second + 46 :])
+    with pytest.raises(Refused, match="overlaps"):
+        torch_file.load(tmp_path / "f.pth")
+    flipped = bytearray(data)
+    flipped[data.index(FOUR[0][1]) + 5] ^= 1
+    (tmp_path / "g.pth").write_bytes(flipped)
+    with pytest.raises(Refused, match="checksum"):
+        torch_file.load(tmp_path / "g.pth")[0]["w"].array()
+
+
+def without_folder(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data.pkl", tensor())
+    return path
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "empty"), (b"<!DOCTYPE html><html>", "web page"), (b"\x89PNG\r\n", "not a PyTorch checkpoint"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (pickle.dumps({"a": 1}, 2), "not a PyTorch"),
+    (b"PK\x03\x04 and nothing", "damaged"), (b"\x80", "damaged"),
+])  # fmt: skip
+def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(Refused, match=message):
+        torch_file.load(tmp_path / "a.pth")
+
+
+def refusal(path):
+    """Why a file is refused, "" if it is not."""
+    try:
+        plain(torch_file.load(path)[0])
+    except Refused as error:
+        return str(error)
+    return ""
+
+
+BOMBS = {
+    "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",  # a C unpickler would make room for two billion entries
+    "nested tuple as a key": b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",
+    "nested": b"\x80\x02" + b"(" * 10**6 + b"t" * 10**6 + b".",
+    "text": b"\x80\x02\x8d" + struct.pack("<Q", 2**62) + b"a.",
+    "many": b"\x80\x02]" + b"}0" * 10**6 + b"(" + b"}" * 3 * 10**6 + b"e.",
+    "number": b"\x80\x02\x8b" + struct.pack("<I", 10**8) + bytes(10**8) + b".",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
+    resource = pytest.importorskip("resource")
+    path = archive(tmp_path / "a.pth", BOMBS[name])
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    assert len(refusal(path)) < 300
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 1 << 30
+    assert time.monotonic() - start < 30
+
+
+def test_a_doubled_tuple_where_a_size_belongs_is_not_spelled_out(tmp_path):
+    """2^60 pairs in a few bytes: showing them in the message would never end."""
+    value = ()
+    for _ in range(60):
+        value = (value, value)
+    doubled = pickle.dumps(value, 2)[2:-1]
+    for content in (b"\x80\x04" + doubled + doubled + b"\x93.", tensor().replace(b"K\x00", doubled, 1)):
+        assert 0 < len(refusal(archive(tmp_path / "a.pth", content, FOUR))) < 300
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_and_cut_files_are_read_or_refused_cleanly(name, tmp_path, data):
+    original = (GOLDEN / f"{name}.pth").read_bytes()
+    mutated = bytearray(original[: data.draw(st.integers(0, len(original)))] if data.draw(st.booleans()) else original)
+    for _ in range(data.draw(st.integers(0, 8))):
+        if mutated:
+            mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    (tmp_path / "a.pth").write_bytes(mutated)
+    refusal(tmp_path / "a.pth")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_pickles_are_read_or_refused_cleanly(program):
+    with contextlib.suppress(*torch_file.DAMAGE):
+        tensor_pickle.run(tensor_pickle.Cursor(memoryview(b"\x80\x02" + program + b".")))
