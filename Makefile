@@ -4,11 +4,14 @@ BIN := .venv/bin
 
 .PHONY: demo test check bench
 
-demo: .venv/ready
+demo: .venv/ready runs/demo-backbone
 	$(BIN)/python train.py --config configs/demo.py:teacher
 	$(BIN)/python train.py --config configs/demo.py:baseline
 	$(BIN)/python train.py --config configs/demo.py:nrsrd
 	$(BIN)/python demo/compare.py
+
+runs/demo-backbone: | .venv/ready
+	$(BIN)/python convert/from_torch.py demo/backbone.pth --output $@
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -1,11 +1,12 @@
 """The shipped rendered pedestrians, small enough for two CPU cores: what `make demo` runs.
 
+  python convert/from_torch.py demo/backbone.pth --output runs/demo-backbone
   python train.py --config configs/demo.py:teacher
   python train.py --config configs/demo.py:baseline
   python train.py --config configs/demo.py:nrsrd
 
-Variants as in night600.py, and `teacher`. Everything is smaller than the paper's run and trained from random weights,
-so the optimiser is AdamW.
+Variants as in night600.py, and `teacher`. Everything is smaller than the paper's run; demo/backbone.md tells how the
+backbone was pretrained.
 """
 
 from pathlib import Path
@@ -24,11 +25,12 @@ def get_config(variant: str = "nrsrd"):
     c.data.cache = "device"
     c.teacher.checkpoint = "runs/demo-teacher"
     c.degradation.preset = "low_noise"
-    c.model.backbone, c.model.drop_path = "vit_tiny", 0.0
+    c.model.backbone, c.model.depth, c.model.drop_path = "vit_tiny", 6, 0.0
+    c.init.checkpoint = "runs/demo-backbone"
     c.augment.pad, c.augment.erasing = 5, 0.0  # erased to N(0, 1), far brighter than any night: measured to harm
-    c.optim.name, c.optim.lr, c.optim.bias_factor, c.optim.weight_decay = "adamw", 2e-3, 1.0, 0.05
-    c.optim.warmup_epochs = 3
-    c.train.epochs = 30 if teacher else 40
+    c.optim.name, c.optim.lr, c.optim.bias_factor, c.optim.weight_decay = "adamw", 3e-4, 1.0, 0.05
+    c.optim.warmup_epochs = 2
+    c.train.epochs = 10 if teacher else 20
     c.train.save_every = c.eval.every = 10
     if teacher:
         c.data.name, c.data.root = "bright", c.aux.bright_root

@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch_file
 import torch_names
-from safetensors import SafetensorError, safe_open
-from tensor_pickle import Refused, Tensor
+from state_dict import printable, read
 
 from nrsrd_jax.checkpoint import Description, save_weights
 from nrsrd_jax.command import one_line
@@ -29,34 +27,13 @@ from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES
 from nrsrd_jax.models.vit import PATCH, resize_position_embedding
 
-WRAPPERS = ("model", "state_dict", "teacher")  # in the order in which the official loader looks
 FLOATS = ("float32", "float16", "bfloat16")
 MAX_DEPTH = 64
+MAX_KEPT = 2**31  # bytes
 RATIOS = (2, 1, 3)  # height over width of a grid, in the order in which they are tried: 2 is every LUPerson model's
 HALF = (0.5, 0.5, 0.5)
 IMAGE_SIZE = "height and width in pixels, multiples of 16, to resize the position embedding for; default: as it is"
 SOURCE_SIZE = "the image size that the file's position embedding is for, where the number of patches cannot tell"
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A tensor of a safetensors file, with the surface of tensor_pickle.Tensor."""
-
-    values: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.values.dtype
-
-    def array(self) -> np.ndarray:
-        return self.values
-
-
-TENSORS = (Tensor, Loaded)
 
 
 @dataclasses.dataclass
@@ -67,7 +44,7 @@ class Report:
     faults: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, name: str, value: Any, verdict: str, note: str) -> None:
-        shape = "×".join(map(str, value.shape)) or "scalar" if hasattr(value, "shape") else "–"
+        shape = "–" if value is None else "×".join(map(str, value.shape)) or "scalar"
         self.rows.append((printable(name), shape, verdict, note))
 
     def fault(self, name: str, value: Any, note: str) -> None:
@@ -84,57 +61,11 @@ class Report:
         return "\n".join([*lines, ", ".join(counts)])
 
 
-def read(path: Path) -> tuple[Any, str]:
-    """What the file holds, and to_torch.py's description of the model ("" if it made the file not). InputError."""
-    try:
-        if path.suffix != ".safetensors":
-            return torch_file.load(path)
-        with safe_open(path, framework="np") as file:
-            content = {name: Loaded(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118, it is no dict
-            return content, (file.metadata() or {}).get(torch_names.NOTES, "")
-    except (Refused, SafetensorError, OSError, TypeError) as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def state_dict(content: Any, report: Report) -> dict[str, Any]:
-    """The weights in what a file holds: its own content, or what lies under a wrapper. InputError if there are none."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            for name, value in content.items():
-                if name != wrapper:
-                    report.add(str(name), value, "ignored", f"beside the weights, which are in {wrapper!r}")
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(value, TENSORS) for value in content.values()):
-        raise InputError("it holds no state dict: no names with tensors, and none under " + ", ".join(WRAPPERS))
-    return content
-
-
-def official_names(state: dict[str, Any], report: Report) -> dict[str, Any]:
-    """The tensors under the names that they have in the official Re-ID model."""
-    tensors = {}
-    plain = {re.sub(r"^(module\.)+", "", str(name)): value for name, value in state.items()}
-    if len(plain) < len(state):
-        report.fault("module.*", None, "the same name stands there with and without this prefix")
-    dino = any(name.startswith("backbone.") for name in plain)
-    whole = any(name.startswith("base.") for name in plain)
-    for name, value in plain.items():
-        if dino:
-            name = re.sub(r"^backbone\.", "base.", name)
-        elif not whole:
-            name = f"base.{name}"
-        if isinstance(value, TENSORS):
-            tensors[name] = value
-        else:
-            report.fault(name, None, f"not a tensor but a {type(value).__name__}")
-    return tensors
-
-
 def describe(tensors: dict[str, Any], notes: str, source_size: tuple[int, int] | None) -> Description:
     """The model that these tensors are of. InputError if it is none of ours."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if not shapes.get("base.cls_token") or len(shapes.get("base.pos_embed", ())) != 3:
-        some = ", ".join(printable(name) for name in list(shapes)[:4])
-        raise InputError(f"it holds no ViT: no cls_token and pos_embed; its tensors are called {some}, …")
+    if not shapes["base.cls_token"] or len(shapes.get("base.pos_embed", ())) != 3:
+        raise InputError("it holds no ViT that we know: cls_token or pos_embed is missing or misshapen")
     width, stem = shapes["base.cls_token"][-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
     backbone = next((k for k, v in BACKBONES.items() if (v["width"], v["stem"]) == (width, stem)), None)
     if backbone is None:
@@ -170,11 +101,9 @@ def describe(tensors: dict[str, Any], notes: str, source_size: tuple[int, int] |
 
 def own_description(notes: str) -> Description | None:
     """What to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
-    if not notes:
-        return None
     try:
-        return Description.from_json(json.loads(notes))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return Description.from_json(json.loads(notes)) if notes else None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("the description that came with the file is damaged") from error
 
 
@@ -199,10 +128,13 @@ def convert(
     file's position embedding is for (default: guessed). InputError for a file that cannot be read or holds no ViT; what
     else is wrong is in the report.
     """
-    report = Report()
-    content, notes = read(path)
-    tensors = official_names(state_dict(content, report), report)
-    description = describe(tensors, notes, source_size)
+    report, state = Report(), read(path)
+    for name, reason in state.beside.items():
+        report.add(name, None, "ignored", reason)
+    for name, reason in state.faults.items():
+        report.fault(name, None, reason)
+    tensors = state.tensors
+    description = describe(tensors, state.notes, source_size)
     image_size = image_size or description.image_size
     jpm = torch_names.has_jpm(tensors, description)
     table = torch_names.slots(description, jpm)
@@ -235,15 +167,18 @@ def convert(
             report.add(name, tensor, "ignored", rule[1])
             if rule[0]:
                 kept[name] = tensor.array()
+                if sum(array.nbytes for array in kept.values()) > MAX_KEPT:
+                    raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
         else:
             report.fault(name, tensor, "unknown: no tensor of the model, and no rule lets it be ignored")
     fresh_neck = not any(name.startswith("bottleneck.") for name in tensors)
-    for name in table.keys() - tensors.keys():
-        slot = table[name]
+    for name, slot in table.items():
+        if name in tensors:
+            continue
         if fresh_neck and name.startswith("bottleneck."):
             ones = name.endswith(("weight", "var"))
             put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
-            report.add(name, variables, "new", f"no neck in the file: {int(ones)}, as before training")
+            report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
         else:
             report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
     source = {"file": path.name, "sha256": sha256(path), "jpm": jpm, "types": types}
@@ -275,32 +210,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def printable(name: str) -> str:
-    """A name from a file, safe to show on a terminal."""
-    return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
-
-
 def size(text: str) -> tuple[int, int]:
-    """ "256,128" as (256, 128); ValueError unless both are positive multiples of the patch's side."""
-    height, width = map(int, text.split(","))
-    if height <= 0 or width <= 0 or height % PATCH or width % PATCH:
-        raise ValueError
-    return height, width
+    """ "256,128" as (256, 128): height and width."""
+    match = re.fullmatch(r"(\d{1,5}),(\d{1,5})", text)
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if any(side == 0 or side % PATCH for side in sides):
+        raise argparse.ArgumentTypeError(f"{text} is not height,width in multiples of {PATCH} pixels, like 256,128")
+    return sides
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the checkpoint")
     parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
-    sizes = "height,width in pixels, multiples of 16; "
-    parser.add_argument(
-        "--image_size", type=size, help=sizes + "the position embedding is resized to it; default: as is"
-    )
-    parser.add_argument(
-        "--source_size",
-        type=size,
-        help=sizes + "what the file's own position embedding is for, where that cannot be told",
-    )
+    parser.add_argument("--image_size", type=size, metavar="H,W", help=IMAGE_SIZE)
+    parser.add_argument("--source_size", type=size, metavar="H,W", help=SOURCE_SIZE)
     parser.add_argument("--dry_run", action="store_true", help="only report")
     options = parser.parse_args()
     if not options.file.is_file():
@@ -308,7 +232,10 @@ def main() -> None:
     output = options.output or options.file.with_suffix("")
     if not options.dry_run and output.exists():
         raise InputError(f"{output} exists; remove it, or choose another --output")
-    description, variables, kept, report = convert(options.file, options.image_size, options.source_size)
+    try:
+        description, variables, kept, report = convert(options.file, options.image_size, options.source_size)
+    except InputError as error:
+        raise InputError(f"{options.file}: {error}") from error
     print(report)
     if report.faults:
         faults = "\n  ".join(report.faults)

@@ -42,6 +42,7 @@ def main(runs: dict[str, Path]) -> None:
     rows = {
         "untrained network": evaluate(Embedder(model, variables, description, mesh), config, data).summary(),
         "colour histogram": score(query, gallery, data).summary(),
+        "pretrained": evaluate(Embedder.load(config.init.checkpoint), config, data).summary(),
     }
     for name, run in runs.items():
         rows[name], path = evaluate_run(str(run), "", "", None, {})

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,18 @@ class Description:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Description":
+        """What dataclasses.asdict gave to a JSON file; ValueError, KeyError or TypeError if it did not."""
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
         norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
-        return cls(**{**values, **tuples, "norm_ratio": norm_ratio})
+        made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
+        size, pixels = made.image_size, (*made.mean, *made.std)
+        if (
+            (len(size), len(made.mean), len(made.std)) != (2, 3, 3)
+            or not all(type(side) is int and side > 0 for side in size)
+            or not all(type(value) in (int, float) and math.isfinite(value) for value in pixels)
+        ):
+            raise ValueError(f"no image size and normalisation: {size}, {pixels}")
+        return made
 
 
 class Checkpoints:

@@ -52,6 +52,22 @@ def test_one_official_train_step(golden, official, prefix, name, exact):
         check_train_step(golden("forward"), *official(name), prefix, name, "_f64" if exact else "")
 
 
+def test_twelve_training_steps_as_pytorch(golden, official):
+    """Momentum, decay, the doubled rate of biases, moving statistics and the frozen neck bias, over many steps."""
+    description, variables = official("vit_tiny")
+    optimizer = make_optimizer("sgd", momentum=0.9, decay=1e-4)
+    objective = make_objective(description.create_model(drop_path=0.0), {"id_real": 1.0, "triplet_real": 1.0})
+    update = jax.jit(make_update(objective, optimizer, lambda _: (0.01, 0.02)))
+    state, losses = TrainState.create(variables, optimizer), []
+    for step in range(12):
+        random = np.random.RandomState(1000 + step)
+        images = random.randn(16, 3, 256, 128).astype(np.float32).transpose(0, 2, 3, 1)
+        labels = np.repeat(random.permutation(17)[:4], 4)
+        state, metrics = update(state, {"real": images}, {"real": labels}, 0, jax.random.key(0))
+        losses.append(metrics["loss"])
+    np.testing.assert_allclose(losses, golden("trajectory")["loss"], rtol=2e-5)
+
+
 def check_train_step(reference, description, variables, prefix, name, suffix):
     slots = torch_names.slots(description)
     dtype = np.float64 if suffix else np.float32
