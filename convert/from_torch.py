@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch_names
-from state_dict import printable, read
+from state_dict import Array, read
+from tensor_pickle import printable
 
 from nrsrd_jax.checkpoint import Description, save_weights
 from nrsrd_jax.command import one_line
@@ -30,10 +31,7 @@ from nrsrd_jax.models.vit import PATCH, resize_position_embedding
 FLOATS = ("float32", "float16", "bfloat16")
 MAX_DEPTH = 64
 MAX_KEPT = 2**31  # bytes
-RATIOS = (2, 1, 3)  # height over width of a grid, in the order in which they are tried: 2 is every LUPerson model's
 HALF = (0.5, 0.5, 0.5)
-IMAGE_SIZE = "height and width in pixels, multiples of 16, to resize the position embedding for; default: as it is"
-SOURCE_SIZE = "the image size that the file's position embedding is for, where the number of patches cannot tell"
 
 
 @dataclasses.dataclass
@@ -61,12 +59,26 @@ class Report:
         return "\n".join([*lines, ", ".join(counts)])
 
 
-def describe(tensors: dict[str, Any], notes: str, source_size: tuple[int, int] | None) -> Description:
+def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:
+    """The tensors as the official model has them today, and what that took, by name."""
+    tensors, notes = dict(tensors), {}
+    projection, position = tensors.get("base.patch_embed.proj.weight"), tensors.get("base.pos_embed")
+    if projection is not None and projection.shape[1:] == (3 * PATCH * PATCH,):
+        tensors["base.patch_embed.proj.weight"] = np.asarray(projection).reshape(-1, 3, PATCH, PATCH)
+        notes["base.patch_embed.proj.weight"] = "a matrix in the file"
+    if "base.dist_token" in tensors and position is not None and len(position.shape) == 3:
+        tensors["base.pos_embed"] = np.delete(np.asarray(position), [1], axis=1)
+        notes["base.pos_embed"] = "without the row of dist_token"
+    return tensors, notes
+
+
+def describe(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None) -> Description:
     """The model that these tensors are of. InputError if it is none of ours."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if not shapes["base.cls_token"] or len(shapes.get("base.pos_embed", ())) != 3:
-        raise InputError("it holds no ViT that we know: cls_token or pos_embed is missing or misshapen")
-    width, stem = shapes["base.cls_token"][-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
+    cls_token, position = (shapes.get(f"base.{name}", ()) for name in ("cls_token", "pos_embed"))
+    if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
+        raise InputError(f"it holds no ViT that we know: cls_token has shape {cls_token}, pos_embed {position}")
+    width, stem = cls_token[-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
     backbone = next((k for k, v in BACKBONES.items() if (v["width"], v["stem"]) == (width, stem)), None)
     if backbone is None:
         raise InputError(f"a ViT of width {width}; there are {', '.join(BACKBONES)}: widths 192, 384 and 768")
@@ -77,7 +89,7 @@ def describe(tensors: dict[str, Any], notes: str, source_size: tuple[int, int] |
         if depth > MAX_DEPTH:
             raise InputError(f"{depth} blocks; no more than {MAX_DEPTH} are read")
     own = own_description(notes)
-    patches = shapes["base.pos_embed"][1] - 1 - ("base.dist_token" in shapes)
+    patches = position[1] - 1
     size = source_size or (own.image_size if own else guess_size(patches))
     if size[0] // PATCH * (size[1] // PATCH) != patches:
         raise InputError(f"the position embedding has {patches} patches, images of {size} have another number")
@@ -85,36 +97,45 @@ def describe(tensors: dict[str, Any], notes: str, source_size: tuple[int, int] |
     def classes(name: str) -> int:
         return (shapes.get(name) or (0,))[0]
 
-    description = Description(
-        backbone, depth, size, HALF, HALF, classes("classifier.weight"), classes("classifier_aux.weight"),
-        NormRatio() if f"base.blocks.{depth - 1}.attn.norm_ratio" in shapes else None,
-    )  # fmt: skip
+    norm_ratio = NormRatio() if f"base.blocks.{depth - 1}.attn.norm_ratio" in shapes else None
+    heads = classes("classifier.weight"), classes("classifier_aux.weight")
+    description = Description(backbone, depth, size, HALF, HALF, *heads, norm_ratio)
     if own is None:
         return description
-    same = ("backbone", "depth", "classes", "aux_classes")
-    if any(getattr(own, name) != getattr(description, name) for name in same) or bool(own.norm_ratio) != bool(
-        description.norm_ratio
-    ):
-        raise InputError("the description that came with the file is of another model than its tensors")
-    return dataclasses.replace(own, image_size=size)
+    settings = {"mean": own.mean, "std": own.std, "identities": own.identities}
+    return dataclasses.replace(description, **settings, norm_ratio=norm_ratio and own.norm_ratio)
 
 
 def own_description(notes: str) -> Description | None:
     """What to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
+    if not notes:
+        return None
     try:
-        return Description.from_json(json.loads(notes)) if notes else None
+        own = Description.from_json(json.loads(notes))
+        ratio = own.norm_ratio or NormRatio()
+        sides, numbers = (*own.image_size, *own.identities), (*own.mean, *own.std, ratio.epsilon)
+        if (
+            (len(own.image_size), len(own.mean), len(own.std)) == (2, 3, 3)
+            and all(type(side) is int for side in sides)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and min(*own.std, ratio.epsilon, *own.image_size) > 0
+            and ratio.scope in ("head", "token")
+            and len(own.identities) in (0, own.classes)
+        ):
+            return own
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError("the description that came with the file is damaged") from error
+    raise InputError("the description that came with the file is damaged")
 
 
 def guess_size(patches: int) -> tuple[int, int]:
     """(height, width) in pixels of the images that a position embedding of so many patches is for."""
-    for ratio in RATIOS:
+    for ratio in (1, 2, 3):  # height over width of the grid: ImageNet's, LUPerson's, 384×128; no number fits two
         columns = math.isqrt(patches // ratio)
         if columns and columns * columns * ratio == patches:
             return columns * ratio * PATCH, columns * PATCH
     raise InputError(
-        f"{patches} patches are no grid of height : width = 2, 1 or 3: say with --source_size which images the weights "
+        f"{patches} patches are no grid of height : width = 1, 2 or 3: say with --source_size which images the weights "
         "are for (overlapping patches, as of stride 12, are not supported)"
     )
 
@@ -133,45 +154,36 @@ def convert(
         report.add(name, None, "ignored", reason)
     for name, reason in state.faults.items():
         report.fault(name, None, reason)
-    tensors = state.tensors
-    description = describe(tensors, state.notes, source_size)
-    image_size = image_size or description.image_size
-    jpm = torch_names.has_jpm(tensors, description)
-    table = torch_names.slots(description, jpm)
+    tensors, old = without_old_layouts(state.tensors)
+    source = describe(tensors, state.notes, source_size)
+    target = dataclasses.replace(source, image_size=image_size or source.image_size)
+    grids = [(height // PATCH, width // PATCH) for height, width in (source.image_size, target.image_size)]
+    jpm = any(name.startswith("b1.") for name in tensors)
+    table = torch_names.slots(source, jpm)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     kept: dict[str, np.ndarray] = {}
-    types: dict[str, str] = {}
+    types: dict[str, str] = {}  # by variable, where not float32: to_torch.py gives them back
     for name, tensor in tensors.items():
-        slot, rule = table.get(name), torch_names.ignored(name, description, jpm)
-        if slot:
-            values, steps = tensor.array(), [slot.transform]
-            if name == "base.pos_embed" and "base.dist_token" in tensors:
-                values, steps = np.delete(values, 1, axis=1), ["without the row of dist_token"]
-            if name == "base.patch_embed.proj.weight" and values.ndim == 2 and values.size == math.prod(slot.shape):
-                values, steps = values.reshape(slot.shape), [f"2-D as of old, {slot.transform}"]
-            if fault := misfit(values, slot.shape):
-                report.fault(name, tensor, fault)
-                continue
-            if values.dtype != np.float32:
-                types[name] = str(values.dtype)
-                steps.append(f"from {values.dtype}")
-            values = slot.from_torch(values.astype(np.float32, copy=False))
-            verdict = "mapped"
-            if name == "base.pos_embed" and image_size != description.image_size:
-                grids = [(h // PATCH, w // PATCH) for h, w in (description.image_size, image_size)]
-                values, verdict = resize_position_embedding(values, *grids), "resized"
-                steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
-            put(variables, slot.path, values)
-            report.add(name, tensor, verdict, ", ".join(steps))
-        elif rule:
-            report.add(name, tensor, "ignored", rule[1])
-            if rule[0]:
-                kept[name] = tensor.array()
-                if sum(array.nbytes for array in kept.values()) > MAX_KEPT:
-                    raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
-        else:
-            report.fault(name, tensor, "unknown: no tensor of the model, and no rule lets it be ignored")
-    fresh_neck = not any(name.startswith("bottleneck.") for name in tensors)
+        if name not in table:
+            ignore(name, tensor, torch_names.ignored(name, source, jpm), kept, report)
+            continue
+        slot, values = table[name], np.asarray(tensor)
+        if fault := misfit(values, slot.shape):
+            report.fault(name, tensor, fault)
+            continue
+        steps = [slot.transform, *([old[name]] if name in old else [])]
+        if values.dtype != np.float32:
+            types["/".join(slot.path)] = str(values.dtype)
+            steps.append(f"from {values.dtype}")
+        values = slot.from_torch(values.astype(np.float32, copy=False))
+        resize = name == "base.pos_embed" and grids[0] != grids[1]
+        if resize:
+            values = resize_position_embedding(values, *grids)
+            types.pop("/".join(slot.path), None)
+            steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
+        put(variables, slot.path, values)
+        report.add(name, tensor, "resized" if resize else "mapped", ", ".join(steps))
+    fresh_neck = not source.classes and not any(name.startswith("bottleneck.") for name in tensors)
     for name, slot in table.items():
         if name in tensors:
             continue
@@ -181,10 +193,23 @@ def convert(
             report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
         else:
             report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
-    source = {"file": path.name, "sha256": sha256(path), "jpm": jpm, "types": types}
-    provenance = {"made_by": "convert/from_torch.py", "source": source}
-    description = dataclasses.replace(description, image_size=image_size, provenance=provenance)
-    return description, variables, kept, report
+    origin = {"file": path.name, "sha256": sha256(path), "jpm": jpm, "types": types, "described": bool(state.notes)}
+    provenance = {"made_by": "convert/from_torch.py", "source": origin}
+    return dataclasses.replace(target, provenance=provenance), variables, kept, report
+
+
+def ignore(
+    name: str, tensor: Array, rule: tuple[bool, str] | None, kept: dict[str, np.ndarray], report: Report
+) -> None:
+    """Enters a tensor without a place in the model into the report, and into `kept` if its rule says so."""
+    if rule is None:
+        report.fault(name, tensor, "unknown: no tensor of the model, and no rule lets it be ignored")
+        return
+    report.add(name, tensor, "ignored", rule[1])
+    if rule[0]:
+        kept[name] = np.asarray(tensor)
+        if sum(array.nbytes for array in kept.values()) > MAX_KEPT:
+            raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
 
 
 def misfit(values: np.ndarray, shape: tuple[int, ...]) -> str:
@@ -223,13 +248,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="the checkpoint")
     parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
-    parser.add_argument("--image_size", type=size, metavar="H,W", help=IMAGE_SIZE)
-    parser.add_argument("--source_size", type=size, metavar="H,W", help=SOURCE_SIZE)
+    parser.add_argument(
+        "--image_size",
+        type=size,
+        metavar="H,W",
+        help="of the images that the model shall take, in "
+        "pixels, multiples of 16: the position embedding is resized to them; default: as it is",
+    )
+    parser.add_argument(
+        "--source_size",
+        type=size,
+        metavar="H,W",
+        help="of the images that the file's position embedding is for, where the number of patches cannot tell",
+    )
     parser.add_argument("--dry_run", action="store_true", help="only report")
     options = parser.parse_args()
     if not options.file.is_file():
         raise InputError(f"there is no file {options.file}")
-    output = options.output or options.file.with_suffix("")
+    stem = options.file.with_suffix("")
+    output = options.output or (stem if stem != options.file else stem.with_name(stem.name + "-jax"))
     if not options.dry_run and output.exists():
         raise InputError(f"{output} exists; remove it, or choose another --output")
     try:
@@ -240,17 +277,25 @@ def main() -> None:
     if report.faults:
         faults = "\n  ".join(report.faults)
         raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written\n  {faults}")
-    height, width = description.image_size
-    print(f"{description.backbone} of {description.depth} blocks for images of {height}×{width}; " + uses(description))
+    print(summary(description))
     if not options.dry_run:
         save_weights(output, description, variables, kept)
         print(f"written to {output}")
 
 
-def uses(description: Description) -> str:
+def summary(description: Description) -> str:
+    """What the model is, what had to be assumed of it, and what it can be used for."""
+    height, width = description.image_size
+    lines = [f"{description.backbone} of {description.depth} blocks for images of {height}×{width}"]
+    if not description.provenance["source"]["described"]:
+        lines[0] += ", normalised with mean and std 0.5 as in the official code"
+        if description.norm_ratio:
+            lines.append(f"NRA's scope and ε are not in the file: {description.norm_ratio} assumed")
     if description.classes:
-        return f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise"
-    return "it has no classifier, so it can initialise, but not be a teacher"
+        lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
+    else:
+        lines.append("it has no classifier, so it can initialise, but not be a teacher")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

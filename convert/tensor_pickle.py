@@ -31,7 +31,12 @@ STORAGES = {
 }
 MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes some 50,000
 MAX_TEXT = 2**16  # bytes of one name
-MAX_DIMENSIONS = 8
+MAX_ARGUMENTS = MAX_DIMENSIONS = 8
+
+
+def printable(name: str) -> str:
+    """A name from a file, safe and short enough to show."""
+    return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
 
 
 class Refused(InputError):
@@ -60,11 +65,12 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
-    def array(self) -> np.ndarray:
-        """The numbers, read-only, straight from the file's pages."""
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """The numbers, read-only, straight from the file's pages; for np.asarray."""
         flat = np.frombuffer(self.storage.read(), self.dtype)[self.offset :]
         strides = [stride * self.dtype.itemsize for stride in self.strides]
-        return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        return np.array(view, dtype, copy=copy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,7 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
     """What the pickle at the cursor builds; the cursor ends behind it. `storage` makes a Storage of a persistent id.
 
     Containers come as plain dicts, lists and tuples, an argparse.Namespace as the dict of its attributes. Refused, or
-    another ValueError or LookupError or TypeError, for what is damaged or no plain data.
+    another ValueError, LookupError or TypeError, for what is damaged or no plain data.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -135,11 +141,15 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
             raise Refused("its pickle asks for something without a name")
         name = f"{module}.{attribute}"
         if name not in _CALLS and name not in _STORAGE_NAMES:
-            raise Refused(f"it asks for {name!r}, which is no part of a tensor or of plain data; nothing was run")
+            raise Refused(
+                f"it asks for {printable(name)!r}, which is no part of a tensor or of plain data; nothing was run"
+            )
         return Global(name)
 
-    for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], cursor))):
-        if count == MAX_INSTRUCTIONS:
+    work = 0
+    for operation, argument, _ in pickletools.genops(cast(IO[bytes], cursor)):
+        work += 1
+        if work > MAX_INSTRUCTIONS:
             raise Refused(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
         match operation.name:
             case "PROTO" | "FRAME":
@@ -181,11 +191,14 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 arguments, function = pop(), pop()
                 if not isinstance(function, Global) or function.name not in _CALLS or not isinstance(arguments, tuple):
                     raise Refused("its pickle calls what is no function")
+                if len(arguments) > MAX_ARGUMENTS:
+                    raise Refused(f"its pickle calls {function.name} with {len(arguments)} arguments")
                 stack.append(_CALLS[function.name](*arguments))
             case "BUILD":
                 state, target = pop(), top(dict)
                 if not isinstance(state, dict):
                     raise Refused("its pickle has an object whose state is no dictionary")
+                work += len(state)
                 if isinstance(target, Namespace):
                     target.update(state)  # of an OrderedDict the state is metadata, not content
             case "BINPERSID":
@@ -215,9 +228,9 @@ def _natural(value: Any) -> int:
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise Refused("a tensor without storage, shape or strides")
-    offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise Refused(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
+    offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
     size, extent = math.prod(shape), math.prod(max(n, 1) for n in shape)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if size > storage.count or (size and last >= storage.count) or offset > storage.count or extent >= 2**48:
@@ -225,10 +238,10 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return Tensor(storage, shape, offset, strides)
 
 
-def _ordered_dict(pairs: Any = ()) -> dict:
-    if pairs:
-        raise Refused("an OrderedDict with arguments")
-    return {}
+def _size(sides: Any) -> tuple[int, ...]:
+    if not isinstance(sides, tuple) or len(sides) > MAX_DIMENSIONS:
+        raise Refused("a torch.Size that is none")
+    return sides
 
 
 def storage_identifier(identifier: Any, length: int) -> tuple[np.dtype, str, int]:
@@ -255,11 +268,11 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "argparse.Namespace": Namespace,
+    "collections.OrderedDict": dict,
+    "argparse.Namespace": lambda: Namespace(),
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.Size": tuple,
+    "torch.Size": _size,
 }
 _STORAGE_NAMES = {f"torch.{name}" for name in STORAGES}

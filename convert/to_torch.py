@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import torch_file
 import torch_names
-from safetensors.numpy import save_file
 
 from nrsrd_jax.checkpoint import Description, find_checkpoint, load, load_kept
 from nrsrd_jax.command import one_line
@@ -34,20 +34,29 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     path = find_checkpoint(directory)
     description, variables = load(path, make_mesh(0))
     source = description.provenance.get("source", {})
-    jpm = source.get("jpm", False) and not backbone
+    jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
     tensors = {}
     for name, slot in torch_names.slots(description, jpm).items():
         values = variables
         for key in slot.path:
             values = values[key]
-        tensors[name] = slot.to_torch(np.asarray(values)).astype(source.get("types", {}).get(name, "float32"))
-    extras = torch_names.official_extras(description) | load_kept(path)
+        tensors[name] = slot.to_torch(np.asarray(values)).astype(types.get("/".join(slot.path), "float32"))
+    extras = official_extras(description) | load_kept(path)
     if not backbone:
         return tensors | extras, dataclasses.replace(description, provenance={})
     tensors |= {name: value for name, value in extras.items() if name.endswith("num_batches_tracked")}
     names = [name for name in tensors if name.startswith("base.")]
     headless = dataclasses.replace(description, classes=0, aux_classes=0, identities=(), provenance={})
     return {name.replace("base.", "backbone.", 1): tensors[name] for name in names}, headless
+
+
+def official_extras(description: Description) -> dict[str, np.ndarray]:
+    """What the official model has beside ours: an untrained `fc`, and BatchNorm's counters; all zero."""
+    table = torch_names.slots(description)
+    width = table["base.cls_token"].shape[-1]
+    extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
+    return extras | {name: np.zeros((), np.int64) for name in counters}
 
 
 def main() -> None:
@@ -66,7 +75,7 @@ def main() -> None:
     with written_whole(output) as partial:
         if options.format == "safetensors":
             contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-            save_file(contiguous, partial, {torch_names.NOTES: notes})
+            partial.write_bytes(safetensors.numpy.save(contiguous, {torch_file.NOTES: notes}))
         else:
             torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)
     print(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")

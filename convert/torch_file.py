@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from tensor_pickle import STORAGES, Cursor, Refused, Storage, run, storage_identifier
-from torch_names import NOTES  # a record that PyTorch passes over
 
+NOTES = "nrsrd_jax.json"  # a record of ours that PyTorch passes over: the model's description
 NEITHER = "this is not a PyTorch checkpoint: it begins like neither the zip nor the legacy format"
 DAMAGE = (  # what zipfile, struct and pickletools raise on nonsense, beside InputError's own ValueError
-    *(ValueError, TypeError, LookupError, OverflowError, MemoryError, RuntimeError),
+    *(ValueError, TypeError, LookupError, OverflowError),
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError),
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -31,11 +31,13 @@ def load(path: str | Path) -> tuple[Any, str]:
     Containers come back as plain dicts, lists and tuples, an argparse.Namespace as the dict of its attributes.
     Refused, an InputError, for anything that is damaged or is more than plain data.
     """
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             pages = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except ValueError as error:
-            raise Refused("the file is empty") from error
+    except ValueError as error:
+        raise Refused("the file is empty") from error
+    except OSError as error:
+        raise Refused(f"cannot be read: {error.strerror}") from error
     start = bytes(pages[:64])
     try:
         if start.startswith(b"PK\x03\x04"):
@@ -156,9 +158,9 @@ def save(path: Path, tensors: dict[str, np.ndarray], *, wrapper: str = "", notes
     with zipfile.ZipFile(path, "w") as archive:
         records = {"data.pkl": b"\x80\x02" + state + b".", "byteorder": b"little", "version": b"3\n"}
         for name, data in (records | ({NOTES: notes.encode()} if notes else {})).items():
-            archive.writestr(f"archive/{name}", data)
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # no time: same weights, same file
         for key, array in enumerate(tensors.values()):
-            archive.writestr(f"archive/data/{key}", np.ascontiguousarray(array).tobytes())
+            archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), np.ascontiguousarray(array).tobytes())
 
 
 def _plain(value: str | int | bool | tuple[int, ...]) -> bytes:

@@ -5,7 +5,6 @@ Names are those of TransReID-SSL's Re-ID model: `base.*` the backbone, `bottlene
 
 import dataclasses
 import re
-from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -13,7 +12,6 @@ import numpy as np
 from nrsrd_jax.checkpoint import Description
 
 BLOCK_LISTS = re.compile(r"(blocks|conv)_(\d+)")  # blocks_0 of ours is blocks.0 of PyTorch's
-NOTES = "nrsrd_jax.json"  # what to_torch.py calls the model's description inside a file
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by dimensions: linear, convolution
 
@@ -27,7 +25,6 @@ IGNORED = (
     (r"(base\.)?(head|dist|pre_logits).*", False, "head of the pretraining, as the official loader ignores it"),
 )
 JPM_STALE = "JPM never runs it: b1, which it does run, is taken instead"
-JPM_PART = "part of a JPM branch that is not whole, so that it cannot be the last block"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,26 +66,8 @@ def jpm_name(name: str, depth: int) -> str:
     return name.replace(f"base.blocks.{depth - 1}.", "b1.0.").replace("base.norm.", "b1.1.")
 
 
-def has_jpm(names: Collection[str], description: Description) -> bool:
-    """Whether these are the tensors of a JPM model, with a global branch that is whole."""
-    table = slots(description)
-    branch = [jpm_name(name, description.depth) for name in table]
-    return all(name in names for name in branch if name not in table)
-
-
 def ignored(name: str, description: Description, jpm: bool) -> tuple[bool, str] | None:
     """(kept, reason) by the first rule for a name; None if it must be mapped."""
-    if name.startswith("b1."):
-        return True, JPM_PART
     if jpm and jpm_name(name, description.depth) != name:
         return True, JPM_STALE
     return next(((kept, reason) for pattern, kept, reason in IGNORED if re.fullmatch(pattern, name)), None)
-
-
-def official_extras(description: Description) -> dict[str, np.ndarray]:
-    """What the official model has beside ours: an untrained `fc`, and BatchNorm's counters; all zero."""
-    table = slots(description)
-    width = table["base.cls_token"].shape[-1]
-    extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
-    counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
-    return extras | {name: np.zeros((), np.int64) for name in counters}

@@ -69,7 +69,7 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
     if description.image_size != tuple(config.image_size):
         raise InputError(
             f"the teacher {path} takes images of {description.image_size}, the student {tuple(config.image_size)}: "
-            "image_size must agree"
+            "image_size must agree (of a converted teacher convert/from_torch.py --image_size sets it)"
         )
     model = description.create_model(dtype=compute_dtype(config.train.precision))
     return Teacher(model, description.mean, description.std), variables

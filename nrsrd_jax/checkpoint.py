@@ -1,14 +1,14 @@
 """Checkpoints that describe themselves: save, restore onto any device count, load weights.
 
-A checkpoint is a directory with three Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats)
-and, when it came from training, `optimizer`. A training run keeps its best and its last under `WORKDIR/checkpoints/`.
+A checkpoint is a directory of Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats), when it
+came from training `optimizer`, and when it came from PyTorch perhaps `torch`, tensors that convert/ gives back. A
+training run keeps its best and its last under `WORKDIR/checkpoints/`.
 """
 
 import dataclasses
 import hashlib
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +63,7 @@ class Description:
         """What dataclasses.asdict gave to a JSON file; ValueError, KeyError or TypeError if it did not."""
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
         norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
-        made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
-        size, pixels = made.image_size, (*made.mean, *made.std)
-        if (
-            (len(size), len(made.mean), len(made.std)) != (2, 3, 3)
-            or not all(type(side) is int and side > 0 for side in size)
-            or not all(type(value) in (int, float) and math.isfinite(value) for value in pixels)
-        ):
-            raise ValueError(f"no image size and normalisation: {size}, {pixels}")
-        return made
+        return cls(**{**values, **tuples, "norm_ratio": norm_ratio})
 
 
 class Checkpoints:

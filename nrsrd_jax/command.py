@@ -30,19 +30,19 @@ def run(main: Callable[[], None]) -> NoReturn:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; options begin with --")
-        one_line(main)
+        one_line(main, "interrupted; saved checkpoints are kept, and the same train.py command goes on from the last")
 
     app.run(guarded, flags_parser=_parse)
 
 
-def one_line(main: Callable[[], None]) -> None:
+def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Calls `main()`; an InputError is printed as one line, and the exit status is 2. Ctrl-C: one line and 130."""
     try:
         main()
     except InputError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; saved checkpoints are kept, and the same command goes on from the last", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # threads of XLA and Orbax are still at work, and fall over each other in an orderly exit
 

@@ -89,7 +89,7 @@ def make_result(
         "image_size": list(embedder.description.image_size),
         "data": {"name": config.data.name, "root": str(config.data.root)}
         | {f"{name}_sha256": getattr(data, name).hash() for name in ("query", "gallery")},
-        "config": embedder.description.provenance.get("config") or configuration.flatten(config),  # of the training
+        **{key: embedder.description.provenance.get(key) for key in ("config", "source")},  # of training or conversion
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},

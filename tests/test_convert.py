@@ -1,6 +1,7 @@
 """Weights come in and go out whole: nothing lost, nothing swallowed, every form that people arrive with."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import pytest
 import state_dict
 import to_torch
 import torch_file
-from people import write_night
+import torch_names
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from people import small_config, write_images, write_night
 
 from nrsrd_jax.checkpoint import Description, load, save_weights, weights_hash
 from nrsrd_jax.embedding import Embedder
@@ -23,6 +27,7 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.training import train
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,7 +36,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def whole():
     """A whole Re-ID model as the official code saves it, {name: array}."""
-    return {name: tensor.array() for name, tensor in torch_file.load(GOLDEN / "vit_tiny.pth")[0].items()}
+    return {name: np.asarray(tensor) for name, tensor in torch_file.load(GOLDEN / "vit_tiny.pth")[0].items()}
 
 
 def prefixed(tensors, prefix):
@@ -54,7 +59,7 @@ def jpm_of(whole):
 
 
 def forms(whole):
-    """{form: (tensors, wrapper, prefix to take off, whether the neck and classifier are in it)}"""
+    """{form: (tensors, the name that they lie under)}"""
     bare = backbone_of(whole)
     head = {"head.mlp.0.weight": np.ones((4, 192), np.float32), "head.last_layer.weight_g": np.ones((4, 1), np.float32)}
     return {
@@ -81,7 +86,7 @@ def test_every_form_gives_the_same_model_and_comes_back_bit_for_bit(tmp_path, wh
     torch_file.save(tmp_path / "in.pth", tensors, wrapper=wrapper)
     description, variables, kept, report = from_torch.convert(tmp_path / "in.pth")
     assert not report.faults
-    headless = "bare" in form or "DINO" in form
+    headless, neck = "bare" in form or "DINO" in form, {}
     assert (description.backbone, description.depth, description.image_size) == ("vit_tiny", 4, (256, 128))
     assert description.classes == (0 if headless else 17)
     expected = official_weights("vit_tiny")
@@ -89,13 +94,14 @@ def test_every_form_gives_the_same_model_and_comes_back_bit_for_bit(tmp_path, wh
         expected = {"params": {"base": expected["params"]["base"]}, "batch_stats": {}}
         assert not any(variables["params"]["bottleneck"]["bias"])
         assert all(variables["batch_stats"]["bottleneck"]["var"] == 1)
+        neck = variables
         variables = {"params": {"base": variables["params"]["base"]}, "batch_stats": {}}
     assert weights_hash(variables) == weights_hash(expected)
-    if headless:
-        return
-    save_weights(tmp_path / "jax", description, variables, kept)
-    exported, _ = to_torch.export(tmp_path / "jax")
+    save_weights(tmp_path / "jax", description, variables | neck, kept)
+    exported, _ = to_torch.export(tmp_path / "jax", backbone=headless)
     original = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if headless:  # what is not the backbone's is not given back, and the names are a DINO teacher's
+        original = prefixed(backbone_of(whole), "backbone.")
     for name, value in original.items():
         assert exported[name].dtype == value.dtype
         assert exported[name].tobytes() == value.tobytes(), name
@@ -109,7 +115,7 @@ def test_a_backbone_goes_out_as_a_dino_teacher_and_comes_in_again(tmp_path, whol
     run("from_torch.py", tmp_path / "in.pth", "--output", tmp_path / "jax")
     run("to_torch.py", tmp_path / "jax", "--backbone", "--output", tmp_path / "out.pth")
     content = torch_file.load(tmp_path / "out.pth")[0]
-    back = {name: tensor.array() for name, tensor in content["teacher"].items()}
+    back = {name: np.asarray(tensor) for name, tensor in content["teacher"].items()}
     expected = prefixed(backbone_of(whole), "backbone.")
     assert back.keys() == expected.keys()
     assert all(back[name].tobytes() == expected[name].tobytes() for name in expected)
@@ -158,20 +164,39 @@ def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
     broken["base.norm.bias"] = np.zeros(192)
     broken["base.blocks.1.attn.relative_position"] = np.ones(3, np.float32)
     broken["fcneck.weight"] = np.ones((4, 192), np.float32)
+    broken["module.base.norm.weight"] = broken["base.norm.weight"]
     torch_file.save(tmp_path / "in.pth", broken)
     done = run("from_torch.py", tmp_path / "in.pth", "--output", tmp_path / "jax", status=2)
     for fault in (
-        "error: ", ": 6 faults, nothing was written",
+        "error: ", ": 7 faults, nothing was written",
         "base.blocks.2.mlp.fc1.bias: missing; the model has it with shape (768,)",
         "base.blocks.0.norm1.weight: has shape (191,); the model has (192,)", "base.norm.bias: is float64",
         "base.blocks.1.norm1.bias: holds numbers that are not finite", "fcneck.weight: unknown",
-        "base.blocks.1.attn.relative_position: unknown",
+        "base.blocks.1.attn.relative_position: unknown", "base.norm.weight: stands there twice",
     ):  # fmt: skip
         assert fault in done.stderr
     assert not (tmp_path / "jax").exists()
 
 
+@pytest.mark.parametrize(("change", "faults"), [
+    (lambda w: without(jpm_of(w), "b1.0.mlp.fc1.bias"), ["b1.0.mlp.fc1.bias: missing"]),
+    (lambda w: jpm_of(w) | {"b1.0.attn.scale": np.ones(1)}, ["b1.0.attn.scale: unknown"]),
+    (lambda w: {n: v for n, v in w.items() if "bottleneck" not in n}, ["bias", "_mean", "_var", "weight"]),
+])  # fmt: skip
+def test_a_model_that_is_not_whole_is_refused(tmp_path, whole, change, faults):
+    torch_file.save(tmp_path / "in.pth", change(whole))
+    report = from_torch.convert(tmp_path / "in.pth")[-1]
+    assert len(report.faults) == len(faults)
+    assert all(part in fault for part, fault in zip(sorted(faults), sorted(report.faults), strict=True))
+
+
+def without(tensors, name):
+    return {key: value for key, value in tensors.items() if key != name}
+
+
 @pytest.mark.parametrize(("change", "message"), [
+    (lambda w: w | {"base.cls_token": np.float32(1)}, "no ViT that we know: cls_token has shape ()"),
+    (lambda w: w | {"base.pos_embed": np.ones((1, 0, 192), np.float32)}, "no ViT that we know"),
     (lambda w: {"conv1.weight": np.ones(3, np.float32)}, "holds no ViT: .* names are conv1.weight"),
     (lambda w: w | {"base.cls_token": np.ones((1, 1, 1024), np.float32)}, "a ViT of width 1024"),
     (lambda w: w | {"base.pos_embed": np.ones((1, 211, 192), np.float32)}, "210 patches are no grid .* --source_size"),
@@ -223,19 +248,16 @@ def test_an_own_model_goes_out_and_in_with_all_that_describes_it(tmp_path, kind)
     assert str(tmp_path) not in state_dict.read(out).notes
 
 
-def test_a_converted_model_gives_features_evaluates_teaches_and_initialises(tmp_path):
+def test_a_converted_model_gives_features_and_evaluates(tmp_path):
     """What the last line of the converter promises, with the commands that it names."""
     night = write_night(tmp_path / "night")
-    classes = 17
-    variables = initialise(
-        (d := Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, classes)).create_model(),
-        jax.random.key(1), d.image_size,
-    )  # fmt: skip
-    save_weights(tmp_path / "own", d, variables, {})
+    description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, 17)
+    variables = initialise(description.create_model(), jax.random.key(1), description.image_size)
+    save_weights(tmp_path / "own", description, variables, {})
     run("to_torch.py", tmp_path / "own")
     shown = run("from_torch.py", tmp_path / "own.pth", "--output", tmp_path / "jax").stdout.splitlines()
     assert shown[-1] == f"written to {tmp_path / 'jax'}"
-    assert "17 identities, so it can be a teacher" in shown[-2]
+    assert shown[-2] == "its classifier knows 17 identities, so it can be a teacher, or initialise"
     features = Embedder.load(tmp_path / "jax")(np.zeros((3, 32, 16, 3), np.uint8))
     np.testing.assert_array_equal(features, Embedder.load(tmp_path / "own")(np.zeros((3, 32, 16, 3), np.uint8)))
     saved, _ = load(tmp_path / "jax", make_mesh(0))
@@ -245,8 +267,53 @@ def test_a_converted_model_gives_features_evaluates_teaches_and_initialises(tmp_
     options = [f"--config.data.root={night}", f"--config.data.cache_dir={tmp_path / 'cache'}"]
     result = run("eval.py", "--checkpoint", tmp_path / "jax", *options, folder=ROOT).stdout
     assert result.splitlines()[-1].startswith("mAP ")
+    assert json.loads((tmp_path / "jax/result.json").read_text())["source"]["file"] == "own.pth"
     again = run("from_torch.py", tmp_path / "own.pth", "--output", tmp_path / "jax", status=2)
     assert again.stderr.strip() == f"error: {tmp_path / 'jax'} exists; remove it, or choose another --output"
+
+
+def test_a_converted_model_teaches_and_initialises(tmp_path, capsys):
+    """The student starts from its backbone, at another image size, and learns from its classifier."""
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "aux", range(8))
+    half = (0.5, 0.5, 0.5)
+    for name, size in (("teacher", (32, 16)), ("init", (64, 32))):
+        description = Description("vit_tiny", 2, size, half, half, 8)
+        variables = initialise(description.create_model(), jax.random.key(1), size)
+        save_weights(tmp_path / "own" / name, description, variables, {})
+        tensors, _ = to_torch.export(tmp_path / "own" / name)
+        torch_file.save(tmp_path / f"{name}.pth", tensors)
+        *converted, report = from_torch.convert(tmp_path / f"{name}.pth")
+        assert not report.faults
+        save_weights(tmp_path / name, *converted)
+    config = small_config(tmp_path, "nrsrd", init__checkpoint=str(tmp_path / "init"), train__epochs=1)
+    scores = train(config, tmp_path / "run")
+    assert "backbone vit_tiny, position embedding resized from 4×2 to 2×1, λ of NRA is new" in capsys.readouterr().out
+    assert 0 < scores["mAP"] <= 1
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_tensors_of_any_shape_are_converted_or_named(tmp_path, monkeypatch, data):
+    """A whole model in which some tensors were replaced, renamed or lost."""
+    description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, 2)
+    tensors = {name: np.zeros(slot.shape, np.float32) for name, slot in torch_names.slots(description).items()}
+    for name in data.draw(st.lists(st.sampled_from(sorted(tensors)), max_size=3, unique=True)):
+        del tensors[name]
+        if data.draw(st.booleans()):
+            shape = data.draw(st.lists(st.integers(0, 4), max_size=5).map(tuple))
+            kind = data.draw(st.sampled_from([np.float32, np.float16, np.int64, np.float64]))
+            new = data.draw(
+                st.sampled_from([name, "b1.x", "base.dist_token", "base.blocks.3.norm1.bias", "x\n\x1b[31m"])
+            )
+            tensors[new] = np.zeros(shape, kind)
+    (tmp_path / "in.pth").write_bytes(b"")
+    monkeypatch.setattr(from_torch, "read", lambda path: state_dict.StateDict(tensors, {}, {}, ""))
+    try:
+        report = from_torch.convert(tmp_path / "in.pth")[-1]
+    except InputError:
+        return
+    assert "\x1b" not in str(report)
 
 
 def test_a_dry_run_reports_and_writes_nothing(tmp_path):
@@ -268,14 +335,14 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("to_torch.py", ["nowhere"], "nowhere holds no checkpoint"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(tmp_path, script, arguments, message):
-    done = run(script, *arguments, folder=None, cwd=tmp_path, status=2)
+    done = run(script, *arguments, cwd=tmp_path, status=2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
 def run(script, *arguments, folder=ROOT / "convert", cwd=None, status=0):
-    command = [sys.executable, str((folder or ROOT / "convert") / script), *map(str, arguments)]
+    command = [sys.executable, str(folder / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
     assert done.returncode == status, done.stderr
     return done

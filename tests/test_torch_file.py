@@ -5,8 +5,8 @@ import os
 import pickle
 import re
 import struct
+import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -26,7 +26,7 @@ FORMATS = ["plain_zip", "plain_legacy"]
 def plain(value):
     """A loaded content with arrays for tensors."""
     if isinstance(value, Tensor):
-        return value.array()
+        return np.asarray(value)
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
@@ -127,7 +127,7 @@ def test_any_other_instruction_or_name_is_refused(tmp_path, asked):
 ])  # fmt: skip
 def test_a_tensor_must_lie_inside_its_storage(tmp_path, wrong, message):
     good = torch_file.load(archive(tmp_path / "good.pth", tensor(), FOUR))[0]
-    np.testing.assert_array_equal(good["w"].array(), np.arange(4))
+    np.testing.assert_array_equal(np.asarray(good["w"]), np.arange(4))
     with pytest.raises(Refused, match=message):
         torch_file.load(archive(tmp_path / "bad.pth", tensor(**wrong), FOUR))
 
@@ -152,7 +152,7 @@ def test_an_archive_may_not_hide_anything(tmp_path):
     flipped[data.index(FOUR[0][1]) + 5] ^= 1
     (tmp_path / "g.pth").write_bytes(flipped)
     with pytest.raises(Refused, match="checksum"):
-        torch_file.load(tmp_path / "g.pth")[0]["w"].array()
+        np.asarray(torch_file.load(tmp_path / "g.pth")[0]["w"])
 
 
 def without_folder(path):
@@ -184,22 +184,40 @@ def refusal(path):
 BOMBS = {
     "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",  # a C unpickler would make room for two billion entries
     "nested tuple as a key": b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",
-    "nested": b"\x80\x02" + b"(" * 10**6 + b"t" * 10**6 + b".",
+    "nested": b"\x80\x02" + b"(" * 900_000 + b"t" * 900_000 + b".",
     "text": b"\x80\x02\x8d" + struct.pack("<Q", 2**62) + b"a.",
     "many": b"\x80\x02]" + b"}0" * 10**6 + b"(" + b"}" * 3 * 10**6 + b"e.",
     "number": b"\x80\x02\x8b" + struct.pack("<I", 10**8) + bytes(10**8) + b".",
-}
+    "copied by torch.Size": b"\x80\x02](" + b"N" * 10**5 + b"eq\x000(" + b"ctorch\nSize\nh\x00\x85R" * 10**4 + b"t.",
+    "copied as arguments": b"\x80\x02(" + b"N" * 10**5 + b"tq\x000(" + b"ctorch\nSize\nh\x00R" * 10**4 + b"t.",
+    "copied by build": b"\x80\x02}(" + b"".join(b"M%sN" % struct.pack("<H", i) for i in range(50000)) + b"uq\x000("
+    + b"cargparse\nNamespace\n)\x81h\x00b" * 10**4 + b"t.",
+}  # fmt: skip
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+import torch_file
+try:
+    torch_file.load(sys.argv[1])
+except torch_file.Refused as error:
+    print("refused:", error)
+else:
+    print("read")
+"""
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
-    resource = pytest.importorskip("resource")
+    """In a process that may take 1 GiB of addresses and 30 seconds."""
+    pytest.importorskip("resource")
     path = archive(tmp_path / "a.pth", BOMBS[name])
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    assert len(refusal(path)) < 300
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown * (1 if sys.platform == "darwin" else 1024) < 1 << 30
-    assert time.monotonic() - start < 30
+    environment = os.environ | {"PYTHONPATH": str(Path(torch_file.__file__).parent), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LIMITED, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    harmless = name in ("memo", "nested")
+    assert done.stdout.startswith("read" if harmless else "refused: its pickle"), done.stdout
+    assert len(done.stdout) < 300
 
 
 def test_a_doubled_tuple_where_a_size_belongs_is_not_spelled_out(tmp_path):
@@ -228,5 +246,5 @@ def test_mutated_and_cut_files_are_read_or_refused_cleanly(name, tmp_path, data)
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=200))
 def test_random_pickles_are_read_or_refused_cleanly(program):
-    with contextlib.suppress(*torch_file.DAMAGE):
+    with contextlib.suppress(ValueError, LookupError, TypeError):
         tensor_pickle.run(tensor_pickle.Cursor(memoryview(b"\x80\x02" + program + b".")))
