@@ -1,4 +1,5 @@
-"""Evaluates the demo's two students beside an untrained network and a colour histogram: the end of `make demo`.
+"""Evaluates the demo's two students beside an untrained network, a colour histogram and
+the pretrained backbone: the end of `make demo`.
 
 python demo/compare.py        after configs/demo.py:baseline and :nrsrd were trained, in runs/
 """
