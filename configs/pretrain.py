@@ -2,9 +2,9 @@
 
   python train.py --config configs/pretrain.py --config.data.root=DIR --config.aux.bright_root=DIR
 
-40 minutes on 2 CPU cores, to 35 % mAP on demo/night before any training there (demo/backbone.md). DIR holds images named
-<pid>_c<camera>_*.jpg. Both domains are these images, as they are and darkened in the step; there are no queries, and the
-last checkpoint is the result.
+40 minutes on 2 CPU cores, to 35 % mAP on demo/night before any training there (demo/backbone.md).
+DIR holds images named <pid>_c<camera>_*.jpg. Both domains are these images, as they are and darkened in the step;
+there are no queries, and the last checkpoint is the result.
 """
 
 from nrsrd_jax import config
