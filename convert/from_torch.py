@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,16 @@ from typing import Any
 import numpy as np
 import torch_names
 from state_dict import Array, read
-from tensor_pickle import printable
+from tensor_pickle import STORAGES
 
-from nrsrd_jax.checkpoint import Description, save_weights
+from nrsrd_jax.checkpoint import MAX_DEPTH, Description, save_weights
 from nrsrd_jax.command import one_line
-from nrsrd_jax.errors import InputError
+from nrsrd_jax.errors import InputError, printable
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES
 from nrsrd_jax.models.vit import PATCH, resize_position_embedding
 
 FLOATS = ("float32", "float16", "bfloat16")
-MAX_DEPTH = 64
 MAX_KEPT = 2**31  # bytes
 HALF = (0.5, 0.5, 0.5)
 
@@ -43,11 +43,11 @@ class Report:
 
     def add(self, name: str, value: Any, verdict: str, note: str) -> None:
         shape = "–" if value is None else "×".join(map(str, value.shape)) or "scalar"
-        self.rows.append((printable(name), shape, verdict, note))
+        self.rows.append((printable(name, 100), shape, verdict, note))
 
     def fault(self, name: str, value: Any, note: str) -> None:
         self.add(name, value, "FAULT", note)
-        self.faults.append(f"{printable(name)}: {note}")
+        self.faults.append(f"{printable(name, 100)}: {note}")
 
     def __str__(self) -> str:
         names, shapes = (max((len(row[i]) for row in self.rows), default=0) for i in (0, 1))
@@ -66,7 +66,7 @@ def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], di
     if projection is not None and projection.shape[1:] == (3 * PATCH * PATCH,):
         tensors["base.patch_embed.proj.weight"] = np.asarray(projection).reshape(-1, 3, PATCH, PATCH)
         notes["base.patch_embed.proj.weight"] = "a matrix in the file"
-    if "base.dist_token" in tensors and position is not None and len(position.shape) == 3:
+    if "base.dist_token" in tensors and position is not None and len(position.shape) == 3 and position.shape[1] > 1:
         tensors["base.pos_embed"] = np.delete(np.asarray(position), [1], axis=1)
         notes["base.pos_embed"] = "without the row of dist_token"
     return tensors, notes
@@ -102,30 +102,17 @@ def describe(tensors: dict[str, Array], notes: str, source_size: tuple[int, int]
     description = Description(backbone, depth, size, HALF, HALF, *heads, norm_ratio)
     if own is None:
         return description
-    settings = {"mean": own.mean, "std": own.std, "identities": own.identities}
-    return dataclasses.replace(description, **settings, norm_ratio=norm_ratio and own.norm_ratio)
+    if own.architecture != description.architecture:
+        raise InputError("the description that came with the file is of another model than its tensors")
+    return dataclasses.replace(own, image_size=size)
 
 
 def own_description(notes: str) -> Description | None:
     """What to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
-    if not notes:
-        return None
     try:
-        own = Description.from_json(json.loads(notes))
-        ratio = own.norm_ratio or NormRatio()
-        sides, numbers = (*own.image_size, *own.identities), (*own.mean, *own.std, ratio.epsilon)
-        if (
-            (len(own.image_size), len(own.mean), len(own.std)) == (2, 3, 3)
-            and all(type(side) is int for side in sides)
-            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-            and min(*own.std, ratio.epsilon, *own.image_size) > 0
-            and ratio.scope in ("head", "token")
-            and len(own.identities) in (0, own.classes)
-        ):
-            return own
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return Description.from_json(json.loads(notes)) if notes else None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("the description that came with the file is damaged") from error
-    raise InputError("the description that came with the file is damaged")
 
 
 def guess_size(patches: int) -> tuple[int, int]:
@@ -183,6 +170,8 @@ def convert(
             steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
         put(variables, slot.path, values)
         report.add(name, tensor, "resized" if resize else "mapped", ", ".join(steps))
+    if sum(array.nbytes for array in kept.values()) > MAX_KEPT:
+        raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
     fresh_neck = not source.classes and not any(name.startswith("bottleneck.") for name in tensors)
     for name, slot in table.items():
         if name in tensors:
@@ -204,12 +193,12 @@ def ignore(
     """Enters a tensor without a place in the model into the report, and into `kept` if its rule says so."""
     if rule is None:
         report.fault(name, tensor, "unknown: no tensor of the model, and no rule lets it be ignored")
-        return
-    report.add(name, tensor, "ignored", rule[1])
-    if rule[0]:
-        kept[name] = np.asarray(tensor)
-        if sum(array.nbytes for array in kept.values()) > MAX_KEPT:
-            raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
+    elif rule[0] and (tensor.dtype not in STORAGES.values() or 0 in tensor.shape):
+        report.fault(name, tensor, f"an empty tensor, or of a type that PyTorch has not: {tensor.dtype}")
+    else:
+        report.add(name, tensor, "ignored", rule[1])
+        if rule[0]:
+            kept[name] = np.asarray(tensor)
 
 
 def misfit(values: np.ndarray, shape: tuple[int, ...]) -> str:
@@ -267,19 +256,20 @@ def main() -> None:
         raise InputError(f"there is no file {options.file}")
     stem = options.file.with_suffix("")
     output = options.output or (stem if stem != options.file else stem.with_name(stem.name + "-jax"))
-    if not options.dry_run and output.exists():
+    if not options.dry_run and os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     try:
         description, variables, kept, report = convert(options.file, options.image_size, options.source_size)
     except InputError as error:
         raise InputError(f"{options.file}: {error}") from error
+    if not options.dry_run and not report.faults:
+        save_weights(output, description, variables, kept)
     print(report)
     if report.faults:
         faults = "\n  ".join(report.faults)
         raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written\n  {faults}")
     print(summary(description))
     if not options.dry_run:
-        save_weights(output, description, variables, kept)
         print(f"written to {output}")
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch_file
 from safetensors import SafetensorError, safe_open
-from tensor_pickle import Tensor, printable
+from tensor_pickle import Tensor
 
-from nrsrd_jax.errors import InputError
+from nrsrd_jax.errors import InputError, printable
 
 WRAPPERS = ("model", "state_dict", "teacher")  # in the order in which the official loader looks
 
@@ -43,7 +43,7 @@ def read(path: Path) -> StateDict:
     plain = [(re.sub(r"^(module\.)+", "", str(name)), value) for name, value in content.items()]
     prefix = next((prefix for prefix in ("backbone.", "base.", "") if f"{prefix}cls_token" in dict(plain)), None)
     if prefix is None:
-        some = ", ".join(printable(name) for name, _ in plain[:4])
+        some = ", ".join(printable(name, 100) for name, _ in plain[:4])
         raise InputError(f"it holds no ViT: there is no cls_token; its names are {some}, …")
     tensors: dict[str, Array] = {}
     faults = {}
@@ -51,6 +51,8 @@ def read(path: Path) -> StateDict:
         official = "base." + name.removeprefix(prefix) if name.startswith(prefix) else name
         if official in tensors:
             faults[official] = "stands there twice, under different prefixes"
+        elif not official.isprintable():
+            faults[official] = "a name that cannot be shown"
         elif isinstance(value, Array):
             tensors[official] = value
         else:
@@ -59,7 +61,9 @@ def read(path: Path) -> StateDict:
 
 
 def _load(path: Path) -> tuple[Any, str]:
-    if path.suffix != ".safetensors":
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start.endswith(b"{") or start.startswith(b"PK"):  # safetensors: eight bytes of size, then JSON
         return torch_file.load(path)
     try:
         with safe_open(path, framework="np") as file:

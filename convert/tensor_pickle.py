@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import ml_dtypes
 import numpy as np
 
-from nrsrd_jax.errors import InputError
+from nrsrd_jax.errors import InputError, printable
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),
@@ -32,11 +32,6 @@ STORAGES = {
 MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes some 50,000
 MAX_TEXT = 2**16  # bytes of one name
 MAX_ARGUMENTS = MAX_DIMENSIONS = 8
-
-
-def printable(name: str) -> str:
-    """A name from a file, safe and short enough to show."""
-    return name if name.isprintable() and len(name) < 100 else ascii(name[:100])
 
 
 class Refused(InputError):
@@ -142,7 +137,8 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
         name = f"{module}.{attribute}"
         if name not in _CALLS and name not in _STORAGE_NAMES:
             raise Refused(
-                f"it asks for {printable(name)!r}, which is no part of a tensor or of plain data; nothing was run"
+                f"it asks for {printable(name, 100)!r}, no part of a tensor or of plain data; nothing was run. If you "
+                "trust the file, save its state dict alone with PyTorch: torch.save(model.state_dict(), file)"
             )
         return Global(name)
 
@@ -238,6 +234,14 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return Tensor(storage, shape, offset, strides)
 
 
+def _ordered_dict() -> dict:  # no arguments: their keys would be neither checked nor counted
+    return {}
+
+
+def _namespace() -> Namespace:
+    return Namespace()
+
+
 def _size(sides: Any) -> tuple[int, ...]:
     if not isinstance(sides, tuple) or len(sides) > MAX_DIMENSIONS:
         raise Refused("a torch.Size that is none")
@@ -268,8 +272,8 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": dict,
-    "argparse.Namespace": lambda: Namespace(),
+    "collections.OrderedDict": _ordered_dict,
+    "argparse.Namespace": _namespace,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,

@@ -33,15 +33,17 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     """
     path = find_checkpoint(directory)
     description, variables = load(path, make_mesh(0))
-    source = description.provenance.get("source", {})
+    source = description.provenance.get("source") or {}
     jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
+    if not set(types.values()) <= {"float16", "bfloat16"}:
+        raise InputError(f"{path} is damaged: it tells of tensors of unknown types")
     tensors = {}
     for name, slot in torch_names.slots(description, jpm).items():
         values = variables
         for key in slot.path:
             values = values[key]
         tensors[name] = slot.to_torch(np.asarray(values)).astype(types.get("/".join(slot.path), "float32"))
-    extras = official_extras(description) | load_kept(path)
+    extras = official_extras(description) | load_kept(path, description)
     if not backbone:
         return tensors | extras, dataclasses.replace(description, provenance={})
     tensors |= {name: value for name, value in extras.items() if name.endswith("num_batches_tracked")}
@@ -67,7 +69,7 @@ def main() -> None:
     parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
     options = parser.parse_args()
     directory = options.directory.expanduser().absolute()
-    output = options.output or directory.with_name(directory.name + SUFFIXES[options.format])
+    output = options.output or directory.parent / (directory.name + SUFFIXES[options.format])
     if output.exists():
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)

@@ -67,25 +67,25 @@ def _load_zip(path: str | Path, pages: memoryview) -> tuple[Any, str]:
 
     intact: set[str] = set()
 
+    def checked(name: str) -> memoryview:
+        data, checksum = records[name]
+        if name not in intact and zlib.crc32(data) != checksum:
+            raise Refused(f"the bytes of {name!r} do not match their checksum: the file is damaged")
+        intact.add(name)
+        return data
+
     def storage(identifier: Any) -> Storage:
         dtype, key, count = storage_identifier(identifier, 5)
         name = f"{root}data/{key}"
         if name not in records:
             raise Refused(f"storage {key!r} is not in the archive")
-        data, checksum = records[name]
-        if len(data) != count * dtype.itemsize:
-            raise Refused(f"storage {key!r} has {len(data)} bytes; {count} × {dtype} take {count * dtype.itemsize}")
+        size = len(records[name][0])
+        if size != count * dtype.itemsize:
+            raise Refused(f"storage {key!r} has {size} bytes; {count} × {dtype} take {count * dtype.itemsize}")
+        return Storage(dtype, count, lambda: checked(name))
 
-        def read() -> memoryview:
-            if name not in intact and zlib.crc32(data) != checksum:
-                raise Refused(f"the bytes of storage {key!r} do not match their checksum: the file is damaged")
-            intact.add(name)
-            return data
-
-        return Storage(dtype, count, read)
-
-    content = run(Cursor(records[root + "data.pkl"][0]), storage)
-    return content, bytes(records[root + NOTES][0]).decode() if root + NOTES in records else ""
+    content = run(Cursor(checked(root + "data.pkl")), storage)
+    return content, bytes(checked(root + NOTES)).decode() if root + NOTES in records else ""
 
 
 def _records(entries: list[zipfile.ZipInfo], pages: memoryview) -> dict[str, tuple[memoryview, int]]:

@@ -5,10 +5,14 @@ came from training `optimizer`, and when it came from PyTorch perhaps `torch`, t
 training run keeps its best and its last under `WORKDIR/checkpoints/`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
+import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,9 @@ from .sharding import parameter_shardings
 from .state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or of every read that failed beside the first
 FOLDER = "checkpoints"
+MAX_DEPTH = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +69,29 @@ class Description:
         """What dataclasses.asdict gave to a JSON file; ValueError, KeyError or TypeError if it did not."""
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
         norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
-        return cls(**{**values, **tuples, "norm_ratio": norm_ratio})
+        made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
+        ratio, ids = made.norm_ratio or NormRatio(), made.identities
+        numbers = (*made.mean, *made.std, ratio.init, ratio.epsilon)
+        whole = (made.depth, made.classes, made.aux_classes, *made.image_size, *ids)
+        if not (
+            (len(made.image_size), len(made.mean), len(made.std)) == (2, 3, 3)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all(type(number) is int for number in whole)
+            and min(*made.std, ratio.epsilon) > 0
+            and ratio.scope in ("head", "token")
+            and 0 < made.depth <= MAX_DEPTH
+            and 0 < min(made.image_size) <= max(made.image_size) < 2**15
+            and (not ids or len(set(ids)) == len(ids) == made.classes)
+            and isinstance(made.provenance, dict)
+            and isinstance(made.provenance.get("source") or {}, dict)
+        ):
+            raise ValueError("its description of the model does not fit together")
+        return made
+
+    @property
+    def architecture(self) -> tuple:
+        """What the shapes of the weights tell of the model, but for the image size."""
+        return self.backbone, self.depth, self.classes, self.aux_classes, bool(self.norm_ratio)
 
 
 class Checkpoints:
@@ -157,6 +185,8 @@ def find_checkpoint(directory: str | Path) -> Path:
     directory = Path(directory).expanduser().absolute()
     if (directory / "model").is_dir():
         return directory
+    if directory.is_file():
+        raise InputError(f"{directory} is a file; if it is PyTorch's: python convert/from_torch.py {directory}")
     steps = saved_steps(directory)
     if not steps:
         raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
@@ -164,7 +194,7 @@ def find_checkpoint(directory: str | Path) -> Path:
     def score(step: int) -> tuple[float, int]:
         path = directory / FOLDER / str(step) / "metrics" / "metrics"
         try:
-            return json.loads(path.read_text())["mAP"], step
+            return float(json.loads(path.read_text())["mAP"]), step
         except (OSError, ValueError, KeyError, TypeError):  # not evaluated
             return -1.0, step
 
@@ -174,42 +204,69 @@ def find_checkpoint(directory: str | Path) -> Path:
 def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, dict]:
     """The description and the variables of a checkpoint or of a run's best one, on the devices of `mesh`."""
     path = find_checkpoint(directory)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
-        try:
-            values = checkpointer.restore(path, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
-            description = Description.from_json(values["model"])
-            shapes = description.abstract_variables()
-            abstract = _sharded_shapes(shapes, parameter_shardings(shapes, mesh))
-            items = ocp.args.Composite(weights=ocp.args.StandardRestore(abstract))
-            return description, checkpointer.restore(path, args=items)["weights"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer, _readable(path):
+        values = checkpointer.restore(path, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
+        description = Description.from_json(values["model"])
+        shapes = description.abstract_variables()
+        abstract = _sharded_shapes(shapes, parameter_shardings(shapes, mesh))
+        items = ocp.args.Composite(weights=ocp.args.StandardRestore(abstract))
+        variables = checkpointer.restore(path, args=items)["weights"]
+    saved = description.provenance.get("weights_sha256")
+    if saved and weights_hash(variables) != saved:
+        raise InputError(f"{path} is damaged: its weights are not those that were saved; convert again")
+    return description, variables
 
 
 def save_weights(directory: Path, description: Description, variables: dict, kept: dict[str, np.ndarray]) -> None:
     """Writes a checkpoint without optimiser: whole, or not at all. `kept` are tensors that convert/ gives back.
 
-    InputError if the directory exists or cannot be written.
+    It carries hashes of both, which `load` and `load_kept` compare. InputError if it cannot be written.
     """
+    directory = directory.expanduser().absolute()
+    hashes = {"weights_sha256": weights_hash(variables), "kept_sha256": weights_hash(kept)}
+    description = dataclasses.replace(description, provenance=description.provenance | hashes)
     items: dict[str, Any] = {"weights": ocp.args.StandardSave(variables)}
     items["model"] = ocp.args.JsonSave(dataclasses.asdict(description))
     if kept:
         items["torch"] = ocp.args.StandardSave(kept)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        try:
-            checkpointer.save(directory.expanduser().absolute(), args=ocp.args.Composite(**items))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot write {directory}: {str(error).splitlines()[0]}") from error
+    needed = sum(array.nbytes for array in jax.tree.leaves((variables, kept)))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(directory.parent).free
+        if free < needed + 2**20:
+            raise InputError(f"cannot write {directory}: it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(directory, args=ocp.args.Composite(**items))
+    except OSError as error:
+        raise InputError(f"cannot write {directory}: {error.strerror or error}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot write {directory}: {str(error).splitlines()[0]}") from error
 
 
-def load_kept(path: Path) -> dict[str, np.ndarray]:
+def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
     """The tensors that `save_weights` kept for convert/, of their own types; none in a trained checkpoint."""
-    if not (path / "torch").is_dir():
-        return {}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        shapes = checkpointer.metadata(path / "torch").item_metadata
-        types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes.tree)
-        return checkpointer.restore(path / "torch", args=ocp.args.PyTreeRestore(restore_args=types))
+    expected = description.provenance.get("kept_sha256", weights_hash({}))
+    kept = {}
+    if (path / "torch").is_dir():
+        with ocp.PyTreeCheckpointer() as checkpointer, _readable(path):
+            tree = checkpointer.metadata(path / "torch").item_metadata.tree
+            types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            kept = checkpointer.restore(path / "torch", args=ocp.args.PyTreeRestore(restore_args=types))
+    if weights_hash(kept) != expected:
+        raise InputError(f"{path} is damaged: tensors in torch/ are not those that were saved; convert again")
+    return kept
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever Orbax raises on a damaged directory, as one InputError."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". See full")[0]
+        raise InputError(f"{path} is no readable checkpoint: {reason[:200]}") from error
 
 
 def weights_hash(variables: dict) -> str:

@@ -1,6 +1,7 @@
 """What train.py and eval.py share: their flags are parsed, and a mistake of the user's ends in one line."""
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from .errors import InputError
+from .errors import InputError, printable
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -36,15 +37,26 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Calls `main()`; an InputError is printed as one line, and the exit status is 2. Ctrl-C: one line and 130."""
+    """Calls `main()`; an InputError, or what the file system refuses, is printed as one line, and the exit status is 2.
+
+    Ctrl-C prints `interrupted`; the status is 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
     try:
         main()
+        sys.stdout.flush()
     except InputError as error:
-        _fail(str(error))
+        _leave(f"error: {error}", 2)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _leave(f"error: {error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(130)  # threads of XLA and Orbax are still at work, and fall over each other in an orderly exit
+        _leave(f"\n{interrupted}", 130)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -71,8 +83,16 @@ def _one_line_errors() -> Iterator[None]:
         _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
 
 
+def _leave(message: str, status: int) -> NoReturn:
+    """Prints the message and ends the process at once: in an orderly exit threads of XLA and Orbax go on talking."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    print(printable(message), file=sys.stderr, flush=True)
+    os._exit(status)
+
+
 def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(2)
 
 

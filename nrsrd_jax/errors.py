@@ -1,4 +1,4 @@
-"""The one error that people see as a single line."""
+"""The one error that people see as a single line, and text of theirs that is safe to show."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,10 @@ class InputError(ValueError):
 
     `train.py` and `eval.py` print it without a traceback; any other exception is a fault of the program.
     """
+
+
+def printable(text: object, limit: int = 0) -> str:
+    """Text from a file, safe for a terminal: what cannot be shown is escaped; `limit` cuts it to so many characters."""
+    whole = str(text)
+    cut = whole[:limit] + "…" if limit and len(whole) > limit else whole
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in cut)

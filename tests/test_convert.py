@@ -180,8 +180,10 @@ def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
 
 @pytest.mark.parametrize(("change", "faults"), [
     (lambda w: without(jpm_of(w), "b1.0.mlp.fc1.bias"), ["b1.0.mlp.fc1.bias: missing"]),
+    (lambda w: w | {"b2.x": np.zeros((0, 3), np.float32)}, ["b2.x: an empty tensor"]),
+    (lambda w: w | {"b2.\x1b[31m": np.ones(3, np.float32)}, ["b2.\\x1b[31m: a name that cannot be shown"]),
     (lambda w: jpm_of(w) | {"b1.0.attn.scale": np.ones(1)}, ["b1.0.attn.scale: unknown"]),
-    (lambda w: {n: v for n, v in w.items() if "bottleneck" not in n}, ["bias", "_mean", "_var", "weight"]),
+    (lambda w: {n: v for n, v in w.items() if "bott" not in n}, ["bias", "running_mean", "running_var", "weight"]),
 ])  # fmt: skip
 def test_a_model_that_is_not_whole_is_refused(tmp_path, whole, change, faults):
     torch_file.save(tmp_path / "in.pth", change(whole))
@@ -292,6 +294,30 @@ def test_a_converted_model_teaches_and_initialises(tmp_path, capsys):
     assert 0 < scores["mAP"] <= 1
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
+@pytest.mark.parametrize("part", ["weights", "torch", "model"])
+def test_a_damaged_conversion_is_never_used(tmp_path, whole, part):
+    """Changed bytes in the middle of a file, a lost file: one error, and nothing exported."""
+    torch_file.save(tmp_path / "in.pth", whole)
+    *converted, _ = from_torch.convert(tmp_path / "in.pth")
+    save_weights(tmp_path / "jax", *converted)
+    files = [path for path in (tmp_path / "jax" / part).rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = largest.read_bytes()
+    middle = len(data) // 2
+    for damage in (data[:middle] + bytes(8) + b"xxxxxxxx" + data[middle + 16 :], data[:middle], b"", None):
+        largest.unlink()
+        if damage is not None:
+            largest.write_bytes(damage)
+        with pytest.raises(InputError, match=r"damaged|no readable checkpoint"):
+            to_torch.export(tmp_path / "jax")
+        largest.write_bytes(data)
+    to_torch.export(tmp_path / "jax")
+    shutil.rmtree(tmp_path / "jax" / part)
+    with pytest.raises(InputError, match=r"damaged|holds no checkpoint|no readable"):
+        to_torch.export(tmp_path / "jax")
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_tensors_of_any_shape_are_converted_or_named(tmp_path, monkeypatch, data):
@@ -332,7 +358,10 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("from_torch.py", [GOLDEN / "README.md", "--output", "x"], "README.md: this is not a PyTorch checkpoint"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "argument --image_size"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),
+    ("from_torch.py", ["x" * 300], "File name too long"),
     ("to_torch.py", ["nowhere"], "nowhere holds no checkpoint"),
+    ("to_torch.py", ["/"], "holds no checkpoint"),
+    ("to_torch.py", [GOLDEN / "vit_tiny.pth"], "is a file; if it is PyTorch's: python convert/from_torch.py"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(tmp_path, script, arguments, message):
     done = run(script, *arguments, cwd=tmp_path, status=2)

@@ -190,6 +190,8 @@ BOMBS = {
     "number": b"\x80\x02\x8b" + struct.pack("<I", 10**8) + bytes(10**8) + b".",
     "copied by torch.Size": b"\x80\x02](" + b"N" * 10**5 + b"eq\x000(" + b"ctorch\nSize\nh\x00\x85R" * 10**4 + b"t.",
     "copied as arguments": b"\x80\x02(" + b"N" * 10**5 + b"tq\x000(" + b"ctorch\nSize\nh\x00R" * 10**4 + b"t.",
+    "hashed by OrderedDict": b"\x80\x02)" + b"\x85" * 10**6 + b"q\x000ccollections\nOrderedDict\n"
+    + b"](h\x00K\x01\x86e\x85R.",
     "copied by build": b"\x80\x02}(" + b"".join(b"M%sN" % struct.pack("<H", i) for i in range(50000)) + b"uq\x000("
     + b"cargparse\nNamespace\n)\x81h\x00b" * 10**4 + b"t.",
 }  # fmt: skip
@@ -216,7 +218,7 @@ def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
     harmless = name in ("memo", "nested")
-    assert done.stdout.startswith("read" if harmless else "refused: its pickle"), done.stdout
+    assert done.stdout.startswith("read" if harmless else "refused: "), done.stdout
     assert len(done.stdout) < 300
 
 
