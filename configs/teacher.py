@@ -2,8 +2,8 @@
 
   python train.py --config configs/teacher.py --config.data.root=data/Syn_Dark/bright --workdir runs/teacher
 
-There are no queries in such a folder: the last line of the log shows the training accuracy, and the last checkpoint
-is kept. The official loss weights, 1 and 1.
+There are no queries in such a folder: the last line of metrics.jsonl shows the training accuracy, and the last
+checkpoint is kept. The official loss weights, 1 and 1.
 """
 
 from nrsrd_jax import config

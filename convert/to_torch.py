@@ -64,12 +64,13 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="a training run or a checkpoint")
-    parser.add_argument("--output", type=Path, help="the file to write; default: the folder's name with .pth")
+    parser.add_argument("--output", type=Path, help="the file to write; default: DIR.pth, beside DIR")
     parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")
     parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
     options = parser.parse_args()
     directory = options.directory.expanduser().absolute()
-    output = options.output or directory.parent / (directory.name + SUFFIXES[options.format])
+    name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
+    output = options.output or directory.parent / name
     if output.exists():
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)

@@ -21,7 +21,7 @@ from .files import write_whole
 from .inputs import check_protocol, read_test_images
 
 PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
 def evaluate_run(
