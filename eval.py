@@ -22,7 +22,7 @@ def main() -> None:
 
     config = CONFIG.value if flags.FLAGS["config"].present else None
     result, output = evaluate_run(WORKDIR.value, CHECKPOINT.value, OUTPUT.value, config, config_overrides())
-    print(table({result["backbone"]: result}))
+    print(table(result["targets"]))
     print(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
     print(f"{result['queries']} queries, {result['queries_without_match']} of them without a match: left out")
     print(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {output}")

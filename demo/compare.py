@@ -13,10 +13,10 @@ from PIL import Image
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load
 from nrsrd_jax.command import one_line
-from nrsrd_jax.data import datasets
 from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models.reid import initialise
-from nrsrd_jax.result import evaluate, evaluate_run, score, table
+from nrsrd_jax.result import evaluate, evaluate_run, headline, score, table
 from nrsrd_jax.sharding import make_mesh
 
 
@@ -34,16 +34,17 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
 
 def main(runs: dict[str, Path]) -> None:
     config = configuration.load(runs["nrsrd"] / "config.json")
-    data = datasets.load(config.data.name, config.data.root)
+    targets = read_targets(config)
+    (data,) = targets.values()
     mesh = make_mesh(0)
     description, _ = load(runs["nrsrd"], mesh)
     model = description.create_model()
     variables = jax.jit(lambda key: initialise(model, key, description.image_size))(jax.random.key(0))
     query, gallery = (colour_histograms(split.paths) for split in (data.query, data.gallery))
     rows = {
-        "untrained network": evaluate(Embedder(model, variables, description, mesh), config, data).summary(),
+        "untrained network": headline(evaluate(Embedder(model, variables, description, mesh), config, targets)),
         "colour histogram": score(query, gallery, data).summary(),
-        "pretrained": evaluate(Embedder.load(config.init.checkpoint), config, data).summary(),
+        "pretrained": headline(evaluate(Embedder.load(config.init.checkpoint), config, targets)),
     }
     for name, run in runs.items():
         rows[name], path = evaluate_run(str(run), "", "", None, {})

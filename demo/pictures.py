@@ -17,31 +17,13 @@ from nrsrd_jax.data.images import decode
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.evaluation import squared_distances
 from nrsrd_jax.lowlight import PRESETS, degrade
+from nrsrd_jax.sheet import EDGE, HEIGHT, LEFT, WIDTH, brighten, sheet
 
 ROOT = Path(__file__).parent.parent
-HEIGHT, WIDTH, EDGE, LEFT = 128, 64, 3, 110
 
 
 def read(paths, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
     return np.stack([decode(path, size, "bilinear") for path in paths])
-
-
-def brighten(images: np.ndarray) -> np.ndarray:
-    """Stretches each image so that its 98th percentile is white: night crops are black on screen."""
-    top = np.percentile(images, 98, axis=(1, 2, 3), keepdims=True)
-    return np.clip(images / np.maximum(top, 1) * 255, 0, 255).astype(np.uint8)
-
-
-def sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Rows of images with their names on the left."""
-    columns = max(len(images) for _, images in rows)
-    canvas = Image.new("RGB", (LEFT + columns * (WIDTH + EDGE), len(rows) * (HEIGHT + EDGE)), "white")
-    draw = ImageDraw.Draw(canvas)
-    for y, (name, images) in enumerate(rows):
-        draw.text((4, y * (HEIGHT + EDGE) + HEIGHT // 2 - 8), name, fill="black", font_size=15)
-        for x, image in enumerate(images):
-            canvas.paste(Image.fromarray(image), (LEFT + x * (WIDTH + EDGE), y * (HEIGHT + EDGE)))
-    return canvas
 
 
 def crops() -> Image.Image:

@@ -78,7 +78,7 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
 def describe(
     config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
 ) -> Description:
-    identities = records.data.train.identities.tolist()
+    identities = records.train.identities.tolist()
     return Description(
         backbone=config.model.backbone,
         depth=backbone_settings(config.model.backbone, config.model.depth)["depth"],

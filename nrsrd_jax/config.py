@@ -35,8 +35,11 @@ def get_config(variant: str = "nrsrd") -> Config:
             "variant": variant,  # a label for tables and plots; it switches nothing
             "image_size": (256, 128),  # height, width in pixels, multiples of 16
             "data": {
-                "name": "night600",  # night600 | market1501 | msmt17 | rgbnt201 | bright (training images only)
-                "root": "data/Night600",  # its folder
+                "name": "night600",  # night600 | market1501 | msmt17 | rgbnt201 | nightreid | knight | bright (training
+                # images only) | folders (one per identity) | manifest (a CSV file); or several, "market1501,msmt17"
+                "root": "data/Night600",  # its folder (of a manifest the CSV file); of several sources as many, "a,b"
+                "protocol": "",  # which test: nightreid 528 | 528-no-distractors | 1000 | …; knight 1-2 | 1-3 | 2-3
+                "exclude": "",  # a file of image paths to leave out: data.check --fix-list writes it
                 "cache": "disk",  # device (decoded images in device memory) | disk (memory map) | none (decode always)
                 "cache_dir": "",  # where decoded images are kept; empty: ~/.cache/nrsrd_jax
                 "mean": "half",  # half (.5) | dataset (of the training images) | three numbers in 0..1, "0.1,0.1,0.1"
@@ -118,6 +121,11 @@ def get_config(variant: str = "nrsrd") -> Config:
             "eval": {
                 "every": 20,  # epochs between evaluations; 0: only after the last
                 "batch_size": 256,  # images
+                "data": {  # what to evaluate on, if not on data.name; several are evaluated one by one
+                    "name": "",
+                    "root": "",
+                    "protocol": "",
+                },
             },
             "init": {"checkpoint": ""},  # a checkpoint or work directory whose backbone to start from; empty: random
             "teacher": {
@@ -130,7 +138,7 @@ def get_config(variant: str = "nrsrd") -> Config:
 
 # Options that may change between a run and its resumption without changing what is learned.
 FREE = (
-    *("variant", "data.root", "data.cache", "aux.bright_root", "aux.dark_root", "eval."),
+    *("variant", "data.root", "data.protocol", "data.cache", "aux.bright_root", "aux.dark_root", "eval."),
     *("train.log_every", "train.save_every", "train.model_parallel"),
 )
 POSITIVE = (
@@ -211,15 +219,18 @@ def load(path: Path) -> Config:
     """The config that `save` wrote; InputError if it is not one."""
     config = get_config()
     try:
-        values = json.loads(path.read_text())
-        for group, value in values.items():
-            items = value.items() if isinstance(value, dict) else [(None, value)]
-            for name, item in items:
-                target = config if name is None else config[group]
-                target[name or group] = tuple(item) if isinstance(item, list) else item
+        _fill(config, json.loads(path.read_text()))
     except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not the config of a run of this version: {error}") from error
     return config
+
+
+def _fill(config: Config, values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _fill(config[name], value)
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value
 
 
 def differences(old: Config, new: Config) -> list[str]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import sys
+from collections.abc import Collection
+from pathlib import Path
 
 import numpy as np
 
 from .config import Config, fixed_statistic
 from .data import datasets, pipeline
-from .data.images import THREADS, cached_images, decode_many
+from .data.images import THREADS, cached_images, check_readable, decode_many
 from .data.sampling import BatchPlan
 from .errors import InputError
 from .evaluation import has_match
@@ -17,63 +19,100 @@ Statistic = tuple[float, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What is on disk: the data set, the auxiliary domain's bright images and their dark twins, and the batch plans."""
+    """What is on disk, and the batch plans.
 
-    data: datasets.Dataset
+    `targets` are the data sets to evaluate on, by name; `bright` and `dark` the auxiliary domain's images.
+    """
+
+    train: datasets.Split
+    targets: dict[str, datasets.Dataset]
     bright: datasets.Split | None
     dark: datasets.Split | None
     plans: dict[str, BatchPlan]  # "real", and "aux" with an auxiliary domain
 
     def hash(self) -> dict[str, str]:
         """A file-list hash per split, to stamp into results."""
-        splits = {name: getattr(self.data, name) for name in ("train", "query", "gallery")}
-        splits |= {"aux_bright": self.bright, "aux_dark": self.dark}
+        splits = {"train": self.train, "aux_bright": self.bright, "aux_dark": self.dark}
+        for name, data in self.targets.items():
+            splits |= {f"{name}/query": data.query, f"{name}/gallery": data.gallery}
         return {name: split.hash() for name, split in splits.items() if split}
 
 
 def read_records(config: Config) -> Records:
     """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
-    data = datasets.load(config.data.name, config.data.root)
-    check_protocol(data)
-    splits, dark = {"real": data.train}, None
+    exclude = datasets.read_exclude(config.data.exclude)
+    sources = _read_sources(config.data, exclude)
+    targets = _read_sources(config.eval.data, exclude) if config.eval.data.name else sources
+    targets = {name: data for name, data in targets.items() if len(data.query)}
+    for name, data in targets.items():
+        check_protocol(name, data)
+    train = datasets.join([data.train for data in sources.values()])
+    splits, dark = {"real": train}, None
     if config.aux.enabled:
-        splits["aux"], dark = _read_aux(config.aux.bright_root, config.aux.dark_root)
+        splits["aux"], dark = _read_aux(config.aux.bright_root, config.aux.dark_root, exclude)
     sizes = config.train.batch_size, config.train.instances, config.train.seed
     plans = {name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())}
     for plan in plans.values():
         plan.steps(1)
-    return Records(data, splits.get("aux"), dark, plans)
+    return Records(train, targets, splits.get("aux"), dark, plans)
 
 
-def _read_aux(bright_root: str, dark_root: str) -> tuple[datasets.Split, datasets.Split | None]:
-    bright = datasets.load_bright(bright_root)
+def read_targets(config: Config) -> dict[str, datasets.Dataset]:
+    """The data sets to evaluate on, by name. InputError if there are no queries."""
+    choice = config.eval.data if config.eval.data.name else config.data
+    sources = _read_sources(choice, datasets.read_exclude(config.data.exclude))
+    targets = {name: data for name, data in sources.items() if len(data.query)}
+    if not targets:
+        raise InputError(f"data set {choice.name} in {choice.root} has no queries to evaluate with")
+    for name, data in targets.items():
+        check_protocol(name, data)
+    return targets
+
+
+def _read_sources(choice: Config, exclude: Collection[Path]) -> dict[str, datasets.Dataset]:
+    """The data sets that name, root and protocol stand for; with several of one name, it and the root are the key."""
+    names = choice.name.split(",")
+    roots = choice.root.split(",") if len(names) > 1 else [choice.root]
+    protocols = choice.protocol.split(",") if len(names) > 1 and choice.protocol else [choice.protocol] * len(names)
+    if not len(names) == len(roots) == len(protocols):
+        raise InputError(f"{len(names)} data sets ({choice.name}), but {len(roots)} roots ({choice.root})")
+    keys = names if len(set(names)) == len(names) else [f"{n}:{r}" for n, r in zip(names, roots, strict=True)]
+    parts = zip(keys, names, roots, protocols, strict=True)
+    return {key: datasets.load(n, root, protocol=protocol, exclude=exclude) for key, n, root, protocol in parts}
+
+
+def _read_aux(
+    bright_root: str, dark_root: str, exclude: Collection[Path]
+) -> tuple[datasets.Split, datasets.Split | None]:
+    bright = datasets.load_bright(bright_root, exclude=exclude)
     if not dark_root:
         return bright, None
-    paired, dark = datasets.find_dark_twins(bright, dark_root)
+    paired, dark = datasets.find_dark_twins(bright, dark_root, exclude)
     if len(paired) < len(bright):
         lost = len(bright) - len(paired)
         print(f"warning: {lost} of {len(bright)} bright images have no twin in {dark_root}: left out", file=sys.stderr)
     return paired, dark
 
 
-def check_protocol(data: datasets.Dataset) -> None:
+def check_protocol(name: str, data: datasets.Dataset) -> None:
     """InputError if there are queries and none has a match: better before training than after."""
     query, gallery = data.query, data.gallery
     if len(query) and not has_match(query.pids, gallery.pids, query.cameras, gallery.cameras).any():
         raise InputError(
-            f"none of the {len(query)} queries has a gallery image of its identity from another camera: "
+            f"none of the {len(query)} queries of {name} has a gallery image of its identity from another camera: "
             "nothing can be evaluated by the Market-1501 protocol"
         )
 
 
 def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]:
     """The training domains with their images, decoded into the cache unless data.cache is "none"."""
-    splits = {"real": {"images": records.data.train}}
+    splits = {"real": {"images": records.train}}
     if records.bright:
         splits["aux"] = {"images": records.bright} | ({"dark_images": records.dark} if records.dark else {})
 
     def source(split: datasets.Split) -> pipeline.Source:
         if config.data.cache == "none":
+            check_readable(split.paths)
             return pipeline.Files(split.paths, tuple(config.image_size), "bicubic")
         return cached_images(split.paths, config.image_size, "bicubic", config.data.cache_dir)
 

@@ -2,14 +2,27 @@
 
 The light of the scene is recovered from the picture (unprocessing, Brooks et al. 2019), dimmed (MAET, Cui et al. 2021),
 given the sensor's noise (ELD, Wei et al. 2020), quantised and rendered again. Linear light has full scale 1.
+
+  python -m nrsrd_jax.lowlight IMAGE … --output sheet.png
+
+shows images darkened by each preset, and prints luminance and noise, to compare with those of a night of your own.
 """
 
+import argparse
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
+
+from .command import one_line
+from .data.images import decode
+from .errors import InputError
+from .files import written_whole
+from .sheet import HEIGHT, WIDTH, brighten, sheet
 
 Range = tuple[float, float]
 
@@ -161,3 +174,46 @@ def _colour_cast(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax
     plane = strength * jax.random.normal(key, (3, channels))
     y, x = jnp.linspace(-1, 1, height)[:, None, None], jnp.linspace(-1, 1, width)[None, :, None]
     return jnp.exp(plane[0] + y * plane[1] + x * plane[2])
+
+
+def noise_level(grey: np.ndarray) -> float:
+    """Standard deviation of the noise in a grey image [H, W], H and W at least 3, in its own units (Immerkær 1996)."""
+    g = np.asarray(grey, np.float64)
+    edges = g[:-2] - 2 * g[1:-1] + g[2:]  # a Laplacian of a Laplacian: smooth shading and straight edges vanish
+    mask = edges[:, :-2] - 2 * edges[:, 1:-1] + edges[:, 2:]
+    return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
+
+
+def describe(images: np.ndarray) -> str:
+    """Luminance and noise of images uint8 [N, H, W, 3], in grey levels of 255."""
+    grey = images @ (0.299, 0.587, 0.114)
+    noise = np.median([noise_level(image) for image in grey])
+    return f"luminance mean {grey.mean():5.1f}, standard deviation {grey.std():5.1f}; noise {noise:4.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m nrsrd_jax.lowlight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
+    parser.add_argument("--seed", type=int, default=0, help="of the light, camera and noise that are drawn")
+    options = parser.parse_args()
+    if options.output.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"--output {options.output}: its ending names no image format; try .png")
+    given = np.stack([decode(path, (HEIGHT, WIDTH), "bilinear") for path in options.images])
+    rows = [("as given", given)]
+    for preset in PRESETS:
+        dark = degrade(jax.random.key(options.seed), jnp.asarray(given, jnp.float32) / 255, preset=preset)
+        rows.append((preset, np.asarray(jnp.round(dark * 255)).astype(np.uint8)))
+    for name, images in rows:
+        print(f"{name:<10}{describe(images)}")
+    brightened = [(f"{name},\nbrightened", brighten(images)) for name, images in rows]
+    picture = sheet([row for pair in zip(rows, brightened, strict=True) for row in pair])
+    with written_whole(options.output) as partial:
+        picture.save(partial, Image.registered_extensions()[options.output.suffix.lower()])
+    print(f"written to {options.output}")
+
+
+if __name__ == "__main__":
+    one_line(main)

@@ -18,7 +18,7 @@ from .embedding import Embedder
 from .errors import InputError
 from .evaluation import RankMetrics, rank_metrics, squared_distances
 from .files import write_whole
-from .inputs import check_protocol, read_test_images
+from .inputs import read_targets, read_test_images
 
 PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -42,31 +42,38 @@ def evaluate_run(
         config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
         config.update_from_flattened_dict(overrides)
     configuration.validate(config)
-    data = datasets.load(config.data.name, config.data.root)
-    if not len(data.query):
-        raise InputError(f"data set {config.data.name} in {config.data.root} has no queries to evaluate with")
-    check_protocol(data)
+    targets = read_targets(config)
     embedder = Embedder.load(path, batch_size=config.eval.batch_size, precision=config.train.precision)
     config.image_size = embedder.description.image_size
     target = Path(output).expanduser() if output else source / "result.json"
     if target.is_dir():
         raise InputError(f"--output {target} is a folder; name a file in it")
     begin = time.perf_counter()
-    metrics = evaluate(embedder, config, data)
-    result = make_result(metrics, embedder, config, data, path, time.perf_counter() - begin)
+    results = evaluate(embedder, config, targets)
+    result = make_result(results, embedder, config, targets, path, time.perf_counter() - begin)
     named = path == source.absolute()
     result["selected_by"] = "name" if named else "best mAP on the run's query and gallery while training, else the last"
     write_whole(target, json.dumps(result, indent=1) + "\n")
     return result, target
 
 
-def evaluate(embedder: Embedder, config: Config, data: datasets.Dataset) -> RankMetrics:
-    """Ranks the gallery for every query by the distance of L2-normalised features."""
-    query, gallery = (
-        embedder(read_test_images(config, split), progress=name)
-        for name, split in (("query", data.query), ("gallery", data.gallery))
-    )
-    return score(query, gallery, data)
+def evaluate(embedder: Embedder, config: Config, targets: dict[str, datasets.Dataset]) -> dict[str, RankMetrics]:
+    """Per data set: ranks the gallery for every query by the distance of L2-normalised features."""
+    results = {}
+    for target, data in targets.items():
+        query, gallery = (
+            embedder(read_test_images(config, split), progress=f"{target} {name}")
+            for name, split in (("query", data.query), ("gallery", data.gallery))
+        )
+        results[target] = score(query, gallery, data)
+    return results
+
+
+def headline(results: dict[str, RankMetrics]) -> dict[str, Any]:
+    """The numbers of a single data set; of several the means of fractions and the sums of counts."""
+    rows = [metrics.summary() for metrics in results.values()]
+    combine = {name: np.sum if name.startswith("queries") else np.mean for name in rows[0]}
+    return rows[0] if len(rows) == 1 else {n: combine[n]([row[n] for row in rows]).item() for n in combine}
 
 
 def score(query: np.ndarray, gallery: np.ndarray, data: datasets.Dataset) -> RankMetrics:
@@ -76,19 +83,28 @@ def score(query: np.ndarray, gallery: np.ndarray, data: datasets.Dataset) -> Ran
 
 
 def make_result(
-    metrics: RankMetrics, embedder: Embedder, config: Config, data: datasets.Dataset, source: Path, seconds: float
+    results: dict[str, RankMetrics],
+    embedder: Embedder,
+    config: Config,
+    targets: dict[str, datasets.Dataset],
+    source: Path,
+    seconds: float,
 ) -> dict[str, Any]:
-    """The headline numbers, and all that is needed to say what they are of."""
-    return metrics.summary() | {
-        "gallery": len(data.gallery),
-        "cmc": [round(float(x), 6) for x in metrics.cmc],
+    """The headline numbers, those of each data set, and all that is needed to say what they are of."""
+    choice = config.eval.data if config.eval.data.name else config.data
+    return headline(results) | {
+        "targets": {
+            name: results[name].summary()
+            | {"gallery": len(data.gallery), "cmc": [round(float(x), 6) for x in results[name].cmc]}
+            | {f"{split}_sha256": getattr(data, split).hash() for split in ("query", "gallery")}
+            for name, data in targets.items()
+        },
         "protocol": PROTOCOL,
         "checkpoint": str(source),
         "weights_sha256": weights_hash(embedder.variables),
         "backbone": embedder.description.backbone,
         "image_size": list(embedder.description.image_size),
-        "data": {"name": config.data.name, "root": str(config.data.root)}
-        | {f"{name}_sha256": getattr(data, name).hash() for name in ("query", "gallery")},
+        "data": {name: str(choice[name]) for name in ("name", "root", "protocol")} | {"exclude": config.data.exclude},
         **{key: embedder.description.provenance.get(key) for key in ("config", "source")},  # of training or conversion
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -19,13 +19,14 @@ from .build import degradation_options, describe, load_initial_backbone, load_te
 from .checkpoint import Checkpoints, Description
 from .config import Config
 from .data import pipeline
+from .data.images import check_readable
 from .embedding import Embedder
 from .errors import InputError
 from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
 from .metrics_log import MetricsLog
 from .models.reid import backbone_settings
 from .precision import compute_dtype
-from .result import evaluate
+from .result import evaluate, headline
 from .schedule import make_optimizer
 from .sharding import make_mesh, over_data, replicated
 from .state import TrainState
@@ -52,9 +53,9 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     except OSError as error:
         raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
     domains = read_domains(config, records)
-    if config.data.cache != "none":  # an unreadable test image shows now, not after the first epochs
-        for split in filter(len, (records.data.query, records.data.gallery)):
-            read_test_images(config, split)
+    for data in records.targets.values():  # an unreadable test image shows now, not after the first epochs
+        for split in (data.query, data.gallery):
+            check_readable(split.paths) if config.data.cache == "none" else read_test_images(config, split)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
     description = describe(config, records, mean, std, teacher_variables)
 
@@ -155,16 +156,23 @@ class Loop:
         """After `epoch` epochs: evaluates and saves if it is time. Returns the evaluation's numbers, if any."""
         config = self.config
         scores = {}
-        if len(self.records.data.query) and (last or (config.eval.every and epoch % config.eval.every == 0)):
+        if self.records.targets and (last or (config.eval.every and epoch % config.eval.every == 0)):
             bar.set_description("evaluating")
             embedder = self.embedder
             embedder.variables = state.variables
             try:
-                scores = evaluate(embedder, config, self.records.data).summary()
+                results = evaluate(embedder, config, self.records.targets)
             except Exception:
                 self.checkpoints.save(state, self.description, None)  # what was learned outlives a failed evaluation
                 raise
-            log.write(int(state.step), {"epoch": epoch} | scores, prefix="eval/")
+            scores = headline(results)
+            several = {
+                f"{name}/{key}": x
+                for name, row in results.items()
+                for key, x in row.summary().items()
+                if len(results) > 1
+            }
+            log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
             bar.set_description(f"epoch {epoch}/{config.train.epochs}")
             bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
         if scores or last or epoch % config.train.save_every == 0:

@@ -5,50 +5,98 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import grain
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..errors import InputError
 
+Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-CACHE_VERSION = 1  # to be raised when the same file would decode to other pixels
+CACHE_VERSION = 2  # to be raised when the same file would decode to other pixels
 THREADS = os.cpu_count() or 1
+MAX_PIXELS = 2**24  # of one image: 50 MB decoded
 
 
 def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
     """One image as RGB uint8 [height, width, 3], resized by Pillow. InputError names an unreadable file."""
+    return np.asarray(read_rgb(path).resize((size[1], size[0]), RESAMPLING[resampling]))
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """An image as RGB, upright as its EXIF says: 16-bit grey scaled to 8, what is transparent on black.
+
+    InputError names a file that is unreadable, has more than MAX_PIXELS pixels, or has pixels that are no colours.
+    """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((size[1], size[0]), RESAMPLING[resampling]))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(f"{width}×{height} pixels are more than the {MAX_PIXELS} that a crop may have")
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise InputError(f"cannot read the image {path}: {error}; mend or remove it") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if levels.min() < 0 or levels.max() >= 2**16:
+            raise ValueError("its grey levels have more than 16 bits")
+        image = Image.fromarray((levels >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    return image.convert("RGB")
 
 
 def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray) -> None:
     """Decodes into `out` [N, height, width, 3] with all cores; one InputError tells of every unreadable file."""
 
-    def read(index: int) -> tuple[int, np.ndarray | str]:
-        try:
-            return index, decode(paths[index], size, resampling)
-        except InputError as error:
-            return index, str(error)
-
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=64)
-    images = grain.MapDataset.range(len(paths)).map(read).to_iter_dataset(options)
     faults = []
-    for index, image in tqdm(images, "decoding", len(paths), unit="image", leave=False, disable=None):
-        if isinstance(image, str):
+    for index, image in in_parallel(lambda path: decode(path, size, resampling), paths, "decoding"):
+        if isinstance(image, InputError):
             faults.append(image)
         else:
             out[index] = image
+    _refuse(faults, len(paths))
+
+
+def check_readable(paths: Sequence[Path]) -> None:
+    """One InputError that tells of every unreadable file, as `decode_many`; nothing is kept."""
+    results = in_parallel(lambda path: read_rgb(path).size, paths, "checking")
+    _refuse([result for _, result in results if isinstance(result, InputError)], len(paths))
+
+
+def _refuse(faults: list[InputError], count: int) -> None:
     if faults:
-        more = f" (and {len(faults) - 1} more of {len(paths)} images)" if len(faults) > 1 else ""
-        raise InputError(faults[0] + more)
+        more = f" (and {len(faults) - 1} more of {count} images)" if len(faults) > 1 else ""
+        raise InputError(
+            f"{faults[0]}{more}; `python -m nrsrd_jax.data.check` lists them, data.exclude leaves them out"
+        )
+
+
+def in_parallel(
+    function: Callable[[Path], Result], paths: Sequence[Path], title: str
+) -> Iterator[tuple[int, Result | InputError]]:
+    """(index, function(path)) for all paths, on all cores, with a progress bar; an InputError comes as a result."""
+
+    def call(index: int) -> tuple[int, Result | InputError]:
+        try:
+            return index, function(paths[index])
+        except InputError as error:
+            return index, error
+
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=64)
+    results = grain.MapDataset.range(len(paths)).map(call).to_iter_dataset(options)
+    return iter(tqdm(results, title, len(paths), unit="image", leave=False, disable=None))
 
 
 def cached_images(
@@ -117,5 +165,5 @@ def _cache_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) ->
             stat = path.stat()
         except OSError as error:
             raise InputError(f"cannot read the image {path}: {error.strerror}") from error
-        digest.update(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]

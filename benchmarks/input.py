@@ -1,0 +1,92 @@
+"""How fast images reach the step: decoding into the cache, batches from it, and augmentation inside the step.
+
+  python benchmarks/input.py [--images 2000] [--size 256 128] [--batch 64]
+
+A plain loader, which decodes each image of each batch with Pillow in worker processes as PyTorch users have it, stands
+beside it. The images are JPEG crops of noise and shapes, of 64×128 to 128×256 pixels, made in a temporary folder.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw
+
+from nrsrd_jax.data.images import cached_images, decode
+from nrsrd_jax.step import Preparation
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def make_images(folder: Path, count: int) -> list[Path]:
+    rng, paths = np.random.default_rng(0), []
+    for index in range(count):
+        width = int(rng.integers(64, 129))
+        small = rng.integers(0, 256, (16, 8, 3), np.uint8)
+        image = Image.fromarray(small).resize((width, 2 * width))
+        ImageDraw.Draw(image).ellipse((8, 8, width - 8, 2 * width - 8), outline="white", width=5)
+        paths.append(folder / f"{index:05d}.jpg")
+        image.save(paths[-1], quality=90)
+    return paths
+
+
+def seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(function())
+    return (time.perf_counter() - begin) / repeats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=int, default=64)
+    options = parser.parse_args()
+    size, batch, cores = tuple(options.size), options.batch, os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        paths = make_images(Path(folder), options.images)
+        read = functools.partial(decode, size=size, resampling="bicubic")
+        once = seconds(lambda: [read(path) for path in paths[:500]]) / min(500, len(paths))
+        print(f"{cores} cores, {len(paths)} images, batches of {batch} at {size[0]}×{size[1]}, {jax.devices()[0]}")
+        print(f"decoding, one thread          {1 / once:>9.0f} images/s")
+        decoding = seconds(lambda: cached_images(paths, size, "bicubic", folder))
+        rate = len(paths) / decoding
+        print(f"decoding into the cache       {rate:>9.0f} images/s, {rate / cores:.0f} a core")
+
+        images = cached_images(paths, size, "bicubic", folder)
+        rng = np.random.default_rng(1)
+        plan = [rng.permutation(len(paths))[:batch] for _ in range(50)]
+        turn = iter(plan * 3)
+        host = seconds(lambda: jax.device_put(images[next(turn)]), 50)
+        print(f"batches from the disk cache   {batch / host:>9.0f} images/s, {1e3 * host:.2f} ms a batch")
+        everything, gather = jnp.asarray(images), jax.jit(lambda array, index: array[index])
+        gather(everything, plan[0])
+        device = seconds(lambda: gather(everything, next(turn)), 50)
+        print(f"batches from device memory    {batch / device:>9.0f} images/s, {1e3 * device:.2f} ms a batch")
+
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(cores) as pool:
+            pool.map(read, paths[:batch])  # the workers are up
+            plain = seconds(lambda: [np.stack(pool.map(read, [paths[i] for i in index])) for index in plan[:10]]) / 10
+        print(f"plain loader, {cores} processes     {batch / plain:>9.0f} images/s, {1e3 * plain:.1f} ms a batch")
+
+    one = {"labels": np.zeros(batch, np.int32), "images": np.asarray(everything[:batch])}
+    for name, data in (("augmentation", {"real": one}), ("and a degraded domain", {"real": one, "aux": one})):
+        prepare = jax.jit(lambda key, data: Preparation(HALF, HALF)(key, data))
+        data = jax.device_put(data)
+        jax.block_until_ready(prepare(jax.random.key(0), data))
+        cost = seconds(lambda prepare=prepare, data=data: prepare(jax.random.key(0), data), 10)
+        print(f"{name:<30}{1e3 * cost:>9.1f} ms a step")
+
+
+if __name__ == "__main__":
+    main()

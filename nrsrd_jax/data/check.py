@@ -1,0 +1,181 @@
+"""Looks at every image of a data set before training does: `python -m nrsrd_jax.data.check NAME ROOT`.
+
+  python -m nrsrd_jax.data.check night600 data/Night600
+  python -m nrsrd_jax.data.check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
+
+A fault would stop training; a warning is worth a look. Exit status 1 if there are faults.
+"""
+
+import argparse
+import collections
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ..command import one_line
+from ..errors import InputError, printable
+from ..evaluation import has_match
+from ..files import written_whole
+from . import datasets
+from .datasets import Dataset, Split
+from .images import in_parallel, read_rgb
+from .readers import SOURCES, SPLITS
+
+SMALLEST_SIDE = 8  # pixels; less shows nobody
+DISTRACTOR = 0  # an identity that stands for nobody in particular
+SHOWN = 5  # examples in a line
+LISTED = 20  # queries without a match that get a line each
+
+
+@dataclasses.dataclass
+class Pixels:
+    """What the images of all splits look like together."""
+
+    levels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((3, 256)))  # per channel, in shares
+    brightness: list[float] = dataclasses.field(default_factory=list)  # mean of each image, 0..255
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation per channel of pixels in 0..1, every image counting alike."""
+        shares, values = self.levels / max(len(self.brightness), 1), np.arange(256) / 255
+        mean = shares @ values
+        return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
+
+
+@dataclasses.dataclass
+class Findings:
+    """Lines to print: faults stop training, warnings do not; `offending` are the files to leave out."""
+
+    faults: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    offending: list[Path] = dataclasses.field(default_factory=list)
+
+
+def check(name: str, data: Dataset, protocol: str = "") -> tuple[Findings, Pixels]:
+    """Everything that can be found wrong or odd with a data set, and what its pixels are like."""
+    findings = Findings()
+    for path in data.unnamed:
+        findings.faults.append(f"{shown(path)}: no identity and camera in its name")
+        findings.offending.append(path)
+    pixels = _check_images(data, findings)
+    splits = {split: getattr(data, split) for split in SPLITS}
+    source = SOURCES[name]
+    published = [(f"{split}: {len(splits[split])} images", len(splits[split]), count)
+                 for split, count in source.published.get(protocol or source.protocols[0], {}).items()]  # fmt: skip
+    for split, count in source.identities.items():
+        found = len(splits[split].identities)
+        published.append((f"{split}: {found} identities", found, count))
+    if source.cameras:
+        found = len(np.unique(np.concatenate([split.cameras for split in splits.values()])))
+        published.append((f"{found} cameras", found, source.cameras))
+    for text, found, count in published:
+        if found != count:
+            findings.warnings.append(f"{text}, published are {count} ({found - count:+d})")
+    _check_identities(name, splits, findings)
+    if data.ignored:
+        names = ", ".join(sorted({shown(Path(path.name)) for path in data.ignored})[:SHOWN])
+        findings.warnings.append(f"{len(data.ignored)} files that are no images ({names})")
+    return findings, pixels
+
+
+def _check_images(data: Dataset, findings: Findings) -> Pixels:
+    paths = list(dict.fromkeys(path for split in SPLITS for path in getattr(data, split).paths))
+    pixels = Pixels()
+
+    def look(path: Path) -> tuple[tuple[int, int], np.ndarray]:
+        image = read_rgb(path)
+        return image.size, np.array(image.histogram(), float).reshape(3, 256) / (image.width * image.height)
+
+    for index, result in in_parallel(look, paths, "reading"):
+        path = paths[index]
+        if isinstance(result, InputError):
+            findings.faults.append(f"{shown(path)}: {shown(result.__cause__ or result)}")
+            findings.offending.append(path)
+            continue
+        (width, height), levels = result
+        pixels.levels += levels
+        pixels.brightness.append(float(levels.mean(0) @ np.arange(256)))
+        if min(width, height) < SMALLEST_SIDE:
+            findings.warnings.append(f"{shown(path)}: {width}×{height} pixels show nobody")
+            findings.offending.append(path)
+        elif (levels == 1).any(axis=1).all():
+            findings.warnings.append(f"{shown(path)}: a single colour throughout")
+            findings.offending.append(path)
+    return pixels
+
+
+def _check_identities(name: str, splits: dict[str, Split], findings: Findings) -> None:
+    train, query, gallery = (splits[split] for split in SPLITS)
+    single = [pid for pid, count in collections.Counter(train.pids.tolist()).items() if count == 1]
+    if single:
+        findings.warnings.append(f"train: {len(single)} identities with a single image ({examples(single)})")
+    if SOURCES[name].disjoint:
+        both = set(train.pids.tolist()) & {*query.pids.tolist(), *gallery.pids.tolist()} - {DISTRACTOR}
+        if both:
+            findings.warnings.append(f"{len(both)} identities are in training and in test ({examples(sorted(both))})")
+    if len(query):
+        match = has_match(query.pids, gallery.pids, query.cameras, gallery.cameras)
+        if not match.any():
+            findings.faults.append("query: none has a gallery image of its identity from another camera")
+        lost = np.flatnonzero(~match) if match.any() else ()
+        for index in lost[:LISTED]:
+            findings.warnings.append(f"{shown(query.paths[index])}: a query without a match from another camera")
+        if len(lost) > LISTED:
+            findings.warnings.append(f"and {len(lost) - LISTED} more queries without a match")
+
+
+def examples(values: list[int]) -> str:
+    return ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")
+
+
+def shown(text: object) -> str:
+    """Text from file names, on one line and safe to print."""
+    return printable(text).replace("\n", "\\n")
+
+
+def report(name: str, data: Dataset, findings: Findings, pixels: Pixels) -> str:
+    """The table, the findings and the pixels, as text."""
+    lines = [f"{'':8}{'images':>9}{'identities':>12}{'cameras':>9}"]
+    for split in SPLITS:
+        part: Split = getattr(data, split)
+        lines.append(f"{split:8}{len(part):>9}{len(part.identities):>12}{len(np.unique(part.cameras)):>9}")
+    lines += [f"fault: {text}" for text in findings.faults] + [f"warning: {text}" for text in findings.warnings]
+    mean, std = pixels.statistics()
+    for label, values in (("mean", mean), ("std", std)):
+        lines.append(f"pixel {label} (0..1) " + ",".join(f"{value:.4f}" for value in values))
+    counts, _ = np.histogram(pixels.brightness, np.linspace(0, 256, 17))
+    lines.append("brightness of the images (0..255)")
+    for index, count in enumerate(counts):
+        bar = "█" * round(40 * count / max(counts.max(), 1))
+        lines.append(f"{16 * index:>4}–{16 * index + 15:<4}{count:>7} {bar}")
+    lines += [f"{split} list {getattr(data, split).hash()}" for split in SPLITS if len(getattr(data, split))]
+    return "\n".join([*lines, f"{len(findings.faults)} faults, {len(findings.warnings)} warnings"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m nrsrd_jax.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=SOURCES, metavar="NAME", help=", ".join(SOURCES))
+    parser.add_argument("root", metavar="ROOT", help="its folder; of a manifest the CSV file")
+    parser.add_argument("--protocol", default="", help="of nightreid and knight")
+    parser.add_argument("--exclude", default="", help="a file of paths to leave out, as --fix-list writes it")
+    parser.add_argument("--fix-list", type=Path, help="write the paths of faulty and suspicious files there")
+    options = parser.parse_args()
+    left_out = datasets.read_exclude(options.exclude)
+    data = datasets.survey(options.name, options.root, protocol=options.protocol, exclude=left_out)
+    findings, pixels = check(options.name, data, options.protocol)
+    print(report(options.name, data, findings, pixels))
+    if options.fix_list:
+        with written_whole(options.fix_list) as partial:
+            partial.write_bytes(b"".join(os.fsencode(os.path.abspath(path)) + b"\n" for path in findings.offending))
+        print(
+            f"{len(findings.offending)} paths written to {options.fix_list}: --config.data.exclude={options.fix_list}"
+        )
+    sys.exit(1 if findings.faults else 0)
+
+
+if __name__ == "__main__":
+    one_line(main)

@@ -1,0 +1,166 @@
+"""`python -m nrsrd_jax.data.check` finds what would stop or spoil training, and what it lists can be left out."""
+
+import os
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from people import small_config, write_images, write_night
+from PIL import Image
+
+from nrsrd_jax.data.images import MAX_PIXELS, decode, read_rgb
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.training import train
+
+
+def check(*arguments):
+    command = [sys.executable, "-m", "nrsrd_jax.data.check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def big_png(path, width, height):
+    """A PNG that says it is huge, and holds almost nothing."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """A night set with one fault of each kind."""
+    root = write_night(tmp_path / "night")
+    folder = root / "bounding_box_train"
+    good = next(folder.iterdir()).read_bytes()
+    (folder / "0001_c1_zero.jpg").write_bytes(b"")
+    (folder / "0001_c1_cut.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "0001_c1_text.jpg").write_text("no image")
+    Image.new("RGB", (1, 1)).save(folder / "0001_c1_dot.jpg")
+    big_png(folder / "0001_c1_big.png", 6000, 9000)
+    Image.new("RGB", (20, 40)).save(folder / "nobody.jpg")
+    (folder / "0001_c1_loop.jpg").symlink_to("0001_c1_loop.jpg")
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 2**16, (40, 20), np.uint16)).save(folder / "0002_c1_sixteen.png")
+    Image.fromarray(rng.integers(0, 255, (40, 20, 4), np.uint8), "CMYK").save(folder / "0002_c1_cmyk.jpg")
+    Image.fromarray(rng.integers(0, 255, (40, 20, 4), np.uint8), "RGBA").save(folder / "0002_c1_rgba.png")
+    write_images(folder, [77], cameras=(1,), frames=1)
+    (folder / "0077_c1_000000.jpg").rename(folder / "0077_c1_Größe.jpg")
+    write_images(root / "query", [300], cameras=(1,), frames=1)
+    write_images(root / "bounding_box_test", [1], cameras=(2,), frames=1)
+    (root / "query" / "Thumbs.db").write_text("")
+    return root
+
+
+def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
+    done = check("night600", planted, "--fix-list", tmp_path / "bad.txt")
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.splitlines()
+    for kind, part in [
+        ("fault", "0001_c1_zero.jpg"), ("fault", "0001_c1_cut.jpg"), ("fault", "0001_c1_text.jpg"),
+        ("fault", "0001_c1_big.png: 6000×9000 pixels are more than"), ("fault", "nobody.jpg: no identity and camera"),
+        ("fault", "0001_c1_loop.jpg"), ("warning", "0001_c1_dot.jpg: 1×1 pixels show nobody"),
+        ("warning", "train: 1 identities with a single image (77)"),
+        ("warning", "files that are no images (Thumbs.db)"),
+        ("warning", "0300_c1_000000.jpg: a query without a match"), ("warning", "published are 14462"),
+        ("warning", "1 identities are in training and in test (1)"),
+    ]:  # fmt: skip
+        assert sum(line.startswith(f"{kind}: ") and part in line for line in lines) == 1, part
+    assert lines[-2] == "6 faults, 10 warnings"
+    assert lines[-1].startswith("7 paths written")
+    again = check("night600", planted, "--exclude", tmp_path / "bad.txt")
+    assert again.returncode == 0, again.stdout
+    config = small_config(tmp_path, train__epochs=1)
+    with pytest.raises(InputError, match=r"nobody\.jpg"):
+        train(config, tmp_path / "run")
+    config.data.exclude = str(tmp_path / "bad.txt")
+    assert 0 < train(config, tmp_path / "run")["mAP"] <= 1
+
+
+def test_a_clean_set_has_its_numbers(tmp_path):
+    root = write_night(tmp_path)
+    done = check("night600", root)
+    assert done.returncode == 0, done.stderr
+    shown = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:4]}
+    assert shown == {"train": ["32", "8", "2"], "query": ["4", "4", "1"], "gallery": ["12", "6", "2"]}
+    everything = np.stack([read_rgb(path) for path in sorted(root.rglob("*.jpg"))]) / 255
+    for name, values in (("mean", everything.mean((0, 1, 2))), ("std", everything.std((0, 1, 2)))):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"pixel {name}"))
+        assert line.endswith(",".join(f"{value:.4f}" for value in values))
+
+
+def test_no_query_with_a_match_is_a_fault(tmp_path):
+    root = write_night(tmp_path)
+    for path in (root / "bounding_box_test").glob("*_c2_*"):
+        path.unlink()
+    done = check("night600", root)
+    assert done.returncode == 1
+    assert "fault: query: none has a gallery image of its identity from another camera" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")
+def test_file_names_of_any_bytes_are_survived(tmp_path):
+    root = write_night(tmp_path)
+    name = os.path.join(os.fsencode(root), b"bounding_box_train", b"0001_c1_\xff\n\x1b[31m.jpg")
+    with open(name, "wb") as file:
+        file.write(b"no image")
+    done = check("night600", root)
+    assert done.returncode == 1, done.stderr
+    assert "\\x1b[31m" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def pixel(path):
+    return decode(path, (2, 2), "bilinear")[0, 0].tolist()
+
+
+def test_unusual_pictures_become_the_right_colours(tmp_path):
+    red = (200, 10, 20)
+    for name, image in {
+        "palette.png": Image.new("RGB", (2, 2), red).quantize(4), "opaque.png": Image.new("RGBA", (2, 2), (*red, 255)),
+        "clear.png": Image.new("RGBA", (2, 2), (*red, 0)), "grey.png": Image.new("L", (2, 2), 99),
+        "grey_alpha.png": Image.new("LA", (2, 2), (99, 255)),
+        "sixteen.png": Image.fromarray(np.full((2, 2), 99 * 256 + 50, np.uint16)),
+    }.items():  # fmt: skip
+        image.save(tmp_path / name)
+    assert pixel(tmp_path / "palette.png") == pixel(tmp_path / "opaque.png") == list(red)
+    assert pixel(tmp_path / "clear.png") == [0, 0, 0]  # what nobody sees is no colour
+    assert (
+        pixel(tmp_path / "grey.png")
+        == pixel(tmp_path / "grey_alpha.png")
+        == pixel(tmp_path / "sixteen.png")
+        == [99] * 3
+    )
+    cmyk = Image.new("CMYK", (2, 2), (0, 255, 255, 0))
+    cmyk.save(tmp_path / "cmyk.jpg", quality=100)
+    assert np.abs(np.subtract(pixel(tmp_path / "cmyk.jpg"), (255, 0, 0))).max() < 8
+
+
+def test_a_picture_on_its_side_is_turned(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (0, 0, 10, 20))  # white at the left
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = np.asarray(read_rgb(tmp_path / "a.jpg"))
+    assert upright.shape == (40, 20, 3)
+    assert upright[:8].min() > 240
+    assert upright[12:].max() < 15
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda path: big_png(path, 5000, 5000), f"more than the {MAX_PIXELS} that a crop may have"),
+    (lambda path: big_png(path, 2**31 - 1, 2**31 - 1), "cannot read the image"),
+    (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "floating-point"),
+    (lambda path: Image.fromarray(np.full((4, 4), 2**20, np.int32)).save(path, "TIFF"), "more than 16 bits"),
+])  # fmt: skip
+def test_pictures_that_are_no_crops_are_refused_by_name(tmp_path, make, message):
+    make(tmp_path / "a.png")
+    with pytest.raises(InputError, match=message) as refusal:
+        decode(tmp_path / "a.png", (4, 4), "bilinear")
+    assert "a.png" in str(refusal.value)

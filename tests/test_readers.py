@@ -1,0 +1,142 @@
+"""Every layout on disk gives the right splits, identities and cameras."""
+
+import numpy as np
+import pytest
+from people import small_config, write_images, write_night
+from PIL import Image
+
+from nrsrd_jax.data import datasets
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.inputs import read_records, read_targets
+
+
+def write(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16)).save(path)
+    return root
+
+
+def rows(split):
+    return [(path.name, int(pid), int(camera)) for path, pid, camera in zip(*vars(split).values(), strict=True)]
+
+
+@pytest.mark.parametrize(("protocol", "query", "gallery"), [
+    ("", "query", "bounding_box_test"), ("528", "query", "bounding_box_test"),
+    ("528-no-distractors", "query", "bounding_box_test-528-noDistractors"),
+    ("1000", "query-1000", "bounding_box_test_withDistractors"),
+    ("1000-no-distractors", "query-1000", "bounding_box_test-1000-noDistractors"),
+])  # fmt: skip
+def test_nightreid_and_its_four_protocols(tmp_path, protocol, query, gallery):
+    folders = ("query", "query-1000", "bounding_box_test", "bounding_box_test-528-noDistractors",
+               "bounding_box_test_withDistractors", "bounding_box_test-1000-noDistractors")  # fmt: skip
+    write(tmp_path, "bounding_box_train/0007L2C1_000.jpg", *(f"{folder}/0001R3C_{folder}.jpg" for folder in folders))
+    data = datasets.load("nightreid", tmp_path, protocol=protocol)
+    assert rows(data.train) == [("0007L2C1_000.jpg", 7, 1)]
+    assert rows(data.query) == [(f"0001R3C_{query}.jpg", 1, 5)]
+    assert rows(data.gallery) == [(f"0001R3C_{gallery}.jpg", 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "cameras", "ids"), [("", (1, 2), {3}), ("1-3", (1, 3), {3, 5}), ("2-3", (2, 3), {3})]
+)
+def test_knight_even_identities_train_and_a_pair_of_cameras_tests(tmp_path, protocol, cameras, ids):
+    home = tmp_path / "NightPerson" / "Person"
+    write(home, "2/cam1_001.jpg", "4/cam3_001.jpg", *(f"3/cam{c}_00{c}.jpg" for c in (1, 2, 3)),
+          "5/cam1_001.jpg", "5/cam3_001.jpg", "7/cam2_001.jpg")  # fmt: skip
+    data = datasets.load("knight", tmp_path, protocol=protocol)
+    assert set(data.train.pids) == {2, 4}
+    assert set(data.query.pids) == set(data.gallery.pids) == ids
+    assert set(data.query.cameras) == {cameras[0]}
+    assert set(data.gallery.cameras) == {cameras[1]}
+
+
+def test_a_protocol_that_is_none_is_named(tmp_path):
+    write_night(tmp_path)
+    with pytest.raises(InputError, match=r"data.protocol is '9'; of night600 choose one of: it has none"):
+        datasets.load("night600", tmp_path, protocol="9")
+    with pytest.raises(InputError, match="of knight choose one of: 1-2, 1-3, 2-3"):
+        datasets.load("knight", tmp_path, protocol="9")
+
+
+def test_a_folder_per_identity(tmp_path):
+    """Names of people or numbers; cameras as c3 or cam3 in the file names; any suffix in any case; ümläuts."""
+    write(tmp_path, "train/anna/a_c1_0.jpg", "train/bert/b_cam12.PNG", "query/céline/x-c2.WebP",
+          "gallery/céline/c3.bmp", "gallery/anna/c1_4.jpeg")  # fmt: skip
+    (tmp_path / "gallery/anna/Thumbs.db").write_text("no image")
+    data = datasets.load("folders", tmp_path)
+    assert rows(data.train) == [("a_c1_0.jpg", 0, 1), ("b_cam12.PNG", 1, 12)]
+    assert rows(data.query) == [("x-c2.WebP", 2, 2)]
+    assert rows(data.gallery) == [("c1_4.jpeg", 0, 1), ("c3.bmp", 2, 3)]
+    assert [path.name for path in data.ignored] == ["Thumbs.db"]
+
+
+def test_folders_without_cameras_or_splits(tmp_path):
+    write(tmp_path, "0012/a.jpg", "0007/b.jpg")
+    data = datasets.load("folders", tmp_path)
+    assert rows(data.train) == [("b.jpg", 7, 0), ("a.jpg", 12, 0)]
+    assert len(data.query) == 0
+    write(tmp_path, "0012/x_c4.jpg")
+    with pytest.raises(InputError, match="no identity and camera in its name"):
+        datasets.load("folders", tmp_path)
+
+
+def manifest(root, text):
+    write(root, "images/a,1.jpg", "images/b.jpg", "images/c.jpg")
+    (root / "m.csv").write_text(text, encoding="utf-8")
+    return root / "m.csv"
+
+
+def test_a_manifest(tmp_path):
+    file = manifest(tmp_path, 'pid,camera,split,path,note\n7,hall,train,"images/a,1.jpg",x\n'
+                    "9,yard,query,images/b.jpg,\n9,hall,gallery,images/c.jpg,\n")  # fmt: skip
+    data = datasets.load("manifest", file)
+    assert rows(data.train) == [("a,1.jpg", 7, 0)]
+    assert rows(data.query) == [("b.jpg", 9, 1)]
+    assert data.gallery.paths == (tmp_path / "images/c.jpg",)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("path,pid,split\n", "m.csv has no column camera; it takes path,pid,camera,split"), ("", "has no column"),
+    ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it takes a path"),
+    ("path,pid,camera,split\na,1\n", "line 2: it takes a path"), ('path,pid,camera,split\n"a', "cannot read"),
+])  # fmt: skip
+def test_a_broken_manifest_is_named_with_its_line(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        datasets.load("manifest", manifest(tmp_path, text))
+
+
+def test_excluded_images_are_left_out(tmp_path):
+    write_night(tmp_path / "night", identities=3)
+    gone = tmp_path / "night/bounding_box_train/0001_c1_000000.jpg"
+    bad = tmp_path / "night/query/who.jpg"
+    bad.write_bytes(b"")
+    (tmp_path / "list.txt").write_text(f"{gone}\n\n{bad}\n")
+    data = datasets.load("night600", tmp_path / "night", exclude=datasets.read_exclude(tmp_path / "list.txt"))
+    assert (len(data.train), len(data.query)) == (11, 4)
+    with pytest.raises(InputError, match=r"cannot read data.exclude .*: No such file"):
+        datasets.read_exclude(tmp_path / "none.txt")
+
+
+def test_several_sources_train_together_and_are_evaluated_one_by_one(tmp_path):
+    """The same numbers in two sets are other people, before other cameras."""
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "bright", range(4), cameras=(1, 3))
+    config = small_config(tmp_path)
+    config.data.name = "night600,bright"
+    config.data.root = f"{tmp_path / 'night'},{tmp_path / 'bright'}"
+    records = read_records(config)
+    assert len(records.train) == 32 + 16
+    assert len(records.train.identities) == 8 + 4
+    assert len(np.unique(records.train.cameras)) == 2 + 2
+    assert list(records.targets) == ["night600"]
+
+    config.eval.data.name, config.eval.data.root = "night600,night600", f"{tmp_path / 'night'},{tmp_path / 'night'}"
+    assert list(read_targets(config)) == [f"night600:{tmp_path / 'night'}"]
+    write_night(tmp_path / "other")
+    config.eval.data.root = f"{tmp_path / 'night'},{tmp_path / 'other'}"
+    assert len(read_targets(config)) == 2
+    config.data.root = str(tmp_path / "night")
+    with pytest.raises(InputError, match=r"2 data sets \(night600,bright\), but 1 roots"):
+        read_records(config)
