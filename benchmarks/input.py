@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nrsrd_jax.data.images import cached_images, decode
+from nrsrd_jax.data.pipeline import Domain, batches
+from nrsrd_jax.data.sampling import BatchPlan
 from nrsrd_jax.step import Preparation
 
 HALF = (0.5, 0.5, 0.5)
@@ -36,6 +38,10 @@ def make_images(folder: Path, count: int) -> list[Path]:
         paths.append(folder / f"{index:05d}.jpg")
         image.save(paths[-1], quality=90)
     return paths
+
+
+def load_batch(paths: list[Path], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([decode(path, size, "bicubic") for path in paths])
 
 
 def seconds(function: Callable[[], object], repeats: int = 1) -> float:
@@ -63,20 +69,23 @@ def main() -> None:
         print(f"decoding into the cache       {rate:>9.0f} images/s, {rate / cores:.0f} a core")
 
         images = cached_images(paths, size, "bicubic", folder)
-        rng = np.random.default_rng(1)
-        plan = [rng.permutation(len(paths))[:batch] for _ in range(50)]
-        turn = iter(plan * 3)
-        host = seconds(lambda: jax.device_put(images[next(turn)]), 50)
+        labels = (np.arange(len(paths)) // 8).astype(np.int32)
+        domain = Domain(BatchPlan(labels, batch, 4, 0), labels, {"images": images})
+        steps = min(50, domain.plan.steps(20))
+        served = batches({"real": domain}, 0, steps, pixels=True)
+        host = seconds(lambda: jax.device_put(next(served)["real"]["images"]), steps)
         print(f"batches from the disk cache   {batch / host:>9.0f} images/s, {1e3 * host:.2f} ms a batch")
         everything, gather = jnp.asarray(images), jax.jit(lambda array, index: array[index])
-        gather(everything, plan[0])
-        device = seconds(lambda: gather(everything, next(turn)), 50)
+        gather(everything, domain.plan.batch(0))
+        served = batches({"real": domain}, 0, steps, pixels=False)
+        device = seconds(lambda: gather(everything, next(served)["real"]["images"]), steps)
         print(f"batches from device memory    {batch / device:>9.0f} images/s, {1e3 * device:.2f} ms a batch")
 
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(cores) as pool:
-            pool.map(read, paths[:batch])  # the workers are up
-            plain = seconds(lambda: [np.stack(pool.map(read, [paths[i] for i in index])) for index in plan[:10]]) / 10
+        plan = [[paths[i] for i in domain.plan.batch(step)] for step in range(20)]
+        with multiprocessing.get_context("spawn").Pool(cores) as pool:
+            load = functools.partial(load_batch, size=size)
+            pool.map(load, plan[:cores])  # the workers are up
+            plain = seconds(lambda: list(pool.imap(load, plan))) / len(plan)  # they read ahead as they can
         print(f"plain loader, {cores} processes     {batch / plain:>9.0f} images/s, {1e3 * plain:.1f} ms a batch")
 
     one = {"labels": np.zeros(batch, np.int32), "images": np.asarray(everything[:batch])}

@@ -138,7 +138,8 @@ def get_config(variant: str = "nrsrd") -> Config:
 
 # Options that may change between a run and its resumption without changing what is learned.
 FREE = (
-    *("variant", "data.root", "data.protocol", "data.cache", "aux.bright_root", "aux.dark_root", "eval."),
+    *("variant", "data.root", "data.exclude", "data.cache", "aux.bright_root", "aux.dark_root"),
+    *("eval.every", "eval.batch_size", "eval.data.root"),
     *("train.log_every", "train.save_every", "train.model_parallel"),
 )
 POSITIVE = (
@@ -179,6 +180,8 @@ def validate(config: Config) -> None:
             raise InputError(f"{name} is {values[name]!r}; choose one of {', '.join(choices)}")
     if config.teacher.enabled and not config.aux.enabled:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
+    if not config.eval.data.name and (config.eval.data.root or config.eval.data.protocol):
+        raise InputError("eval.data.root and eval.data.protocol need eval.data.name: the kind of data set")
     size = config.image_size
     if len(size) != 2 or any(not isinstance(side, int) or side <= 0 or side % 16 for side in size):
         raise InputError(f"image_size is {tuple(size)}; it takes height and width, multiples of 16 pixels")

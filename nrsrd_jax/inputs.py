@@ -9,7 +9,7 @@ import numpy as np
 
 from .config import Config, fixed_statistic
 from .data import datasets, pipeline
-from .data.images import THREADS, cached_images, check_readable, decode_many
+from .data.images import THREADS, cached_images, check_readable, decode_many, moments
 from .data.sampling import BatchPlan
 from .errors import InputError
 from .evaluation import has_match
@@ -42,10 +42,7 @@ def read_records(config: Config) -> Records:
     """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
     exclude = datasets.read_exclude(config.data.exclude)
     sources = _read_sources(config.data, exclude)
-    targets = _read_sources(config.eval.data, exclude) if config.eval.data.name else sources
-    targets = {name: data for name, data in targets.items() if len(data.query)}
-    for name, data in targets.items():
-        check_protocol(name, data)
+    targets = read_targets(config) if config.eval.data.name else _with_queries(sources)
     train = datasets.join([data.train for data in sources.values()])
     splits, dark = {"real": train}, None
     if config.aux.enabled:
@@ -61,23 +58,33 @@ def read_targets(config: Config) -> dict[str, datasets.Dataset]:
     """The data sets to evaluate on, by name. InputError if there are no queries."""
     choice = config.eval.data if config.eval.data.name else config.data
     sources = _read_sources(choice, datasets.read_exclude(config.data.exclude))
-    targets = {name: data for name, data in sources.items() if len(data.query)}
+    targets = _with_queries(sources)
     if not targets:
         raise InputError(f"data set {choice.name} in {choice.root} has no queries to evaluate with")
+    return targets
+
+
+def _with_queries(sources: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    targets = {name: data for name, data in sources.items() if len(data.query)}
     for name, data in targets.items():
         check_protocol(name, data)
     return targets
 
 
 def _read_sources(choice: Config, exclude: Collection[Path]) -> dict[str, datasets.Dataset]:
-    """The data sets that name, root and protocol stand for; with several of one name, it and the root are the key."""
-    names = choice.name.split(",")
-    roots = choice.root.split(",") if len(names) > 1 else [choice.root]
-    protocols = choice.protocol.split(",") if len(names) > 1 and choice.protocol else [choice.protocol] * len(names)
+    """The data sets that name, root and protocol stand for, by name; numbered where a name stands there twice."""
+    names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
+    roots = [root.strip() for root in choice.root.split(",")] if len(names) > 1 else [choice.root]
+    if choice.protocol == "":
+        protocols *= len(names)
     if not len(names) == len(roots) == len(protocols):
-        raise InputError(f"{len(names)} data sets ({choice.name}), but {len(roots)} roots ({choice.root})")
-    keys = names if len(set(names)) == len(names) else [f"{n}:{r}" for n, r in zip(names, roots, strict=True)]
-    parts = zip(keys, names, roots, protocols, strict=True)
+        raise InputError(
+            f"{len(names)} data sets ({choice.name}), but {len(roots)} roots ({choice.root}) and {len(protocols)} "
+            f"protocols ({choice.protocol}); give as many of each"
+        )
+    labels = [f"{n}-{p}" if p and names.count(n) > 1 else n for n, p in zip(names, protocols, strict=True)]
+    labels = [f"{n}-{i}" if labels.count(n) > 1 else n for i, n in enumerate(labels, start=1)]
+    parts = zip(labels, names, roots, protocols, strict=True)
     return {key: datasets.load(n, root, protocol=protocol, exclude=exclude) for key, n, root, protocol in parts}
 
 
@@ -140,9 +147,8 @@ def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic
         return mean, std
     sample = images[np.linspace(0, len(images) - 1, min(len(images), 512)).astype(int)]
     shares = np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)]) / sample[..., 0].size
-    levels = np.arange(256) / 255
-    measured_mean = shares @ levels
-    measured_std = np.sqrt(np.maximum(shares @ levels**2 - measured_mean**2, 1 / 255**2))  # at least one grey level
+    measured_mean, measured_std = moments(shares)
+    measured_std = np.maximum(measured_std, 1 / 255)  # at least one grey level
     rounded = [tuple(round(float(x), 4) for x in values) for values in (measured_mean, measured_std)]
     return mean or rounded[0], std or rounded[1]
 

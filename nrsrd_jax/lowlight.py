@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .command import one_line
-from .data.images import decode
+from .data.images import read_rgb
 from .errors import InputError
 from .files import written_whole
 from .sheet import HEIGHT, WIDTH, brighten, sheet
@@ -184,11 +184,12 @@ def noise_level(grey: np.ndarray) -> float:
     return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
 
 
-def describe(images: np.ndarray) -> str:
-    """Luminance and noise of images uint8 [N, H, W, 3], in grey levels of 255."""
-    grey = images @ (0.299, 0.587, 0.114)
+def describe(images: list[np.ndarray]) -> str:
+    """Mean luminance and noise of images uint8 [H, W, 3], in grey levels of 255."""
+    grey = [image @ (0.299, 0.587, 0.114) for image in images]
+    mean, spread = (np.mean([measure(image) for image in grey]) for measure in (np.mean, np.std))
     noise = np.median([noise_level(image) for image in grey])
-    return f"luminance mean {grey.mean():5.1f}, standard deviation {grey.std():5.1f}; noise {noise:4.1f}"
+    return f"luminance mean {mean:5.1f}, standard deviation {spread:5.1f}; noise {noise:4.1f}"
 
 
 def main() -> None:
@@ -199,19 +200,25 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
     parser.add_argument("--seed", type=int, default=0, help="of the light, camera and noise that are drawn")
     options = parser.parse_args()
-    if options.output.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"--output {options.output}: its ending names no image format; try .png")
-    given = np.stack([decode(path, (HEIGHT, WIDTH), "bilinear") for path in options.images])
-    rows = [("as given", given)]
+    if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--output {options.output}: name a .png, .jpg or .webp file")
+    given = [np.asarray(read_rgb(path)) for path in options.images]  # each at its own size: resizing smooths noise
+    for path, image in zip(options.images, given, strict=True):
+        if min(image.shape[:2]) < 3:
+            raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
+    versions = {"as given": given}
     for preset in PRESETS:
-        dark = degrade(jax.random.key(options.seed), jnp.asarray(given, jnp.float32) / 255, preset=preset)
-        rows.append((preset, np.asarray(jnp.round(dark * 255)).astype(np.uint8)))
-    for name, images in rows:
+        keys = jax.random.split(jax.random.key(options.seed), len(given))
+        dark = [degrade(k, x[None] / np.float32(255), preset=preset)[0] for k, x in zip(keys, given, strict=True)]
+        versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
+    rows = []
+    for name, images in versions.items():
         print(f"{name:<10}{describe(images)}")
-    brightened = [(f"{name},\nbrightened", brighten(images)) for name, images in rows]
-    picture = sheet([row for pair in zip(rows, brightened, strict=True) for row in pair])
+        small = np.stack([np.asarray(Image.fromarray(image).resize((WIDTH, HEIGHT))) for image in images])
+        rows += [(name, small), (f"{name},\nbrightened", brighten(small))]
+    picture = sheet(rows)
     with written_whole(options.output) as partial:
-        picture.save(partial, Image.registered_extensions()[options.output.suffix.lower()])
+        picture.save(partial, {".png": "PNG", ".webp": "WEBP"}.get(options.output.suffix.lower(), "JPEG"))
     print(f"written to {options.output}")
 
 

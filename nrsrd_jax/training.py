@@ -55,7 +55,10 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     domains = read_domains(config, records)
     for data in records.targets.values():  # an unreadable test image shows now, not after the first epochs
         for split in (data.query, data.gallery):
-            check_readable(split.paths) if config.data.cache == "none" else read_test_images(config, split)
+            if config.data.cache == "none":
+                check_readable(split.paths)
+            else:
+                read_test_images(config, split)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
     description = describe(config, records, mean, std, teacher_variables)
 

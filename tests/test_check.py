@@ -1,6 +1,7 @@
 """`python -m nrsrd_jax.data.check` finds what would stop or spoil training, and what it lists can be left out."""
 
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -10,8 +11,10 @@ import pytest
 from people import small_config, write_images, write_night
 from PIL import Image
 
+from nrsrd_jax.checkpoint import load
 from nrsrd_jax.data.images import MAX_PIXELS, decode, read_rgb
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
 
@@ -80,6 +83,20 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
         train(config, tmp_path / "run")
     config.data.exclude = str(tmp_path / "bad.txt")
     assert 0 < train(config, tmp_path / "run")["mAP"] <= 1
+    stamped = load(tmp_path / "run", make_mesh(0))[0].provenance["data"]["train"]
+    assert f"train list {stamped}" in again.stdout.splitlines()
+
+
+def test_without_a_cache_a_broken_image_stops_the_run_too(tmp_path):
+    root = write_night(tmp_path / "night")
+    config = small_config(tmp_path, data__cache="none")
+    for folder in ("bounding_box_train", "query"):
+        broken = next((root / folder).iterdir())
+        good = broken.read_bytes()
+        broken.write_bytes(good[:200])
+        with pytest.raises(InputError, match=re.escape(str(broken))):
+            train(config, tmp_path / "run")
+        broken.write_bytes(good)
 
 
 def test_a_clean_set_has_its_numbers(tmp_path):
@@ -88,9 +105,9 @@ def test_a_clean_set_has_its_numbers(tmp_path):
     assert done.returncode == 0, done.stderr
     shown = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:4]}
     assert shown == {"train": ["32", "8", "2"], "query": ["4", "4", "1"], "gallery": ["12", "6", "2"]}
-    everything = np.stack([read_rgb(path) for path in sorted(root.rglob("*.jpg"))]) / 255
+    everything = np.stack([read_rgb(path) for path in sorted(root.glob("bounding_box_train/*.jpg"))]) / 255
     for name, values in (("mean", everything.mean((0, 1, 2))), ("std", everything.std((0, 1, 2)))):
-        line = next(line for line in done.stdout.splitlines() if line.startswith(f"pixel {name}"))
+        line = next(line for line in done.stdout.splitlines() if line.startswith(f"training pixels' {name}"))
         assert line.endswith(",".join(f"{value:.4f}" for value in values))
 
 
@@ -156,8 +173,8 @@ def test_a_picture_on_its_side_is_turned(tmp_path):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda path: big_png(path, 5000, 5000), f"more than the {MAX_PIXELS} that a crop may have"),
     (lambda path: big_png(path, 2**31 - 1, 2**31 - 1), "cannot read the image"),
-    (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "floating-point"),
-    (lambda path: Image.fromarray(np.full((4, 4), 2**20, np.int32)).save(path, "TIFF"), "more than 16 bits"),
+    (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "32-bit numbers"),
+    (lambda path: Image.fromarray(np.full((4, 4), 2**20, np.int32)).save(path, "TIFF"), "32-bit numbers"),
 ])  # fmt: skip
 def test_pictures_that_are_no_crops_are_refused_by_name(tmp_path, make, message):
     make(tmp_path / "a.png")

@@ -1,11 +1,15 @@
 """The degradation obeys its physics."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from nrsrd_jax.lowlight import PRESETS, degrade
+from nrsrd_jax.lowlight import PRESETS, degrade, noise_level
 
 NO_NOISE = {"shot": (0.0, 0.0)}
 FULL_LIGHT = {"light": (1.0, 1.0), "light_distribution": "uniform", "gain": (1.0, 0.0)}
@@ -123,3 +127,25 @@ def test_black_and_white_stay_in_range(preset, value):
 def test_a_wrong_range_is_named(options, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         degrade(jax.random.key(0), picture(), **options)
+
+
+@pytest.mark.parametrize("sigma", [0, 2, 10])
+def test_the_noise_level_of_a_shaded_picture_is_found(sigma):
+    y, x = np.mgrid[:128, :64]
+    picture = 40 + 0.5 * y + x + np.random.default_rng(0).normal(0, sigma, (128, 64))
+    assert noise_level(picture) == pytest.approx(sigma, rel=0.1, abs=1e-9)
+
+
+def test_the_sheet_shows_every_preset_and_prints_how_dark_it_is(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((60, 30, 3), 128, np.uint8)).save(tmp_path / name)
+    command = [sys.executable, "-m", "nrsrd_jax.lowlight", "a.png", "b.png", "--output", "sheet.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "as given  luminance mean 128.0, standard deviation   0.0; noise  0.0"
+    assert [line.split()[0] for line in lines[1:-1]] == list(PRESETS)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height > 6 * 128
+    done = subprocess.run([*command, "--output", "x.txt"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --output x.txt: name a .png, .jpg or .webp file\n")

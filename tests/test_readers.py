@@ -1,5 +1,7 @@
 """Every layout on disk gives the right splits, identities and cameras."""
 
+import json
+
 import numpy as np
 import pytest
 from people import small_config, write_images, write_night
@@ -8,6 +10,8 @@ from PIL import Image
 from nrsrd_jax.data import datasets
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_records, read_targets
+from nrsrd_jax.result import evaluate_run
+from nrsrd_jax.training import train
 
 
 def write(root, *names):
@@ -132,11 +136,34 @@ def test_several_sources_train_together_and_are_evaluated_one_by_one(tmp_path):
     assert len(np.unique(records.train.cameras)) == 2 + 2
     assert list(records.targets) == ["night600"]
 
-    config.eval.data.name, config.eval.data.root = "night600,night600", f"{tmp_path / 'night'},{tmp_path / 'night'}"
-    assert list(read_targets(config)) == [f"night600:{tmp_path / 'night'}"]
-    write_night(tmp_path / "other")
-    config.eval.data.root = f"{tmp_path / 'night'},{tmp_path / 'other'}"
-    assert len(read_targets(config)) == 2
+    config.eval.data.name, config.eval.data.root = "night600, night600", f"{tmp_path / 'night'}, {tmp_path / 'night'}"
+    assert list(read_targets(config)) == ["night600-1", "night600-2"]
+    home = write(tmp_path / "knight", "3/cam1_1.jpg", "3/cam2_1.jpg", "3/cam3_1.jpg", "2/cam1_1.jpg")
+    config.eval.data.name, config.eval.data.root = "knight,knight,night600", f"{home},{home},{tmp_path / 'night'}"
+    config.eval.data.protocol = "1-2,1-3,"
+    assert list(read_targets(config)) == ["knight-1-2", "knight-1-3", "night600"]
+    config.eval.data.protocol = "1-2"
+    with pytest.raises(InputError, match=r"3 data sets .* and 1 protocols \(1-2\); give as many"):
+        read_targets(config)
+    config.eval.data.update(name="", root="", protocol="")
     config.data.root = str(tmp_path / "night")
     with pytest.raises(InputError, match=r"2 data sets \(night600,bright\), but 1 roots"):
         read_records(config)
+
+
+def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "bright", range(4))
+    write_night(tmp_path / "other")
+    config = small_config(tmp_path, train__epochs=1)
+    config.data.name, config.data.root = "night600,bright", f"{tmp_path / 'night'},{tmp_path / 'bright'}"
+    config.eval.data.name, config.eval.data.root = "night600,market1501", f"{tmp_path / 'night'},{tmp_path / 'other'}"
+    scores = train(config, tmp_path / "run")
+    logged = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    parts = [logged["night600/mAP"], logged["market1501/mAP"]]
+    assert scores["mAP"] == logged["mAP"] == pytest.approx(np.mean(parts))
+    assert scores["queries"] == 8
+    result, _ = evaluate_run(str(tmp_path / "run"), "", "", None, {})
+    assert [row["mAP"] for row in result["targets"].values()] == pytest.approx(parts)
+    other = datasets.load("market1501", tmp_path / "other")
+    assert result["targets"]["market1501"]["gallery_sha256"] == other.gallery.hash()

@@ -3,7 +3,8 @@
   python -m nrsrd_jax.data.check night600 data/Night600
   python -m nrsrd_jax.data.check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
 
-A fault would stop training; a warning is worth a look. Exit status 1 if there are faults.
+A fault would stop training; a warning is worth a look. Exit status 1 if there are faults, 2 if the data set cannot be
+read at all, else 0.
 """
 
 import argparse
@@ -21,27 +22,24 @@ from ..evaluation import has_match
 from ..files import written_whole
 from . import datasets
 from .datasets import Dataset, Split
-from .images import in_parallel, read_rgb
-from .readers import SOURCES, SPLITS
+from .images import in_parallel, moments, read_rgb
+from .readers import SOURCES, SPLITS, Source
 
 SMALLEST_SIDE = 8  # pixels; less shows nobody
-DISTRACTOR = 0  # an identity that stands for nobody in particular
 SHOWN = 5  # examples in a line
 LISTED = 20  # queries without a match that get a line each
 
 
 @dataclasses.dataclass
 class Pixels:
-    """What the images of all splits look like together."""
+    """What the images look like: those of training as data.mean and data.std take them, all by brightness."""
 
-    levels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((3, 256)))  # per channel, in shares
+    levels: list[np.ndarray] = dataclasses.field(default_factory=list)  # of a training image [3, 256], in shares
     brightness: list[float] = dataclasses.field(default_factory=list)  # mean of each image, 0..255
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation per channel of pixels in 0..1, every image counting alike."""
-        shares, values = self.levels / max(len(self.brightness), 1), np.arange(256) / 255
-        mean = shares @ values
-        return mean, np.sqrt(np.maximum(shares @ values**2 - mean**2, 0))
+        """Mean and standard deviation per channel of pixels in 0..1, every training image counting alike."""
+        return moments(np.mean(self.levels, axis=0) if self.levels else np.zeros((3, 256)))
 
 
 @dataclasses.dataclass
@@ -61,23 +59,22 @@ def check(name: str, data: Dataset, protocol: str = "") -> tuple[Findings, Pixel
         findings.offending.append(path)
     pixels = _check_images(data, findings)
     splits = {split: getattr(data, split) for split in SPLITS}
-    source = SOURCES[name]
-    published = [(f"{split}: {len(splits[split])} images", len(splits[split]), count)
-                 for split, count in source.published.get(protocol or source.protocols[0], {}).items()]  # fmt: skip
-    for split, count in source.identities.items():
-        found = len(splits[split].identities)
-        published.append((f"{split}: {found} identities", found, count))
-    if source.cameras:
-        found = len(np.unique(np.concatenate([split.cameras for split in splits.values()])))
-        published.append((f"{found} cameras", found, source.cameras))
-    for text, found, count in published:
-        if found != count:
-            findings.warnings.append(f"{text}, published are {count} ({found - count:+d})")
+    _check_published(SOURCES[name], protocol, splits, findings)
     _check_identities(name, splits, findings)
     if data.ignored:
         names = ", ".join(sorted({shown(Path(path.name)) for path in data.ignored})[:SHOWN])
         findings.warnings.append(f"{len(data.ignored)} files that are no images ({names})")
     return findings, pixels
+
+
+def _check_published(source: Source, protocol: str, splits: dict[str, Split], findings: Findings) -> None:
+    cameras = np.unique(np.concatenate([split.cameras for split in splits.values()]))
+    counts = {(f"{name}: images", len(splits[name])): n for name, n in source.images(protocol).items()}
+    counts |= {(f"{name}: identities", len(splits[name].identities)): n for name, n in source.identities.items()}
+    counts |= {("cameras", len(cameras)): source.cameras} if source.cameras else {}
+    for (what, found), published in counts.items():
+        if found != published:
+            findings.warnings.append(f"{what} are {found}, published are {published} ({found - published:+d})")
 
 
 def _check_images(data: Dataset, findings: Findings) -> Pixels:
@@ -95,7 +92,8 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
             findings.offending.append(path)
             continue
         (width, height), levels = result
-        pixels.levels += levels
+        if index < len(data.train):
+            pixels.levels.append(levels)
         pixels.brightness.append(float(levels.mean(0) @ np.arange(256)))
         if min(width, height) < SMALLEST_SIDE:
             findings.warnings.append(f"{shown(path)}: {width}×{height} pixels show nobody")
@@ -111,8 +109,8 @@ def _check_identities(name: str, splits: dict[str, Split], findings: Findings) -
     single = [pid for pid, count in collections.Counter(train.pids.tolist()).items() if count == 1]
     if single:
         findings.warnings.append(f"train: {len(single)} identities with a single image ({examples(single)})")
-    if SOURCES[name].disjoint:
-        both = set(train.pids.tolist()) & {*query.pids.tolist(), *gallery.pids.tolist()} - {DISTRACTOR}
+    if SOURCES[name].same_numbers:
+        both = set(train.pids.tolist()) & {*query.pids.tolist(), *gallery.pids.tolist()} - {SOURCES[name].distractor}
         if both:
             findings.warnings.append(f"{len(both)} identities are in training and in test ({examples(sorted(both))})")
     if len(query):
@@ -135,7 +133,7 @@ def shown(text: object) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def report(name: str, data: Dataset, findings: Findings, pixels: Pixels) -> str:
+def report(data: Dataset, findings: Findings, pixels: Pixels) -> str:
     """The table, the findings and the pixels, as text."""
     lines = [f"{'':8}{'images':>9}{'identities':>12}{'cameras':>9}"]
     for split in SPLITS:
@@ -144,7 +142,7 @@ def report(name: str, data: Dataset, findings: Findings, pixels: Pixels) -> str:
     lines += [f"fault: {text}" for text in findings.faults] + [f"warning: {text}" for text in findings.warnings]
     mean, std = pixels.statistics()
     for label, values in (("mean", mean), ("std", std)):
-        lines.append(f"pixel {label} (0..1) " + ",".join(f"{value:.4f}" for value in values))
+        lines.append(f"training pixels' {label} (0..1) " + ",".join(f"{value:.4f}" for value in values))
     counts, _ = np.histogram(pixels.brightness, np.linspace(0, 256, 17))
     lines.append("brightness of the images (0..255)")
     for index, count in enumerate(counts):
@@ -167,13 +165,15 @@ def main() -> None:
     left_out = datasets.read_exclude(options.exclude)
     data = datasets.survey(options.name, options.root, protocol=options.protocol, exclude=left_out)
     findings, pixels = check(options.name, data, options.protocol)
-    print(report(options.name, data, findings, pixels))
+    print(report(data, findings, pixels))
     if options.fix_list:
+        listed = {os.path.abspath(path) for path in (*left_out, *findings.offending)}
+        lines = [os.fsencode(path) for path in sorted(listed) if "\n" not in path]
         with written_whole(options.fix_list) as partial:
-            partial.write_bytes(b"".join(os.fsencode(os.path.abspath(path)) + b"\n" for path in findings.offending))
-        print(
-            f"{len(findings.offending)} paths written to {options.fix_list}: --config.data.exclude={options.fix_list}"
-        )
+            partial.write_bytes(b"".join(line + b"\n" for line in lines))
+        print(f"{len(lines)} paths written; leave them out with --config.data.exclude={options.fix_list}")
+        if len(lines) < len(listed):
+            print(f"{len(listed) - len(lines)} have a line break in their names: rename those")
     sys.exit(1 if findings.faults else 0)
 
 

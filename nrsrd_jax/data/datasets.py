@@ -60,7 +60,7 @@ def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection
     data = survey(name, root, protocol=protocol, exclude=exclude)
     if data.unnamed:
         raise InputError(
-            f"{data.unnamed[0]}: no identity and camera in its name, which should look like 0001_c1_000000.jpg "
+            f"{data.unnamed[0]}: no identity and camera in its name, as {name} writes them "
             f"({len(data.unnamed)} such images); rename, remove or exclude them"
         )
     return data
@@ -88,9 +88,9 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
         pids, cameras = (np.array([row[i] for row in rows], np.int64) for i in (1, 2))
         return Split(tuple(row[0] for row in rows), pids, cameras)
 
-    unnamed = tuple(path for path in listing.unnamed if os.path.abspath(path) not in left_out)
+    unnamed = tuple(path for path in dict.fromkeys(listing.unnamed) if os.path.abspath(path) not in left_out)
     train, query, gallery = (split(listing.rows[name]) for name in SPLITS)
-    return Dataset(train, query, gallery, unnamed, tuple(listing.ignored))
+    return Dataset(train, query, gallery, unnamed, tuple(dict.fromkeys(listing.ignored)))
 
 
 def load_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:

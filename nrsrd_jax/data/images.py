@@ -44,13 +44,10 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() >= 2**16:
-            raise ValueError("its grey levels have more than 16 bits")
-        image = Image.fromarray((levels >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers, of unknown range")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -97,6 +94,13 @@ def in_parallel(
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=64)
     results = grain.MapDataset.range(len(paths)).map(call).to_iter_dataset(options)
     return iter(tqdm(results, title, len(paths), unit="image", leave=False, disable=None))
+
+
+def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of pixels in 0..1 whose 256 levels have these shares, [..., 256] -> [...] each."""
+    levels = np.arange(256) / 255
+    mean = shares @ levels
+    return mean, np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
 
 
 def cached_images(

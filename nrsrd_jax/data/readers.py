@@ -39,7 +39,12 @@ class Source:
     identities: dict[str, int] = dataclasses.field(default_factory=dict)
     cameras: int | None = None
     protocols: tuple[str, ...] = ("",)
-    disjoint: bool = True  # whether an identity's number is of the same person in training and test
+    distractor: int | None = 0  # the identity of gallery images of nobody in particular
+    same_numbers: bool = True  # whether an identity's number is of the same person in training and test
+
+    def images(self, protocol: str) -> dict[str, int]:
+        """The published numbers of images of a protocol ("": the default), as far as known."""
+        return self.published.get(protocol or self.protocols[0], {})
 
 
 def _folders(
@@ -71,12 +76,12 @@ def _first_folder(root: Path, folders: Sequence[str]) -> Path:
     raise InputError(f"{root} has no folder {' or '.join(folders)}")
 
 
-def _images(folder: Path, listing: Listing) -> list[Path]:
-    """The images in a folder, sorted; other files are noted. InputError if there are none."""
+def _images(folder: Path, listing: Listing, required: bool = True) -> list[Path]:
+    """The images in a folder, sorted; other files are noted. InputError if there are none and some are `required`."""
     files = sorted(path for path in folder.iterdir() if not path.is_dir())
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     listing.ignored += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
-    if not images:
+    if not images and required:
         raise InputError(f"{folder} has no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
     return images
 
@@ -98,7 +103,7 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
         if not path.is_file():
             raise InputError(f"{path} is missing; MSMT17 comes with it")
         for line in filter(str.strip, path.read_text().splitlines()):
-            match = re.fullmatch(r"(\S*?[^/\s_]+_[^/\s_]+_(\d+)\S*)\s+(-?\d+)\s*", line)
+            match = re.fullmatch(r"(\S*?[^/\s_]+_[^/\s_]+_(\d{1,9})\S*)\s+(-?\d{1,18})\s*", line)
             if match is None:
                 raise InputError(f'{path}: {line!r} is not "path identity" with the camera as the name\'s third field')
             listing.rows[split].append((folder / match[1], int(match[3]), int(match[2])))
@@ -109,11 +114,11 @@ def _read_knight(root: Path, protocol: str) -> Listing:
     """<id>/camX_NNN.jpg: even identities train, odd ones test; query and gallery are the protocol's two cameras."""
     listing, cameras = Listing(), [int(camera) for camera in protocol.split("-")]
     for folder in _identity_folders(_first_folder(root, ("NightPerson/Person", "Person", "."))):
-        if not folder.name.isdecimal():
+        if not re.fullmatch(r"\d{1,18}", folder.name):
             raise InputError(f"{folder}: Knight's folders are called by identity numbers")
         pid = int(folder.name)
         rows = []
-        for path in _images(folder, listing):
+        for path in _images(folder, listing, required=False):
             if match := re.match(r"cam(\d)_", path.name):
                 rows.append((path, pid, int(match[1])))
             else:
@@ -141,11 +146,13 @@ def _read_identity_folders(root: Path, protocol: str) -> Listing:
     listing = Listing()
     homes = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
     found = [
-        (split, folder.name, path, re.search(r"(?:^|[^a-zA-Z])c(?:am)?(\d+)", path.name))
+        (split, folder.name, path, re.search(r"(?:^|[^a-zA-Z])c(?:am)?(\d{1,9})", path.name))
         for split, home in homes.items()
         for folder in _identity_folders(home)
-        for path in _images(folder, listing)
+        for path in _images(folder, listing, required=False)
     ]
+    if not found:
+        raise InputError(f"{root} has no images in its folders")
     with_cameras = any(match for *_, match in found)
     numbers = _numbers([identity for _, identity, _, _ in found])
     for (split, _, path, match), pid in zip(found, numbers, strict=True):
@@ -186,7 +193,7 @@ def _numbers(names: Sequence[str]) -> list[int]:
 
 
 # The official pattern takes one digit; two are taken where no further digit follows, for sets of ten cameras and more.
-MARKET_PATTERN = r"([-\d]+)_c(\d\d(?!\d)|\d)"
+MARKET_PATTERN = r"(?<![-\d])(-?\d{1,18})_c(\d\d(?!\d)|\d)"
 NIGHTREID = {  # by protocol: query and gallery folder, and how many images they hold
     "528": ("query", "bounding_box_test", 1394, 26111),
     "528-no-distractors": ("query", "bounding_box_test-528-noDistractors", 1394, 14300),
@@ -214,10 +221,10 @@ SOURCES = {
         {"": {"train": 32621, "query": 11659, "gallery": 82161}},
         identities={"train": 1041, "query": 3060},
         cameras=15,
-        disjoint=False,  # the test identities begin at 0 again
+        same_numbers=False,  # the test identities begin at 0 again
     ),
     "rgbnt201": Source(
-        _folders("train_171/RGB", "test/RGB", "test/RGB", r"(\d+)_cam(\d)"),
+        _folders("train_171/RGB", "test/RGB", "test/RGB", r"(?<!\d)(\d{1,18})_cam(\d)"),
         "get RGBNT201 (Zheng et al., AAAI 2021) from its authors",
         {"": {"train": 3951, "query": 836, "gallery": 836}},
         identities={"train": 171, "query": 30},
@@ -232,9 +239,11 @@ SOURCES = {
     ),
     "knight": Source(_read_knight, "ask the authors of Knight for it", cameras=3, protocols=("1-2", "1-3", "2-3")),
     "bright": Source(
-        _folders("bounding_box_train|.", "", "", r"([-\d]+)_c(\d+)"),
+        _folders("bounding_box_train|.", "", "", r"(?<![-\d])(-?\d{1,18})_c(\d{1,9})"),
         "any well-lit Re-ID images named <pid>_c<camera>_*.jpg will do, for example the bright half of Syn_Dark",
     ),
-    "folders": Source(_read_identity_folders, "make train/, query/ and gallery/, in each a folder per identity"),
-    "manifest": Source(_read_manifest, "write a CSV file with the columns path,pid,camera,split"),
+    "folders": Source(
+        _read_identity_folders, "make train/, query/ and gallery/, in each a folder per identity", distractor=None
+    ),
+    "manifest": Source(_read_manifest, "write a CSV file with the columns path,pid,camera,split", distractor=None),
 }
