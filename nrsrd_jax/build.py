@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import optax
@@ -13,6 +12,7 @@ from . import config as configuration
 from .checkpoint import Description
 from .config import Config
 from .errors import InputError
+from .files import expanded
 from .inputs import Records
 from .models.attention import NormRatio
 from .models.reid import backbone_settings, initialise
@@ -54,7 +54,7 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
     if not config.teacher.enabled or records.bright is None:
         return None, None
     path = config.teacher.checkpoint
-    if not path or not Path(path).expanduser().exists():
+    if not path or not expanded(path).exists():
         raise InputError(
             f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py "
             f"--config configs/teacher.py --config.data.root={config.aux.bright_root} --workdir runs/teacher"

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from .errors import InputError
+from .files import expanded
 from .models.attention import NormRatio
 from .models.reid import ReID, create_model, initialise
 from .models.vit import PATCH, resize_position_embedding
@@ -182,7 +183,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
 
 def find_checkpoint(directory: str | Path) -> Path:
     """`directory` if it is a checkpoint, or the best (else the last) one of the training run in it."""
-    directory = Path(directory).expanduser().absolute()
+    directory = expanded(directory).absolute()
     if (directory / "model").is_dir():
         return directory
     if directory.is_file():

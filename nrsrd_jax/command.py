@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +42,7 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
 
     Ctrl-C prints `interrupted`; the status is 130.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of odd pictures: what matters about them is an error of ours
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail

@@ -8,6 +8,14 @@ from pathlib import Path
 from .errors import InputError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with its ~ as a home folder; InputError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no such user's home folder") from error
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which then becomes `path`: a kill leaves the old file or the new one.

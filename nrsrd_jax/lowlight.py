@@ -11,6 +11,7 @@ shows images darkened by each preset, and prints luminance and noise, to compare
 import argparse
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import jax
@@ -64,6 +65,7 @@ class Degradation:
     bits: tuple[int, ...] = (10, 12, 14)  # of the sensor's converter
 
 
+MAX_IMAGES = 50  # on a sheet
 PRESETS = {
     "maet": Degradation(),
     # Darker and cleaner, read off a figure of CENet (Lu et al. 2025): sRGB values × .1–.6, noise of 1.5–7 grey levels.
@@ -198,18 +200,29 @@ def main() -> None:
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
-    parser.add_argument("--seed", type=int, default=0, help="of the light, camera and noise that are drawn")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        choices=range(2**31),
+        metavar="N",
+        default=0,
+        help="of the light, camera and noise that are drawn",
+    )
     options = parser.parse_args()
     if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--output {options.output}: name a .png, .jpg or .webp file")
+    if len(options.images) > MAX_IMAGES:
+        raise InputError(f"{len(options.images)} images; a sheet of more than {MAX_IMAGES} shows nothing: choose some")
+    if not os.access(options.output.absolute().parent, os.W_OK):
+        raise InputError(f"cannot write --output {options.output}: its folder is missing, or not yours to write in")
     given = [np.asarray(read_rgb(path)) for path in options.images]  # each at its own size: resizing smooths noise
     for path, image in zip(options.images, given, strict=True):
         if min(image.shape[:2]) < 3:
             raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
     versions = {"as given": given}
     for preset in PRESETS:
-        keys = jax.random.split(jax.random.key(options.seed), len(given))
-        dark = [degrade(k, x[None] / np.float32(255), preset=preset)[0] for k, x in zip(keys, given, strict=True)]
+        keys = jax.random.split(jax.random.key(options.seed % 2**32), len(given))
+        dark = [degrade(k, jnp.asarray(x[None]) / 255, preset=preset)[0] for k, x in zip(keys, given, strict=True)]
         versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
     rows = []
     for name, images in versions.items():

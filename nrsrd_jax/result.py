@@ -17,7 +17,7 @@ from .data import datasets
 from .embedding import Embedder
 from .errors import InputError
 from .evaluation import RankMetrics, rank_metrics, squared_distances
-from .files import write_whole
+from .files import expanded, write_whole
 from .inputs import read_targets, read_test_images
 
 PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
@@ -45,7 +45,7 @@ def evaluate_run(
     targets = read_targets(config)
     embedder = Embedder.load(path, batch_size=config.eval.batch_size, precision=config.train.precision)
     config.image_size = embedder.description.image_size
-    target = Path(output).expanduser() if output else source / "result.json"
+    target = expanded(output) if output else source / "result.json"
     if target.is_dir():
         raise InputError(f"--output {target} is a folder; name a file in it")
     begin = time.perf_counter()

@@ -22,6 +22,7 @@ from .data import pipeline
 from .data.images import check_readable
 from .embedding import Embedder
 from .errors import InputError
+from .files import expanded
 from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
 from .metrics_log import MetricsLog
 from .models.reid import backbone_settings
@@ -38,7 +39,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     `workdir` receives config.json, metrics.jsonl, tensorboard/ and checkpoints/. InputError for anything wrong with
     the config, the data or the checkpoints it names, before the first compile.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expanded(workdir)
     configuration.validate(config)
     degradation = degradation_options(config)
     mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)

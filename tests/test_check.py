@@ -120,6 +120,19 @@ def test_no_query_with_a_match_is_a_fault(tmp_path):
     assert "fault: query: none has a gallery image of its identity from another camera" in done.stdout
 
 
+def test_what_is_no_picture_file_starts_nothing(tmp_path):
+    """A pipe would be waited for, an EPS file would start Ghostscript, whatever its ending says."""
+    folder = write_night(tmp_path) / "bounding_box_train"
+    os.mkfifo(folder / "0001_c1_pipe.jpg")
+    (folder / "0001_c1_eps.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 64\n%%EndComments\nshowpage\n"
+    )
+    done = check("night600", tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "0001_c1_pipe.jpg: not a regular file" in done.stdout
+    assert "0001_c1_eps.jpg: cannot identify image file" in done.stdout
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")
 def test_file_names_of_any_bytes_are_survived(tmp_path):
     root = write_night(tmp_path)

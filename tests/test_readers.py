@@ -104,6 +104,7 @@ def test_a_manifest(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     ("path,pid,split\n", "m.csv has no column camera; it takes path,pid,camera,split"), ("", "has no column"),
     ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it takes a path"),
+    ("path,pid,camera,split\na\0,1,1,train\n", "line 2"),
     ("path,pid,camera,split\na,1\n", "line 2: it takes a path"), ('path,pid,camera,split\n"a', "cannot read"),
 ])  # fmt: skip
 def test_a_broken_manifest_is_named_with_its_line(tmp_path, text, message):
@@ -119,6 +120,9 @@ def test_excluded_images_are_left_out(tmp_path):
     (tmp_path / "list.txt").write_text(f"{gone}\n\n{bad}\n")
     data = datasets.load("night600", tmp_path / "night", exclude=datasets.read_exclude(tmp_path / "list.txt"))
     assert (len(data.train), len(data.query)) == (11, 4)
+    (tmp_path / "far.txt").write_text("bounding_box_train/0001_c1_000000.jpg\n")
+    with pytest.raises(InputError, match=r"none of the 1 files in data.exclude .* exists"):
+        datasets.read_exclude(tmp_path / "far.txt")
     with pytest.raises(InputError, match=r"cannot read data.exclude .*: No such file"):
         datasets.read_exclude(tmp_path / "none.txt")
 
@@ -167,3 +171,15 @@ def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
     assert [row["mAP"] for row in result["targets"].values()] == pytest.approx(parts)
     other = datasets.load("market1501", tmp_path / "other")
     assert result["targets"]["market1501"]["gallery_sha256"] == other.gallery.hash()
+
+
+@pytest.mark.parametrize("name", ["0001-0002_c1_0.jpg", f"{10**20}_c1_0.jpg", "person-1_c1_0.jpg"])
+def test_a_name_that_is_no_identity_is_named_and_not_taken_for_another(tmp_path, name):
+    write(write_night(tmp_path), f"bounding_box_train/{name}")
+    with pytest.raises(InputError, match="no identity and camera in its name, as night600 writes them"):
+        datasets.load("night600", tmp_path)
+
+
+def test_spaces_in_a_manifest_make_nobody_new(tmp_path):
+    text = "path,pid,camera,split\nimages/b.jpg, 7 ,1,train\nimages/c.jpg,7,1, train\nimages/b.jpg,-1,1,train\n"
+    assert datasets.load("manifest", manifest(tmp_path, text)).train.pids.tolist() == [7, 7]

@@ -106,6 +106,11 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
 
 def _check_identities(name: str, splits: dict[str, Split], findings: Findings) -> None:
     train, query, gallery = (splits[split] for split in SPLITS)
+    if len(train.identities) < 2 and (len(train) or not len(query)):
+        findings.faults.append(f"train: {len(train.identities)} identities; to tell people apart takes at least 2")
+    twice = [path for split in splits.values() for path, n in collections.Counter(split.paths).items() if n > 1]
+    if twice:
+        findings.warnings.append(f"{len(twice)} images stand twice in a split ({shown(twice[0])})")
     single = [pid for pid, count in collections.Counter(train.pids.tolist()).items() if count == 1]
     if single:
         findings.warnings.append(f"train: {len(single)} identities with a single image ({examples(single)})")
@@ -168,7 +173,7 @@ def main() -> None:
     print(report(data, findings, pixels))
     if options.fix_list:
         listed = {os.path.abspath(path) for path in (*left_out, *findings.offending)}
-        lines = [os.fsencode(path) for path in sorted(listed) if "\n" not in path]
+        lines = [os.fsencode(path) for path in sorted(listed) if not {"\n", "\r"} & set(path)]
         with written_whole(options.fix_list) as partial:
             partial.write_bytes(b"".join(line + b"\n" for line in lines))
         print(f"{len(lines)} paths written; leave them out with --config.data.exclude={options.fix_list}")

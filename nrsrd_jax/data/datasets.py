@@ -3,12 +3,14 @@
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
+from ..files import expanded
 from .readers import SOURCES, SPLITS, Rows
 
 JUNK = -1  # Market-1501's identity for detections that count neither for nor against
@@ -72,8 +74,8 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
         raise InputError(f"data.name is {name!r}; choose one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     if not str(root):
-        raise InputError("data.root is empty: give the folder of the data set")
-    root = Path(root).expanduser()
+        raise InputError(f"the root of data set {name} is empty: give its folder as data.root or eval.data.root")
+    root = expanded(root)
     if not root.exists():
         raise InputError(f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root")
     protocol = protocol or source.protocols[0]
@@ -81,21 +83,21 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
         choices = ", ".join(filter(None, source.protocols)) or "it has none"
         raise InputError(f"data.protocol is {protocol!r}; of {name} choose one of: {choices}")
     listing = source.read(root, protocol)
-    left_out = {os.path.abspath(path) for path in exclude}
+    left_out = {os.path.realpath(path) for path in exclude}
 
     def split(rows: Rows) -> Split:
-        rows = [row for row in rows if row[1] != JUNK and os.path.abspath(row[0]) not in left_out]
+        rows = [row for row in rows if row[1] != JUNK and os.path.realpath(row[0]) not in left_out]
         pids, cameras = (np.array([row[i] for row in rows], np.int64) for i in (1, 2))
         return Split(tuple(row[0] for row in rows), pids, cameras)
 
-    unnamed = tuple(path for path in dict.fromkeys(listing.unnamed) if os.path.abspath(path) not in left_out)
+    unnamed = tuple(path for path in dict.fromkeys(listing.unnamed) if os.path.realpath(path) not in left_out)
     train, query, gallery = (split(listing.rows[name]) for name in SPLITS)
     return Dataset(train, query, gallery, unnamed, tuple(dict.fromkeys(listing.ignored)))
 
 
 def load_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:
     """The images of a bright auxiliary folder, in `root/bounding_box_train` or in `root` itself."""
-    if not str(root) or not Path(root).expanduser().is_dir():
+    if not str(root) or not expanded(root).is_dir():
         raise InputError(f"{option} is {str(root)!r}, not a folder: {SOURCES['bright'].download}")
     return load("bright", root, exclude=exclude).train
 
@@ -117,6 +119,8 @@ def join(splits: Sequence[Split]) -> Split:
 
 def find_dark_twins(bright: Split, dark_root: str | Path, exclude: Collection[Path] = ()) -> tuple[Split, Split]:
     """The bright images that have a dark image of the same file name, and those dark images."""
+    if not len(bright):
+        raise InputError("there are no bright images: data.exclude leaves out all of them")
     dark = {path.name: path for path in load_bright(dark_root, "aux.dark_root", exclude).paths}
     kept = [i for i, path in enumerate(bright.paths) if path.name in dark]
     if not kept:
@@ -131,7 +135,16 @@ def read_exclude(file: str | Path) -> frozenset[Path]:
     if not str(file):
         return frozenset()
     try:
-        lines = Path(file).expanduser().read_bytes().splitlines()
+        lines = expanded(file).read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"cannot read data.exclude {file}: {error.strerror}") from error
-    return frozenset(Path(os.fsdecode(line)) for line in lines if line.strip())
+    paths = frozenset(Path(os.fsdecode(line.removesuffix(b"\r"))) for line in lines if line.strip())
+    lost = sorted(path for path in paths if not os.path.lexists(path))
+    if lost and len(lost) == len(paths):
+        raise InputError(
+            f"none of the {len(paths)} files in data.exclude {file} exists ({lost[0]}, …); paths are absolute or "
+            "relative to the current folder"
+        )
+    if lost:
+        print(f"warning: {len(lost)} of the {len(paths)} files in {file} do not exist ({lost[0]}, …)", file=sys.stderr)
+    return paths

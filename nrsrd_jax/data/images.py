@@ -15,11 +15,13 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import expanded
 
 Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CACHE_VERSION = 2  # to be raised when the same file would decode to other pixels
 THREADS = os.cpu_count() or 1
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # others may start programs: EPS starts Ghostscript
 MAX_PIXELS = 2**24  # of one image: 50 MB decoded
 
 
@@ -34,7 +36,9 @@ def read_rgb(path: Path) -> Image.Image:
     InputError names a file that is unreadable, has more than MAX_PIXELS pixels, or has pixels that are no colours.
     """
     try:
-        with Image.open(path) as image:
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(f"{width}×{height} pixels are more than the {MAX_PIXELS} that a crop may have")
@@ -112,7 +116,7 @@ def cached_images(
     holds a lock and renames it into place when whole: a second process waits, and after a killed one the next
     begins anew. `cache_dir` defaults to $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
     """
-    directory = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
+    directory = expanded(cache_dir) if str(cache_dir) else default_cache_dir()
     target = directory / f"{_cache_key(paths, size, resampling)}.npy"
     try:
         images = _open(target, len(paths))

@@ -5,6 +5,7 @@ Camera numbers are as in the file names, or the rank of a camera's name; only th
 
 import csv
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
         path = root / f"list_{name}.txt"
         if not path.is_file():
             raise InputError(f"{path} is missing; MSMT17 comes with it")
-        for line in filter(str.strip, path.read_text().splitlines()):
+        for line in filter(str.strip, os.fsdecode(path.read_bytes()).splitlines()):
             match = re.fullmatch(r"(\S*?[^/\s_]+_[^/\s_]+_(\d{1,9})\S*)\s+(-?\d{1,18})\s*", line)
             if match is None:
                 raise InputError(f'{path}: {line!r} is not "path identity" with the camera as the name\'s third field')
@@ -172,11 +173,12 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
             missing = {"path", "pid", "camera", "split"} - set(reader.fieldnames or ())
             if missing:
                 raise InputError(f"{file} has no column {', '.join(sorted(missing))}; it takes path,pid,camera,split")
-            rows = [(reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if isinstance(v, str | None)})
+                    for row in reader]  # fmt: skip
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {file}: {error}") from error
     for number, row in rows:
-        if row["split"] not in SPLITS or not all(row[name] for name in ("path", "pid", "camera")):
+        if row["split"] not in SPLITS or not all(row[n] for n in ("path", "pid", "camera")) or "\0" in row["path"]:
             raise InputError(f"{file}, line {number}: it takes a path, a pid, a camera and train, query or gallery")
     numbers = (_numbers([row[name] for _, row in rows]) for name in ("pid", "camera"))
     for (_, row), pid, camera in zip(rows, *numbers, strict=True):
@@ -193,7 +195,7 @@ def _numbers(names: Sequence[str]) -> list[int]:
 
 
 # The official pattern takes one digit; two are taken where no further digit follows, for sets of ten cameras and more.
-MARKET_PATTERN = r"(?<![-\d])(-?\d{1,18})_c(\d\d(?!\d)|\d)"
+MARKET_PATTERN = r"(?<![-\w])(-?\d{1,18})_c(\d\d(?!\d)|\d)"
 NIGHTREID = {  # by protocol: query and gallery folder, and how many images they hold
     "528": ("query", "bounding_box_test", 1394, 26111),
     "528-no-distractors": ("query", "bounding_box_test-528-noDistractors", 1394, 14300),
@@ -239,7 +241,7 @@ SOURCES = {
     ),
     "knight": Source(_read_knight, "ask the authors of Knight for it", cameras=3, protocols=("1-2", "1-3", "2-3")),
     "bright": Source(
-        _folders("bounding_box_train|.", "", "", r"(?<![-\d])(-?\d{1,18})_c(\d{1,9})"),
+        _folders("bounding_box_train|.", "", "", r"(?<![-\w])(-?\d{1,18})_c(\d{1,9})"),
         "any well-lit Re-ID images named <pid>_c<camera>_*.jpg will do, for example the bright half of Syn_Dark",
     ),
     "folders": Source(

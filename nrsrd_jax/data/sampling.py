@@ -26,6 +26,8 @@ class BatchPlan:
         self.identities, self.instances = batch_size // instances, instances
         self.seed, self.stream = seed, stream
         self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        if not self.members:
+            raise InputError("there are no training images: data.exclude leaves out all of them, or the list is empty")
         if len(self.members) < 2:
             raise InputError("the training images show a single identity; to tell people apart takes at least 2")
         if len(self.members) < self.identities:
