@@ -71,10 +71,11 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
         ("warning", "train: 1 identities with a single image (77)"),
         ("warning", "files that are no images (Thumbs.db)"),
         ("warning", "0300_c1_000000.jpg: a query without a match"), ("warning", "published are 14462"),
-        ("warning", "1 identities are in training and in test (1)"),
+        ("warning", "1 identities are in training and in test (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
+        ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
     ]:  # fmt: skip
         assert sum(line.startswith(f"{kind}: ") and part in line for line in lines) == 1, part
-    assert lines[-2] == "6 faults, 10 warnings"
+    assert lines[-2] == "6 faults, 13 warnings"
     assert lines[-1].startswith("7 paths written")
     again = check("night600", planted, "--exclude", tmp_path / "bad.txt")
     assert again.returncode == 0, again.stdout

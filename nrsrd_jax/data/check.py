@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ..command import one_line
 from ..errors import InputError, printable
@@ -22,7 +23,7 @@ from ..evaluation import has_match
 from ..files import written_whole
 from . import datasets
 from .datasets import Dataset, Split
-from .images import in_parallel, moments, read_rgb
+from .images import FORMATS, in_parallel, moments, read_rgb
 from .readers import SOURCES, SPLITS, Source
 
 SMALLEST_SIDE = 8  # pixels; less shows nobody
@@ -79,11 +80,13 @@ def _check_published(source: Source, protocol: str, splits: dict[str, Split], fi
 
 def _check_images(data: Dataset, findings: Findings) -> Pixels:
     paths = list(dict.fromkeys(path for split in SPLITS for path in getattr(data, split).paths))
-    pixels = Pixels()
+    pixels, modes = Pixels(), collections.defaultdict(list)
 
-    def look(path: Path) -> tuple[tuple[int, int], np.ndarray]:
+    def look(path: Path) -> tuple[tuple[int, int], str, np.ndarray]:
         image = read_rgb(path)
-        return image.size, np.array(image.histogram(), float).reshape(3, 256) / (image.width * image.height)
+        with Image.open(path, formats=FORMATS) as header:
+            mode = header.mode
+        return image.size, mode, np.array(image.histogram(), float).reshape(3, 256) / (image.width * image.height)
 
     for index, result in in_parallel(look, paths, "reading"):
         path = paths[index]
@@ -91,7 +94,8 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
             findings.faults.append(f"{shown(path)}: {shown(result.__cause__ or result)}")
             findings.offending.append(path)
             continue
-        (width, height), levels = result
+        (width, height), mode, levels = result
+        modes[mode].append(path)
         if index < len(data.train):
             pixels.levels.append(levels)
         pixels.brightness.append(float(levels.mean(0) @ np.arange(256)))
@@ -101,6 +105,9 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
         elif (levels == 1).any(axis=1).all():
             findings.warnings.append(f"{shown(path)}: a single colour throughout")
             findings.offending.append(path)
+    for mode, found in modes.items():
+        if mode not in ("RGB", "L"):
+            findings.warnings.append(f"{len(found)} images of mode {mode}, read as RGB ({shown(found[0].name)}, …)")
     return pixels
 
 
