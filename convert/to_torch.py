@@ -20,7 +20,7 @@ import torch_names
 from nrsrd_jax.checkpoint import Description, find_checkpoint, load, load_kept
 from nrsrd_jax.command import one_line
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.files import written_whole
+from nrsrd_jax.files import expanded, written_whole
 from nrsrd_jax.sharding import make_mesh
 
 SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")
     parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
     options = parser.parse_args()
-    directory = options.directory.expanduser().absolute()
+    directory = expanded(options.directory).absolute()
     name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
     output = options.output or directory.parent / name
     if output.exists():

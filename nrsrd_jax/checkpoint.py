@@ -223,7 +223,7 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
 
     It carries hashes of both, which `load` and `load_kept` compare. InputError if it cannot be written.
     """
-    directory = directory.expanduser().absolute()
+    directory = expanded(directory).absolute()
     hashes = {"weights_sha256": weights_hash(variables), "kept_sha256": weights_hash(kept)}
     description = dataclasses.replace(description, provenance=description.provenance | hashes)
     items: dict[str, Any] = {"weights": ocp.args.StandardSave(variables)}
@@ -238,11 +238,11 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
             raise InputError(f"cannot write {directory}: it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory, args=ocp.args.Composite(**items))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot write {directory}: {error.strerror or error}") from error
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot write {directory}: {str(error).splitlines()[0]}") from error
 
 

@@ -35,7 +35,7 @@ def evaluate_run(
     """
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
-    source = Path(directory or workdir or newest_run()).expanduser()
+    source = expanded(directory or workdir or newest_run())
     path = find_checkpoint(source)
     if config is None:
         homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]

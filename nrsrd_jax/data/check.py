@@ -63,7 +63,7 @@ def check(name: str, data: Dataset, protocol: str = "") -> tuple[Findings, Pixel
     _check_published(SOURCES[name], protocol, splits, findings)
     _check_identities(name, splits, findings)
     if data.ignored:
-        names = ", ".join(sorted({shown(Path(path.name)) for path in data.ignored})[:SHOWN])
+        names = ", ".join(sorted({shown(path.name) for path in data.ignored})[:SHOWN])
         findings.warnings.append(f"{len(data.ignored)} files that are no images ({names})")
     return findings, pixels
 
@@ -80,6 +80,7 @@ def _check_published(source: Source, protocol: str, splits: dict[str, Split], fi
 
 def _check_images(data: Dataset, findings: Findings) -> Pixels:
     paths = list(dict.fromkeys(path for split in SPLITS for path in getattr(data, split).paths))
+    training = set(data.train.paths)
     pixels, modes = Pixels(), collections.defaultdict(list)
 
     def look(path: Path) -> tuple[tuple[int, int], str, np.ndarray]:
@@ -96,7 +97,7 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
             continue
         (width, height), mode, levels = result
         modes[mode].append(path)
-        if index < len(data.train):
+        if path in training:
             pixels.levels.append(levels)
         pixels.brightness.append(float(levels.mean(0) @ np.arange(256)))
         if min(width, height) < SMALLEST_SIDE:

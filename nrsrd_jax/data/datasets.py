@@ -85,12 +85,15 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
     listing = source.read(root, protocol)
     left_out = {os.path.realpath(path) for path in exclude}
 
+    def wanted(path: Path) -> bool:
+        return not left_out or os.path.realpath(path) not in left_out
+
     def split(rows: Rows) -> Split:
-        rows = [row for row in rows if row[1] != JUNK and os.path.realpath(row[0]) not in left_out]
+        rows = [row for row in rows if row[1] != JUNK and wanted(row[0])]
         pids, cameras = (np.array([row[i] for row in rows], np.int64) for i in (1, 2))
         return Split(tuple(row[0] for row in rows), pids, cameras)
 
-    unnamed = tuple(path for path in dict.fromkeys(listing.unnamed) if os.path.realpath(path) not in left_out)
+    unnamed = tuple(filter(wanted, dict.fromkeys(listing.unnamed)))
     train, query, gallery = (split(listing.rows[name]) for name in SPLITS)
     return Dataset(train, query, gallery, unnamed, tuple(dict.fromkeys(listing.ignored)))
 
