@@ -3,8 +3,13 @@
   python eval.py                                       the newest run under runs/
   python eval.py --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
   python eval.py --checkpoint DIR --config configs/night600.py --config.data.root=DIR
+  python eval.py --rerank                              k-reciprocal re-ranking, beside the result without
+  python eval.py --illumination 1,0.5,0.2,0.1,0.05     also on test images degraded to these shares of their light
 
---config.KEY=VALUE changes single options, for example --config.data.root of a run whose data has moved.
+--config.KEY=VALUE changes single options, for example --config.data.root of a run whose data has moved,
+--config.eval.protocol=all-cameras for data without cameras, --config.eval.flip=True to embed mirrored images too,
+--config.eval.expand=3 to average each query with its 3 nearest. Features are kept in the cache; a second evaluation of
+the same weights and images takes seconds.
 """
 
 from absl import flags
@@ -14,15 +19,28 @@ from nrsrd_jax.command import config_overrides, define_config, run
 WORKDIR = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
 OUTPUT = flags.DEFINE_string("output", "", "The result file; default: result.json in the run or checkpoint.")
+RERANK = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours (config.eval.rerank has k1, k2, λ).")
+FEATURES = flags.DEFINE_string("features", "", "An .npz file to write features, identities, cameras and paths to.")
+ILLUMINATION = flags.DEFINE_string("illumination", "", "Light intensities in 0..1, with commas: a curve and a plot.")
 CONFIG = define_config("Says which data; default: what the run was trained with; of a converted checkpoint, night600.")
 
 
 def main() -> None:
-    from nrsrd_jax.result import evaluate_run, table
+    from nrsrd_jax.illumination import read_lights
+    from nrsrd_jax.result import all_rows, evaluate_run, table
 
     config = CONFIG.value if flags.FLAGS["config"].present else None
-    result, output = evaluate_run(WORKDIR.value, CHECKPOINT.value, OUTPUT.value, config, config_overrides())
-    print(table(result["targets"]))
+    result, output = evaluate_run(
+        WORKDIR.value,
+        CHECKPOINT.value,
+        OUTPUT.value,
+        config,
+        config_overrides(),
+        rerank=RERANK.value,
+        export=FEATURES.value,
+        lights=read_lights(ILLUMINATION.value),
+    )
+    print(table(all_rows(result)))
     print(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
     print(f"{result['queries']} queries, {result['queries_without_match']} of them without a match: left out")
     print(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {output}")

@@ -16,7 +16,8 @@ from nrsrd_jax.command import one_line
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models.reid import initialise
-from nrsrd_jax.result import evaluate, evaluate_run, headline, score, table
+from nrsrd_jax.result import evaluate_run, table
+from nrsrd_jax.scoring import evaluate, headline, score
 from nrsrd_jax.sharding import make_mesh
 
 
@@ -35,15 +36,17 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
 def main(runs: dict[str, Path]) -> None:
     config = configuration.load(runs["nrsrd"] / "config.json")
     targets = read_targets(config)
-    (data,) = targets.values()
+    (target,) = targets.values()
     mesh = make_mesh(0)
     description, _ = load(runs["nrsrd"], mesh)
     model = description.create_model()
     variables = jax.jit(lambda key: initialise(model, key, description.image_size))(jax.random.key(0))
-    query, gallery = (colour_histograms(split.paths) for split in (data.query, data.gallery))
+    histograms = {
+        name: colour_histograms(split.paths) for name, split in (("query", target.query), ("gallery", target.gallery))
+    }
     rows = {
         "untrained network": headline(evaluate(Embedder(model, variables, description, mesh), config, targets)),
-        "colour histogram": score(query, gallery, data).summary(),
+        "colour histogram": score(histograms, target, config).metrics.summary(),
         "pretrained": headline(evaluate(Embedder.load(config.init.checkpoint), config, targets)),
     }
     for name, run in runs.items():

@@ -41,7 +41,8 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
     data = datasets.load("night600", ROOT / "demo/night")
     embedder = Embedder.load(workdir)
     features = [embedder(read(split.paths, embedder.description.image_size)) for split in (data.query, data.gallery)]
-    order = np.argsort(squared_distances(*features), axis=1, kind="stable")
+    distances = squared_distances(features[0], features[1])(np.arange(len(data.query)))
+    order = np.argsort(distances, axis=1, kind="stable")
     rows, marks = [], []
     for q in np.linspace(0, len(data.query) - 1, queries).astype(int):
         same = (data.gallery.pids == data.query.pids[q]) & (data.gallery.cameras == data.query.cameras[q])

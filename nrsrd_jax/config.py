@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from .data.protocol import PROTOCOLS
 from .errors import InputError
 from .files import write_whole
 
@@ -121,6 +122,15 @@ def get_config(variant: str = "nrsrd") -> Config:
             "eval": {
                 "every": 20,  # epochs between evaluations; 0: only after the last
                 "batch_size": 256,  # images
+                "protocol": "cross-camera",  # cross-camera (Market-1501's) | all-cameras (for data without cameras)
+                "flip": False,  # also embed each image mirrored; features are the mean of both
+                "expand": 0,  # average each query with so many of its nearest gallery images
+                "rerank": {  # k-reciprocal re-ranking
+                    "enabled": False,
+                    "k1": 20,  # neighbours of an image
+                    "k2": 6,  # nearest whose sets of neighbours are averaged
+                    "lambda_value": 0.3,  # share of the distance before, 0..1
+                },
                 "data": {  # what to evaluate on, if not on data.name; several are evaluated one by one
                     "name": "",
                     "root": "",
@@ -145,14 +155,22 @@ FREE = (
 POSITIVE = (
     *("train.epochs", "train.batch_size", "train.instances", "train.log_every", "train.save_every"),
     *("train.model_parallel", "eval.batch_size", "optim.lr", "loss.temperature", "norm_ratio.epsilon"),
+    *("eval.rerank.k1", "eval.rerank.k2"),
 )
-NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_epochs", "eval.every", "augment.pad", "train.seed", "model.depth")
-FRACTIONS = ("augment.flip", "augment.erasing", "loss.label_smoothing", "model.drop_path", "optim.momentum")
+NOT_NEGATIVE = (
+    *("optim.weight_decay", "optim.warmup_epochs", "eval.every", "eval.expand", "augment.pad", "train.seed"),
+    "model.depth",
+)
+FRACTIONS = (
+    *("augment.flip", "augment.erasing", "loss.label_smoothing", "model.drop_path", "optim.momentum"),
+    "eval.rerank.lambda_value",
+)
 CHOICES = {
     "data.cache": ("device", "disk", "none"),
     "optim.name": ("sgd", "adamw"),
     "norm_ratio.scope": ("head", "token"),
     "loss.nckd_weight": ("target", "none"),
+    "eval.protocol": tuple(PROTOCOLS),
     "train.precision": ("auto", "float32", "bfloat16"),
 }
 

@@ -1,5 +1,9 @@
 """Images to features: what evaluation uses, and people who bring their own."""
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +13,65 @@ import numpy as np
 from tqdm import tqdm
 
 from . import augment, checkpoint
+from .files import written_whole
 from .models.reid import ReID
 from .precision import compute_dtype
 from .sharding import make_mesh, over_data
+
+CACHE_VERSION = 1  # to be raised when the same weights and images would give other features
 
 
 class Embedder:
     """Callable: uint8 RGB images [N, H, W, 3] at the model's size -> features [N, D] float32.
 
-    The features are the CLS token before the neck, not normalised. `Embedder.load(directory)` takes a checkpoint or a
-    training run.
+    The features are the CLS token before the neck, not normalised; with `flip` the mean of those of the image and of
+    its mirror image. `Embedder.load(directory)` takes a checkpoint or a training run.
     """
 
-    def __init__(self, model: ReID, variables: dict, description: checkpoint.Description, mesh, batch_size: int = 256):
+    def __init__(
+        self,
+        model: ReID,
+        variables: dict,
+        description: checkpoint.Description,
+        mesh,
+        batch_size: int = 256,
+        flip: bool = False,
+    ):
         self.description, self.variables, self.mesh = description, variables, mesh
+        self.way = {"flip": flip, "dtype": str(model.dtype), "platform": jax.default_backend()}
         devices = mesh.shape["data"]
         self.batch_size = -(-batch_size // devices) * devices
 
         def forward(variables, images):
             with jax.default_matmul_precision("highest"):
                 x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
-                out: Any = model.apply(variables, x)
-                return out["features"]
+                views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
+                out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]))
+                return out["features"].reshape(*views.shape[:2], -1).mean(1)
 
         self._forward = jax.jit(forward, out_shardings=over_data(mesh))
 
     @classmethod
-    def load(cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto") -> "Embedder":
+    def load(
+        cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto", flip: bool = False
+    ) -> "Embedder":
         """The Embedder of a checkpoint directory, or of a work directory's best checkpoint. InputError if neither."""
         mesh = make_mesh(0)
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
-        return cls(model, variables, description, mesh, batch_size)
+        return cls(model, variables, description, mesh, batch_size, flip)
 
-    def __call__(self, images: np.ndarray, *, progress: str = "") -> np.ndarray:
-        """Features of all images, a batch at a time; `progress` names a progress bar. ValueError for another shape."""
+    def __call__(
+        self,
+        images: np.ndarray,
+        *,
+        progress: str = "",
+        alter: Callable[[int, np.ndarray], np.ndarray] = lambda start, batch: batch,
+    ) -> np.ndarray:
+        """Features of all images, a batch at a time; `progress` names a progress bar. ValueError for another shape.
+
+        `alter` is given the place of a batch's first image and the batch, and gives the images to embed instead.
+        """
         height, width = self.description.image_size
         if images.ndim != 4 or images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
             raise ValueError(
@@ -55,9 +83,32 @@ class Embedder:
         size = min(self.batch_size, -(-len(images) // devices) * devices) or devices
         starts = range(0, len(images), size)
         for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
-            batch = np.asarray(images[start : start + size])
+            batch = alter(start, np.asarray(images[start : start + size]))
             padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
             features.append((self._forward(self.variables, jax.device_put(padded, over_data(self.mesh))), len(batch)))
         if not features:
             return np.zeros((0, self.variables["params"]["base"]["cls_token"].shape[-1]), np.float32)
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
+
+    def fingerprint(self) -> str:
+        """A hash of all that shapes the features of given images."""
+        model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
+        text = json.dumps([CACHE_VERSION, model, self.way, checkpoint.weights_hash(self.variables)], default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def cached_features(path: Path, embed: Callable[[], np.ndarray], count: int) -> np.ndarray:
+    """The features [count, D] kept in `path`; if there are none, or damaged ones, of `embed()`, which then are kept.
+
+    InputError if they cannot be written.
+    """
+    try:
+        features = np.load(path, allow_pickle=False)
+        if features.dtype == np.float32 and features.ndim == 2 and len(features) == count:
+            return features
+    except (OSError, ValueError, EOFError):
+        pass  # none, or a damaged file
+    features = embed()
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        np.save(file, features)
+    return features

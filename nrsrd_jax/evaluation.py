@@ -1,41 +1,73 @@
-"""Re-ID ranking metrics by the Market-1501 protocol (Zheng et al. 2015).
+"""Re-ID ranking metrics: exact, on the device, without sorting the gallery.
 
-Q queries, G gallery images. For each query the gallery images of the same identity and the same camera are left out.
+Q queries, G gallery images, D feature width, B queries of a block, L gallery images of a query's identity. By the
+Market-1501 protocol (Zheng et al. 2015) gallery images of the query's identity and camera are left out. What a metric
+needs of a ranking is the place of those few gallery images that show the query's person, and the place of one is the
+number of images that are closer: B·G·L comparisons, no sort, and never more than B·G distances.
 """
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import Mesh
 
-QUERY_BLOCK = 256
+from .sharding import make_mesh, over_data, replicated
+
+QUERY_BLOCK = 256  # queries at a time and device,
+BLOCK_DISTANCES = 2**26  # if so many are no more than these distances,
+BLOCK_PLACES = 2**16  # and these places
+CHUNK = 32  # gallery images that are compared at once
+
+Distances = Callable[[np.ndarray], jax.Array | np.ndarray]  # indices of queries [B] -> their distances [B, G]
 
 
 @dataclasses.dataclass(frozen=True)
 class RankMetrics:
-    """Fractions in 0..1; means are over the queries that have a match.
+    """What ranking gave each query; the means are over the queries that have a match, as fractions in 0..1.
 
-    mAP; cmc [R], the share of queries whose first match ranks r+1 or better; mINP, the mean of matches / rank of the
-    last match (Ye et al. 2021); average_precision [Q], NaN where there is no match; valid [Q], whether there is one.
+    average_precision [Q]; inverse_penalty [Q], matches / rank of the last match (Ye et al. 2021); both NaN where there
+    is no match. first_match [Q], the rank of the first match from 1, 0 where there is none. The CMC has `ranks` places.
     """
 
-    mAP: float
-    cmc: np.ndarray
-    mINP: float
     average_precision: np.ndarray
-    valid: np.ndarray
+    inverse_penalty: np.ndarray
+    first_match: np.ndarray
+    ranks: int
+
+    @property
+    def valid(self) -> np.ndarray:
+        """Whether a query has a match, [Q]."""
+        return self.first_match > 0
+
+    @property
+    def mAP(self) -> float:
+        return float(self.average_precision[self.valid].mean())
+
+    @property
+    def mINP(self) -> float:
+        return float(self.inverse_penalty[self.valid].mean())
+
+    @property
+    def cmc(self) -> np.ndarray:
+        """The share of queries whose first match ranks r+1 or better, [ranks]."""
+        firsts = np.bincount(self.first_match[self.valid], minlength=self.ranks + 1)[1 : self.ranks + 1]
+        return firsts.cumsum() / self.valid.sum()
+
+    def of(self, queries: np.ndarray) -> "RankMetrics":
+        """Those of some queries, chosen by index or by a mask."""
+        return RankMetrics(
+            self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.ranks
+        )
 
     def summary(self) -> dict[str, float | int]:
         """The headline numbers, as result.json names them."""
-        ranks = {f"rank{k}": float(self.cmc[min(k, len(self.cmc)) - 1]) for k in (1, 5, 10)}
+        ranks = {f"rank{k}": float(self.cmc[min(k, self.ranks) - 1]) for k in (1, 5, 10)}
         counts = {"queries": len(self.valid), "queries_without_match": int((~self.valid).sum())}
         return {"mAP": self.mAP, "mINP": self.mINP} | ranks | counts
-
-
-def squared_distances(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances [Q, G] in float32 of rows scaled to length 1."""
-    q, g = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (query, gallery))
-    q, g = q.astype(np.float32), g.astype(np.float32)
-    return np.square(q).sum(1)[:, None] + np.square(g).sum(1)[None, :] - 2 * (q @ g.T)
 
 
 def rank_metrics(
@@ -51,47 +83,174 @@ def rank_metrics(
     ValueError if shapes disagree, a distance is NaN, or no query has a match. The CMC has min(max_rank, G) entries.
     """
     distances = np.asarray(distances)
-    query_ids, gallery_ids, query_cameras, gallery_cameras = map(
-        np.asarray, (query_ids, gallery_ids, query_cameras, gallery_cameras)
-    )
-    expected = (len(query_ids), len(gallery_ids))
-    if distances.shape != expected or (len(query_cameras), len(gallery_cameras)) != expected:
-        raise ValueError(f"distances are {distances.shape}, but there are {expected[0]} queries, {expected[1]} gallery")
-    if np.isnan(distances).any():
+    if distances.shape != (len(query_ids), len(gallery_ids)):
+        raise ValueError(
+            f"distances are {distances.shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery"
+        )
+    if any(np.isnan(row).any() for row in distances):
         raise ValueError("a distance is NaN: the features behind it are not finite")
-    valid = has_match(query_ids, gallery_ids, query_cameras, gallery_cameras)
-    if not valid.any():
-        raise ValueError("no query has a gallery image of its identity from another camera")
+    exact = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
+    labels = query_ids, gallery_ids, query_cameras, gallery_cameras
+    with jax.enable_x64(exact == np.float64):
+        return rank_by(lambda rows: distances[rows].astype(exact), *labels, max_rank=max_rank)
 
-    max_rank = min(max_rank, len(gallery_ids))
+
+def rank_features(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+    max_rank: int = 50,
+    mesh: Mesh | None = None,
+) -> RankMetrics:
+    """As `rank_metrics`, of features [Q, D] and [G, D] by their `squared_distances`, never more than a block of them.
+
+    ValueError also if a feature is not finite.
+    """
+    labels = query_ids, gallery_ids, query_cameras, gallery_cameras
+    return rank_by(squared_distances(query, gallery, mesh), *labels, max_rank=max_rank, mesh=mesh)
+
+
+def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
+    """Squared Euclidean distances of features [Q, D] and [G, D] scaled to length 1: float32, a block at a time.
+
+    Rounding may put one below 0. The gallery stays on the devices, blocks are split over them. ValueError if a feature
+    is not finite, or the widths differ.
+    """
+    if np.shape(query)[1:] != np.shape(gallery)[1:]:
+        raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
+    mesh = mesh or make_mesh(0)
+    features, squares = with_squares(query)
+    of_gallery = jax.device_put(with_squares(gallery), replicated(mesh))
+    devices = mesh.shape["data"]
+
+    def distances(rows: np.ndarray) -> jax.Array:
+        count = len(rows)
+        if count % devices:
+            rows = np.resize(rows, -(-count // devices) * devices)
+        result = _squared_distances(*jax.device_put((features[rows], squares[rows]), over_data(mesh)), *of_gallery)
+        return result if len(rows) == count else result[:count]
+
+    return distances
+
+
+def with_squares(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features as float32 rows of length 1 (of zeros if they were), and their squares. ValueError if not finite."""
+    rows = np.asarray(features, np.float32)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError(f"features are {rows.shape}, some not finite; they must be finite rows [N, D]")
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows, np.square(rows).sum(1)
+
+
+@jax.jit
+def _squared_distances(query: jax.Array, squares: jax.Array, gallery: jax.Array, g_squares: jax.Array) -> jax.Array:
+    # The squares come ready: summed here, XLA for CPU fuses the sum and computes it again for every distance.
+    product = jnp.matmul(query, gallery.T, precision="highest", preferred_element_type=jnp.float32)
+    return squares[:, None] + g_squares - 2 * product
+
+
+def rank_by(
+    distances: Distances,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+    *,
+    max_rank: int = 50,
+    mesh: Mesh | None = None,
+) -> RankMetrics:
+    """As `rank_metrics`, of distances that are asked for a block of queries at a time.
+
+    Blocks are split over the devices of `mesh`, hence some queries may be asked for again to fill the last one.
+    """
+    mesh = mesh or make_mesh(0)
+    labels = query_ids, gallery_ids, query_cameras, gallery_cameras
+    query_ids, gallery_ids, query_cameras, gallery_cameras = map(np.asarray, labels)
+    if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
+        raise ValueError("identities and cameras are not as many")
+    order = np.argsort(gallery_ids, kind="stable")
+    start, stop = (np.searchsorted(gallery_ids[order], query_ids, side) for side in ("left", "right"))
+
     precision, penalty = np.full(len(query_ids), np.nan), np.full(len(query_ids), np.nan)
-    hits = np.zeros(max_rank)
-    for start in range(0, len(query_ids), QUERY_BLOCK):
-        rows = slice(start, start + QUERY_BLOCK)
-        order = np.argsort(distances[rows], axis=1, kind="stable")
-        same = gallery_ids[order] == query_ids[rows, None]
-        kept = ~(same & (gallery_cameras[order] == query_cameras[rows, None]))
-        match = same & kept
-        rank = np.cumsum(kept, axis=1)  # 1-based, among the kept
-        found = np.cumsum(match, axis=1)
-        total = found[:, -1]
-        ok = valid[rows]
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision[rows] = np.where(match, found / rank, 0).sum(1) / total
-            penalty[rows] = total / np.where(match, rank, 0).max(1)
-        first = np.where(match, rank, np.iinfo(np.int64).max).min(1)[ok]
-        hits += (first[:, None] <= np.arange(1, max_rank + 1)).sum(0)
-    return RankMetrics(
-        float(precision[valid].mean()), hits / valid.sum(), float(penalty[valid].mean()), precision, valid
-    )
+    first = np.zeros(len(query_ids), np.int64)
+    waiting = np.argsort(start - stop, kind="stable")  # blocks of queries with about as many images of their identity
+    waiting = waiting[stop[waiting] > start[waiting]]
+    while len(waiting):
+        width = _power_of_two(int(stop[waiting[0]] - start[waiting[0]]))
+        rows = waiting[: _block_size(len(waiting), len(gallery_ids), width, mesh.shape["data"])]
+        waiting = waiting[len(rows) :]
+        slots = start[rows, None] + np.arange(width)
+        same = order[np.minimum(slots, len(order) - 1)]  # [B, L] gallery images of the query's identity
+        exists = slots < stop[rows, None]
+        junk = gallery_cameras[same] == query_cameras[rows, None]
+        block = np.resize(np.arange(len(rows)), _block_size(len(rows), len(gallery_ids), width, mesh.shape["data"]))
+        asked = jax.device_put((distances(rows[block]), same[block].astype(np.int32)), over_data(mesh))
+        places = np.asarray(_places(*asked))[: len(rows)]
+        precision[rows], penalty[rows], first[rows] = _metrics_of_places(places, exists, junk)
+    if not first.any():
+        raise ValueError("no query has a gallery image of its identity from another camera")
+    return RankMetrics(precision, penalty, first, min(max_rank, len(gallery_ids)))
 
 
-def has_match(
-    query_ids: np.ndarray, gallery_ids: np.ndarray, query_cameras: np.ndarray, gallery_cameras: np.ndarray
-) -> np.ndarray:
-    """Per query, whether the gallery holds its identity from another camera; bool [Q]."""
-    seen: dict[int, set[int]] = {}
-    for identity, camera in zip(gallery_ids.tolist(), gallery_cameras.tolist(), strict=True):
-        seen.setdefault(identity, set()).add(camera)
-    pairs = zip(query_ids.tolist(), query_cameras.tolist(), strict=True)
-    return np.array([bool(seen.get(identity, set()) - {camera}) for identity, camera in pairs], bool)
+def _power_of_two(number: int) -> int:
+    """The next power of two: few sizes, few compiles."""
+    return 1 << (number - 1).bit_length()
+
+
+def _block_size(queries: int, gallery: int, width: int, devices: int) -> int:
+    """How many queries to take at once, a multiple of the devices."""
+    most = min(QUERY_BLOCK, BLOCK_DISTANCES // gallery, BLOCK_PLACES // width)
+    return devices * max(1, min(most, _power_of_two(-(-queries // devices))))
+
+
+@jax.jit
+def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
+    """Where gallery images `same` [B, L] stand when a row of distances [B, G] is sorted stably, from 0; int [B, L]."""
+    keys = _sortable(distances)
+    queries, gallery = keys.shape
+    chunks = -(-gallery // CHUNK)
+    keys = jnp.pad(keys, [(0, 0), (0, chunks * CHUNK - gallery)], constant_values=jnp.iinfo(keys.dtype).max)
+    chosen = jnp.take_along_axis(keys, same, 1)
+    own = same // CHUNK
+
+    def count(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        index, chunk_keys = chunk
+        limit = chosen + (own > index)  # an image of an earlier chunk also goes before its equals
+        for key in chunk_keys:
+            total += key[:, None] < limit
+        return total, None
+
+    by_chunk = keys.T.reshape(chunks, CHUNK, queries)
+    places, _ = lax.scan(count, jnp.zeros(same.shape, jnp.int32), (jnp.arange(chunks), by_chunk))
+    beside = jnp.take_along_axis(keys.reshape(queries, chunks, CHUNK), own[..., None], 1)  # [B, L, CHUNK]
+    earlier = jnp.arange(CHUNK) < (same % CHUNK)[..., None]
+    return places + jnp.sum(earlier & (beside == chosen[..., None]), -1, dtype=jnp.int32)
+
+
+def _sortable(x: jax.Array) -> jax.Array:
+    """Floats as integers in the same order: of them one is one more than the next lower, and none is flushed to 0."""
+    integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(x, integer)
+    return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
+
+
+def _metrics_of_places(
+    places: np.ndarray, exists: np.ndarray, junk: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Average precision, inverse penalty and rank of the first match, [B] each, from places [B, L].
+
+    Junk, of the query's own camera, is passed over: what comes after it moves up.
+    """
+    nothing = np.iinfo(np.int64).max  # odd as junk, and after all else
+    coded = np.sort(np.where(exists, 2 * places.astype(np.int64) + junk, nothing), axis=1)
+    match = coded % 2 == 0
+    rank = coded // 2 + 1 - np.cumsum(~match, axis=1)  # among what counts, from 1
+    found, total = np.cumsum(match, axis=1), match.sum(1)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no match
+        precision = np.where(match, found / rank, 0).sum(1) / total
+        penalty = total / np.where(match, rank, 0).max(1)
+    first = np.where(match, rank, nothing).min(1)
+    return precision, penalty, np.where(total > 0, first, 0)

@@ -10,9 +10,9 @@ import numpy as np
 from .config import Config, fixed_statistic
 from .data import datasets, pipeline
 from .data.images import THREADS, cached_images, check_readable, decode_many, moments
+from .data.protocol import NO_CAMERAS, PROTOCOLS, Target, make_target
 from .data.sampling import BatchPlan
 from .errors import InputError
-from .evaluation import has_match
 
 Statistic = tuple[float, ...]
 
@@ -21,11 +21,11 @@ Statistic = tuple[float, ...]
 class Records:
     """What is on disk, and the batch plans.
 
-    `targets` are the data sets to evaluate on, by name; `bright` and `dark` the auxiliary domain's images.
+    `targets` are the tests, by data set; `bright` and `dark` the auxiliary domain's images.
     """
 
     train: datasets.Split
-    targets: dict[str, datasets.Dataset]
+    targets: dict[str, Target]
     bright: datasets.Split | None
     dark: datasets.Split | None
     plans: dict[str, BatchPlan]  # "real", and "aux" with an auxiliary domain
@@ -33,8 +33,8 @@ class Records:
     def hash(self) -> dict[str, str]:
         """A file-list hash per split, to stamp into results."""
         splits = {"train": self.train, "aux_bright": self.bright, "aux_dark": self.dark}
-        for name, data in self.targets.items():
-            splits |= {f"{name}/query": data.query, f"{name}/gallery": data.gallery}
+        for name, target in self.targets.items():
+            splits |= {f"{name}/query": target.query, f"{name}/gallery": target.gallery}
         return {name: split.hash() for name, split in splits.items() if split}
 
 
@@ -42,7 +42,7 @@ def read_records(config: Config) -> Records:
     """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
     exclude = datasets.read_exclude(config.data.exclude)
     sources = _read_sources(config.data, exclude)
-    targets = read_targets(config) if config.eval.data.name else _with_queries(sources)
+    targets = read_targets(config) if config.eval.data.name else _make_targets(sources, config)
     train = datasets.join([data.train for data in sources.values()])
     splits, dark = {"real": train}, None
     if config.aux.enabled:
@@ -54,20 +54,28 @@ def read_records(config: Config) -> Records:
     return Records(train, targets, splits.get("aux"), dark, plans)
 
 
-def read_targets(config: Config) -> dict[str, datasets.Dataset]:
-    """The data sets to evaluate on, by name. InputError if there are no queries."""
+def read_targets(config: Config) -> dict[str, Target]:
+    """The tests, by data set. InputError if there are no queries, or none has a match."""
     choice = config.eval.data if config.eval.data.name else config.data
     sources = _read_sources(choice, datasets.read_exclude(config.data.exclude))
-    targets = _with_queries(sources)
+    targets = _make_targets(sources, config)
     if not targets:
         raise InputError(f"data set {choice.name} in {choice.root} has no queries to evaluate with")
     return targets
 
 
-def _with_queries(sources: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
-    targets = {name: data for name, data in sources.items() if len(data.query)}
-    for name, data in targets.items():
-        check_protocol(name, data)
+def _make_targets(sources: dict[str, datasets.Dataset], config: Config) -> dict[str, Target]:
+    """The tests on those data sets that have queries; says how many of these have a match. InputError if none has."""
+    protocol = config.eval.protocol
+    targets = {name: make_target(data, protocol) for name, data in sources.items() if len(data.query)}
+    for name, target in targets.items():
+        queries, matched = len(target.query), int(target.matched.sum())
+        if not matched:
+            raise InputError(
+                f"none of the {queries} queries of {name} has a match by the {protocol} protocol, "
+                f"in which {PROTOCOLS[protocol][0]}: nothing can be evaluated; {NO_CAMERAS}"
+            )
+        print(f"{name}: {matched} of {queries} queries have a match among {len(target.gallery)}, {protocol}")
     return targets
 
 
@@ -99,16 +107,6 @@ def _read_aux(
         lost = len(bright) - len(paired)
         print(f"warning: {lost} of {len(bright)} bright images have no twin in {dark_root}: left out", file=sys.stderr)
     return paired, dark
-
-
-def check_protocol(name: str, data: datasets.Dataset) -> None:
-    """InputError if there are queries and none has a match: better before training than after."""
-    query, gallery = data.query, data.gallery
-    if len(query) and not has_match(query.pids, gallery.pids, query.cameras, gallery.cameras).any():
-        raise InputError(
-            f"none of the {len(query)} queries of {name} has a gallery image of its identity from another camera: "
-            "nothing can be evaluated by the Market-1501 protocol"
-        )
 
 
 def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]:

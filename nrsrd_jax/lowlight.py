@@ -125,7 +125,13 @@ def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overri
     return jax.vmap(lambda k, image: _degrade_one(k, image, settings))(keys, images)
 
 
-def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation) -> jax.Array:
+def degrade_to(light: jax.Array, keys: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
+    """As `degrade`, all to one intensity `light` in 0..1 at a sensor gain of 1, with a key for each image [B]."""
+    settings = resolve(preset, **overrides | {"gain": (1.0, 0.0)})
+    return jax.vmap(lambda k, image: _degrade_one(k, image, settings, light))(keys, images)
+
+
+def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Array | None = None) -> jax.Array:
     keys = iter(jax.random.split(key, 16))
 
     def uniform(low_high: Range) -> jax.Array:
@@ -136,7 +142,8 @@ def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation) -> jax.Array:
     balance = jnp.stack([uniform(d.red_gain), jnp.ones(()), uniform(d.blue_gain)])
     gain = d.gain[0] + d.gain[1] * jax.random.normal(next(keys))
     gamma = uniform(d.gamma)
-    light = _light(next(keys), d)
+    drawn = _light(next(keys), d)
+    light = drawn if light is None else light
     if d.light_unit == "srgb":
         light = light**gamma
 

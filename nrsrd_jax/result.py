@@ -1,9 +1,11 @@
-"""Evaluating a model on a data set, and the record of what was run: result.json."""
+"""Evaluating a checkpoint, and the record of what was run: result.json."""
 
 import importlib.metadata
+import itertools
 import json
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +13,39 @@ import jax
 import numpy as np
 
 from . import config as configuration
+from .build import degradation_options
 from .checkpoint import find_checkpoint, newest_run, weights_hash
 from .config import Config
-from .data import datasets
+from .data.protocol import PROTOCOLS, Target
 from .embedding import Embedder
 from .errors import InputError
-from .evaluation import RankMetrics, rank_metrics, squared_distances
-from .files import expanded, write_whole
+from .evaluation import RankMetrics
+from .files import expanded, write_whole, written_whole
+from .illumination import SEED, plot
 from .inputs import read_targets, read_test_images
+from .scoring import Evaluation, evaluate, headline
 
-PROTOCOL = "Market-1501: gallery images of the query's identity and camera are left out"
-PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
+BRIGHTNESS_GROUPS = 4  # of about as many queries each
 
 
 def evaluate_run(
-    workdir: str, directory: str, output: str, config: Config, overrides: dict[str, Any]
+    workdir: str,
+    directory: str,
+    output: str,
+    config: Config,
+    overrides: dict[str, Any],
+    *,
+    rerank: bool = False,
+    export: str = "",
+    lights: tuple[float, ...] = (),
 ) -> tuple[dict[str, Any], Path]:
     """Evaluates a run's best checkpoint, or the one in `directory`, and writes the result; returns it and its path.
 
     Without `config` the run's own is used, or night600's for a checkpoint of no run, with `overrides`
-    ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. InputError if the checkpoint or
-    the data cannot be used.
+    ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. `rerank` switches re-ranking on,
+    `export` names a file for the features, `lights` are intensities to degrade the test images to. InputError if the
+    checkpoint or the data cannot be used.
     """
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
@@ -41,86 +55,132 @@ def evaluate_run(
         homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
         config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
         config.update_from_flattened_dict(overrides)
+    config.eval.rerank.enabled |= rerank
     configuration.validate(config)
-    targets = read_targets(config)
-    embedder = Embedder.load(path, batch_size=config.eval.batch_size, precision=config.train.precision)
-    config.image_size = embedder.description.image_size
+    degradation = degradation_options(config)
     target = expanded(output) if output else source / "result.json"
-    if target.is_dir():
-        raise InputError(f"--output {target} is a folder; name a file in it")
+    for option, file in {"--output": target, "--features": expanded(export) if export else target}.items():
+        if file.is_dir():
+            raise InputError(f"{option} {file} is a folder; name a file in it")
+    targets = read_targets(config)
+    embedder = Embedder.load(
+        path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
+    )
+    config.image_size = embedder.description.image_size
+    fingerprint = embedder.fingerprint() if config.data.cache != "none" else ""
+
     begin = time.perf_counter()
-    results = evaluate(embedder, config, targets)
-    result = make_result(results, embedder, config, targets, path, time.perf_counter() - begin)
+    results = evaluate(embedder, config, targets, fingerprint)
+    rows = {name: describe(results[name], target, config) for name, target in targets.items()}
+    result = headline(results) | {"targets": rows}
+    if export:
+        export_features(expanded(export), results, targets)
+    if lights:
+        curves: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
+        for light in lights:
+            for name, evaluation in evaluate(embedder, config, targets, fingerprint, light).items():
+                curves[name].append({"light": light} | evaluation.metrics.summary() | {"seconds": evaluation.seconds})
+        picture = target.with_name(f"{target.stem}-illumination.png")
+        plot(picture, curves, rows)
+        result["illumination"] = {"targets": curves, "degradation": degradation, "seed": SEED, "plot": str(picture)}
     named = path == source.absolute()
-    result["selected_by"] = "name" if named else "best mAP on the run's query and gallery while training, else the last"
+    result |= provenance(embedder, config, path) | {
+        "selected_by": "name" if named else "best mAP on the run's query and gallery while training, else the last",
+        "seconds": round(time.perf_counter() - begin, 2),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
     write_whole(target, json.dumps(result, indent=1) + "\n")
     return result, target
 
 
-def evaluate(embedder: Embedder, config: Config, targets: dict[str, datasets.Dataset]) -> dict[str, RankMetrics]:
-    """Per data set: ranks the gallery for every query by the distance of L2-normalised features."""
-    results = {}
-    for target, data in targets.items():
-        query, gallery = (
-            embedder(read_test_images(config, split), progress=f"{target} {name}")
-            for name, split in (("query", data.query), ("gallery", data.gallery))
+def describe(evaluation: Evaluation, target: Target, config: Config) -> dict[str, Any]:
+    """The numbers of one data set, also by the queries' camera and brightness, and what they are of."""
+    metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(config, target.query))
+    edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
+    group = np.searchsorted(edges[1:-1], luminance, side="right")
+    cameras = {camera: target.query.cameras == camera for camera in np.unique(target.query.cameras).tolist()}
+    brightness = {f"{low:.1f}–{high:.1f}": group == i for i, (low, high) in enumerate(itertools.pairwise(edges))}
+    return (
+        metrics.summary()
+        | ({"without_rerank": evaluation.plain.summary()} if evaluation.plain else {})
+        | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
+        | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
+        | {f"{split}_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
+        | {"seconds": evaluation.seconds}
+    )
+
+
+def _groups(metrics: RankMetrics, groups: dict[Any, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The numbers of groups of queries (masks [Q]), of those with a match."""
+    return {str(name): metrics.of(mask).summary() for name, mask in groups.items() if metrics.valid[mask].any()}
+
+
+def mean_luminance(images: np.ndarray) -> np.ndarray:
+    """Of uint8 images [N, H, W, 3], in 0..255; [N]."""
+    return np.array([image.mean((0, 1)) @ (0.299, 0.587, 0.114) for image in images])
+
+
+def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapping[str, Target]) -> None:
+    """Features, identities, cameras and paths of query and gallery, and each query's scores, as one .npz file."""
+    arrays = {}
+    for name, target in targets.items():
+        prefix = f"{name}/" if len(targets) > 1 else ""
+        metrics = results[name].metrics
+        for part, split in (("query", target.query), ("gallery", target.gallery)):
+            columns = {"features": results[name].features[part], "pids": split.pids, "cameras": split.cameras}
+            columns["paths"] = np.array([str(path) for path in split.paths])
+            arrays |= {f"{prefix}{part}_{column}": values for column, values in columns.items()}
+        arrays[f"{prefix}average_precision"], arrays[f"{prefix}first_match"] = (
+            metrics.average_precision,
+            metrics.first_match,
         )
-        results[target] = score(query, gallery, data)
-    return results
+    with written_whole(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
 
 
-def headline(results: dict[str, RankMetrics]) -> dict[str, Any]:
-    """The numbers of a single data set; of several the means of fractions and the sums of counts."""
-    rows = [metrics.summary() for metrics in results.values()]
-    combine = {name: np.sum if name.startswith("queries") else np.mean for name in rows[0]}
-    return rows[0] if len(rows) == 1 else {n: combine[n]([row[n] for row in rows]).item() for n in combine}
-
-
-def score(query: np.ndarray, gallery: np.ndarray, data: datasets.Dataset) -> RankMetrics:
-    """Metrics of features [Q, D] and [G, D], whatever made them."""
-    distances = squared_distances(query, gallery)
-    return rank_metrics(distances, data.query.pids, data.gallery.pids, data.query.cameras, data.gallery.cameras)
-
-
-def make_result(
-    results: dict[str, RankMetrics],
-    embedder: Embedder,
-    config: Config,
-    targets: dict[str, datasets.Dataset],
-    source: Path,
-    seconds: float,
-) -> dict[str, Any]:
-    """The headline numbers, those of each data set, and all that is needed to say what they are of."""
+def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, Any]:
+    """All that is needed to say what the numbers are of, and to get them again."""
     choice = config.eval.data if config.eval.data.name else config.data
-    return headline(results) | {
-        "targets": {
-            name: results[name].summary()
-            | {"gallery": len(data.gallery), "cmc": [round(float(x), 6) for x in results[name].cmc]}
-            | {f"{split}_sha256": getattr(data, split).hash() for split in ("query", "gallery")}
-            for name, data in targets.items()
-        },
-        "protocol": PROTOCOL,
+    rerank = config.eval.rerank
+    return {
+        "protocol": f"{config.eval.protocol}: {PROTOCOLS[config.eval.protocol][0]}",
+        "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
+        "flip": config.eval.flip,
+        "expand": config.eval.expand,
         "checkpoint": str(source),
         "weights_sha256": weights_hash(embedder.variables),
         "backbone": embedder.description.backbone,
         "image_size": list(embedder.description.image_size),
         "data": {name: str(choice[name]) for name in ("name", "root", "protocol")} | {"exclude": config.data.exclude},
-        **{key: embedder.description.provenance.get(key) for key in ("config", "source")},  # of training or conversion
+        "config": config.to_dict(),
+        "trained": {key: embedder.description.provenance.get(key) for key in ("config", "source")},
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
-        "seconds": round(seconds, 2),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
 COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Named results as a table on screen, in per cent."""
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"{title:>9}" for title in COLUMNS.values())]
     for name, values in rows.items():
         lines.append(f"{name:<{width}}" + "".join(f"{100 * values[key]:>9.1f}" for key in COLUMNS))
     return "\n".join(lines)
+
+
+def all_rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a result has to show in a `table`: per data set the whole, and its parts."""
+    rows = {}
+    for name, target in result["targets"].items():
+        rows[name] = target
+        if "without_rerank" in target:
+            rows[f"{name}, not re-ranked"] = target["without_rerank"]
+        for kind, title in (("by_camera", "camera"), ("by_brightness", "brightness")):
+            rows |= {f"{name}, {title} {group} ({x['queries']})": x for group, x in target[kind].items()}
+        for point in result.get("illumination", {"targets": {name: []}})["targets"][name]:
+            rows[f"{name}, light {point['light']:g}"] = point
+    return rows

@@ -27,8 +27,8 @@ from .inputs import Records, pixel_statistics, read_domains, read_records, read_
 from .metrics_log import MetricsLog
 from .models.reid import backbone_settings
 from .precision import compute_dtype
-from .result import evaluate, headline
 from .schedule import make_optimizer
+from .scoring import evaluate, headline
 from .sharding import make_mesh, over_data, replicated
 from .state import TrainState
 
@@ -173,7 +173,7 @@ class Loop:
             several = {
                 f"{name}/{key}": x
                 for name, row in results.items()
-                for key, x in row.summary().items()
+                for key, x in row.metrics.summary().items()
                 if len(results) > 1
             }
             log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
@@ -186,7 +186,7 @@ class Loop:
     @functools.cached_property
     def embedder(self) -> Embedder:
         model = self.description.create_model(dtype=compute_dtype(self.config.train.precision))
-        return Embedder(model, {}, self.description, self.mesh, self.config.eval.batch_size)
+        return Embedder(model, {}, self.description, self.mesh, self.config.eval.batch_size, self.config.eval.flip)
 
 
 def progress_bar(done: int, total: int, images: int) -> tqdm:

@@ -1,22 +1,30 @@
 """The ranking metrics are those of the Market-1501 protocol."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrsrd_jax.evaluation import rank_metrics, squared_distances
+from nrsrd_jax import evaluation
+from nrsrd_jax.evaluation import rank_by, rank_features, rank_metrics, squared_distances
+from nrsrd_jax.sharding import make_mesh
 
 
 def test_official_metrics(golden):
     g = golden("metrics")
-    m = rank_metrics(squared_distances(g["qf"], g["gf"]), g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"])
-    np.testing.assert_allclose(m.cmc, g["cmc"], atol=1e-6)
-    np.testing.assert_allclose([m.mAP, m.mINP], [g["mAP"], g["fast_mINP"]], atol=1e-6)
-    np.testing.assert_array_equal(m.valid, g["q_valid"])
-    np.testing.assert_allclose(m.average_precision[m.valid], g["fast_AP"], atol=1e-6)
-    assert np.isnan(m.average_precision[~m.valid]).all()
-    assert m.summary()["queries_without_match"] == 30
+    labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
+    from_features = rank_features(g["qf"], g["gf"], *labels)
+    matrix = np.asarray(squared_distances(g["qf"], g["gf"])(np.arange(304) % 300))[:300]
+    np.testing.assert_allclose(matrix[:20], g["distmat_rows0_19"], atol=2e-6)
+    for m in (from_features, rank_metrics(matrix, *labels)):
+        np.testing.assert_allclose(m.cmc, g["cmc"], atol=1e-6)
+        np.testing.assert_allclose([m.mAP, m.mINP], [g["mAP"], g["fast_mINP"]], atol=1e-6)
+        np.testing.assert_array_equal(m.valid, g["q_valid"])
+        np.testing.assert_allclose(m.average_precision[m.valid], g["fast_AP"], atol=1e-6)
+        np.testing.assert_allclose(m.inverse_penalty[m.valid], g["fast_INP"], atol=1e-6)
+        assert np.isnan(m.average_precision[~m.valid]).all()
+        assert m.summary()["queries_without_match"] == 30
 
 
 def test_ties_rank_as_a_stable_sort(golden):
@@ -58,11 +66,18 @@ def naive(distances, query_ids, gallery_ids, query_cameras, gallery_cameras):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 40), st.integers(1, 5), st.integers(1, 3))
-def test_laws(seed, queries, gallery, identities, cameras):
-    """Equal to a naive reference; junk adds nothing; a perfect ranking gives 1; order within the gallery is nothing."""
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([1, 12]),
+    st.sampled_from([1, 9, 100]),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.sampled_from([2, 30, 10**6]),
+)
+def test_laws(seed, queries, gallery, identities, cameras, values):
+    """Equal to a naive reference, ties included; junk adds nothing; a perfect ranking gives 1."""
     rng = np.random.default_rng(seed)
-    distances = rng.permutation(queries * gallery).reshape(queries, gallery).astype(np.float32)
+    distances = (rng.integers(values, size=(queries, gallery)) - values // 2).astype(np.float32)
     ids = rng.integers(identities, size=queries), rng.integers(identities, size=gallery)
     cams = rng.integers(cameras, size=queries), rng.integers(cameras, size=gallery)
     expected = naive(distances, *ids, *cams)
@@ -72,11 +87,72 @@ def test_laws(seed, queries, gallery, identities, cameras):
         return
     m = rank_metrics(distances, *ids, *cams)
     np.testing.assert_allclose([m.mAP, m.mINP, m.cmc[0]], [*expected[:, :2].mean(0), (expected[:, 2] == 1).mean()])
-    order = rng.permutation(gallery)
-    permuted = rank_metrics(distances[:, order], ids[0], ids[1][order], cams[0], cams[1][order])
-    np.testing.assert_allclose([permuted.mAP, permuted.mINP], [m.mAP, m.mINP])
+    query = np.flatnonzero(m.valid)[0]  # junk is of its identity and camera, and nearest of all
+    more_ids, more_cams = (np.append(gallery, own[query]) for own, gallery in (ids, cams))
+    with_junk = np.append(distances[query], -(10.0**9))[None]
+    alone = rank_metrics(with_junk, ids[0][query, None], more_ids, cams[0][query, None], more_cams)
+    assert alone.mAP == pytest.approx(m.average_precision[query])
     perfect = rank_metrics((ids[0][:, None] != ids[1][None]).astype(float), *ids, *cams)
     assert perfect.mAP == perfect.mINP == perfect.cmc[0] == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**31), st.sampled_from([2, 40, 70]))
+def test_the_order_of_the_gallery_is_nothing(seed, gallery):
+    rng = np.random.default_rng(seed)
+    distances = rng.permutation(5 * gallery).reshape(5, gallery)
+    ids, cameras, order = rng.integers(3, size=gallery), rng.integers(1, 4, size=gallery), rng.permutation(gallery)
+    ids[0] = 1
+    queries = np.arange(5) % 3, np.zeros(5)
+    m = rank_metrics(distances, queries[0], ids, queries[1], cameras)
+    permuted = rank_metrics(distances[:, order], queries[0], ids[order], queries[1], cameras[order])
+    np.testing.assert_array_equal(permuted.first_match, m.first_match)
+    np.testing.assert_allclose(permuted.average_precision, m.average_precision)
+
+
+@pytest.mark.parametrize("distances", [
+    np.array([[1 + 2e-16, 1, 1 + 4e-16]]),  # float64 that float32 would make equal
+    np.array([[2e-40, 1e-40, 3e-40]], np.float32),  # so small that a device flushes them to 0
+    np.array([[-1.0, -np.inf, np.inf]], np.float16),
+    np.array([[2**40 + 1, 2**40, 2**40 + 2]]),
+])  # fmt: skip
+def test_distances_that_are_hard_to_tell_apart(distances):
+    m = rank_metrics(distances, [1], [1, 0, 0], [0], [1, 1, 1])
+    assert m.first_match == 2
+
+
+def test_minus_zero_equals_zero():
+    m = rank_metrics(np.array([[0.0, -0.0]], np.float32), [1], [1, 0], [0], [1, 1])
+    assert m.first_match == 1
+
+
+def test_blocks_and_devices_change_nothing(golden, monkeypatch):
+    """A block never has more than its share of distances."""
+    g = golden("metrics")
+    labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
+    expected = rank_features(g["qf"], g["gf"], *labels)
+    monkeypatch.setattr(evaluation, "BLOCK_DISTANCES", 3 * 2000)
+    asked = []
+    distances = squared_distances(g["qf"], g["gf"])
+
+    def recorded(rows):
+        asked.append(len(rows))
+        return distances(rows)
+
+    blocked = rank_by(recorded, *labels)
+    assert max(asked) == 3 * jax.device_count()
+    one = make_mesh(0, devices=jax.devices()[:1])
+    alone = rank_by(squared_distances(g["qf"], g["gf"], one), *labels, mesh=one)
+    for m in (blocked, alone):
+        np.testing.assert_allclose(m.average_precision, expected.average_precision, atol=1e-6)
+
+
+def test_groups_of_queries():
+    m = rank_metrics(np.array([[0.1, 0.2], [0.1, 0.2]]), [1, 2], [1, 2], [0, 0], [1, 1])
+    assert m.of(np.array([True, False])).summary() | {"mINP": 1} == {
+        "mAP": 1, "mINP": 1, "rank1": 1, "rank5": 1, "rank10": 1, "queries": 1, "queries_without_match": 0,
+    }  # fmt: skip
+    assert m.of([1]).mAP == 0.5
 
 
 def test_bad_input_is_named():
@@ -86,5 +162,16 @@ def test_bad_input_is_named():
         rank_metrics(np.array([[np.nan, 0]]), [1], [1, 2], [0], [1, 1])
 
 
+def test_features_that_cannot_be_ranked():
+    labels = [1], [1, 2], [0], [1, 1]
+    with pytest.raises(ValueError, match=r"\(1, 3\), of the gallery \(2, 4\)"):
+        rank_features(np.ones((1, 3)), np.ones((2, 4)), *labels)
+    with pytest.raises(ValueError, match="finite"):
+        rank_features(np.full((1, 4), np.inf), np.ones((2, 4)), *labels)
+    with pytest.raises(ValueError, match="not as many"):
+        rank_features(np.ones((1, 4)), np.ones((2, 4)), [1], [1, 2], [0], [1])
+
+
 def test_a_zero_feature_has_finite_distances():
-    assert np.isfinite(squared_distances(np.zeros((1, 4)), np.eye(4))).all()
+    rows = np.arange(8) % 1
+    assert np.isfinite(squared_distances(np.zeros((1, 4)), np.eye(4))(rows)).all()

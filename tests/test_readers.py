@@ -101,8 +101,13 @@ def test_a_manifest(tmp_path):
     assert data.gallery.paths == (tmp_path / "images/c.jpg",)
 
 
+def test_a_manifest_without_cameras(tmp_path):
+    data = datasets.load("manifest", manifest(tmp_path, "path,pid,split\nimages/b.jpg,9,query\n"))
+    assert rows(data.query) == [("b.jpg", 9, 0)]
+
+
 @pytest.mark.parametrize(("text", "message"), [
-    ("path,pid,split\n", "m.csv has no column camera; it takes path,pid,camera,split"), ("", "has no column"),
+    ("path,pid,camera\n", "m.csv has no column split; it takes path,pid,camera,split"), ("", "has no column"),
     ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it takes a path"),
     ("path,pid,camera,split\na\0,1,1,train\n", "line 2"),
     ("path,pid,camera,split\na,1\n", "line 2: it takes a path"), ('path,pid,camera,split\n"a', "cannot read"),

@@ -19,11 +19,11 @@ from PIL import Image
 
 from ..command import one_line
 from ..errors import InputError, printable
-from ..evaluation import has_match
 from ..files import written_whole
 from . import datasets
 from .datasets import Dataset, Split
 from .images import FORMATS, in_parallel, moments, read_rgb
+from .protocol import NO_CAMERAS, make_target
 from .readers import SOURCES, SPLITS, Source
 
 SMALLEST_SIDE = 8  # pixels; less shows nobody
@@ -61,7 +61,7 @@ def check(name: str, data: Dataset, protocol: str = "") -> tuple[Findings, Pixel
     pixels = _check_images(data, findings)
     splits = {split: getattr(data, split) for split in SPLITS}
     _check_published(SOURCES[name], protocol, splits, findings)
-    _check_identities(name, splits, findings)
+    _check_identities(name, data, findings)
     if data.ignored:
         names = ", ".join(sorted({shown(path.name) for path in data.ignored})[:SHOWN])
         findings.warnings.append(f"{len(data.ignored)} files that are no images ({names})")
@@ -112,11 +112,11 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
     return pixels
 
 
-def _check_identities(name: str, splits: dict[str, Split], findings: Findings) -> None:
-    train, query, gallery = (splits[split] for split in SPLITS)
+def _check_identities(name: str, data: Dataset, findings: Findings) -> None:
+    train, query, gallery = splits = data.train, data.query, data.gallery
     if len(train.identities) < 2 and (len(train) or not len(query)):
         findings.faults.append(f"train: {len(train.identities)} identities; to tell people apart takes at least 2")
-    twice = [path for split in splits.values() for path, n in collections.Counter(split.paths).items() if n > 1]
+    twice = [path for split in splits for path, n in collections.Counter(split.paths).items() if n > 1]
     if twice:
         findings.warnings.append(f"{len(twice)} images stand twice in a split ({shown(twice[0])})")
     single = [pid for pid, count in collections.Counter(train.pids.tolist()).items() if count == 1]
@@ -127,9 +127,11 @@ def _check_identities(name: str, splits: dict[str, Split], findings: Findings) -
         if both:
             findings.warnings.append(f"{len(both)} identities are in training and in test ({examples(sorted(both))})")
     if len(query):
-        match = has_match(query.pids, gallery.pids, query.cameras, gallery.cameras)
+        match = make_target(data, "cross-camera").matched
         if not match.any():
-            findings.faults.append("query: none has a gallery image of its identity from another camera")
+            text = "query: none has a gallery image of its identity from another camera"
+            others = make_target(data, "all-cameras").matched.any()
+            findings.faults.append(text + (f"; {NO_CAMERAS}" if others else ""))
         lost = np.flatnonzero(~match) if match.any() else ()
         for index in lost[:LISTED]:
             findings.warnings.append(f"{shown(query.paths[index])}: a query without a match from another camera")

@@ -116,8 +116,8 @@ def cached_images(
     holds a lock and renames it into place when whole: a second process waits, and after a killed one the next
     begins anew. `cache_dir` defaults to $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
     """
-    directory = expanded(cache_dir) if str(cache_dir) else default_cache_dir()
-    target = directory / f"{_cache_key(paths, size, resampling)}.npy"
+    directory = cache_folder(cache_dir)
+    target = directory / f"{list_key(paths, size, resampling)}.npy"
     try:
         images = _open(target, len(paths))
         if images is None:
@@ -154,7 +154,10 @@ def _write(target: Path, paths: Sequence[Path], size: tuple[int, int], resamplin
     os.replace(partial, target)
 
 
-def default_cache_dir() -> Path:
+def cache_folder(cache_dir: str | Path) -> Path:
+    """The folder that data.cache_dir names, or the default one if it is empty."""
+    if str(cache_dir):
+        return expanded(cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrsrd_jax"
 
 
@@ -166,7 +169,8 @@ def _lock(file, target: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _cache_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
+def list_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
+    """A hash of what decoding gives: of the files' paths, sizes and times of change. InputError if one is lost."""
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, list(size), resampling]).encode())
     for path in paths:
         try:

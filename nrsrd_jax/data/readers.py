@@ -165,15 +165,17 @@ def _read_identity_folders(root: Path, protocol: str) -> Listing:
 
 
 def _read_manifest(file: Path, protocol: str) -> Listing:
-    """A CSV file with the columns path, pid, camera and split (train, query or gallery); paths relative to it."""
+    """A CSV file with the columns path, pid, split (train, query or gallery), perhaps camera; paths relative to it."""
     listing = Listing()
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, strict=True)
-            missing = {"path", "pid", "camera", "split"} - set(reader.fieldnames or ())
-            if missing:
+            columns = set(reader.fieldnames or ())
+            if missing := {"path", "pid", "split"} - columns:
                 raise InputError(f"{file} has no column {', '.join(sorted(missing))}; it takes path,pid,camera,split")
-            rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if isinstance(v, str | None)})
+            without_cameras = {} if "camera" in columns else {"camera": "0"}
+            rows = [(reader.line_num, without_cameras | {k: (v or "").strip() for k, v in row.items()
+                                                         if isinstance(v, str | None)})
                     for row in reader]  # fmt: skip
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {file}: {error}") from error

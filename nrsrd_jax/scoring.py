@@ -1,0 +1,111 @@
+"""Features of a model's test images, and their scores: what training and eval.py have in common."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .build import degradation_options
+from .config import Config
+from .data.datasets import Split
+from .data.images import cache_folder, list_key
+from .data.protocol import Target
+from .embedding import Embedder, cached_features
+from .evaluation import RankMetrics, rank_by, squared_distances
+from .illumination import SEED, darkener
+from .inputs import read_test_images
+from .rerank import expand_queries, reranked_distances
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """What came out for one data set.
+
+    `features` are those of "query" [Q, D] and "gallery" [G, D] as embedded. With re-ranking, `plain` has the metrics
+    without. `seconds` are by stage.
+    """
+
+    features: dict[str, np.ndarray]
+    metrics: RankMetrics
+    plain: RankMetrics | None
+    seconds: dict[str, float]
+
+
+def evaluate(
+    embedder: Embedder,
+    config: Config,
+    targets: Mapping[str, Target],
+    fingerprint: str = "",
+    light: float | None = None,
+) -> dict[str, Evaluation]:
+    """Per data set: embeds query and gallery, and ranks the gallery for every query.
+
+    With the embedder's `fingerprint` features are kept in the cache, or taken from it. `light` is an intensity that
+    the images are degraded to.
+    """
+    results = {}
+    for name, target in targets.items():
+        seconds: dict[str, float] = {}
+        with _stage("features", seconds):
+            splits = {"query": target.query, "gallery": target.gallery}
+            features = {
+                part: _features(embedder, config, split, fingerprint, light, f"{name} {part}", stream)
+                for stream, (part, split) in enumerate(splits.items())
+            }
+        results[name] = score(features, target, config, embedder.mesh)
+        results[name].seconds = seconds | results[name].seconds
+    return results
+
+
+def _features(
+    embedder: Embedder, config: Config, split: Split, fingerprint: str, light: float | None, title: str, stream: int
+) -> np.ndarray:
+    degradation, alter = degradation_options(config), {}
+    if light is not None:
+        alter = {"alter": darkener(light, degradation, stream)}
+        title += f", light {light:g}"
+
+    def embed() -> np.ndarray:
+        return embedder(read_test_images(config, split), progress=title, **alter)
+
+    if not fingerprint:
+        return embed()
+    key = [fingerprint, list_key(split.paths, embedder.description.image_size, "bilinear")]
+    key += [light, degradation, SEED, stream] if alter else []
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    return cached_features(cache_folder(config.data.cache_dir) / f"features-{name}.npy", embed, len(split))
+
+
+def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh: Any = None) -> Evaluation:
+    """The metrics of features {"query": [Q, D], "gallery": [G, D]}, whatever made them, as config.eval says."""
+    query, gallery = features["query"], features["gallery"]
+    rerank = config.eval.rerank
+    seconds: dict[str, float] = {}
+    with _stage("ranking", seconds):
+        if config.eval.expand:
+            query = expand_queries(query, gallery, config.eval.expand, mesh)
+        metrics, plain = rank_by(squared_distances(query, gallery, mesh), *target.labels, mesh=mesh), None
+    if rerank.enabled:
+        with _stage("re-ranking", seconds):
+            rows = reranked_distances(query, gallery, rerank.k1, rerank.k2, rerank.lambda_value, mesh)
+            metrics, plain = rank_by(rows, *target.labels, mesh=mesh), metrics
+    return Evaluation(features, metrics, plain, seconds)
+
+
+@contextlib.contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - begin, 3)
+
+
+def headline(results: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """The numbers of a single data set; of several the means of fractions and the sums of counts."""
+    rows = [result.metrics.summary() for result in results.values()]
+    combine = {name: np.sum if name.startswith("queries") else np.mean for name in rows[0]}
+    return rows[0] if len(rows) == 1 else {n: combine[n]([row[n] for row in rows]).item() for n in combine}

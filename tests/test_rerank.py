@@ -1,0 +1,121 @@
+"""Re-ranking gives what the official code gives, in less memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nrsrd_jax import rerank
+from nrsrd_jax.evaluation import rank_by, rank_metrics
+from nrsrd_jax.rerank import expand_queries, k_reciprocal, reranked_distances
+
+
+def unit(features):
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def test_official_distances_and_metrics(golden):
+    """The official code keeps weights in float16: in float32 it gives ours, and differs from itself by up to 2.4e-3."""
+    g = golden("metrics")
+    labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
+    ours = k_reciprocal(g["qf"], g["gf"])
+    np.testing.assert_allclose(ours[:20], g["rr32_final_dist_rows0_19"], atol=2e-6)
+    official = np.abs(ours[:20] - g["rr_final_dist_rows0_19"])
+    assert official.max() < 1.01 * g["rr_max_abs_f16_vs_f32"]
+    assert np.mean(official > 2e-3) < 1e-4
+    m = rank_metrics(ours, *labels)
+    np.testing.assert_allclose([m.mAP, m.mINP], [g["rr_mAP"], g["rr_fast_mINP"]], atol=1e-3)
+    np.testing.assert_allclose(m.mAP, g["rr32_mAP"], atol=1e-6)
+    np.testing.assert_allclose(m.cmc, g["rr32_cmc"], atol=1e-6)
+    by_rows = rank_by(reranked_distances(g["qf"], g["gf"]), *labels)
+    assert by_rows.mAP == m.mAP
+
+
+def dense(query, gallery, k1, k2, lambda_value):
+    """Zhong et al.'s algorithm, straight from the paper: N×N, image by image."""
+    features = unit(np.concatenate([query, gallery]))
+    count = len(features)
+    distances = np.square(features[:, None] - features[None]).sum(-1)
+    distances /= distances.max(1, keepdims=True)
+    order = np.argsort(distances, axis=1, kind="stable")
+
+    def mutual(i, k):
+        return {j for j in order[i, : k + 1] if i in order[j, : k + 1]}
+
+    weights = np.zeros((count, count))
+    for i in range(count):
+        members = mutual(i, k1)
+        for j in mutual(i, k1):
+            half = mutual(j, round(k1 / 2))
+            if len(half & mutual(i, k1)) > 2 / 3 * len(half):
+                members |= half
+        chosen = sorted(members)
+        weights[i, chosen] = np.exp(-distances[i, chosen])
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-30)
+    weights = np.stack([weights[order[i, :k2]].mean(0) for i in range(count)])
+    queries, others = weights[: len(query)], weights[len(query) :]
+    jaccard = 1 - np.minimum(queries[:, None], others).sum(-1) / np.maximum(queries[:, None], others).sum(-1)
+    return lambda_value * distances[: len(query), len(query) :] + (1 - lambda_value) * jaccard
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([1, 6]),
+    st.sampled_from([2, 15, 60]),
+    st.integers(1, 25),
+    st.integers(1, 9),
+    st.floats(0, 1),
+)
+def test_equal_to_the_paper(seed, queries, gallery, k1, k2, lambda_value):
+    """With more neighbours asked for than there are images, too."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((5, 16))
+    features = centres[rng.integers(5, size=queries + gallery)] + 0.4 * rng.standard_normal((queries + gallery, 16))
+    query, gallery = features[:queries], features[queries:]
+    expected = dense(query, gallery, k1, k2, lambda_value)
+    np.testing.assert_allclose(k_reciprocal(query, gallery, k1, k2, lambda_value), expected, atol=2e-5)
+
+
+def test_blocks_change_nothing(golden, monkeypatch):
+    g = golden("metrics")
+    expected = k_reciprocal(g["qf"][:50], g["gf"][:300])
+    monkeypatch.setattr(rerank, "BLOCK", 3)
+    monkeypatch.setattr(rerank, "PAIRS", 64)
+    np.testing.assert_allclose(k_reciprocal(g["qf"][:50], g["gf"][:300]), expected, atol=1e-6)
+
+
+def test_without_a_share_of_the_old_distance_or_with_nothing_else(golden):
+    g = golden("metrics")
+    query, gallery = g["qf"][:20], g["gf"][:100]
+    old = k_reciprocal(query, gallery, lambda_value=1)
+    assert (np.argsort(old, 1)[:, 0] == np.argmax(unit(query) @ unit(gallery).T, 1)).all()
+    new = k_reciprocal(query, gallery, lambda_value=0)
+    assert new.min() >= 0
+    assert new.max() <= 1
+
+
+def test_identical_images_and_images_of_zeros_have_finite_distances():
+    for features in (np.ones((6, 4)), np.zeros((6, 4)), np.repeat(np.eye(4), 3, axis=0)):
+        assert np.isfinite(k_reciprocal(features[:2], features[2:])).all()
+
+
+def test_says_what_it_takes_first(capsys):
+    k_reciprocal(np.eye(3), np.eye(3))
+    assert "re-ranking 6 images: at most 0.0 GiB, about 0 s" in capsys.readouterr().err
+
+
+def test_query_expansion_by_hand():
+    query, gallery = np.array([[2.0, 0]]), np.array([[0, 1.0], [3, 0], [0.6, 0.8]])
+    np.testing.assert_allclose(expand_queries(query, gallery, 2), [[(1 + 1 + 0.6) / 3, 0.8 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(expand_queries(query, gallery, 9), [[2.6 / 4, 1.8 / 4]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"k1": 0}, "k1 is 0"), ({"k2": 1.5}, "k2 is 1.5"), ({"lambda_value": 1.1}, r"lambda_value is 1.1.*0\.\.1"),
+])  # fmt: skip
+def test_parameters_out_of_range_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        k_reciprocal(np.eye(3), np.eye(3), **arguments)
+    with pytest.raises(ValueError, match="at least 1"):
+        expand_queries(np.eye(3), np.eye(3), 0)

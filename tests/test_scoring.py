@@ -1,0 +1,215 @@
+"""From a checkpoint and a data set to numbers: protocols, the feature cache, re-ranking, degraded light."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from people import small_config, write_images, write_night
+
+from nrsrd_jax import embedding
+from nrsrd_jax.checkpoint import Description, save_weights
+from nrsrd_jax.data import datasets
+from nrsrd_jax.data.protocol import make_target
+from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.evaluation import rank_features, rank_metrics
+from nrsrd_jax.illumination import darkener, read_lights
+from nrsrd_jax.inputs import read_targets
+from nrsrd_jax.models.reid import initialise
+from nrsrd_jax.rerank import k_reciprocal
+from nrsrd_jax.result import evaluate_run, table
+
+
+@pytest.fixture
+def place(tmp_path):
+    """night/, and in weights/ a checkpoint with random weights."""
+    write_night(tmp_path / "night", frames=1)
+    save_random_weights(tmp_path / "weights", 0)
+    return tmp_path
+
+
+def save_random_weights(path, seed):
+    description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3)
+    variables = initialise(description.create_model(), jax.random.key(seed), (32, 16))
+    save_weights(path, description, variables, {})
+
+
+def run(place, options=(), **arguments):
+    config = small_config(place, **dict(options))
+    return evaluate_run("", str(place / "weights"), str(place / "r.json"), config, {}, **arguments)[0]
+
+
+def dataset(root, query, gallery):
+    """Files as (folder, name, content) of one identity; their place is the camera's and the name's."""
+    for folder, files in (("query", query), ("bounding_box_test", gallery)):
+        (root / folder).mkdir(parents=True)
+        for name, content in files.items():
+            (root / folder / name).write_bytes(content)
+    write_images(root / "bounding_box_train", range(2))
+    return datasets.load("night600", root)
+
+
+def test_protocols(tmp_path):
+    """Cross-camera leaves out the query's camera; all-cameras only copies of the query, whatever they are called."""
+    query = {"0001_c1_0.jpg": b"same", "0001_c1_1.jpg": b"else"}
+    gallery = {"0001_c1_5.jpg": b"same", "0001_c1_6.jpg": b"another", "0001_c2_0.jpg": b"other"}
+    data = dataset(tmp_path, query, gallery)
+    distances = np.array([[0.0, 0.2, 0.1], [0.3, 0.1, 0.2]])
+    cross = rank_metrics(distances, *make_target(data, "cross-camera").labels)
+    np.testing.assert_array_equal(cross.average_precision, [1, 1])
+    everything = make_target(data, "all-cameras")
+    own = everything.gallery_views == everything.query_views[:, None]
+    np.testing.assert_array_equal(own, [[True, False, False], [False, False, False]])
+
+
+def test_data_without_cameras_is_evaluated_by_all_cameras(place, capsys):
+    for split in ("train", "query", "gallery"):
+        for identity in ("ann", "bob"):
+            write_images(place / "plain" / split / identity, [len(split)], frames=2, seed=len(split))
+            for path in (place / "plain" / split / identity).iterdir():
+                path.rename(path.with_name(path.name.replace("_c", "_")))
+    plain = {"data.name": "folders", "data.root": str(place / "plain")}
+    with pytest.raises(InputError, match="none of the 8 queries of folders has a match.*eval.protocol=all-cameras"):
+        run(place, plain)
+    result = run(place, plain | {"eval.protocol": "all-cameras"})
+    assert "folders: 8 of 8 queries have a match among 8, all-cameras" in capsys.readouterr().out
+    assert result["protocol"].startswith("all-cameras: ")
+
+
+def test_queries_without_a_match_are_counted(place, capsys):
+    write_images(place / "night" / "query", [200], cameras=(1,), frames=1)
+    result = run(place)
+    assert (result["queries"], result["queries_without_match"]) == (5, 1)
+    assert "night600: 4 of 5 queries have a match among 12, cross-camera" in capsys.readouterr().out
+
+
+def test_reranked_numbers_stand_beside_those_without(place):
+    result = run(place, rerank=True, export=str(place / "f.npz"))
+    f = np.load(place / "f.npz")
+    labels = f["query_pids"], f["gallery_pids"], f["query_cameras"], f["gallery_cameras"]
+    plain = rank_features(f["query_features"], f["gallery_features"], *labels)
+    reranked = rank_metrics(k_reciprocal(f["query_features"], f["gallery_features"]), *labels)
+    assert result["mAP"] == pytest.approx(reranked.mAP)
+    assert result["targets"]["night600"]["without_rerank"]["mAP"] == pytest.approx(plain.mAP)
+    np.testing.assert_allclose(f["average_precision"], reranked.average_precision)
+    assert result["rerank"] == {"k1": 20, "k2": 6, "lambda_value": 0.3}
+    assert result["targets"]["night600"]["seconds"].keys() == {"features", "ranking", "re-ranking"}
+    assert [path.split("/")[-1] for path in f["query_paths"]] == sorted(
+        p.name for p in (place / "night/query").iterdir()
+    )
+    again = run(place, {"eval.rerank.k1": 3, "eval.rerank.enabled": True, "eval.expand": 2, "eval.flip": True})
+    assert again["rerank"]["k1"] == 3
+    assert (again["expand"], again["flip"]) == (2, True)
+    assert run(place)["rerank"] is None
+
+
+def test_result_says_what_it_is_of(place):
+    result = json.loads(json.dumps(run(place)))
+    assert result["config"]["data"]["root"] == str(place / "night")
+    assert result["versions"].keys() >= {"jax", "scipy", "python"}
+    target = result["targets"]["night600"]
+    assert target["by_camera"]["1"]["mAP"] == pytest.approx(result["mAP"])
+    groups = target["by_brightness"].values()
+    assert sum(group["queries"] for group in groups) == 4
+    assert np.mean([group["mAP"] for group in groups]) == pytest.approx(result["mAP"])
+
+
+def forbid(monkeypatch):
+    """From now on no image may be embedded."""
+
+    def refuse(*_, **__):
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(Embedder, "__call__", refuse)
+
+
+def test_features_are_kept_for_the_same_weights_and_images(place, monkeypatch):
+    first = run(place)
+    forbid(monkeypatch)
+    assert run(place, rerank=True)["targets"]["night600"]["without_rerank"]["mAP"] == first["mAP"]
+    for change in ({"eval.flip": True}, {"data.cache": "none"}, {"data.cache_dir": str(place / "elsewhere")}):
+        with pytest.raises(AssertionError, match="embedded again"):
+            run(place, change)
+    with pytest.raises(AssertionError, match="embedded again"):
+        run(place, lights=(0.5,))
+
+
+@pytest.mark.parametrize("change", ["weights", "image", "kept"])
+def test_features_of_other_weights_or_images_or_damaged_ones_are_not_used(place, monkeypatch, change):
+    first = run(place)
+    if change == "weights":
+        save_random_weights(place / "other", 1)
+        (place / "weights").rename(place / "old")
+        (place / "other").rename(place / "weights")
+    elif change == "image":
+        write_images(place / "night" / "query", [100], cameras=(1,), frames=1, seed=5)
+    else:
+        for path in (place / "cache").glob("features-*"):
+            path.write_bytes(path.read_bytes()[:-100])
+        assert run(place)["mAP"] == first["mAP"]  # and mended
+        monkeypatch.setattr(embedding, "CACHE_VERSION", 0)
+    forbid(monkeypatch)
+    with pytest.raises(AssertionError, match="embedded again"):
+        run(place)
+
+
+def test_flip_takes_the_mean_of_an_image_and_its_mirror_image(place):
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 16, 3), np.uint8)
+    plain, flipped = (Embedder.load(place / "weights", flip=flip) for flip in (False, True))
+    expected = (plain(images) + plain(images[:, :, ::-1])) / 2
+    np.testing.assert_allclose(flipped(images), expected, atol=1e-5)
+    np.testing.assert_allclose(flipped(images[:, :, ::-1]), flipped(images), atol=1e-5)
+
+
+def test_illumination_gives_a_curve_a_table_and_a_plot(place):
+    result = run(place, lights=(1.0, 0.1))
+    curve = result["illumination"]["targets"]["night600"]
+    assert [row["light"] for row in curve] == [1, 0.1]
+    assert (place / "r-illumination.png").read_bytes().startswith(b"\x89PNG")
+    assert run(place, lights=(0.1,))["illumination"]["targets"]["night600"][0]["mAP"] == curve[1]["mAP"]
+    assert "night600" in table({"night600": curve[0]})
+
+
+def test_light_falls_and_nothing_else_changes():
+    """Full light without noise is the image itself; an image gets the same noise in any batch."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), np.uint8)
+    clean = {"shot": (0.0, 0.0), "bits": (14,)}
+    np.testing.assert_allclose(darkener(1.0, clean, 0)(0, images).astype(int), images, atol=1)
+    means = [darkener(light, {}, 0)(0, images).mean() for light in (1, 0.5, 0.2, 0.05)]
+    assert means == sorted(means, reverse=True)
+    darken = darkener(0.2, {"preset": "low_noise"}, 0)
+    np.testing.assert_array_equal(np.concatenate([darken(0, images[:4]), darken(4, images[4:])]), darken(0, images))
+    assert (darkener(0.2, {"preset": "low_noise"}, 1)(0, images) != darken(0, images)).any()
+
+
+@pytest.mark.parametrize("text", ["dark", "0.5,", "0", "1.5", "nan", "-1,1"])
+def test_an_intensity_that_is_none_is_named(text):
+    with pytest.raises(InputError, match="give intensities in 0..1 like"):
+        read_lights(text)
+
+
+def test_lights_as_numbers():
+    assert read_lights("1,0.5, .05") == (1, 0.5, 0.05)
+    assert read_lights("") == ()
+
+
+def test_bad_options_end_before_the_images_are_read(place):
+    for options, message in (
+        ({"eval.protocol": "market"}, "eval.protocol is 'market'; choose one of cross-camera, all-cameras"),
+        ({"eval.rerank.k1": 0}, "eval.rerank.k1 is 0; it must be positive"),
+        ({"eval.rerank.lambda_value": 2.0}, "eval.rerank.lambda_value is 2.0; it must lie in 0..1"),
+        ({"eval.expand": -1}, "eval.expand is -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(place, options)
+    with pytest.raises(InputError, match="--features .* is a folder"):
+        run(place, export=str(place))
+
+
+def test_several_targets_are_told_apart(place):
+    write_night(place / "other", frames=1)
+    two = {"eval.data.name": "night600,market1501", "eval.data.root": f"{place / 'night'},{place / 'other'}"}
+    result = run(place, two, export=str(place / "f.npz"), lights=(0.5,))
+    assert read_targets(small_config(place, **two)).keys() == result["illumination"]["targets"].keys()
+    assert {"night600/query_features", "market1501/gallery_pids"} <= set(np.load(place / "f.npz").files)
