@@ -24,6 +24,7 @@ check: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/input.py
+	$(BIN)/python benchmarks/evaluation.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

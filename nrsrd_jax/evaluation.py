@@ -20,7 +20,7 @@ from .sharding import make_mesh, over_data, replicated
 QUERY_BLOCK = 256  # queries at a time and device,
 BLOCK_DISTANCES = 2**26  # if so many are no more than these distances,
 BLOCK_PLACES = 2**16  # and these places
-CHUNK = 32  # gallery images that are compared at once
+CHUNK = 16  # gallery images that are compared at once
 
 Distances = Callable[[np.ndarray], jax.Array | np.ndarray]  # indices of queries [B] -> their distances [B, G]
 
@@ -121,28 +121,33 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
     """
     if np.shape(query)[1:] != np.shape(gallery)[1:]:
         raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
-    mesh = mesh or make_mesh(0)
-    features, squares = with_squares(query)
-    of_gallery = jax.device_put(with_squares(gallery), replicated(mesh))
+    return unit_distances(unit_rows(query), unit_rows(gallery), mesh or make_mesh(0))
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] as float32 rows of length 1, or 0 where they are zeros. ValueError if one is not finite."""
+    rows = np.array(features, np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows)) if rows.ndim == 2 else np.array(np.nan)
+    if not np.isfinite(lengths).all():
+        raise ValueError(f"features are {rows.shape}, or not finite; they must be finite rows [N, D]")
+    rows /= np.maximum(lengths, 1e-12)[:, None]
+    return rows
+
+
+def unit_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
+    """As `squared_distances`, of what `unit_rows` gave."""
+    squares, gallery_squares = (np.einsum("nd,nd->n", rows, rows) for rows in (query, gallery))
+    of_gallery = jax.device_put((gallery, gallery_squares), replicated(mesh))
     devices = mesh.shape["data"]
 
     def distances(rows: np.ndarray) -> jax.Array:
         count = len(rows)
         if count % devices:
             rows = np.resize(rows, -(-count // devices) * devices)
-        result = _squared_distances(*jax.device_put((features[rows], squares[rows]), over_data(mesh)), *of_gallery)
+        result = _squared_distances(*jax.device_put((query[rows], squares[rows]), over_data(mesh)), *of_gallery)
         return result if len(rows) == count else result[:count]
 
     return distances
-
-
-def with_squares(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Features as float32 rows of length 1 (of zeros if they were), and their squares. ValueError if not finite."""
-    rows = np.asarray(features, np.float32)
-    if rows.ndim != 2 or not np.isfinite(rows).all():
-        raise ValueError(f"features are {rows.shape}, some not finite; they must be finite rows [N, D]")
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return rows, np.square(rows).sum(1)
 
 
 @jax.jit
@@ -219,9 +224,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
     def count(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         index, chunk_keys = chunk
         limit = chosen + (own > index)  # an image of an earlier chunk also goes before its equals
-        for key in chunk_keys:
-            total += key[:, None] < limit
-        return total, None
+        return total + jnp.sum(chunk_keys[:, :, None] < limit, 0, dtype=jnp.int32), None
 
     by_chunk = keys.T.reshape(chunks, CHUNK, queries)
     places, _ = lax.scan(count, jnp.zeros(same.shape, jnp.int32), (jnp.arange(chunks), by_chunk))

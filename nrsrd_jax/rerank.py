@@ -6,6 +6,7 @@ devices, the sets are sparse matrices: memory is O(N·k) and a few blocks, where
 """
 
 import functools
+import itertools
 import sys
 import time
 
@@ -17,7 +18,7 @@ from jax import lax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from .evaluation import Distances, squared_distances, with_squares
+from .evaluation import Distances, unit_distances, unit_rows
 from .sharding import make_mesh
 
 BLOCK = 256  # images at a time and device
@@ -60,18 +61,20 @@ def reranked_distances(
     """
     check_parameters(k1, k2, lambda_value)
     mesh = mesh or make_mesh(0)
-    features = np.concatenate([query_features, gallery_features])
+    features = unit_rows(np.concatenate([query_features, gallery_features]))
     queries = len(query_features)
-    distances = squared_distances(features, features, mesh)
+    distances = unit_distances(features, features, mesh)
     neighbours, farthest = _nearest(distances, features.shape, queries, k1, k2, mesh)
-    weights = _neighbour_weights(features, neighbours[:, : k1 + 1], farthest)
+    weights = _neighbour_weights(features, neighbours, farthest, k1)
     weights = _rows_of(neighbours[:, :k2], np.float32(1 / min(k2, len(features)))) @ weights
     gallery, count = sp.csc_array(weights[queries:]), len(gallery_features)
 
     def rows(block: np.ndarray) -> np.ndarray:
-        scaled = np.asarray(distances(block))[:, queries:] / farthest[block, None]
+        result = np.asarray(distances(block))[:, queries:] * (lambda_value / farthest[block, None])
         jaccard = {query: _jaccard_distances(weights, query, gallery, count) for query in set(block.tolist())}
-        return lambda_value * scaled + (1 - lambda_value) * np.stack([jaccard[query] for query in block.tolist()])
+        for row, query in zip(result, block.tolist(), strict=True):
+            row += (1 - lambda_value) * jaccard[query]
+        return result
 
     return rows
 
@@ -92,16 +95,21 @@ def _nearest(
     k = min(max(k1 + 1, k2), images)
     size = BLOCK * mesh.shape["data"]
     neighbours, farthest = np.empty((images, k), np.int32), np.empty(images, np.float32)
-    starts = range(0, images, size)
-    for number, start in enumerate(tqdm(starts, "neighbours", unit="block", leave=False, disable=None)):
-        begin = time.perf_counter()
-        rows = np.arange(start, min(start + size, images))
-        neighbours[rows], farthest[rows] = map(np.asarray, _nearest_and_farthest(distances(rows), k))
-        if number == min(1, len(starts) - 1):  # the first also compiles
+    rows_of_blocks = [np.arange(start, min(start + size, images)) for start in range(0, images, size)]
+    found = (_nearest_and_farthest(distances(np.resize(rows, min(size, images))), k) for rows in rows_of_blocks)
+    begun_ahead = itertools.pairwise(
+        itertools.chain(found, [(None, None)])
+    )  # a block: the devices need not wait for the host
+    begin = time.perf_counter()
+    for number, rows in enumerate(tqdm(rows_of_blocks, "neighbours", unit="block", leave=False, disable=None)):
+        (nearest, largest), _ = next(begun_ahead)
+        neighbours[rows], farthest[rows] = np.asarray(nearest)[: len(rows)], np.asarray(largest)[: len(rows)]
+        if number == min(1, len(rows_of_blocks) - 1):
             # The rest is the host's: what it takes per image and per query, measured on one core at Night600's size.
-            seconds = (time.perf_counter() - begin) * len(starts) + 3e-5 * images + 4e-4 * queries
+            seconds = (time.perf_counter() - begin) * len(rows_of_blocks) + 3e-5 * images + 4e-4 * queries
             bound = memory_bound(images, width, k1, k2) / 2**30
             print(f"re-ranking {images} images: at most {bound:.1f} GiB, about {seconds:.0f} s", file=sys.stderr)
+        begin = time.perf_counter()
     return neighbours, np.where(farthest > 0, farthest, 1)
 
 
@@ -110,10 +118,9 @@ def _nearest_and_farthest(distances: jax.Array, k: int) -> tuple[jax.Array, jax.
     return lax.top_k(-distances, k)[1], jnp.max(distances, 1)
 
 
-def _neighbour_weights(features: np.ndarray, neighbours: np.ndarray, farthest: np.ndarray) -> sp.csr_array:
+def _neighbour_weights(features: np.ndarray, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> sp.csr_array:
     """Per image its expanded set of k-reciprocal neighbours, weighted by exp(−distance), rows summing to 1; [N, N]."""
-    mutual = _mutual(neighbours)
-    half = _mutual(neighbours[:, : round((neighbours.shape[1] - 1) / 2) + 1])
+    mutual, half = (_mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2)))
     # A neighbour's smaller set joins if more than 2/3 of it is in the image's own.
     shared = (mutual @ half.T).multiply(mutual).tocsr()
     shared.data = (shared.data > 2 / 3 * half.sum(1)[shared.indices]).astype(np.int32)
@@ -141,9 +148,8 @@ def _rows_of(columns: np.ndarray, value: np.generic) -> sp.csr_array:
 
 
 def _pair_distances(features: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Squared distances of pairs of rows scaled to length 1, float32."""
-    rows, squares = with_squares(features)
-    rows = jnp.asarray(rows)
+    """Squared distances of pairs of features, rows of length 1 or 0; float32."""
+    squares, rows = np.einsum("nd,nd->n", features, features), jnp.asarray(features)
     products = np.empty(len(left), np.float32)
     for start in range(0, len(left), PAIRS):
         block = slice(start, start + PAIRS)
@@ -177,8 +183,8 @@ def expand_queries(
     if nearest < 1:
         raise ValueError(f"query expansion takes at least 1 of the nearest, not {nearest}")
     mesh = mesh or make_mesh(0)
-    distances = squared_distances(query_features, gallery_features, mesh)
-    (query, _), (gallery, _) = with_squares(query_features), with_squares(gallery_features)
+    query, gallery = unit_rows(query_features), unit_rows(gallery_features)
+    distances = unit_distances(query, gallery, mesh)
     size, k = BLOCK * mesh.shape["data"], min(nearest, len(gallery))
     expanded = np.empty_like(query)
     for start in range(0, len(query), size):

@@ -70,7 +70,7 @@ def test_data_without_cameras_is_evaluated_by_all_cameras(place, capsys):
             for path in (place / "plain" / split / identity).iterdir():
                 path.rename(path.with_name(path.name.replace("_c", "_")))
     plain = {"data.name": "folders", "data.root": str(place / "plain")}
-    with pytest.raises(InputError, match="none of the 8 queries of folders has a match.*eval.protocol=all-cameras"):
+    with pytest.raises(InputError, match=r"none of the 8 queries of folders has a match.*eval.protocol=all-cameras"):
         run(place, plain)
     result = run(place, plain | {"eval.protocol": "all-cameras"})
     assert "folders: 8 of 8 queries have a match among 8, all-cameras" in capsys.readouterr().out
@@ -95,9 +95,7 @@ def test_reranked_numbers_stand_beside_those_without(place):
     np.testing.assert_allclose(f["average_precision"], reranked.average_precision)
     assert result["rerank"] == {"k1": 20, "k2": 6, "lambda_value": 0.3}
     assert result["targets"]["night600"]["seconds"].keys() == {"features", "ranking", "re-ranking"}
-    assert [path.split("/")[-1] for path in f["query_paths"]] == sorted(
-        p.name for p in (place / "night/query").iterdir()
-    )
+    assert f["query_paths"].tolist() == sorted(map(str, (place / "night/query").iterdir()))
     again = run(place, {"eval.rerank.k1": 3, "eval.rerank.enabled": True, "eval.expand": 2, "eval.flip": True})
     assert again["rerank"]["k1"] == 3
     assert (again["expand"], again["flip"]) == (2, True)
@@ -174,7 +172,7 @@ def test_illumination_gives_a_curve_a_table_and_a_plot(place):
 def test_light_falls_and_nothing_else_changes():
     """Full light without noise is the image itself; an image gets the same noise in any batch."""
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), np.uint8)
-    clean = {"shot": (0.0, 0.0), "bits": (14,)}
+    clean = {"shot": (0.0, 0.0), "bits": (24,), "gamma": (2.0, 2.0)}
     np.testing.assert_allclose(darkener(1.0, clean, 0)(0, images).astype(int), images, atol=1)
     means = [darkener(light, {}, 0)(0, images).mean() for light in (1, 0.5, 0.2, 0.05)]
     assert means == sorted(means, reverse=True)
@@ -185,7 +183,7 @@ def test_light_falls_and_nothing_else_changes():
 
 @pytest.mark.parametrize("text", ["dark", "0.5,", "0", "1.5", "nan", "-1,1"])
 def test_an_intensity_that_is_none_is_named(text):
-    with pytest.raises(InputError, match="give intensities in 0..1 like"):
+    with pytest.raises(InputError, match="give intensities in"):
         read_lights(text)
 
 
@@ -203,7 +201,7 @@ def test_bad_options_end_before_the_images_are_read(place):
     ):
         with pytest.raises(InputError, match=message):
             run(place, options)
-    with pytest.raises(InputError, match="--features .* is a folder"):
+    with pytest.raises(InputError, match=r"--features .* is a folder"):
         run(place, export=str(place))
 
 

@@ -235,7 +235,7 @@ def spoil_image(place, root):
         (
             {},
             spoil_query,
-            "none of the 1 queries of night600 has a match by the cross-camera.*eval.protocol=all-cameras",
+            "none of the 1 queries of night600 has a match by the cross-camera.*protocol=all-cameras",
         ),
         ({}, spoil_image, "cannot read the image .*bounding_box_train"),
         ({"train.batch_size": 20}, None, "train.batch_size 20 does not divide among 8 devices"),
