@@ -19,32 +19,25 @@ from nrsrd_jax.command import config_overrides, define_config, run
 WORKDIR = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
 OUTPUT = flags.DEFINE_string("output", "", "The result file; default: result.json in the run or checkpoint.")
-RERANK = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours (config.eval.rerank has k1, k2, λ).")
-FEATURES = flags.DEFINE_string("features", "", "An .npz file to write features, identities, cameras and paths to.")
+RERANK = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank has k1, k2, λ.")
+FEATURES = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")
 ILLUMINATION = flags.DEFINE_string("illumination", "", "Light intensities in 0..1, with commas: a curve and a plot.")
 CONFIG = define_config("Says which data; default: what the run was trained with; of a converted checkpoint, night600.")
 
 
 def main() -> None:
     from nrsrd_jax.illumination import read_lights
-    from nrsrd_jax.result import all_rows, evaluate_run, table
+    from nrsrd_jax.result import evaluate_run, full_table
 
     config = CONFIG.value if flags.FLAGS["config"].present else None
-    result, output = evaluate_run(
-        WORKDIR.value,
-        CHECKPOINT.value,
-        OUTPUT.value,
-        config,
-        config_overrides(),
-        rerank=RERANK.value,
-        export=FEATURES.value,
-        lights=read_lights(ILLUMINATION.value),
-    )
-    print(table(all_rows(result)))
+    options = {"rerank": RERANK.value, "features": FEATURES.value, "lights": read_lights(ILLUMINATION.value)}
+    names = WORKDIR.value, CHECKPOINT.value, OUTPUT.value
+    result, files = evaluate_run(*names, config, config_overrides(), **options)
+    print(full_table(result))
     print(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
-    print(f"{result['queries']} queries, {result['queries_without_match']} of them without a match: left out")
-    print(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {output}")
+    print(f"{result['queries']} queries; left out as without a match: {result['queries_without_match']}")
+    print(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "interrupted; features that were whole are kept")

@@ -26,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "interrupted; saved checkpoints are kept, and the same train.py command goes on from the last")

@@ -37,7 +37,7 @@ def main(runs: dict[str, Path]) -> None:
     config = configuration.load(runs["nrsrd"] / "config.json")
     targets = read_targets(config)
     (target,) = targets.values()
-    mesh = make_mesh(0)
+    mesh = make_mesh()
     description, _ = load(runs["nrsrd"], mesh)
     model = description.create_model()
     variables = jax.jit(lambda key: initialise(model, key, description.image_size))(jax.random.key(0))
@@ -50,8 +50,8 @@ def main(runs: dict[str, Path]) -> None:
         "pretrained": headline(evaluate(Embedder.load(config.init.checkpoint), config, targets)),
     }
     for name, run in runs.items():
-        rows[name], path = evaluate_run(str(run), "", "", None, {})
-        print(f"{name}: the run is in {run}, its result in {path}")
+        rows[name], files = evaluate_run(str(run))
+        print(f"{name}: the run is in {run}, its result in {files[0]}")
     print(table(rows))
     print(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
 

@@ -25,14 +25,14 @@ def define_config(help_text: str) -> flags.FlagHolder:
     return holder
 
 
-def run(main: Callable[[], None]) -> NoReturn:
-    """Parses the flags and calls `main()`. InputError, also of the flags: one line, exit status 2."""
+def run(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
+    """Parses the flags and calls `main()` as `one_line` does. InputError, also of the flags: one line, status 2."""
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; options begin with --")
-        one_line(main, "interrupted; saved checkpoints are kept, and the same train.py command goes on from the last")
+        one_line(main, interrupted)
 
     app.run(guarded, flags_parser=_parse)
 

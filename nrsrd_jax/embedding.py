@@ -38,7 +38,7 @@ class Embedder:
         flip: bool = False,
     ):
         self.description, self.variables, self.mesh = description, variables, mesh
-        self.way = {"flip": flip, "dtype": str(model.dtype), "platform": jax.default_backend()}
+        self.options = {"flip": flip, "dtype": str(model.dtype), "platform": jax.default_backend()}
         devices = mesh.shape["data"]
         self.batch_size = -(-batch_size // devices) * devices
 
@@ -56,7 +56,7 @@ class Embedder:
         cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto", flip: bool = False
     ) -> "Embedder":
         """The Embedder of a checkpoint directory, or of a work directory's best checkpoint. InputError if neither."""
-        mesh = make_mesh(0)
+        mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
         return cls(model, variables, description, mesh, batch_size, flip)
@@ -66,7 +66,7 @@ class Embedder:
         images: np.ndarray,
         *,
         progress: str = "",
-        alter: Callable[[int, np.ndarray], np.ndarray] = lambda start, batch: batch,
+        alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """Features of all images, a batch at a time; `progress` names a progress bar. ValueError for another shape.
 
@@ -83,7 +83,9 @@ class Embedder:
         size = min(self.batch_size, -(-len(images) // devices) * devices) or devices
         starts = range(0, len(images), size)
         for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
-            batch = alter(start, np.asarray(images[start : start + size]))
+            batch = np.asarray(images[start : start + size])
+            if alter:
+                batch = alter(start, batch)
             padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
             features.append((self._forward(self.variables, jax.device_put(padded, over_data(self.mesh))), len(batch)))
         if not features:
@@ -91,9 +93,9 @@ class Embedder:
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
 
     def fingerprint(self) -> str:
-        """A hash of all that shapes the features of given images."""
+        """A hash of what shapes the features of given images: weights, model, mirroring, precision, platform."""
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
-        text = json.dumps([CACHE_VERSION, model, self.way, checkpoint.weights_hash(self.variables)], default=str)
+        text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

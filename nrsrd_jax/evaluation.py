@@ -30,13 +30,13 @@ class RankMetrics:
     """What ranking gave each query; the means are over the queries that have a match, as fractions in 0..1.
 
     average_precision [Q]; inverse_penalty [Q], matches / rank of the last match (Ye et al. 2021); both NaN where there
-    is no match. first_match [Q], the rank of the first match from 1, 0 where there is none. The CMC has `ranks` places.
+    is no match. first_match [Q], the rank of the first match from 1, 0 where there is none; max_rank, the CMC's length.
     """
 
     average_precision: np.ndarray
     inverse_penalty: np.ndarray
     first_match: np.ndarray
-    ranks: int
+    max_rank: int
 
     @property
     def valid(self) -> np.ndarray:
@@ -53,19 +53,19 @@ class RankMetrics:
 
     @property
     def cmc(self) -> np.ndarray:
-        """The share of queries whose first match ranks r+1 or better, [ranks]."""
-        firsts = np.bincount(self.first_match[self.valid], minlength=self.ranks + 1)[1 : self.ranks + 1]
+        """The share of queries whose first match ranks r+1 or better, [max_rank]."""
+        firsts = np.bincount(self.first_match[self.valid], minlength=self.max_rank + 1)[1 : self.max_rank + 1]
         return firsts.cumsum() / self.valid.sum()
 
     def of(self, queries: np.ndarray) -> "RankMetrics":
         """Those of some queries, chosen by index or by a mask."""
         return RankMetrics(
-            self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.ranks
+            self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.max_rank
         )
 
     def summary(self) -> dict[str, float | int]:
         """The headline numbers, as result.json names them."""
-        ranks = {f"rank{k}": float(self.cmc[min(k, self.ranks) - 1]) for k in (1, 5, 10)}
+        ranks = {f"rank{k}": float(self.cmc[min(k, self.max_rank) - 1]) for k in (1, 5, 10)}
         counts = {"queries": len(self.valid), "queries_without_match": int((~self.valid).sum())}
         return {"mAP": self.mAP, "mINP": self.mINP} | ranks | counts
 
@@ -83,10 +83,7 @@ def rank_metrics(
     ValueError if shapes disagree, a distance is NaN, or no query has a match. The CMC has min(max_rank, G) entries.
     """
     distances = np.asarray(distances)
-    if distances.shape != (len(query_ids), len(gallery_ids)):
-        raise ValueError(
-            f"distances are {distances.shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery"
-        )
+    _check_counts(distances.shape, query_ids, gallery_ids)
     if any(np.isnan(row).any() for row in distances):
         raise ValueError("a distance is NaN: the features behind it are not finite")
     exact = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
@@ -109,8 +106,14 @@ def rank_features(
 
     ValueError also if a feature is not finite.
     """
+    _check_counts((len(query), len(gallery)), query_ids, gallery_ids)
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
     return rank_by(squared_distances(query, gallery, mesh), *labels, max_rank=max_rank, mesh=mesh)
+
+
+def _check_counts(shape: tuple[int, ...], query_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
+    if shape != (len(query_ids), len(gallery_ids)):
+        raise ValueError(f"distances are {shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery")
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
@@ -121,17 +124,18 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
     """
     if np.shape(query)[1:] != np.shape(gallery)[1:]:
         raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
-    return unit_distances(unit_rows(query), unit_rows(gallery), mesh or make_mesh(0))
+    return unit_distances(unit_rows(query), unit_rows(gallery), mesh or make_mesh())
 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Features [N, D] as float32 rows of length 1, or 0 where they are zeros. ValueError if one is not finite."""
+    """Features [N, D] as float32 rows of length 1; rows of zeros stay. ValueError if they are no finite rows."""
     rows = np.array(features, np.float32)
-    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows)) if rows.ndim == 2 else np.array(np.nan)
+    if rows.ndim != 2:
+        raise ValueError(f"features are {rows.shape}; they must be rows [N, D]")
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
     if not np.isfinite(lengths).all():
-        raise ValueError(f"features are {rows.shape}, or not finite; they must be finite rows [N, D]")
-    rows /= np.maximum(lengths, 1e-12)[:, None]
-    return rows
+        raise ValueError(f"{np.sum(~np.isfinite(lengths))} of {len(rows)} features are not finite")
+    return np.divide(rows, np.where(lengths > 0, lengths, 1)[:, None], out=rows, casting="same_kind")
 
 
 def unit_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
@@ -171,11 +175,13 @@ def rank_by(
 
     Blocks are split over the devices of `mesh`, hence some queries may be asked for again to fill the last one.
     """
-    mesh = mesh or make_mesh(0)
+    mesh = mesh or make_mesh()
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
     query_ids, gallery_ids, query_cameras, gallery_cameras = map(np.asarray, labels)
     if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
         raise ValueError("identities and cameras are not as many")
+    if max_rank < 1:
+        raise ValueError(f"max_rank is {max_rank}; it must be at least 1")
     order = np.argsort(gallery_ids, kind="stable")
     start, stop = (np.searchsorted(gallery_ids[order], query_ids, side) for side in ("left", "right"))
 
@@ -185,15 +191,14 @@ def rank_by(
     waiting = waiting[stop[waiting] > start[waiting]]
     while len(waiting):
         width = _power_of_two(int(stop[waiting[0]] - start[waiting[0]]))
-        rows = waiting[: _block_size(len(waiting), len(gallery_ids), width, mesh.shape["data"])]
-        waiting = waiting[len(rows) :]
+        size = _block_size(len(waiting), len(gallery_ids), width, mesh.shape["data"])
+        rows, waiting = waiting[:size], waiting[size:]
         slots = start[rows, None] + np.arange(width)
         same = order[np.minimum(slots, len(order) - 1)]  # [B, L] gallery images of the query's identity
         exists = slots < stop[rows, None]
         junk = gallery_cameras[same] == query_cameras[rows, None]
-        block = np.resize(np.arange(len(rows)), _block_size(len(rows), len(gallery_ids), width, mesh.shape["data"]))
-        asked = jax.device_put((distances(rows[block]), same[block].astype(np.int32)), over_data(mesh))
-        places = np.asarray(_places(*asked))[: len(rows)]
+        filled_up = distances(np.resize(rows, size)), np.resize(same, (size, width)).astype(np.int32)
+        places = np.asarray(_places(*jax.device_put(filled_up, over_data(mesh))))[: len(rows)]
         precision[rows], penalty[rows], first[rows] = _metrics_of_places(places, exists, junk)
     if not first.any():
         raise ValueError("no query has a gallery image of its identity from another camera")
@@ -216,25 +221,21 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
     """Where gallery images `same` [B, L] stand when a row of distances [B, G] is sorted stably, from 0; int [B, L]."""
     keys = _sortable(distances)
     queries, gallery = keys.shape
+    chosen = jnp.take_along_axis(keys, same, 1)
     chunks = -(-gallery // CHUNK)
     keys = jnp.pad(keys, [(0, 0), (0, chunks * CHUNK - gallery)], constant_values=jnp.iinfo(keys.dtype).max)
-    chosen = jnp.take_along_axis(keys, same, 1)
-    own = same // CHUNK
 
     def count(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        index, chunk_keys = chunk
-        limit = chosen + (own > index)  # an image of an earlier chunk also goes before its equals
+        index, chunk_keys = chunk  # [CHUNK], [CHUNK, B]
+        limit = chosen + (index[:, None, None] < same)  # of equals the earlier goes first; k < c + 1 is k <= c
         return total + jnp.sum(chunk_keys[:, :, None] < limit, 0, dtype=jnp.int32), None
 
-    by_chunk = keys.T.reshape(chunks, CHUNK, queries)
-    places, _ = lax.scan(count, jnp.zeros(same.shape, jnp.int32), (jnp.arange(chunks), by_chunk))
-    beside = jnp.take_along_axis(keys.reshape(queries, chunks, CHUNK), own[..., None], 1)  # [B, L, CHUNK]
-    earlier = jnp.arange(CHUNK) < (same % CHUNK)[..., None]
-    return places + jnp.sum(earlier & (beside == chosen[..., None]), -1, dtype=jnp.int32)
+    by_chunk = jnp.arange(chunks * CHUNK).reshape(chunks, CHUNK), keys.T.reshape(chunks, CHUNK, queries)
+    return lax.scan(count, jnp.zeros(same.shape, jnp.int32), by_chunk)[0]
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """Floats as integers in the same order: of them one is one more than the next lower, and none is flushed to 0."""
+    """Floats as integers of the same order, −0 equal to 0: a device may flush small floats to 0, but no integers."""
     integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
     bits = lax.bitcast_convert_type(x, integer)
     return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)

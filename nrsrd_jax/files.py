@@ -17,6 +17,15 @@ def expanded(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def readable(image: Path) -> Iterator[None]:
+    """Turns what the file system says of an image into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot read the image {image}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which then becomes `path`: a kill leaves the old file or the new one.
 

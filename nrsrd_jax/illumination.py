@@ -1,7 +1,7 @@
 """How recognition falls with the light: test images degraded at fixed intensities."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from .files import written_whole
 from .lowlight import degrade_to
 
 SEED = 0  # of camera and noise
+MOST_TICKS = 8  # beside each other in the plot
 
 
 def read_lights(text: str) -> tuple[float, ...]:
-    """ "1,0.5,0.1" as numbers; InputError if one is none, or not in 0..1 (0 excluded)."""
+    """Numbers, brightest first, from text like 1,0.5,0.1; InputError if one is none, or not in 0..1 (0 excluded)."""
     try:
         lights = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
         lights = (0.0,)
     if not all(0 < light <= 1 for light in lights):
         raise InputError(f"--illumination {text}: give intensities in 0..1 like 1,0.5,0.2,0.1,0.05; 1 is full light")
-    return lights
+    return tuple(sorted(set(lights), reverse=True))
 
 
 def darkener(light: float, degradation: dict[str, Any], stream: int) -> Callable[[int, np.ndarray], np.ndarray]:
@@ -46,24 +47,22 @@ def _darken(light: jax.Array, stream: jax.Array, start: jax.Array, images: jax.A
     return jnp.round(dark * 255).astype(jnp.uint8)
 
 
-def plot(path: Path, curves: Mapping[str, Sequence[dict[str, Any]]], as_given: Mapping[str, dict[str, Any]]) -> None:
-    """mAP and Rank-1 against the light as a PNG, a pair of lines per data set; dashed: images as they are."""
+def plot(path: Path, targets: Mapping[str, dict[str, Any]], title: str) -> None:
+    """mAP and Rank-1 of each data set's "illumination" against the light, as a PNG; dashed: images as they are."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for index, (name, rows) in enumerate(curves.items()):
-        for metric, title, marker in (("mAP", "mAP", "o"), ("rank1", "Rank-1", "s")):
-            (line,) = axes.plot(
-                [row["light"] for row in rows],
-                [100 * row[metric] for row in rows],
-                marker=marker,
-                label=f"{name} {title}",
-                color=f"C{2 * index + (metric == 'rank1')}",
-            )
-            axes.axhline(100 * as_given[name][metric], color=line.get_color(), linestyle="--", linewidth=1)
-    axes.set(xscale="log", xlabel="light (share of the pictures' own)", ylabel="%", ylim=(0, None))
-    lights = sorted({row["light"] for rows in curves.values() for row in rows})
-    axes.set_xticks(lights, [f"{light:g}" for light in lights], minor=False)
-    axes.minorticks_off()
+    lights = []
+    for index, (name, target) in enumerate(targets.items()):
+        lights = [row["light"] for row in target["illumination"]]
+        for metric, label, marker in (("mAP", "mAP", "o"), ("rank1", "Rank-1", "s")):
+            values, colour = [100 * row[metric] for row in target["illumination"]], f"C{2 * index + (marker == 's')}"
+            axes.plot(lights, values, marker=marker, label=f"{name} {label}", color=colour)
+            axes.axhline(100 * target[metric], color=colour, linestyle="--", linewidth=1)
+    axes.set(xscale="log", xlabel="light, with the sensor's noise", ylabel="mAP, Rank-1 (%)", ylim=(0, None))
+    axes.set_title(title, fontsize="small")
+    if len(lights) <= MOST_TICKS:
+        axes.set_xticks(lights, [f"{light:g}" for light in lights])
+        axes.minorticks_off()
     axes.invert_xaxis()
     axes.legend(title="dashed: as given")
     with written_whole(path) as partial:

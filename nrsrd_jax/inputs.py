@@ -56,12 +56,17 @@ def read_records(config: Config) -> Records:
 
 def read_targets(config: Config) -> dict[str, Target]:
     """The tests, by data set. InputError if there are no queries, or none has a match."""
-    choice = config.eval.data if config.eval.data.name else config.data
+    choice = test_data(config)
     sources = _read_sources(choice, datasets.read_exclude(config.data.exclude))
     targets = _make_targets(sources, config)
     if not targets:
         raise InputError(f"data set {choice.name} in {choice.root} has no queries to evaluate with")
     return targets
+
+
+def test_data(config: Config) -> Config:
+    """Where the options name the data to evaluate on: eval.data, or data if that is not set."""
+    return config.eval.data if config.eval.data.name else config.data
 
 
 def _make_targets(sources: dict[str, datasets.Dataset], config: Config) -> dict[str, Target]:
@@ -73,7 +78,7 @@ def _make_targets(sources: dict[str, datasets.Dataset], config: Config) -> dict[
         if not matched:
             raise InputError(
                 f"none of the {queries} queries of {name} has a match by the {protocol} protocol, "
-                f"in which {PROTOCOLS[protocol][0]}: nothing can be evaluated; {NO_CAMERAS}"
+                f"in which {PROTOCOLS[protocol].meaning}: nothing can be evaluated; {NO_CAMERAS}"
             )
         print(f"{name}: {matched} of {queries} queries have a match among {len(target.gallery)}, {protocol}")
     return targets

@@ -6,7 +6,6 @@ devices, the sets are sparse matrices: memory is O(N·k) and a few blocks, where
 """
 
 import functools
-import itertools
 import sys
 import time
 
@@ -23,6 +22,7 @@ from .sharding import make_mesh
 
 BLOCK = 256  # images at a time and device
 PAIRS = 2**11  # pairs of images at a time
+WORTH_TELLING = 1  # seconds that re-ranking should take
 
 
 def k_reciprocal(
@@ -34,9 +34,9 @@ def k_reciprocal(
 ) -> np.ndarray:
     """Re-ranked distances [Q, G], float32, of features [Q, D] and [G, D], which are scaled to length 1.
 
-    The official code's result but for its float16 rounding: λ·d/max(d) + (1−λ)·d_Jaccard with d the squared Euclidean
-    distance, the Jaccard distance from k1 neighbours (their expansion from k1/2) and averaged over the k2 nearest.
-    `reranked_distances` gives the same by rows, where Q×G is too much. ValueError as there.
+    TransReID's result but for its float16 rounding: λ·d/max(d) + (1−λ)·d_Jaccard, with d the squared Euclidean distance
+    (which Zhong et al.'s own script squares once more) and the Jaccard distance of sets of k1 neighbours, expanded by
+    their k1/2 and averaged over the k2 nearest. `reranked_distances` gives it by rows. ValueError as there.
     """
     rows = reranked_distances(query_features, gallery_features, k1, k2, lambda_value)
     result = np.empty((len(query_features), len(gallery_features)), np.float32)
@@ -59,19 +59,23 @@ def reranked_distances(
     Says on stderr how much memory and about how long it takes. ValueError for parameters out of range, features that
     are not finite, or of different widths.
     """
-    check_parameters(k1, k2, lambda_value)
-    mesh = mesh or make_mesh(0)
+    _check_parameters(k1, k2, lambda_value)
+    mesh = mesh or make_mesh()
     features = unit_rows(np.concatenate([query_features, gallery_features]))
     queries = len(query_features)
     distances = unit_distances(features, features, mesh)
-    neighbours, farthest = _nearest(distances, features.shape, queries, k1, k2, mesh)
+    devices = mesh.shape["data"]
+    size, bound = BLOCK * devices, memory_bound(len(features), features.shape[1], k1, k2, devices)
+    neighbours, farthest = _nearest(distances, len(features), queries, max(k1 + 1, k2), size, bound)
     weights = _neighbour_weights(features, neighbours, farthest, k1)
-    weights = _rows_of(neighbours[:, :k2], np.float32(1 / min(k2, len(features)))) @ weights
-    gallery, count = sp.csc_array(weights[queries:]), len(gallery_features)
+    if k2 > 1:
+        weights = _rows_of(neighbours[:, :k2], np.float32(1 / min(k2, len(features)))) @ weights
+    gallery = sp.csc_array(weights[queries:])
 
     def rows(block: np.ndarray) -> np.ndarray:
         result = np.asarray(distances(block))[:, queries:] * (lambda_value / farthest[block, None])
-        jaccard = {query: _jaccard_distances(weights, query, gallery, count) for query in set(block.tolist())}
+        # Blocks are filled up with queries that are in them.
+        jaccard = {query: _jaccard_distances(weights, query, gallery) for query in set(block.tolist())}
         for row, query in zip(result, block.tolist(), strict=True):
             row += (1 - lambda_value) * jaccard[query]
         return result
@@ -79,37 +83,37 @@ def reranked_distances(
     return rows
 
 
-def memory_bound(images: int, width: int, k1: int, k2: int) -> int:
-    """Bytes that re-ranking N images of D features takes at most, beside what it is given and its result."""
+def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
+    """Bytes that re-ranking N images of D features takes at most, beside what it is given and its result.
+
+    Features: joined, scaled, and on each device. A block: six times on its way from distances to neighbours or weights.
+    Sparse matrices: an image has k1+1 neighbours, each of them with half as many, of which less than a third are new.
+    """
     half = round(k1 / 2) + 1
-    expanded = (k1 + 1) * (1 + half // 3)  # of a neighbour's set less than a third is new
-    of_image = 4 * 4 * width + 8 * (k1 + 1) * (3 + 2 * half) + 8 * expanded * (6 + 2 * k2)
-    return images * (of_image + 4 * 6 * BLOCK)
+    expanded = (k1 + 1) * (1 + half // 3)
+    features = 4 * width * (3 + devices)
+    sparse = 8 * (k1 + 1) * (3 + 2 * half) + 8 * expanded * (6 + 3 * k2)
+    return images * (features + sparse + 4 * 6 * BLOCK * devices)
 
 
 def _nearest(
-    distances: Distances, shape: tuple[int, int], queries: int, k1: int, k2: int, mesh: Mesh
+    distances: Distances, images: int, queries: int, k: int, size: int, bound: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's nearest, itself among them, nearest first, int [N, max(k1+1, k2)], and its largest distance [N]."""
-    images, width = shape
-    k = min(max(k1 + 1, k2), images)
-    size = BLOCK * mesh.shape["data"]
+    """Each image's k nearest, itself among them, nearest first, int [N, min(k, N)], and its largest distance [N]."""
+    k = min(k, images)
     neighbours, farthest = np.empty((images, k), np.int32), np.empty(images, np.float32)
-    rows_of_blocks = [np.arange(start, min(start + size, images)) for start in range(0, images, size)]
-    found = (_nearest_and_farthest(distances(np.resize(rows, min(size, images))), k) for rows in rows_of_blocks)
-    begun_ahead = itertools.pairwise(
-        itertools.chain(found, [(None, None)])
-    )  # a block: the devices need not wait for the host
-    begin = time.perf_counter()
-    for number, rows in enumerate(tqdm(rows_of_blocks, "neighbours", unit="block", leave=False, disable=None)):
-        (nearest, largest), _ = next(begun_ahead)
-        neighbours[rows], farthest[rows] = np.asarray(nearest)[: len(rows)], np.asarray(largest)[: len(rows)]
-        if number == min(1, len(rows_of_blocks) - 1):
-            # The rest is the host's: what it takes per image and per query, measured on one core at Night600's size.
-            seconds = (time.perf_counter() - begin) * len(rows_of_blocks) + 3e-5 * images + 4e-4 * queries
-            bound = memory_bound(images, width, k1, k2) / 2**30
-            print(f"re-ranking {images} images: at most {bound:.1f} GiB, about {seconds:.0f} s", file=sys.stderr)
+    starts = range(0, images, size)
+    for number, start in enumerate(tqdm(starts, "neighbours", unit="block", leave=False, disable=None)):
         begin = time.perf_counter()
+        rows = np.arange(start, min(start + size, images))
+        nearest, largest = _nearest_and_farthest(distances(np.resize(rows, min(size, images))), k)
+        neighbours[rows], farthest[rows] = np.asarray(nearest)[: len(rows)], np.asarray(largest)[: len(rows)]
+        if number == min(1, len(starts) - 1):  # the first also compiles
+            # The rest is the host's: what it takes per image and per query, measured on one core at Night600's size.
+            seconds = (time.perf_counter() - begin) * len(starts) + 3e-5 * images + 4e-4 * queries
+            if seconds > WORTH_TELLING:
+                text = f"re-ranking {images} images: at most {bound / 2**30:.1f} GiB, about {seconds:.0f} s"
+                print(text, file=sys.stderr)
     return neighbours, np.where(farthest > 0, farthest, 1)
 
 
@@ -122,8 +126,8 @@ def _neighbour_weights(features: np.ndarray, neighbours: np.ndarray, farthest: n
     """Per image its expanded set of k-reciprocal neighbours, weighted by exp(−distance), rows summing to 1; [N, N]."""
     mutual, half = (_mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2)))
     # A neighbour's smaller set joins if more than 2/3 of it is in the image's own.
-    shared = (mutual @ half.T).multiply(mutual).tocsr()
-    shared.data = (shared.data > 2 / 3 * half.sum(1)[shared.indices]).astype(np.int32)
+    shared = sp.csr_array(sp.csr_array(mutual @ half).multiply(mutual))
+    shared.data = (3 * shared.data > 2 * half.sum(1)[shared.indices]).astype(np.int32)
     shared.eliminate_zeros()
     members = (mutual + shared @ half).tocsr()
     rows = np.repeat(np.arange(len(features)), np.diff(members.indptr))
@@ -148,27 +152,24 @@ def _rows_of(columns: np.ndarray, value: np.generic) -> sp.csr_array:
 
 
 def _pair_distances(features: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Squared distances of pairs of features, rows of length 1 or 0; float32."""
-    squares, rows = np.einsum("nd,nd->n", features, features), jnp.asarray(features)
-    products = np.empty(len(left), np.float32)
+    """Squared distances of pairs of features, float32."""
+    distances = np.empty(len(left), np.float32)
     for start in range(0, len(left), PAIRS):
         block = slice(start, start + PAIRS)
-        pairs = (np.resize(indices[block], PAIRS).astype(np.int32) for indices in (left, right))
-        products[block] = np.asarray(_products(rows, *pairs))[: len(left) - start]
-    return squares[left] + squares[right] - 2 * products
+        apart = features[left[block]] - features[right[block]]
+        distances[block] = np.einsum("nd,nd->n", apart, apart)
+    return distances
 
 
-@jax.jit
-def _products(rows: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.sum(rows[left] * rows[right], 1)
+def _jaccard_distances(weights: sp.csr_array, query: int, gallery: sp.csc_array) -> np.ndarray:
+    """1 − Σ min / Σ max of a query's weights [N, N] and those of each gallery image [G, N], rows of sum 1; [G].
 
-
-def _jaccard_distances(weights: sp.csr_array, query: int, gallery: sp.csc_array, count: int) -> np.ndarray:
-    """1 − Σ min / Σ max of a query's weights [N, N] and those of each gallery image [G, N]; float32 [G]."""
+    An image without neighbours, which duplicates crowded out of its own list, is at distance 1.
+    """
     row = slice(*weights.indptr[query : query + 2])
     columns = gallery[:, weights.indices[row]]
     smaller = np.minimum(columns.data, np.repeat(weights.data[row], np.diff(columns.indptr)))
-    common = np.bincount(columns.indices, smaller, count)
+    common = np.bincount(columns.indices, smaller, columns.shape[0])
     return (1 - common / (2 - common)).astype(np.float32)
 
 
@@ -177,12 +178,13 @@ def expand_queries(
 ) -> np.ndarray:
     """Average query expansion (Chum et al. 2007): each query as the mean of itself and its nearest gallery features.
 
+    A copy of the query in the gallery, as Night600 has them, is its nearest.
     [Q, D], [G, D] -> [Q, D] float32, of rows scaled to length 1; of a smaller gallery it takes all. ValueError if
     `nearest` is less than 1, or features are not finite or of different widths.
     """
     if nearest < 1:
         raise ValueError(f"query expansion takes at least 1 of the nearest, not {nearest}")
-    mesh = mesh or make_mesh(0)
+    mesh = mesh or make_mesh()
     query, gallery = unit_rows(query_features), unit_rows(gallery_features)
     distances = unit_distances(query, gallery, mesh)
     size, k = BLOCK * mesh.shape["data"], min(nearest, len(gallery))
@@ -194,7 +196,7 @@ def expand_queries(
     return expanded
 
 
-def check_parameters(k1: int, k2: int, lambda_value: float) -> None:
+def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
     """ValueError for parameters of re-ranking that are out of range."""
     for name, value in (("k1", k1), ("k2", k2)):
         if not isinstance(value, int | np.integer) or value < 1:

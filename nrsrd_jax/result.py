@@ -3,10 +3,14 @@
 import importlib.metadata
 import itertools
 import json
+import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,7 +26,7 @@ from .errors import InputError
 from .evaluation import RankMetrics
 from .files import expanded, write_whole, written_whole
 from .illumination import SEED, plot
-from .inputs import read_targets, read_test_images
+from .inputs import read_targets, read_test_images, test_data
 from .scoring import Evaluation, evaluate, headline
 
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
@@ -30,22 +34,22 @@ BRIGHTNESS_GROUPS = 4  # of about as many queries each
 
 
 def evaluate_run(
-    workdir: str,
-    directory: str,
-    output: str,
-    config: Config,
-    overrides: dict[str, Any],
+    workdir: str = "",
+    directory: str = "",
+    output: str = "",
+    config: Config = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
     *,
     rerank: bool = False,
-    export: str = "",
+    features: str = "",
     lights: tuple[float, ...] = (),
-) -> tuple[dict[str, Any], Path]:
-    """Evaluates a run's best checkpoint, or the one in `directory`, and writes the result; returns it and its path.
+) -> tuple[dict[str, Any], list[Path]]:
+    """Evaluates a run's best checkpoint, or the one in `directory`; returns the result and the files written, it first.
 
     Without `config` the run's own is used, or night600's for a checkpoint of no run, with `overrides`
     ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. `rerank` switches re-ranking on,
-    `export` names a file for the features, `lights` are intensities to degrade the test images to. InputError if the
-    checkpoint or the data cannot be used.
+    `features` names an .npz file for the features, `lights` are intensities to degrade the test images to. InputError
+    if the checkpoint or the data cannot be used.
     """
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
@@ -54,12 +58,16 @@ def evaluate_run(
     if config is None:
         homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
         config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
-        config.update_from_flattened_dict(overrides)
+        config.update_from_flattened_dict(dict(overrides))
     config.eval.rerank.enabled |= rerank
     configuration.validate(config)
-    degradation = degradation_options(config)
-    target = expanded(output) if output else source / "result.json"
-    for option, file in {"--output": target, "--features": expanded(export) if export else target}.items():
+    degradation_options(config)  # a wrong one ends here
+    files = [expanded(output) if output else source / "result.json"]
+    if features:
+        files.append(expanded(features))
+        if files[1].suffix != ".npz":
+            raise InputError(f"--features {features}: name a .npz file")
+    for option, file in zip(("--output", "--features"), files, strict=False):
         if file.is_dir():
             raise InputError(f"{option} {file} is a folder; name a file in it")
     targets = read_targets(config)
@@ -72,25 +80,36 @@ def evaluate_run(
     begin = time.perf_counter()
     results = evaluate(embedder, config, targets, fingerprint)
     rows = {name: describe(results[name], target, config) for name, target in targets.items()}
-    result = headline(results) | {"targets": rows}
-    if export:
-        export_features(expanded(export), results, targets)
-    if lights:
-        curves: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
-        for light in lights:
-            for name, evaluation in evaluate(embedder, config, targets, fingerprint, light).items():
-                curves[name].append({"light": light} | evaluation.metrics.summary() | {"seconds": evaluation.seconds})
-        picture = target.with_name(f"{target.stem}-illumination.png")
-        plot(picture, curves, rows)
-        result["illumination"] = {"targets": curves, "degradation": degradation, "seed": SEED, "plot": str(picture)}
+    result = headline(results) | {"targets": rows} | provenance(embedder, config, path)
     named = path == source.absolute()
-    result |= provenance(embedder, config, path) | {
-        "selected_by": "name" if named else "best mAP on the run's query and gallery while training, else the last",
-        "seconds": round(time.perf_counter() - begin, 2),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    write_whole(target, json.dumps(result, indent=1) + "\n")
-    return result, target
+    result["selected_by"] = "name" if named else "best mAP on the run's query and gallery while training, else the last"
+    if features:
+        export_features(files[1], results, targets)
+    if lights:
+        for name, curve in sweep(embedder, config, targets, fingerprint, lights).items():
+            rows[name]["illumination"] = curve
+        result["degradation"] = degradation_options(config) | {"seed": SEED}
+        files.append(files[0].with_name(f"{files[0].stem}-illumination.png"))
+        plot(files[-1], rows, f"{source}, degraded by preset {config.degradation.preset}")
+    result["seconds"] = round(time.perf_counter() - begin, 2)
+    result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_whole(files[0], json.dumps(result, indent=1) + "\n")
+    return result, files
+
+
+def sweep(
+    embedder: Embedder,
+    config: Config,
+    targets: Mapping[str, Target],
+    fingerprint: str,
+    lights: tuple[float, ...],
+) -> dict[str, list[dict[str, Any]]]:
+    """The numbers of each data set at every intensity."""
+    curves: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
+    for light in lights:
+        for name, evaluation in evaluate(embedder, config, targets, fingerprint, light).items():
+            curves[name].append({"light": light} | _numbers(evaluation) | {"seconds": evaluation.seconds})
+    return curves
 
 
 def describe(evaluation: Evaluation, target: Target, config: Config) -> dict[str, Any]:
@@ -98,16 +117,23 @@ def describe(evaluation: Evaluation, target: Target, config: Config) -> dict[str
     metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(config, target.query))
     edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
     group = np.searchsorted(edges[1:-1], luminance, side="right")
-    cameras = {camera: target.query.cameras == camera for camera in np.unique(target.query.cameras).tolist()}
-    brightness = {f"{low:.1f}–{high:.1f}": group == i for i, (low, high) in enumerate(itertools.pairwise(edges))}
+    cameras = {str(camera): target.query.cameras == camera for camera in np.unique(target.query.cameras)}
+    brightness = {
+        f"{i + 1}/{BRIGHTNESS_GROUPS}, {low:.1f}–{high:.1f}": group == i
+        for i, (low, high) in enumerate(itertools.pairwise(edges))
+    }
     return (
-        metrics.summary()
-        | ({"without_rerank": evaluation.plain.summary()} if evaluation.plain else {})
+        _numbers(evaluation)
         | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
         | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
-        | {f"{split}_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
+        | {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
         | {"seconds": evaluation.seconds}
     )
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    plain = {"without_rerank": evaluation.plain.summary()} if evaluation.plain else {}
+    return evaluation.metrics.summary() | plain
 
 
 def _groups(metrics: RankMetrics, groups: dict[Any, np.ndarray]) -> dict[str, dict[str, Any]]:
@@ -121,29 +147,31 @@ def mean_luminance(images: np.ndarray) -> np.ndarray:
 
 
 def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapping[str, Target]) -> None:
-    """Features, identities, cameras and paths of query and gallery, and each query's scores, as one .npz file."""
+    """One .npz file; of several data sets the names begin with "NAME/".
+
+    `query_features` and `gallery_features` as embedded (not scaled, before expansion), their `_pids`, `_cameras`,
+    `_views` (whose equals are left out) and `_paths`; each query's `average_precision` and `first_match` in the final
+    ranking.
+    """
     arrays = {}
     for name, target in targets.items():
-        prefix = f"{name}/" if len(targets) > 1 else ""
-        metrics = results[name].metrics
-        for part, split in (("query", target.query), ("gallery", target.gallery)):
-            columns = {"features": results[name].features[part], "pids": split.pids, "cameras": split.cameras}
+        prefix, result = f"{name}/" if len(targets) > 1 else "", results[name]
+        parts = (("query", target.query, target.query_views), ("gallery", target.gallery, target.gallery_views))
+        for part, split, views in parts:
+            columns = {"features": result.features[part], "pids": split.pids, "cameras": split.cameras, "views": views}
             columns["paths"] = np.array([str(path) for path in split.paths])
             arrays |= {f"{prefix}{part}_{column}": values for column, values in columns.items()}
-        arrays[f"{prefix}average_precision"], arrays[f"{prefix}first_match"] = (
-            metrics.average_precision,
-            metrics.first_match,
-        )
+        arrays[f"{prefix}average_precision"] = result.metrics.average_precision
+        arrays[f"{prefix}first_match"] = result.metrics.first_match
     with written_whole(path) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 
 
 def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, Any]:
     """All that is needed to say what the numbers are of, and to get them again."""
-    choice = config.eval.data if config.eval.data.name else config.data
-    rerank = config.eval.rerank
+    choice, rerank, trained = test_data(config), config.eval.rerank, embedder.description.provenance
     return {
-        "protocol": f"{config.eval.protocol}: {PROTOCOLS[config.eval.protocol][0]}",
+        "protocol": f"{config.eval.protocol}: {PROTOCOLS[config.eval.protocol].meaning}",
         "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
         "flip": config.eval.flip,
         "expand": config.eval.expand,
@@ -152,8 +180,11 @@ def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, An
         "backbone": embedder.description.backbone,
         "image_size": list(embedder.description.image_size),
         "data": {name: str(choice[name]) for name in ("name", "root", "protocol")} | {"exclude": config.data.exclude},
+        "command": shlex.join(sys.argv),
+        "folder": os.getcwd(),
         "config": config.to_dict(),
-        "trained": {key: embedder.description.provenance.get(key) for key in ("config", "source")},
+        "trained_with": trained.get("config"),
+        "source": trained.get("source"),
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
@@ -166,21 +197,25 @@ COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Named results as a table on screen, in per cent."""
     width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{title:>9}" for title in COLUMNS.values())]
+    lines = [f"{'%':<{width}}" + "".join(f"{title:>9}" for title in COLUMNS.values())]
     for name, values in rows.items():
         lines.append(f"{name:<{width}}" + "".join(f"{100 * values[key]:>9.1f}" for key in COLUMNS))
     return "\n".join(lines)
 
 
-def all_rows(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a result has to show in a `table`: per data set the whole, and its parts."""
-    rows = {}
+def full_table(result: dict[str, Any]) -> str:
+    """What a result has to show: each data set, by camera and brightness, without re-ranking, by light; the mean."""
+    tables = []
     for name, target in result["targets"].items():
-        rows[name] = target
+        rows = {name + (", re-ranked" if result["rerank"] else ""): target}
         if "without_rerank" in target:
             rows[f"{name}, not re-ranked"] = target["without_rerank"]
         for kind, title in (("by_camera", "camera"), ("by_brightness", "brightness")):
-            rows |= {f"{name}, {title} {group} ({x['queries']})": x for group, x in target[kind].items()}
-        for point in result.get("illumination", {"targets": {name: []}})["targets"][name]:
-            rows[f"{name}, light {point['light']:g}"] = point
-    return rows
+            if len(target[kind]) > 1:
+                rows |= {f"  {title} {group} ({x['queries']} queries)": x for group, x in target[kind].items()}
+        for point in target.get("illumination", ()):
+            rows[f"  light {point['light']:g}, {result['degradation']['preset']}"] = point
+        tables.append(table(rows))
+    if len(tables) > 1:
+        tables.append(table({f"mean of {len(tables)} data sets": result}))
+    return "\n".join(tables)

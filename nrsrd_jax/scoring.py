@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from .build import degradation_options
 from .config import Config
 from .data.datasets import Split
-from .data.images import cache_folder, list_key
+from .data.images import cache_folder, decoding_key
 from .data.protocol import Target
 from .embedding import Embedder, cached_features
 from .evaluation import RankMetrics, rank_by, squared_distances
@@ -22,7 +23,7 @@ from .inputs import read_test_images
 from .rerank import expand_queries, reranked_distances
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """What came out for one data set.
 
@@ -57,31 +58,31 @@ def evaluate(
                 part: _features(embedder, config, split, fingerprint, light, f"{name} {part}", stream)
                 for stream, (part, split) in enumerate(splits.items())
             }
-        results[name] = score(features, target, config, embedder.mesh)
-        results[name].seconds = seconds | results[name].seconds
+        scored = score(features, target, config, embedder.mesh)
+        results[name] = dataclasses.replace(scored, seconds=seconds | scored.seconds)
     return results
 
 
 def _features(
     embedder: Embedder, config: Config, split: Split, fingerprint: str, light: float | None, title: str, stream: int
 ) -> np.ndarray:
-    degradation, alter = degradation_options(config), {}
+    degradation, alter = degradation_options(config), None
     if light is not None:
-        alter = {"alter": darkener(light, degradation, stream)}
+        alter = darkener(light, degradation, stream)
         title += f", light {light:g}"
 
     def embed() -> np.ndarray:
-        return embedder(read_test_images(config, split), progress=title, **alter)
+        return embedder(read_test_images(config, split), progress=title, alter=alter)
 
     if not fingerprint:
         return embed()
-    key = [fingerprint, list_key(split.paths, embedder.description.image_size, "bilinear")]
+    key = [fingerprint, decoding_key(split.paths, embedder.description.image_size, "bilinear")]
     key += [light, degradation, SEED, stream] if alter else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     return cached_features(cache_folder(config.data.cache_dir) / f"features-{name}.npy", embed, len(split))
 
 
-def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh: Any = None) -> Evaluation:
+def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh: Mesh | None = None) -> Evaluation:
     """The metrics of features {"query": [Q, D], "gallery": [G, D]}, whatever made them, as config.eval says."""
     query, gallery = features["query"], features["gallery"]
     rerank = config.eval.rerank
@@ -107,5 +108,7 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 def headline(results: Mapping[str, Evaluation]) -> dict[str, Any]:
     """The numbers of a single data set; of several the means of fractions and the sums of counts."""
     rows = [result.metrics.summary() for result in results.values()]
+    if len(rows) == 1:
+        return rows[0]
     combine = {name: np.sum if name.startswith("queries") else np.mean for name in rows[0]}
-    return rows[0] if len(rows) == 1 else {n: combine[n]([row[n] for row in rows]).item() for n in combine}
+    return {name: combine[name]([row[name] for row in rows]).item() for name in combine}

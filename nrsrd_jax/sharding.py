@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from .errors import InputError
 
 
-def make_mesh(batch_size: int, model_parallel: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, (data, model). InputError if they do not divide evenly."""
     devices = jax.devices() if devices is None else devices
     if len(devices) % model_parallel:

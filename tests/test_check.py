@@ -118,7 +118,7 @@ def test_no_query_with_a_match_is_a_fault(tmp_path):
         path.unlink()
     done = check("night600", root)
     assert done.returncode == 1
-    assert "fault: query: none has a gallery image of its identity from another camera; of data" in done.stdout
+    assert "fault: query: none has a gallery image of its identity from another camera; for data" in done.stdout
 
 
 def test_what_is_no_picture_file_starts_nothing(tmp_path):

@@ -172,10 +172,10 @@ def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
     parts = [logged["night600/mAP"], logged["market1501/mAP"]]
     assert scores["mAP"] == logged["mAP"] == pytest.approx(np.mean(parts))
     assert scores["queries"] == 8
-    result, _ = evaluate_run(str(tmp_path / "run"), "", "", None, {})
+    result, _ = evaluate_run(str(tmp_path / "run"))
     assert [row["mAP"] for row in result["targets"].values()] == pytest.approx(parts)
     other = datasets.load("market1501", tmp_path / "other")
-    assert result["targets"]["market1501"]["gallery_sha256"] == other.gallery.hash()
+    assert result["targets"]["market1501"]["gallery_list_sha256"] == other.gallery.hash()
 
 
 @pytest.mark.parametrize("name", ["0001-0002_c1_0.jpg", f"{10**20}_c1_0.jpg", "person-1_c1_0.jpg"])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from people import small_config, write_images, write_night
+from PIL import Image
 
 from nrsrd_jax import embedding
 from nrsrd_jax.checkpoint import Description, save_weights
@@ -18,7 +19,7 @@ from nrsrd_jax.illumination import darkener, read_lights
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.rerank import k_reciprocal
-from nrsrd_jax.result import evaluate_run, table
+from nrsrd_jax.result import evaluate_run, full_table
 
 
 @pytest.fixture
@@ -55,12 +56,13 @@ def test_protocols(tmp_path):
     query = {"0001_c1_0.jpg": b"same", "0001_c1_1.jpg": b"else"}
     gallery = {"0001_c1_5.jpg": b"same", "0001_c1_6.jpg": b"another", "0001_c2_0.jpg": b"other"}
     data = dataset(tmp_path, query, gallery)
-    distances = np.array([[0.0, 0.2, 0.1], [0.3, 0.1, 0.2]])
-    cross = rank_metrics(distances, *make_target(data, "cross-camera").labels)
-    np.testing.assert_array_equal(cross.average_precision, [1, 1])
-    everything = make_target(data, "all-cameras")
-    own = everything.gallery_views == everything.query_views[:, None]
-    np.testing.assert_array_equal(own, [[True, False, False], [False, False, False]])
+
+    def left_out(protocol):
+        target = make_target(data, protocol)
+        return (target.gallery_views == target.query_views[:, None]).tolist()
+
+    assert left_out("cross-camera") == [[True, True, False]] * 2
+    assert left_out("all-cameras") == [[True, False, False], [False, False, False]]
 
 
 def test_data_without_cameras_is_evaluated_by_all_cameras(place, capsys):
@@ -85,7 +87,7 @@ def test_queries_without_a_match_are_counted(place, capsys):
 
 
 def test_reranked_numbers_stand_beside_those_without(place):
-    result = run(place, rerank=True, export=str(place / "f.npz"))
+    result = run(place, rerank=True, features=str(place / "f.npz"))
     f = np.load(place / "f.npz")
     labels = f["query_pids"], f["gallery_pids"], f["query_cameras"], f["gallery_cameras"]
     plain = rank_features(f["query_features"], f["gallery_features"], *labels)
@@ -108,6 +110,7 @@ def test_result_says_what_it_is_of(place):
     assert result["versions"].keys() >= {"jax", "scipy", "python"}
     target = result["targets"]["night600"]
     assert target["by_camera"]["1"]["mAP"] == pytest.approx(result["mAP"])
+    assert "\n  camera 1" not in full_table(result)  # the only one
     groups = target["by_brightness"].values()
     assert sum(group["queries"] for group in groups) == 4
     assert np.mean([group["mAP"] for group in groups]) == pytest.approx(result["mAP"])
@@ -129,8 +132,9 @@ def test_features_are_kept_for_the_same_weights_and_images(place, monkeypatch):
     for change in ({"eval.flip": True}, {"data.cache": "none"}, {"data.cache_dir": str(place / "elsewhere")}):
         with pytest.raises(AssertionError, match="embedded again"):
             run(place, change)
-    with pytest.raises(AssertionError, match="embedded again"):
-        run(place, lights=(0.5,))
+    for options in ({}, {"degradation.preset": "low_noise"}):
+        with pytest.raises(AssertionError, match="embedded again"):
+            run(place, options, lights=(0.5,))
 
 
 @pytest.mark.parametrize("change", ["weights", "image", "kept"])
@@ -162,11 +166,14 @@ def test_flip_takes_the_mean_of_an_image_and_its_mirror_image(place):
 
 def test_illumination_gives_a_curve_a_table_and_a_plot(place):
     result = run(place, lights=(1.0, 0.1))
-    curve = result["illumination"]["targets"]["night600"]
+    curve = result["targets"]["night600"]["illumination"]
     assert [row["light"] for row in curve] == [1, 0.1]
     assert (place / "r-illumination.png").read_bytes().startswith(b"\x89PNG")
-    assert run(place, lights=(0.1,))["illumination"]["targets"]["night600"][0]["mAP"] == curve[1]["mAP"]
-    assert "night600" in table({"night600": curve[0]})
+    assert (
+        run(place, {"data.cache": "none"}, lights=(0.1,))["targets"]["night600"]["illumination"][0]["mAP"]
+        == curve[1]["mAP"]
+    )
+    assert "  light 0.1, maet" in full_table(result)
 
 
 def test_light_falls_and_nothing_else_changes():
@@ -188,7 +195,7 @@ def test_an_intensity_that_is_none_is_named(text):
 
 
 def test_lights_as_numbers():
-    assert read_lights("1,0.5, .05") == (1, 0.5, 0.05)
+    assert read_lights(".05,1,0.5, 1") == (1, 0.5, 0.05)
     assert read_lights("") == ()
 
 
@@ -201,13 +208,34 @@ def test_bad_options_end_before_the_images_are_read(place):
     ):
         with pytest.raises(InputError, match=message):
             run(place, options)
-    with pytest.raises(InputError, match=r"--features .* is a folder"):
-        run(place, export=str(place))
+    (place / "folder.npz").mkdir()
+    for name, message in (("folder.npz", r"--features .* is a folder"), ("f.csv", r"--features .*: name a \.npz file")):
+        with pytest.raises(InputError, match=message):
+            run(place, features=str(place / name))
 
 
 def test_several_targets_are_told_apart(place):
     write_night(place / "other", frames=1)
     two = {"eval.data.name": "night600,market1501", "eval.data.root": f"{place / 'night'},{place / 'other'}"}
-    result = run(place, two, export=str(place / "f.npz"), lights=(0.5,))
-    assert read_targets(small_config(place, **two)).keys() == result["illumination"]["targets"].keys()
+    result = run(place, two, features=str(place / "f.npz"), lights=(0.5,))
+    assert read_targets(small_config(place, **two)).keys() == result["targets"].keys()
+    means = [row["mAP"] for row in result["targets"].values()]
+    assert (result["mAP"], result["queries"]) == (pytest.approx(np.mean(means)), 8)
+    assert "mean of 2 data sets" in full_table(result)
     assert {"night600/query_features", "market1501/gallery_pids"} <= set(np.load(place / "f.npz").files)
+
+
+def test_queries_of_the_same_brightness_are_all_counted(place):
+    for path in (place / "night/query").iterdir():
+        Image.new("RGB", (20, 40), "gray").save(path)
+    groups = run(place)["targets"]["night600"]["by_brightness"].values()
+    assert sum(group["queries"] for group in groups) == 4
+
+
+def test_export_has_what_left_out_means(place):
+    """The metrics come out again from the file, by either protocol."""
+    for protocol in ("cross-camera", "all-cameras"):
+        result = run(place, {"eval.protocol": protocol}, features=str(place / "f.npz"))
+        f = np.load(place / "f.npz")
+        labels = f["query_pids"], f["gallery_pids"], f["query_views"], f["gallery_views"]
+        assert rank_features(f["query_features"], f["gallery_features"], *labels).mAP == pytest.approx(result["mAP"])

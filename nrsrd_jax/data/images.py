@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..files import expanded
+from ..files import expanded, readable
 
 Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -117,7 +117,7 @@ def cached_images(
     begins anew. `cache_dir` defaults to $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
     """
     directory = cache_folder(cache_dir)
-    target = directory / f"{list_key(paths, size, resampling)}.npy"
+    target = directory / f"{decoding_key(paths, size, resampling)}.npy"
     try:
         images = _open(target, len(paths))
         if images is None:
@@ -169,13 +169,11 @@ def _lock(file, target: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def list_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
+def decoding_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
     """A hash of what decoding gives: of the files' paths, sizes and times of change. InputError if one is lost."""
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, list(size), resampling]).encode())
     for path in paths:
-        try:
+        with readable(path):
             stat = path.stat()
-        except OSError as error:
-            raise InputError(f"cannot read the image {path}: {error.strerror}") from error
         digest.update(os.fsencode(path.resolve()) + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]

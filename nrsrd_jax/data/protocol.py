@@ -1,16 +1,18 @@
 """Which gallery images count for a query."""
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..files import readable
 from .datasets import Dataset, Split
 
-NO_CAMERAS = "of data without cameras, evaluate with --config.eval.protocol=all-cameras"
+NO_CAMERAS = "for data without cameras set --config.eval.protocol=all-cameras"
 Views = tuple[np.ndarray, np.ndarray]  # a number per query [Q] and per gallery image [G]
 
 
@@ -31,44 +33,55 @@ class Target:
     @property
     def matched(self) -> np.ndarray:
         """Per query, whether the gallery holds its identity from another view; bool [Q]."""
-        seen: dict[int, set[int]] = {}
-        for identity, view in zip(self.gallery.pids.tolist(), self.gallery_views.tolist(), strict=True):
-            seen.setdefault(identity, set()).add(view)
+        people = collections.Counter(self.gallery.pids.tolist())
+        left_out = collections.Counter(zip(self.gallery.pids.tolist(), self.gallery_views.tolist(), strict=True))
         pairs = zip(self.query.pids.tolist(), self.query_views.tolist(), strict=True)
-        return np.array([bool(seen.get(identity, set()) - {view}) for identity, view in pairs], bool)
+        return np.array([people[identity] > left_out[identity, view] for identity, view in pairs], bool)
+
+
+class Protocol(NamedTuple):
+    """A way of testing, in words, and its function of queries and gallery to their views."""
+
+    meaning: str
+    views: Callable[[Split, Split], Views]
 
 
 def make_target(data: Dataset, protocol: str) -> Target:
     """The test on a data set by one of PROTOCOLS. InputError if an image cannot be read."""
-    return Target(data.query, data.gallery, *PROTOCOLS[protocol][1](data.query, data.gallery))
+    return Target(data.query, data.gallery, *PROTOCOLS[protocol].views(data.query, data.gallery))
 
 
 def _cameras(query: Split, gallery: Split) -> Views:
     return query.cameras, gallery.cameras
 
 
-def _pictures(query: Split, gallery: Split) -> Views:
+def _copies(query: Split, gallery: Split) -> Views:
     """Equal numbers where files of one identity hold the same bytes, as Night600's queries and gallery do."""
-    listings = [list(zip(s.pids.tolist(), map(_file_size, s.paths), s.paths, strict=True)) for s in (query, gallery)]
-    perhaps = set.intersection(*({row[:2] for row in listing} for listing in listings))
+    sizes = [[(pid, _size(path)) for pid, path in zip(s.pids.tolist(), s.paths, strict=True)] for s in (query, gallery)]
+    perhaps = set(sizes[0]) & set(sizes[1])
     numbers: dict[bytes | Path, int] = {}
 
-    def number(pid: int, size: int, path: Path) -> int:
-        key = hashlib.sha256(path.read_bytes()).digest() if (pid, size) in perhaps else path
-        return numbers.setdefault(key, len(numbers))
+    def view(path: Path, size: tuple[int, int]) -> int:
+        return numbers.setdefault(_digest(path) if size in perhaps else path, len(numbers))
 
-    query_views, gallery_views = (np.array([number(*row) for row in listing], np.int64) for listing in listings)
+    query_views, gallery_views = (
+        np.array([view(*row) for row in zip(split.paths, of_split, strict=True)], np.int64)
+        for split, of_split in zip((query, gallery), sizes, strict=True)
+    )
     return query_views, gallery_views
 
 
-def _file_size(path: Path) -> int:
-    try:
+def _size(path: Path) -> int:
+    with readable(path):
         return path.stat().st_size
-    except OSError as error:
-        raise InputError(f"cannot read the image {path}: {error.strerror}") from error
 
 
-PROTOCOLS: dict[str, tuple[str, Callable[[Split, Split], Views]]] = {
-    "cross-camera": ("gallery images of the query's identity and camera are left out (Market-1501)", _cameras),
-    "all-cameras": ("the whole gallery counts, but for copies of the query itself", _pictures),
+def _digest(path: Path) -> bytes:
+    with readable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+PROTOCOLS = {
+    "cross-camera": Protocol("gallery images of the query's identity and camera are left out (Market-1501)", _cameras),
+    "all-cameras": Protocol("the whole gallery counts, but for exact copies of the query", _copies),
 }
