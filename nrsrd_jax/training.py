@@ -31,6 +31,33 @@ from .schedule import make_optimizer
 from .scoring import evaluate, headline
 from .sharding import make_mesh, over_data, replicated
 from .state import TrainState
+from .step import Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run begins from: all that can be found wrong before an image is decoded has been looked at."""
+
+    mesh: Mesh
+    degradation: dict[str, Any]
+    records: Records
+    done: int  # steps of the last checkpoint, 0 for a new run
+    source: tuple[Description, dict] | None  # of a new run, the checkpoint whose backbone it starts from
+    teacher: Teacher | None
+    teacher_variables: dict | None
+
+
+def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
+    """What a run of `config` in `workdir` begins from. InputError for what is wrong with config, data, checkpoints."""
+    configuration.validate(config)
+    degradation = degradation_options(config)
+    mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
+    check_same_run(config, workdir)
+    records = read_records(config)
+    backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
+    done = max(checkpoint.saved_steps(workdir), default=0)
+    source = None if done else load_initial_backbone(config, mesh)
+    return Start(mesh, degradation, records, done, source, *load_teacher(config, records, mesh))
 
 
 def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = None) -> dict[str, float]:
@@ -40,15 +67,9 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     the config, the data or the checkpoints it names, before the first compile.
     """
     workdir = expanded(workdir)
-    configuration.validate(config)
-    degradation = degradation_options(config)
-    mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
-    check_same_run(config, workdir)
-    records = read_records(config)
-    backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
-    done = max(checkpoint.saved_steps(workdir), default=0)
-    source = None if done else load_initial_backbone(config, mesh)
-    teacher, teacher_variables = load_teacher(config, records, mesh)
+    start = check_run(config, workdir, devices)
+    mesh, records, done, source = start.mesh, start.records, start.done, start.source
+    teacher, teacher_variables = start.teacher, start.teacher_variables
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +103,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
             print("starting from random weights (init.checkpoint names none)")
     configuration.save(config, workdir / "config.json")
 
-    step = make_step(config, description, teacher, optimizer, degradation)
+    step = make_step(config, description, teacher, optimizer, start.degradation)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     loop = Loop(config, records, description, domains, mesh, checkpoints)
     try:

@@ -121,6 +121,16 @@ def test_no_query_with_a_match_is_a_fault(tmp_path):
     assert "fault: query: none has a gallery image of its identity from another camera; for data" in done.stdout
 
 
+def test_data_without_cameras_is_pointed_to_its_protocol(tmp_path):
+    root = write_night(tmp_path)
+    for path in root.rglob("*_c2_*"):
+        path.unlink()
+    done = check("night600", root)
+    assert done.returncode == 0
+    assert "warning: query: none has a gallery image of its identity from another camera; for data" in done.stdout
+    assert "set --config.eval.protocol=all-cameras" in done.stdout
+
+
 def test_what_is_no_picture_file_starts_nothing(tmp_path):
     """A pipe would be waited for, an EPS file would start Ghostscript, whatever its ending says."""
     folder = write_night(tmp_path) / "bounding_box_train"

@@ -130,7 +130,7 @@ def _check_identities(name: str, data: Dataset, findings: Findings) -> None:
         match = make_target(data, "cross-camera").matched
         if not match.any():
             text = "query: none has a gallery image of its identity from another camera"
-            without_cameras = len({*query.cameras.tolist(), *gallery.cameras.tolist()}) == 1
+            without_cameras = len(np.unique(np.concatenate([train.cameras, query.cameras, gallery.cameras]))) == 1
             (findings.warnings if without_cameras else findings.faults).append(f"{text}; {NO_CAMERAS}")
         lost = np.flatnonzero(~match) if match.any() else ()
         for index in lost[:LISTED]:
