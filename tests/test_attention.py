@@ -71,3 +71,19 @@ def test_the_cls_row_alone_decides():
     expected = (last["k_norm"] / last["q_norm"][..., :1]).std(-1)
     np.testing.assert_allclose(last["leverage"], expected, rtol=1e-3)
     assert "leverage" not in maps["blocks"][0]
+
+
+def test_the_penalty_is_rank_one():
+    """γ is an outer product over (query, key) in every image and head."""
+    q, k, _ = qkv()
+    penalty = attention.norm_ratio_penalty(*(attention.token_norms(x) for x in (q, k)), 1.0)
+    values = np.linalg.svd(np.asarray(penalty), compute_uv=False)  # [B, H, 5]
+    assert (values[..., 1] < 1e-6 * values[..., 0]).all()
+
+
+def test_a_penalty_of_the_query_alone_cancels():
+    """1/‖Q‖ shifts all logits of a query alike, so that it moves no attention: without ‖K‖ NRA would do nothing."""
+    q, k, v = qkv()
+    logits = attention.attention_logits(q, k)
+    shift = 1 / (attention.token_norms(q)[..., None] + 1e-6)
+    np.testing.assert_allclose(attention.attend(logits - shift, v)[1], attention.attend(logits, v)[1], atol=1e-6)

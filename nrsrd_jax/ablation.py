@@ -1,0 +1,200 @@
+"""Trains the rows of the paper's table 2 (modules) or 3 (backbones) with several seeds, and compares them.
+
+  python -m nrsrd_jax.ablation --config configs/demo.py [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
+  python -m nrsrd_jax.ablation --config configs/night600.py --table 3 --config.init.checkpoint=weights/{backbone}
+
+A rerun of the same command goes on where it stopped, row by row. The numbers are those of the last epoch: the best one
+would be chosen on the test data. The difference from the first row is taken seed by seed.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from matplotlib.figure import Figure
+from ml_collections import config_flags
+
+from .command import config_overrides, define_config, run
+from .config import VARIANTS, Config
+from .data.readers import SOURCES
+from .errors import InputError
+from .files import expanded, write_whole, written_whole
+from .training import check_run, check_same_run, train
+
+SCORES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One training: a variant, perhaps on a backbone; `paper` has its mAP, Rank-1, Rank-5 on Night600 in per cent."""
+
+    name: str
+    variant: str
+    paper: tuple[float, float, float]
+    backbone: str = ""
+
+
+TABLES = {
+    "2": (
+        Row("baseline", "baseline", (9.5, 20.0, 36.1)),
+        Row("nra", "nra", (10.4, 21.8, 39.0)),
+        Row("mdl", "mdl", (10.9, 24.2, 41.8)),
+        Row("nra_mdl", "nra_mdl", (12.2, 27.1, 41.8)),
+        Row("srd", "srd", (11.4, 25.3, 41.4)),
+        Row("nrsrd", "nrsrd", (12.5, 27.2, 43.9)),
+    ),
+    "3": (
+        Row("vit_small", "baseline", (8.5, 18.8, 34.2), "vit_small"),
+        Row("vit_small-nra", "nra", (8.2, 18.1, 33.2), "vit_small"),
+        Row("vit_small_ics", "baseline", (8.3, 17.4, 34.5), "vit_small_ics"),
+        Row("vit_small_ics-nra", "nra", (8.7, 18.5, 34.8), "vit_small_ics"),
+        Row("vit_base_ics", "baseline", (9.5, 20.0, 36.1), "vit_base_ics"),
+        Row("vit_base_ics-nra", "nra", (10.4, 21.8, 39.0), "vit_base_ics"),
+    ),
+}
+Results = dict[str, list[dict[str, float]]]  # a row's name -> the scores of each seed
+
+
+def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Config:
+    """The config of one training: the file's variant, the overrides on top, `{backbone}` in init.checkpoint filled in.
+
+    InputError if the file has no variants.
+    """
+    try:
+        config = runpy.run_path(file)["get_config"](row.variant)
+    except TypeError as error:
+        raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}): no ablation can be made of it") from error
+    config.update_from_flattened_dict(overrides)
+    if row.backbone:
+        config.model.backbone = row.backbone
+    config.init.checkpoint = config.init.checkpoint.replace("{backbone}", config.model.backbone)
+    config.train.seed += seed
+    return config
+
+
+def last_scores(config: Config, run_folder: Path) -> dict[str, float] | None:
+    """The scores that a complete run logged after its last epoch; None if it is not complete."""
+    try:
+        logged = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return None
+    found = [line for line in logged if "mAP" in line and line.get("epoch") == config.train.epochs]
+    return {name: found[-1][name] for name in SCORES} if found else None
+
+
+def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
+    """Trains every row with seeds 0..seeds−1 and writes what is known so far after each. InputError as `train`."""
+    jobs = [(row, seed, row_config(file, row, seed, overrides)) for seed in range(seeds) for row in rows]
+    folders = [workdir / f"{row.name}-seed{seed}" for row, seed, _ in jobs]
+    published = False
+    for (row, seed, config), folder in zip(jobs, folders, strict=True):  # a mistake in the last row shows now
+        if seed:
+            check_same_run(config, folder)
+            continue
+        records = check_run(config, folder).records
+        if not records.targets:
+            raise InputError(f"{file}: its data has no queries; there is nothing to compare {row.name} by")
+        published = len(records.train) == SOURCES["night600"].images("")["train"] and config.data.name == "night600"
+    results: Results = {row.name: [] for row in rows}
+    for number, ((row, seed, config), folder) in enumerate(zip(jobs, folders, strict=True), start=1):
+        scores = last_scores(config, folder)
+        print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}{' (is complete)' if scores else ''}")
+        if scores is None:
+            train(config, folder)
+            scores = last_scores(config, folder)
+            assert scores
+        results[row.name].append(scores)
+        write(workdir, results, rows if published else ())
+    return results
+
+
+def statistics(results: Results) -> list[dict[str, Any]]:
+    """Per row: `name`, `seeds`, the mean and the standard deviation over seeds of each score and, as `difference`, of
+    the mAP's difference from the first row's with the same seed; fractions in 0..1, NaN where there is nothing to tell.
+    """
+    first = next(iter(results.values()))
+    table = []
+    for name, runs in results.items():
+        if runs:
+            columns = {score: [run[score] for run in runs] for score in SCORES}
+            pairs = zip(columns["mAP"], (run["mAP"] for run in first), strict=False)
+            columns["difference"] = [own - other for own, other in pairs] if runs is not first else []
+            table.append({"name": name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
+    return table
+
+
+def _mean_and_std(values: list[float]) -> tuple[float, float]:
+    mean = float(np.mean(values)) if values else math.nan
+    return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def markdown(results: Results, paper: tuple[Row, ...] = ()) -> str:
+    """The table in per cent; `paper` rows add the paper's columns."""
+    published = {row.name: row.paper for row in paper}
+    titles = ["", "seeds", *SCORES.values(), "mAP − first row"]
+    titles += ["paper's mAP", "Rank-1", "Rank-5"] if published else []
+    lines = [titles, ["---"] * len(titles)]
+    for row in statistics(results):
+        cells = [row["name"], str(row["seeds"]), *(_cell(row[score]) for score in SCORES)]
+        cells.append(_cell(row["difference"], "+"))
+        lines.append(cells + [f"{value:.1f}" for value in published.get(row["name"], ())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
+    mean, std = (100 * x for x in mean_and_std)
+    if math.isnan(mean):
+        return ""
+    return f"{mean:{sign}.1f}" + ("" if math.isnan(std) else f" ± {std:.1f}")
+
+
+def write(workdir: Path, results: Results, paper: tuple[Row, ...]) -> None:
+    """ablation.md (means), ablation.csv (every run) and ablation.png in `workdir`."""
+    write_whole(workdir / "ablation.md", markdown(results, paper))
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["row", "seed", *SCORES])
+    for name, runs in results.items():
+        writer.writerows([name, seed, *(run[score] for score in SCORES)] for seed, run in enumerate(runs))
+    write_whole(workdir / "ablation.csv", lines.getvalue())
+    figure = Figure(figsize=(7, 0.5 * len(results) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    for y, row in enumerate(statistics(results)):
+        mean, std = (100 * x for x in row["mAP"])
+        axes.errorbar(mean, y, xerr=0 if math.isnan(std) else std, fmt="o", color="C0", capsize=4)
+        dots = [100 * run["mAP"] for run in results[row["name"]]]
+        axes.plot(dots, [y + 0.2] * len(dots), "k.", markersize=4)
+    axes.set_yticks(range(len(results)), list(results))
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set(xlabel="mAP of the last epoch (%): mean, standard deviation, and each seed")
+    axes.grid(axis="x", alpha=0.3)
+    with written_whole(workdir / "ablation.png") as partial:
+        figure.savefig(partial, format="png", dpi=150)
+
+
+def main() -> None:
+    values = flags.FLAGS
+    file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
+    if variant:
+        raise InputError(f"--config {file}:{variant}: name the file alone, the variants are the rows")
+    default = f"runs/ablation-{Path(file).stem}" + ("" if values.table == "2" else "-backbones")
+    workdir = expanded(values.workdir or default)
+    results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides())
+    print((workdir / "ablation.md").read_text())
+    best = max(statistics(results), key=lambda row: row["mAP"][0])
+    print(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
+
+
+if __name__ == "__main__":
+    define_config("The runs: a file of configs/ with the variants of table 2, without a colon.")
+    flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
+    flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
+    flags.DEFINE_enum("table", "2", list(TABLES), "Of the paper: 2 its modules, 3 its backbones.")
+    run(main, "interrupted; the same command goes on from the last checkpoint")

@@ -1,0 +1,256 @@
+"""The figures, as PNG and SVG. Norms are of whole vectors and of the last block unless a figure says otherwise.
+
+R rows of a figure, L blocks, H heads, P patches
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..files import written_whole
+from ..sheet import brighten
+from .maps import Maps
+from .statistics import VECTORS, centre_distance, joint_histogram, patch_attention, patch_norms, trend
+from .study import Study, light_name
+from .tables import by_image
+
+COLOURS: dict[str, str] = {"q": "C0", "k": "C1", "v": "C2"}
+POINTS = 4000  # of a scatter plot
+SHOWN = 8  # images that the figure of single images shows
+
+
+def write_all(study: Study, folder: Path) -> None:
+    """Every figure into a folder. InputError if it cannot be written."""
+    for name, figure in figures(study):
+        save(figure, folder, name)
+
+
+def figures(study: Study) -> Iterator[tuple[str, Figure]]:
+    """The figures and their names."""
+    given, grid, about = study.given, study.grid, study.about
+    yield "images", single_images(study)
+    for name in ("q_norm", "k_norm", "v_norm", "attention"):
+        mean = getattr(given, name).mean(0)[..., 1:]
+        yield f"heads_{name}", heads(mean, grid, f"mean {name.replace('_', ' ')}: {about}")
+    yield "distance", distances(given, grid, f"Norm and distance from the centre: {about}")
+    yield "layers", layers(study)
+    yield "joint", joint(study)
+    yield "leverage", leverage(study)
+    if len(study.maps) > 1:
+        yield "light", against_light(study)
+        yield "falling_light", falling_light(study)
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    for ending in ("png", "svg"):
+        with (
+            written_whole(folder / f"{name}.{ending}") as partial,
+            matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}),
+        ):
+            figure.savefig(partial, format=ending, dpi=120, metadata={"Date": None} if ending == "svg" else None)
+
+
+def rows_of_maps(
+    images: np.ndarray,
+    row_names: Sequence[str],
+    columns: Mapping[str, np.ndarray],
+    grid: tuple[int, int],
+    title: str,
+) -> Figure:
+    """A row per image: the image brightened, and its maps. `columns` {title: [R, P]}.
+
+    Norms (‖…‖) have one scale in a column, told in its title; attention has one for each map.
+    """
+    count = 1 + len(columns)
+    height, width = images.shape[1:3]
+    figure = Figure(figsize=(1.15 * count + 0.6, 1.15 * height / width * len(images) + 0.9), layout="constrained")
+    axes = figure.subplots(len(images), count, squeeze=False)
+    for y, image in enumerate(images):
+        axes[y, 0].imshow(brighten(image[None])[0])
+        axes[y, 0].set_ylabel(row_names[y], fontsize=7)
+        for x, (name, values) in enumerate(columns.items(), start=1):
+            common = "‖" in name
+            low, high = (values.min(), values.max()) if common else (0, values[y].max())
+            axes[y, x].imshow(values[y].reshape(grid), vmin=low, vmax=high, extent=(0, width, height, 0))
+            if y == 0:
+                axes[y, x].set_title(f"{name}\n{low:.3g}–{high:.3g}" if common else f"{name}\n", fontsize=7)
+    axes[0, 0].set_title("brightened\n", fontsize=7)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def norm_columns(maps: Maps) -> dict[str, np.ndarray]:
+    return {f"‖{vector.upper()}‖": patch_norms(maps, vector) for vector in VECTORS}
+
+
+def single_images(study: Study) -> Figure:
+    """Some images as given, attention with and without NRA, the norms, those of the compared model (figures 5, 7)."""
+    columns = {
+        f"attention\nλ = {study.strength:.3g}{'' if study.trained else ', untrained'}": patch_attention(study.with_nra),
+        "attention\nwithout NRA": patch_attention(study.without_nra),
+    } | norm_columns(study.given)
+    title = f"Last block: {study.about}"
+    if study.compared:
+        name, maps = study.compared
+        columns["compared:\nattention"] = patch_attention(maps)
+        columns |= {f"its {norm}": values for norm, values in norm_columns(maps).items()}
+        title += f"; compared: {name}"
+    shown = np.unique(np.linspace(0, len(study.paths) - 1, SHOWN).round().astype(int))
+    chosen = {name: values[shown] for name, values in columns.items()}
+    names = [study.paths[index].name[:24] for index in shown]
+    return rows_of_maps(study.images[None][shown], names, chosen, study.grid, title)
+
+
+def falling_light(study: Study) -> Figure:
+    """One image in every light (figure 1)."""
+    one = len(study.paths) // 2
+    every = [{"attention": patch_attention(maps)} | norm_columns(maps) for maps in study.maps.values()]
+    columns = {name: np.stack([of_light[name][one] for of_light in every]) for name in every[0]}
+    pixels = np.stack([images[one] for images in study.images.values()])
+    names = [light_name(light) for light in study.maps]
+    title = f"{study.paths[one].name}, degraded by preset {study.preset}: {study.name}"
+    return rows_of_maps(pixels, names, columns, study.grid, title)
+
+
+def heads(values: np.ndarray, grid: tuple[int, int], title: str) -> Figure:
+    """Maps [L, H, P] of every block (row) and head (column), each from its lowest to its highest value."""
+    blocks, count, _ = values.shape
+    low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
+    shown = (values - low) / np.where(high > low, high - low, 1)
+    padded = np.pad(shown.reshape(blocks, count, *grid), [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=np.nan)
+    mosaic = padded.transpose(0, 2, 1, 3).reshape(blocks * (grid[0] + 1), count * (grid[1] + 1))
+    figure = Figure(figsize=(0.5 * count + 1.5, 0.5 * blocks * grid[0] / grid[1] + 1), layout="constrained")
+    axes = figure.subplots()
+    picture = axes.imshow(mosaic, interpolation="nearest")
+    axes.set_xticks(np.arange(count) * (grid[1] + 1) + grid[1] / 2 - 0.5, [str(head + 1) for head in range(count)])
+    axes.set_yticks(np.arange(blocks) * (grid[0] + 1) + grid[0] / 2 - 0.5, [str(block + 1) for block in range(blocks)])
+    axes.set(xlabel="head", ylabel="block")
+    axes.set_title(title, fontsize=8)
+    figure.colorbar(picture, ax=axes, ticks=[0, 1], shrink=0.5).ax.set_yticklabels(["lowest", "highest"], fontsize=7)
+    return figure
+
+
+def distances(maps: Maps, grid: tuple[int, int], title: str) -> Figure:
+    """Norm against distance from the image's centre, block by block, with the fitted line (the paper's figure 6)."""
+    blocks = maps.q_norm.shape[1]
+    distance = centre_distance(grid)
+    across = min(blocks, 6)
+    down = -(-blocks // across)
+    figure = Figure(figsize=(2.3 * across, 2.3 * down + 0.6), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharex=True)
+    for block, ax in enumerate(axes.flat):
+        if block >= blocks:
+            ax.set_axis_off()
+            continue
+        for vector, colour in COLOURS.items():
+            norms = patch_norms(maps, vector, block)
+            chosen = np.linspace(0, norms.size - 1, min(norms.size, POINTS)).astype(int)
+            x = np.broadcast_to(distance, norms.shape).ravel()[chosen]
+            ax.plot(x, norms.ravel()[chosen], ".", markersize=1, color=colour, alpha=0.4, rasterized=True)
+            fit = trend(distance, norms)
+            ends = np.array([distance.min(), distance.max()])
+            ax.plot(
+                ends, fit.slope * ends + fit.intercept, color=colour, label=f"{vector.upper()} r {fit.correlation:+.2f}"
+            )
+        ax.set_title(f"block {block + 1}", fontsize=8)
+        ax.legend(fontsize=6)
+        ax.tick_params(labelsize=6)
+    figure.supxlabel("distance from the image's centre, 1 = half the diagonal", fontsize=8)
+    figure.supylabel("norm", fontsize=8)
+    figure.suptitle(title, fontsize=8)
+    return figure
+
+
+def layers(study: Study) -> Figure:
+    """Mean Q, K and V norm of the patches, block by block: of the images as given, and in the least light."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    given, *lights = study.maps
+    for light, style in zip([given, *lights[-1:]], ("-", "--"), strict=False):
+        blocks = range(study.given.q_norm.shape[1])
+        for vector, colour in COLOURS.items():
+            means = [patch_norms(study.maps[light], vector, block).mean() for block in blocks]
+            label = f"{vector.upper()}, {light_name(light)}"
+            axes.plot([b + 1 for b in blocks], means, style, marker="o", markersize=3, color=colour, label=label)
+    axes.set(xlabel="block", ylabel="mean norm of the patches", ylim=(0, None))
+    axes.set_title(f"Norms by block: {study.about}", fontsize=8)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def joint(study: Study) -> Figure:
+    """How often a patch has which Q and K norm (figure 3): as given, and in the least light. Lines at the medians."""
+    given, *lights = study.maps
+    shown = {light: study.maps[light] for light in (given, *lights[-1:])}
+    histograms = joint_histogram(shown.values())
+    figure = Figure(figsize=(4.4 * len(shown) + 0.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    most = max(counts.max() for counts, _, _ in histograms)
+    for axes, (light, maps), (counts, q_edges, k_edges) in zip(panels, shown.items(), histograms, strict=True):
+        filled = np.where(counts > 0, counts, np.nan)
+        drawn = axes.pcolormesh(k_edges, q_edges, filled, vmin=0, vmax=most, rasterized=True)
+        q, k = (patch_norms(maps, vector) for vector in "qk")
+        axes.axhline(float(np.median(q)), color="grey", linewidth=0.8)
+        axes.axvline(float(np.median(k)), color="grey", linewidth=0.8)
+        if study.person is not None:
+            region = np.broadcast_to(study.person, q.shape)
+            for name, where, marker in (("person", region, "o"), ("background", ~region, "X")):
+                axes.plot(
+                    k[where].mean(), q[where].mean(), marker, color="crimson", markeredgecolor="white", label=name
+                )
+            axes.legend(fontsize=7, title="mean")
+        axes.set(xlabel="‖K‖ of a patch", ylabel="‖Q‖ of a patch" if light == given else "")
+        axes.set_title(light_name(light), fontsize=8)
+    figure.colorbar(drawn, ax=panels, label="patches")
+    figure.suptitle(f"Q and K norms in the last block: {study.about}", fontsize=8)
+    return figure
+
+
+def against_light(study: Study) -> Figure:
+    """Means over images as light falls (figure 1): norms, the attention's entropy, the person's share of attention."""
+    rows = by_image(study)
+    lights = [light for light in study.maps if light is not None]
+    names = [name for name in rows[0] if name not in ("light", "image")]
+    panels = {"norm": "_norm", "entropy of attention (nats)": "entropy", "share of attention": "share"}
+    panels = {label: found for label, part in panels.items() if (found := [name for name in names if part in name])}
+    styles = {"person": "--", "background": ":"}
+    figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
+    for ax, (label, columns) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name in columns:
+            means = [np.mean([row[name] for row in rows if row["light"] == light]) for light in lights]
+            style, colour = styles.get(name.rpartition("_")[2], "-"), COLOURS.get(name[0], "C3")
+            ax.plot(lights, means, style, marker="o", markersize=3, color=colour, label=name.replace("_", " "))
+        ax.set(xscale="log", xlabel=f"light ({study.preset})", ylabel=f"mean {label}")
+        ax.set_xticks(lights, [f"{light:g}" for light in lights])
+        ax.minorticks_off()
+        ax.invert_xaxis()
+        ax.legend(fontsize=6)
+    figure.suptitle(f"Last block as light falls: {study.about}", fontsize=8)
+    return figure
+
+
+def leverage(study: Study) -> Figure:
+    """The spreads of γ and of the plain logits over the keys, head by head."""
+    maps = study.with_nra
+    head_count = maps.leverage.shape[1]
+    figure = Figure(figsize=(max(5, 0.5 * head_count), 3.6), layout="constrained")
+    axes = figure.subplots()
+    for values, shift, colour, name in (
+        (maps.logit_spread[:, -1], -0.15, "C0", "plain logits"),
+        (maps.leverage, 0.15, "C1", "γ (leverage)"),
+    ):
+        positions = np.arange(1, head_count + 1) + shift
+        drawn = axes.boxplot(values, positions=positions, widths=0.25, patch_artist=True, showfliers=False)
+        for box in drawn["boxes"]:
+            box.set_facecolor(colour)
+        axes.plot([], [], "s", color=colour, label=name)
+    axes.set_xticks(range(1, head_count + 1), [str(head + 1) for head in range(head_count)])
+    axes.set(yscale="log", xlabel="head", ylabel="standard deviation over keys (nats)")
+    axes.set_title(f"What NRA can do at λ = {study.strength:.3g}: {study.about}", fontsize=8)
+    axes.legend(fontsize=7)
+    return figure

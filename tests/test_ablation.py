@@ -1,0 +1,114 @@
+"""The ablation trains each row once per seed, goes on where it stopped, and compares what it measured."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from people import write_images, write_night
+
+from nrsrd_jax import ablation
+from nrsrd_jax.ablation import TABLES, Row, markdown, row_config, run_ablation, statistics
+from nrsrd_jax.data.readers import SOURCES
+from nrsrd_jax.errors import InputError
+
+ROWS = TABLES["2"][:2]
+CONFIG = """
+from people import small_config
+from pathlib import Path
+
+def get_config(variant="nrsrd"):
+    return small_config(Path({place!r}), variant, train__epochs=1, model__depth=1)
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A config file with the variants of table 2, on small data."""
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "aux", range(50, 58))
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(place=str(tmp_path)))
+    return str(path)
+
+
+def scores(*values):
+    return [dict.fromkeys(ablation.SCORES, value) for value in values]
+
+
+def test_mean_spread_and_paired_difference_by_hand():
+    first, second = statistics({"baseline": scores(0.1, 0.3), "nra": scores(0.2, 0.5)})
+    np.testing.assert_allclose(first["mAP"], (0.2, np.sqrt(0.02)))
+    np.testing.assert_allclose(second["difference"], (0.15, np.sqrt(0.005)))
+    assert (first["seeds"], np.isnan(first["difference"]).all()) == (2, True)
+    assert statistics({"baseline": scores(0.1), "nra": []})[-1]["name"] == "baseline"
+
+
+def test_the_papers_row_stands_beside_ours():
+    text = markdown({"baseline": scores(0.1), "nra": scores(0.2)}, ROWS)
+    assert text.splitlines()[3] == "| nra | 1 | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | +10.0 | 10.4 | 21.8 | 39.0 |"
+    assert "paper" not in markdown({"baseline": scores(0.1)})
+
+
+def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
+    """Killed before the second row: the rerun trains that alone, and a third trains nothing."""
+    trained, real = [], ablation.train
+
+    def train(config, workdir):
+        trained.append((Path(workdir).name, config.train.seed))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(config, workdir)
+
+    monkeypatch.setattr(ablation, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+    assert "| baseline | 1 |" in (tmp_path / "w/ablation.md").read_text()
+    results = run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+    assert trained == [("baseline-seed0", 7), ("nra-seed0", 7), ("nra-seed0", 7)]
+    assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7}) == results
+    assert len(trained) == 3
+    logged = json.loads((tmp_path / "w/nra-seed0/metrics.jsonl").read_text().splitlines()[-1])
+    assert results["nra"][0]["mAP"] == logged["mAP"]
+    rows = list(csv.DictReader((tmp_path / "w/ablation.csv").read_text().splitlines()))
+    assert [(row["row"], float(row["mAP"])) for row in rows] == [(name, x[0]["mAP"]) for name, x in results.items()]
+    assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert "paper" not in (tmp_path / "w/ablation.md").read_text()
+    with pytest.raises(InputError, match="other options"):
+        run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
+    monkeypatch.setitem(SOURCES["night600"].published[""], "train", 32)  # as if this were Night600
+    run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+    assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
+
+
+def test_a_mistake_in_the_last_row_shows_before_the_first_is_trained(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "train", pytest.fail)
+    with pytest.raises(InputError, match="train a teacher with"):
+        run_ablation(file, TABLES["2"], 3, tmp_path / "w", {})
+    with pytest.raises(InputError, match="has no queries"):
+        run_ablation(file, ROWS, 1, tmp_path / "w", {"data.name": "bright", "data.root": str(tmp_path / "aux")})
+    assert not (tmp_path / "w").exists()
+
+
+def test_backbones_name_their_own_weights(file):
+    row = Row("x", "nra", (1, 2, 3), "vit_small")
+    config = row_config(file, row, 2, {"init.checkpoint": "weights/{backbone}", "model.depth": 0})
+    assert (config.model.backbone, config.init.checkpoint) == ("vit_small", "weights/vit_small")
+    assert (config.model.norm_ratio, config.train.seed) == (True, 2)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["configs/demo.py:nra"], "name the file alone, the variants are the rows"),
+    (["configs/teacher.py"], "has no variants"),
+    (["configs/demo.py", "--seeds=0"], "seeds"),
+])  # fmt: skip
+def test_a_wrong_command_is_one_line(tmp_path, arguments, message):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", str(tmp_path / "w")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
