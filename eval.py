@@ -5,6 +5,7 @@
   python eval.py --checkpoint DIR --config configs/night600.py --config.data.root=DIR
   python eval.py --rerank                              k-reciprocal re-ranking, beside the result without
   python eval.py --illumination 1,0.5,0.2,0.1,0.05     also on test images degraded to these shares of their light
+  python eval.py --report out                          also a page with ranked lists and attention, out/index.html
 
 --config.KEY=VALUE changes single options, for example --config.data.root of a run whose data has moved,
 --config.eval.protocol=all-cameras for data without cameras, --config.eval.flip=True to embed mirrored images too,
@@ -22,6 +23,7 @@ OUTPUT = flags.DEFINE_string("output", "", "The result file; default: result.jso
 RERANK = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank has k1, k2, λ.")
 FEATURES = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")
 ILLUMINATION = flags.DEFINE_string("illumination", "", "Light intensities in 0..1, with commas: a curve and a plot.")
+REPORT = flags.DEFINE_string("report", "", "A folder to write index.html to: a page that needs no other file.")
 CONFIG = define_config("Says which data; default: what the run was trained with; of a converted checkpoint, night600.")
 
 
@@ -31,6 +33,7 @@ def main() -> None:
 
     config = CONFIG.value if flags.FLAGS["config"].present else None
     options = {"rerank": RERANK.value, "features": FEATURES.value, "lights": read_lights(ILLUMINATION.value)}
+    options["report"] = REPORT.value
     names = WORKDIR.value, CHECKPOINT.value, OUTPUT.value
     result, files = evaluate_run(*names, config, config_overrides(), **options)
     print(full_table(result))

@@ -50,8 +50,8 @@ def main(runs: dict[str, Path]) -> None:
         "pretrained": headline(evaluate(Embedder.load(config.init.checkpoint), config, targets)),
     }
     for name, run in runs.items():
-        rows[name], files = evaluate_run(str(run))
-        print(f"{name}: the run is in {run}, its result in {files[0]}")
+        rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))
+        print(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
     print(table(rows))
     print(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
 

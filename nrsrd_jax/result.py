@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from . import config as configuration
+from .analysis.maps import Probe
 from .build import degradation_options
 from .checkpoint import find_checkpoint, newest_run, weights_hash
 from .config import Config
@@ -27,6 +28,7 @@ from .evaluation import RankMetrics
 from .files import expanded, write_whole, written_whole
 from .illumination import SEED, plot
 from .inputs import read_targets, read_test_images, test_data
+from .report import check_folder, write_report
 from .scoring import Evaluation, evaluate, headline
 
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
@@ -43,13 +45,14 @@ def evaluate_run(
     rerank: bool = False,
     features: str = "",
     lights: tuple[float, ...] = (),
+    report: str = "",
 ) -> tuple[dict[str, Any], list[Path]]:
     """Evaluates a run's best checkpoint, or the one in `directory`; returns the result and the files written, it first.
 
     Without `config` the run's own is used, or night600's for a checkpoint of no run, with `overrides`
     ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. `rerank` switches re-ranking on,
-    `features` names an .npz file for the features, `lights` are intensities to degrade the test images to. InputError
-    if the checkpoint or the data cannot be used.
+    `features` names an .npz file for the features, `lights` are intensities to degrade the test images to, `report` is
+    a folder for a page of all this. InputError if the checkpoint or the data cannot be used.
     """
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
@@ -70,6 +73,7 @@ def evaluate_run(
     for option, file in zip(("--output", "--features"), files, strict=False):
         if file.is_dir():
             raise InputError(f"{option} {file} is a folder; name a file in it")
+    page = check_folder(report) if report else None
     targets = read_targets(config)
     embedder = Embedder.load(
         path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
@@ -94,6 +98,15 @@ def evaluate_run(
     result["seconds"] = round(time.perf_counter() - begin, 2)
     result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_whole(files[0], json.dumps(result, indent=1) + "\n")
+    if page:
+        images = {
+            name: (read_test_images(config, target.query), read_test_images(config, target.gallery))
+            for name, target in targets.items()
+        }
+        probe = Probe(embedder.description, embedder.variables, embedder.mesh)
+        home = source if named else path.parents[1]
+        write_report(page, str(source), result, results, targets, images, probe, home)
+        files.append(page)
     return result, files
 
 

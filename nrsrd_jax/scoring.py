@@ -17,7 +17,7 @@ from .data.datasets import Split
 from .data.images import cache_folder, decoding_key
 from .data.protocol import Target
 from .embedding import Embedder, cached_features
-from .evaluation import RankMetrics, rank_by, squared_distances
+from .evaluation import Distances, RankMetrics, rank_by, squared_distances
 from .illumination import SEED, darkener
 from .inputs import read_test_images
 from .rerank import expand_queries, reranked_distances
@@ -27,11 +27,12 @@ from .rerank import expand_queries, reranked_distances
 class Evaluation:
     """What came out for one data set.
 
-    `features` are those of "query" [Q, D] and "gallery" [G, D] as embedded. With re-ranking, `plain` has the metrics
-    without. `seconds` are by stage.
+    `features` are those of "query" [Q, D] and "gallery" [G, D] as embedded, `distances` what `metrics` rank by. With
+    re-ranking, `plain` has the metrics without. `seconds` are by stage.
     """
 
     features: dict[str, np.ndarray]
+    distances: Distances
     metrics: RankMetrics
     plain: RankMetrics | None
     seconds: dict[str, float]
@@ -90,12 +91,13 @@ def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh:
     with _stage("ranking", seconds):
         if config.eval.expand:
             query = expand_queries(query, gallery, config.eval.expand, mesh)
-        metrics, plain = rank_by(squared_distances(query, gallery, mesh), *target.labels, mesh=mesh), None
+        distances = squared_distances(query, gallery, mesh)
+        metrics, plain = rank_by(distances, *target.labels, mesh=mesh), None
     if rerank.enabled:
         with _stage("re-ranking", seconds):
-            rows = reranked_distances(query, gallery, rerank.k1, rerank.k2, rerank.lambda_value, mesh)
-            metrics, plain = rank_by(rows, *target.labels, mesh=mesh), metrics
-    return Evaluation(features, metrics, plain, seconds)
+            distances = reranked_distances(query, gallery, rerank.k1, rerank.k2, rerank.lambda_value, mesh)
+            metrics, plain = rank_by(distances, *target.labels, mesh=mesh), metrics
+    return Evaluation(features, distances, metrics, plain, seconds)
 
 
 @contextlib.contextmanager

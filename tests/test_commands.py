@@ -56,8 +56,11 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     logged = json.loads((work / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["mAP"] == pytest.approx(logged["mAP"])
 
-    newest = run("eval.py", moved, cwd=tmp_path)  # without arguments: the newest run under runs/
+    page = tmp_path / "page" / "index.html"
+    newest = run("eval.py", moved, "--report", page.parent, cwd=tmp_path)  # names no run: the newest under runs/
     assert newest.returncode == 0, newest.stderr
+    assert newest.stdout.splitlines()[-1].endswith(f", {page}")
+    assert "Loss and its terms" in page.read_text()
     assert json.loads((work / "result.json").read_text())["mAP"] == pytest.approx(result["mAP"])
     step = next(path for path in (work / "checkpoints").iterdir() if path.name.isdigit())
     bare = run("eval.py", "--checkpoint", step, "--config", ROOT / "configs/night600.py:baseline", moved,

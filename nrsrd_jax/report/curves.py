@@ -1,0 +1,44 @@
+"""The curves of a training run, from its metrics.jsonl."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+MOST_POINTS = 300  # of a curve; of more, neighbours are averaged
+EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
+
+
+def read_curves(workdir: Path) -> list[dict]:
+    """Charts as {"title", "unit", "series": [{"name", "points": [[step, value], …]}]}; none if nothing was logged."""
+    path = workdir / "metrics.jsonl"
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+        except (json.JSONDecodeError, KeyError, AttributeError):
+            continue  # cut off by a kill
+        for name, value in row.items():
+            if isinstance(value, int | float) and math.isfinite(value):
+                curves.setdefault(name, []).append((step, value))
+    percent = {name: [(step, 100 * value) for step, value in points] for name, points in curves.items()}
+    losses = [name for name in curves if name == "loss" or name.startswith(("id_", "triplet_", "distill"))]
+    accuracies = [name for name in curves if name.startswith("accuracy_")]
+    charts = [
+        _chart("Loss and its terms", "nats", {name: curves[name] for name in losses}),
+        _chart("Accuracy on training batches", "%", {name: percent[name] for name in accuracies}),
+        _chart("Evaluation", "%", {label: percent[name] for name, label in EVALUATION.items() if name in percent}),
+    ]
+    return [chart for chart in charts if chart["series"]]
+
+
+def _chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) -> dict:
+    series = [{"name": name, "points": _thinned(points)} for name, points in curves.items()]
+    return {"title": title, "unit": unit, "series": series}
+
+
+def _thinned(points: list[tuple[float, float]]) -> list[list[float]]:
+    parts = np.array_split(np.array(points), min(len(points), MOST_POINTS))
+    return [[round(float(x), 1), float(f"{y:.5g}")] for x, y in (part.mean(0) for part in parts)]

@@ -1,0 +1,202 @@
+"""The page: what an evaluation gave, as one HTML file with everything in it."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from ..analysis.maps import Probe
+from ..data.protocol import Target
+from ..errors import InputError, printable
+from ..evaluation import RankMetrics
+from ..files import expanded, written_whole
+from ..scoring import Evaluation
+from .curves import read_curves
+from .overlays import make_overlays
+from .pictures import make_pictures
+from .ranked import LEFT_OUT, RESOLUTION, RIGHT, WRONG, Pairs, RankedList, read_ranking
+
+PAGE_BYTES = 14_500_000  # of the whole file; pictures get what the rest leaves
+MAP_BYTES = 3_000_000  # of maps, the worst queries' if not all have room
+MAPS = 4  # of a query, at most
+TOP = 10
+OUTCOMES = (RIGHT, WRONG, LEFT_OUT)
+LEFT_OUT_WORDS = {"cross-camera": "same camera, left out", "all-cameras": "copy of the query, left out"}
+USUAL_RATE = 1000  # 1 false match in so many impostor pairs: what the page begins with
+METRICS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
+HERE = Path(__file__).parent
+Images = tuple[np.ndarray, np.ndarray]  # of query and gallery, uint8 [N, H, W, 3]
+
+
+def check_folder(folder: str) -> Path:
+    """The report's file in `folder`, which is made if need be. InputError if nothing can be written there."""
+    path = expanded(folder) / "index.html"
+    if path.parent.is_file():
+        raise InputError(f"--report {path.parent} is a file; name a folder, in which index.html is written")
+    if path.is_dir():
+        raise InputError(f"--report: {path} is a folder, where the report's file has to be; name another folder")
+    trial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(f"--report: cannot write in {path.parent}: {error.strerror}; name another folder") from error
+    return path
+
+
+def write_report(
+    path: Path,
+    name: str,
+    result: Mapping[str, Any],
+    evaluations: Mapping[str, Evaluation],
+    targets: Mapping[str, Target],
+    images: Mapping[str, Images],
+    probe: Probe,
+    workdir: Path,
+) -> None:
+    """Writes the page to `path`: less than 15 MB, nothing loaded from elsewhere.
+
+    Of the `images` of each data set only those that are shown are read. `probe` is of the evaluated weights, training
+    curves are taken from `workdir`. InputError if it cannot be written.
+    """
+    most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
+    sections, wanted = {}, {}
+    for key, target in targets.items():
+        lists, pairs = read_ranking(evaluations[key].distances, *target.labels, top=TOP)
+        worst = worst_first(evaluations[key].metrics)
+        shown = np.unique(np.concatenate([ranked.gallery for ranked in lists]))
+        sections[key] = _section(target, evaluations[key], result, lists, pairs, shown)
+        overlays = make_overlays(probe, images[key][0], worst[:most_maps])
+        sections[key]["maps"] = {"grid": probe.grid, "rows": worst[:most_maps].tolist()}
+        sections[key]["maps"]["kinds"] = [overlay.to_json() for overlay in overlays]
+        wanted[key] = by_importance(worst, lists), {i: place for place, i in enumerate(shown.tolist())}
+        sections[key]["pictures"] = {"query": [None] * len(target.query), "gallery": [None] * len(shown)}
+        sections[key]["pictures"] |= {"missing": 10**9, "height": 0}  # room for the words of what is missing
+    page = {"name": name, "result": result, "charts": read_curves(workdir)}
+    left = max(0, PAGE_BYTES - len(_render(sections, **page)))
+    total = sum(len(order) for order, _ in wanted.values())
+    for key, (order, place) in wanted.items():
+        _add_pictures(sections[key]["pictures"], order, place, images[key], left * len(order) // total)
+    with written_whole(path) as partial:
+        partial.write_bytes(_render(sections, **page))
+
+
+def _add_pictures(
+    pictures: dict, order: list[tuple[str, int]], place: dict[int, int], images: Images, budget: int
+) -> None:
+    """Puts those that `order` names where the page expects them, the gallery's at their `place`, in `budget` bytes."""
+    query, gallery = images
+    made = make_pictures([(query if part == "query" else gallery, i) for part, i in order], budget)
+    for (part, i), picture in zip(order, made.items, strict=True):
+        if picture:
+            pictures[part][i if part == "query" else place[i]] = [picture.webp, picture.factor]
+    pictures |= {"missing": made.items.count(None), "height": made.height}
+
+
+def worst_first(metrics: RankMetrics) -> np.ndarray:
+    """Indices of queries by rising average precision, those without a match last."""
+    return np.argsort(np.where(metrics.valid, metrics.average_precision, np.inf), kind="stable")
+
+
+def by_importance(order: np.ndarray, lists: list[RankedList]) -> list[tuple[str, int]]:
+    """Which images a page needs, each once: every query in `order`, and the gallery images of its list."""
+    wanted: dict[tuple[str, int], None] = {}
+    for query in order.tolist():
+        wanted |= {("query", query): None} | dict.fromkeys(("gallery", i) for i in lists[query].gallery.tolist())
+    return list(wanted)
+
+
+def _section(
+    target: Target,
+    evaluation: Evaluation,
+    result: Mapping[str, Any],
+    lists: list[RankedList],
+    pairs: Pairs,
+    shown: np.ndarray,
+) -> dict[str, Any]:
+    """What the page tells of one data set, but for pictures and maps."""
+    metrics = evaluation.metrics
+    edges, genuine, impostor = pairs.bars()
+    thresholds = [(one_in, *pairs.threshold(one_in)) for one_in in pairs.rates()]
+    cmc = {"re-ranked" if evaluation.plain else "CMC": metrics.cmc}
+    if evaluation.plain:
+        cmc["not re-ranked"] = evaluation.plain.cmc
+    places = [np.searchsorted(shown, ranked.gallery) for ranked in lists]
+    rerank = result["rerank"]
+    return {
+        "left_out": LEFT_OUT_WORDS[result["config"]["eval"]["protocol"]],
+        "distance": "re-ranked distance (k-reciprocal)" if rerank else "squared distance of features of length 1",
+        "cmc": {name: [round(float(x), 5) for x in values] for name, values in cmc.items()},
+        "bars": {"edges": [_short(x) for x in edges], "genuine": genuine.tolist(), "impostor": impostor.tolist()},
+        "pairs": {"genuine": int(pairs.genuine.sum()), "impostor": int(pairs.impostor.sum())},
+        "resolution": RESOLUTION,
+        "thresholds": [[_short(x) if x == x else None for x in row] for row in thresholds],
+        "usual": USUAL_RATE,
+        "outcomes": OUTCOMES,
+        "query": _columns(target.query, np.arange(len(target.query)))
+        | {
+            "precision": [round(float(x), 4) if x == x else None for x in metrics.average_precision],
+            "first": metrics.first_match.tolist(),
+            "hidden": [ranked.hidden for ranked in lists],
+            "lists": [
+                [
+                    [int(place), OUTCOMES.index(outcome), int(rank), _short(distance)]
+                    for place, outcome, rank, distance in zip(of, r.outcome, r.rank, r.distance, strict=True)
+                ]
+                for of, r in zip(places, lists, strict=True)
+            ],
+        },
+        "gallery": _columns(target.gallery, shown),
+    }
+
+
+def _columns(split, rows: np.ndarray) -> dict[str, list]:
+    names = [printable(split.paths[i].name) for i in rows]
+    return {"names": names, "ids": split.pids[rows].tolist(), "cameras": split.cameras[rows].tolist()}
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
+def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], charts: list[dict]) -> bytes:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
+    )  # fmt: skip
+    environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "embedded": embedded, "flat": flat}
+    scripts = [(HERE / file).read_text(encoding="utf-8") for file in ("charts.js", "overlays.js", "page.js")]
+    page = environment.get_template("page.html").render(
+        name=name, result=result, sections=sections, charts=charts, metrics=METRICS, bytes_limit=PAGE_BYTES,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")), script=Markup("\n".join(scripts)),
+    )  # fmt: skip
+    return page.encode()
+
+
+def _finalize(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def embedded(data: Any) -> Markup:
+    """JSON for a script element: nothing in it can end the element, or begin a comment or a tag."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """{"eval.rerank.k1": 20, …}, as text."""
+    rows = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            rows |= flat(value, f"{prefix}{name}.")
+        else:
+            parts = value if isinstance(value, list | tuple) else [value]
+            rows[prefix + name] = ", ".join("none" if part is None else str(part) for part in parts)
+    return rows
