@@ -4,13 +4,13 @@
   python -m nrsrd_jax.ablation --config configs/night600.py --table 3 --config.init.checkpoint=weights/{backbone}
 
 A rerun of the same command goes on where it stopped, row by row. The numbers are those of the last epoch: the best one
-would be chosen on the test data. The difference from the first row is taken seed by seed.
+would be chosen on the test data. The difference from a row's baseline is taken seed by seed.
 """
 
 import csv
 import dataclasses
+import inspect
 import io
-import json
 import math
 import runpy
 from pathlib import Path
@@ -25,10 +25,10 @@ from .command import config_overrides, define_config, run
 from .config import VARIANTS, Config
 from .data.readers import SOURCES
 from .errors import InputError
+from .evaluation import TITLES
 from .files import expanded, write_whole, written_whole
+from .inputs import Records
 from .training import check_run, check_same_run, train
-
-SCORES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +67,10 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
 
     InputError if the file has no variants.
     """
-    try:
-        config = runpy.run_path(file)["get_config"](row.variant)
-    except TypeError as error:
-        raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}): no ablation can be made of it") from error
+    get_config = runpy.run_path(file)["get_config"]
+    if not inspect.signature(get_config).parameters:
+        raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}): no ablation can be made of it")
+    config = get_config(row.variant)
     config.update_from_flattened_dict(overrides)
     if row.backbone:
         config.model.backbone = row.backbone
@@ -79,21 +79,11 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
     return config
 
 
-def last_scores(config: Config, run_folder: Path) -> dict[str, float] | None:
-    """The scores that a complete run logged after its last epoch; None if it is not complete."""
-    try:
-        logged = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return None
-    found = [line for line in logged if "mAP" in line and line.get("epoch") == config.train.epochs]
-    return {name: found[-1][name] for name in SCORES} if found else None
-
-
 def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
     """Trains every row with seeds 0..seeds−1 and writes what is known so far after each. InputError as `train`."""
     jobs = [(row, seed, row_config(file, row, seed, overrides)) for seed in range(seeds) for row in rows]
     folders = [workdir / f"{row.name}-seed{seed}" for row, seed, _ in jobs]
-    published = False
+    paper = rows
     for (row, seed, config), folder in zip(jobs, folders, strict=True):  # a mistake in the last row shows now
         if seed:
             check_same_run(config, folder)
@@ -101,32 +91,37 @@ def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, ov
         records = check_run(config, folder).records
         if not records.targets:
             raise InputError(f"{file}: its data has no queries; there is nothing to compare {row.name} by")
-        published = len(records.train) == SOURCES["night600"].images("")["train"] and config.data.name == "night600"
+        paper = paper if is_the_papers(config, records) else ()
     results: Results = {row.name: [] for row in rows}
     for number, ((row, seed, config), folder) in enumerate(zip(jobs, folders, strict=True), start=1):
-        scores = last_scores(config, folder)
-        print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}{' (is complete)' if scores else ''}")
-        if scores is None:
-            train(config, folder)
-            scores = last_scores(config, folder)
-            assert scores
-        results[row.name].append(scores)
-        write(workdir, results, rows if published else ())
+        print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
+        results[row.name].append(train(config, folder))  # of a complete run what it logged
+        write(workdir, results, rows, paper)
     return results
 
 
-def statistics(results: Results) -> list[dict[str, Any]]:
+def is_the_papers(config: Config, records: Records) -> bool:
+    """Whether the numbers are of Night600 as the paper tests on it."""
+    published = SOURCES["night600"].images("")
+    query = sum(len(target.query) for target in records.targets.values())
+    as_published = (len(records.train), query) == (published["train"], published["query"])
+    plain = not (config.eval.rerank.enabled or config.eval.flip or config.eval.expand)
+    return config.data.name == "night600" and as_published and plain and config.eval.protocol == "cross-camera"
+
+
+def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
     """Per row: `name`, `seeds`, the mean and the standard deviation over seeds of each score and, as `difference`, of
-    the mAP's difference from the first row's with the same seed; fractions in 0..1, NaN where there is nothing to tell.
+    the mAP's difference from the last baseline above with the same seed; in 0..1, NaN where there is nothing to tell.
     """
-    first = next(iter(results.values()))
-    table = []
-    for name, runs in results.items():
+    table, baseline = [], []
+    for row in rows:
+        runs = results[row.name]
         if runs:
-            columns = {score: [run[score] for run in runs] for score in SCORES}
-            pairs = zip(columns["mAP"], (run["mAP"] for run in first), strict=False)
-            columns["difference"] = [own - other for own, other in pairs] if runs is not first else []
-            table.append({"name": name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
+            baseline = runs if row.variant == "baseline" else baseline
+            columns = {score: [run[score] for run in runs] for score in TITLES}
+            pairs = zip(columns["mAP"], (run["mAP"] for run in baseline), strict=False)
+            columns["difference"] = [own - other for own, other in pairs] if runs is not baseline else []
+            table.append({"name": row.name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
     return table
 
 
@@ -135,17 +130,18 @@ def _mean_and_std(values: list[float]) -> tuple[float, float]:
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def markdown(results: Results, paper: tuple[Row, ...] = ()) -> str:
+def markdown(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
     """The table in per cent; `paper` rows add the paper's columns."""
     published = {row.name: row.paper for row in paper}
-    titles = ["", "seeds", *SCORES.values(), "mAP − first row"]
-    titles += ["paper's mAP", "Rank-1", "Rank-5"] if published else []
+    titles = ["", "seeds", *TITLES.values(), "mAP − baseline"]
+    titles += ["paper's mAP", "paper's Rank-1", "paper's Rank-5"] if published else []
     lines = [titles, ["---"] * len(titles)]
-    for row in statistics(results):
-        cells = [row["name"], str(row["seeds"]), *(_cell(row[score]) for score in SCORES)]
+    for row in statistics(results, rows):
+        cells = [row["name"], str(row["seeds"]), *(_cell(row[score]) for score in TITLES)]
         cells.append(_cell(row["difference"], "+"))
         lines.append(cells + [f"{value:.1f}" for value in published.get(row["name"], ())])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\nIn per cent, of the last epoch: mean ± standard deviation over seeds.\n"
 
 
 def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
@@ -155,18 +151,18 @@ def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
     return f"{mean:{sign}.1f}" + ("" if math.isnan(std) else f" ± {std:.1f}")
 
 
-def write(workdir: Path, results: Results, paper: tuple[Row, ...]) -> None:
+def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...]) -> None:
     """ablation.md (means), ablation.csv (every run) and ablation.png in `workdir`."""
-    write_whole(workdir / "ablation.md", markdown(results, paper))
+    write_whole(workdir / "ablation.md", markdown(results, rows, paper))
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["row", "seed", *SCORES])
+    writer.writerow(["row", "seed", *TITLES])
     for name, runs in results.items():
-        writer.writerows([name, seed, *(run[score] for score in SCORES)] for seed, run in enumerate(runs))
+        writer.writerows([name, seed, *(run[score] for score in TITLES)] for seed, run in enumerate(runs))
     write_whole(workdir / "ablation.csv", lines.getvalue())
     figure = Figure(figsize=(7, 0.5 * len(results) + 1.5), layout="constrained")
     axes = figure.subplots()
-    for y, row in enumerate(statistics(results)):
+    for y, row in enumerate(statistics(results, rows)):
         mean, std = (100 * x for x in row["mAP"])
         axes.errorbar(mean, y, xerr=0 if math.isnan(std) else std, fmt="o", color="C0", capsize=4)
         dots = [100 * run["mAP"] for run in results[row["name"]]]
@@ -188,7 +184,7 @@ def main() -> None:
     workdir = expanded(values.workdir or default)
     results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides())
     print((workdir / "ablation.md").read_text())
-    best = max(statistics(results), key=lambda row: row["mAP"][0])
+    best = max(statistics(results, TABLES[values.table]), key=lambda row: row["mAP"][0])
     print(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
 
 

@@ -22,6 +22,7 @@ BLOCK_DISTANCES = 2**26  # if so many are no more than these distances,
 BLOCK_PLACES = 2**16  # and these places
 CHUNK = 16  # gallery images that are compared at once
 
+TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}  # of the scores
 Distances = Callable[[np.ndarray], jax.Array | np.ndarray]  # indices of queries [B] -> their distances [B, G]
 
 

@@ -16,6 +16,21 @@ def expanded(path: str | Path) -> Path:
         raise InputError(f"{path}: there is no such user's home folder") from error
 
 
+def writable_folder(folder: str | Path, option: str) -> Path:
+    """The folder, made if need be. InputError, naming the option, if it is a file or nothing can be written in it."""
+    folder = expanded(folder)
+    if folder.is_file():
+        raise InputError(f"{option} {folder} is a file; name a folder")
+    trial = folder / f".trial.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise InputError(f"{option}: cannot write in {folder}: {error.strerror}; name another folder") from error
+    return folder
+
+
 @contextlib.contextmanager
 def readable(image: Path) -> Iterator[None]:
     """Turns what the file system says of an image into an InputError."""

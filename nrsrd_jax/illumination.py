@@ -18,14 +18,14 @@ SEED = 0  # of camera and noise
 MOST_TICKS = 8  # beside each other in the plot
 
 
-def read_lights(text: str) -> tuple[float, ...]:
+def read_lights(text: str, option: str = "--illumination") -> tuple[float, ...]:
     """Numbers, brightest first, from text like 1,0.5,0.1; InputError if one is none, or not in 0..1 (0 excluded)."""
     try:
         lights = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
         lights = (0.0,)
     if not all(0 < light <= 1 for light in lights):
-        raise InputError(f"--illumination {text}: give intensities in 0..1 like 1,0.5,0.2,0.1,0.05; 1 is full light")
+        raise InputError(f"{option} {text}: give intensities in 0..1 like 1,0.5,0.2,0.1,0.05; 1 is full light")
     return tuple(sorted(set(lights), reverse=True))
 
 

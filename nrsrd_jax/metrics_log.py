@@ -12,13 +12,18 @@ from .files import write_whole
 class MetricsLog:
     """Appends to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard.
 
-    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again.
+    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again. `scores` are
+    those of an evaluation after just `start` steps, if it was logged.
     """
 
     def __init__(self, workdir: Path, start: int):
         path = workdir / "metrics.jsonl"
+        self.scores: dict[str, float] = {}
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
+            for row in map(json.loads, kept):
+                if row["step"] == start and "mAP" in row:
+                    self.scores = {name: value for name, value in row.items() if name not in ("step", "epoch")}
             write_whole(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)

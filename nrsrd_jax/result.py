@@ -21,14 +21,15 @@ from .analysis.maps import Probe
 from .build import degradation_options
 from .checkpoint import find_checkpoint, newest_run, weights_hash
 from .config import Config
+from .data.images import mean_luminance
 from .data.protocol import PROTOCOLS, Target
 from .embedding import Embedder
 from .errors import InputError
-from .evaluation import RankMetrics
+from .evaluation import TITLES, RankMetrics
 from .files import expanded, write_whole, written_whole
 from .illumination import SEED, plot
 from .inputs import read_targets, read_test_images, test_data
-from .report import check_folder, write_report
+from .report import report_file, write_report
 from .scoring import Evaluation, evaluate, headline
 
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
@@ -54,14 +55,7 @@ def evaluate_run(
     `features` names an .npz file for the features, `lights` are intensities to degrade the test images to, `report` is
     a folder for a page of all this. InputError if the checkpoint or the data cannot be used.
     """
-    if workdir and directory:
-        raise InputError("--workdir and --checkpoint both name weights; give one of them")
-    source = expanded(directory or workdir or newest_run())
-    path = find_checkpoint(source)
-    if config is None:
-        homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
-        config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
-        config.update_from_flattened_dict(dict(overrides))
+    source, path, config = _choose(workdir, directory, config, overrides)
     config.eval.rerank.enabled |= rerank
     configuration.validate(config)
     degradation_options(config)  # a wrong one ends here
@@ -73,7 +67,7 @@ def evaluate_run(
     for option, file in zip(("--output", "--features"), files, strict=False):
         if file.is_dir():
             raise InputError(f"{option} {file} is a folder; name a file in it")
-    page = check_folder(report) if report else None
+    page = report_file(report) if report else None
     targets = read_targets(config)
     embedder = Embedder.load(
         path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
@@ -108,6 +102,19 @@ def evaluate_run(
         write_report(page, str(source), result, results, targets, images, probe, home)
         files.append(page)
     return result, files
+
+
+def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str, Any]) -> tuple[Path, Path, Config]:
+    """What was named (or the newest run), the checkpoint in it, and the config, as `evaluate_run` says."""
+    if workdir and directory:
+        raise InputError("--workdir and --checkpoint both name weights; give one of them")
+    source = expanded(directory or workdir or newest_run())
+    path = find_checkpoint(source)
+    if config is None:
+        homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
+        config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
+        config.update_from_flattened_dict(dict(overrides))
+    return source, path, config
 
 
 def sweep(
@@ -152,11 +159,6 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 def _groups(metrics: RankMetrics, groups: dict[Any, np.ndarray]) -> dict[str, dict[str, Any]]:
     """The numbers of groups of queries (masks [Q]), of those with a match."""
     return {str(name): metrics.of(mask).summary() for name, mask in groups.items() if metrics.valid[mask].any()}
-
-
-def mean_luminance(images: np.ndarray) -> np.ndarray:
-    """Of uint8 images [N, H, W, 3], in 0..255; [N]."""
-    return np.array([image.mean((0, 1)) @ (0.299, 0.587, 0.114) for image in images])
 
 
 def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapping[str, Target]) -> None:
@@ -204,15 +206,12 @@ def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, An
     }
 
 
-COLUMNS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
-
-
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Named results as a table on screen, in per cent."""
     width = max(map(len, rows))
-    lines = [f"{'%':<{width}}" + "".join(f"{title:>9}" for title in COLUMNS.values())]
+    lines = [f"{'%':<{width}}" + "".join(f"{title:>9}" for title in TITLES.values())]
     for name, values in rows.items():
-        lines.append(f"{name:<{width}}" + "".join(f"{100 * values[key]:>9.1f}" for key in COLUMNS))
+        lines.append(f"{name:<{width}}" + "".join(f"{100 * values[key]:>9.1f}" for key in TITLES))
     return "\n".join(lines)
 
 

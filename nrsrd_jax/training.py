@@ -36,7 +36,7 @@ from .step import Teacher
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run begins from: all that can be found wrong before an image is decoded has been looked at."""
+    """What a run begins from; what is wrong with its config, file lists and checkpoints has been found."""
 
     mesh: Mesh
     degradation: dict[str, Any]
@@ -141,7 +141,9 @@ class Loop:
         scores: dict[str, float] = {}
         pending: list[dict] = []
         with MetricsLog(workdir, done) as log, progress_bar(done, total, images) as bar:
-            for batch in self.batches(done, total) if done < total else ():
+            if done == total:
+                return log.scores or self.evaluate(state, config.train.epochs, log, bar)
+            for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
                 pending.append(metrics)
                 done += 1
@@ -180,28 +182,35 @@ class Loop:
     def end_epoch(self, state: TrainState, epoch: int, last: bool, log: MetricsLog, bar: tqdm) -> dict[str, float]:
         """After `epoch` epochs: evaluates and saves if it is time. Returns the evaluation's numbers, if any."""
         config = self.config
-        scores = {}
-        if self.records.targets and (last or (config.eval.every and epoch % config.eval.every == 0)):
-            bar.set_description("evaluating")
-            embedder = self.embedder
-            embedder.variables = state.variables
+        scores: dict[str, float] = {}
+        if last or (config.eval.every and epoch % config.eval.every == 0):
             try:
-                results = evaluate(embedder, config, self.records.targets)
+                scores = self.evaluate(state, epoch, log, bar)
             except Exception:
                 self.checkpoints.save(state, self.description, None)  # what was learned outlives a failed evaluation
                 raise
-            scores = headline(results)
-            several = {
-                f"{name}/{key}": x
-                for name, row in results.items()
-                for key, x in row.metrics.summary().items()
-                if len(results) > 1
-            }
-            log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
-            bar.set_description(f"epoch {epoch}/{config.train.epochs}")
-            bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
         if scores or last or epoch % config.train.save_every == 0:
             self.checkpoints.save(state, self.description, scores or None)
+        return scores
+
+    def evaluate(self, state: TrainState, epoch: int, log: MetricsLog, bar: tqdm) -> dict[str, float]:
+        """Evaluates the state after `epoch` epochs, logs and returns the numbers; none where there are no queries."""
+        if not self.records.targets:
+            return {}
+        bar.set_description("evaluating")
+        embedder = self.embedder
+        embedder.variables = state.variables
+        results = evaluate(embedder, self.config, self.records.targets)
+        scores = headline(results)
+        several = {
+            f"{name}/{key}": x
+            for name, row in results.items()
+            for key, x in row.metrics.summary().items()
+            if len(results) > 1
+        }
+        log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
+        bar.set_description(f"epoch {epoch}/{self.config.train.epochs}")
+        bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
         return scores
 
     @functools.cached_property

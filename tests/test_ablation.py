@@ -14,6 +14,7 @@ from nrsrd_jax import ablation
 from nrsrd_jax.ablation import TABLES, Row, markdown, row_config, run_ablation, statistics
 from nrsrd_jax.data.readers import SOURCES
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.evaluation import TITLES
 
 ROWS = TABLES["2"][:2]
 CONFIG = """
@@ -36,25 +37,55 @@ def file(tmp_path):
 
 
 def scores(*values):
-    return [dict.fromkeys(ablation.SCORES, value) for value in values]
+    return [dict.fromkeys(TITLES, value) for value in values]
 
 
 def test_mean_spread_and_paired_difference_by_hand():
-    first, second = statistics({"baseline": scores(0.1, 0.3), "nra": scores(0.2, 0.5)})
+    first, second = statistics({"baseline": scores(0.1, 0.3), "nra": scores(0.2, 0.5)}, ROWS)
     np.testing.assert_allclose(first["mAP"], (0.2, np.sqrt(0.02)))
     np.testing.assert_allclose(second["difference"], (0.15, np.sqrt(0.005)))
     assert (first["seeds"], np.isnan(first["difference"]).all()) == (2, True)
-    assert statistics({"baseline": scores(0.1), "nra": []})[-1]["name"] == "baseline"
+    assert statistics({"baseline": scores(0.1), "nra": []}, ROWS)[-1]["name"] == "baseline"
+
+
+def test_a_backbone_is_compared_with_itself():
+    """Table 3 asks what NRA adds to each backbone, not what the backbone adds."""
+    rows = TABLES["3"][:4]
+    table = statistics({row.name: scores(x) for row, x in zip(rows, (0.1, 0.2, 0.5, 0.4), strict=True)}, rows)
+    np.testing.assert_allclose([row["difference"][0] for row in table], [np.nan, 0.1, np.nan, -0.1])
 
 
 def test_the_papers_row_stands_beside_ours():
-    text = markdown({"baseline": scores(0.1), "nra": scores(0.2)}, ROWS)
+    text = markdown({"baseline": scores(0.1), "nra": scores(0.2)}, ROWS, ROWS)
     assert text.splitlines()[3] == "| nra | 1 | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | +10.0 | 10.4 | 21.8 | 39.0 |"
-    assert "paper" not in markdown({"baseline": scores(0.1)})
+    assert "paper" not in markdown({"baseline": scores(0.1), "nra": []}, ROWS)
+
+
+def test_seeds_are_told_apart_and_paired(file, tmp_path, monkeypatch):
+    """Two rows × two seeds, without training: each has its own folder and seed, the table all of them."""
+    seen = []
+
+    def train(config, workdir):
+        seen.append((Path(workdir).name, config.train.seed, config.model.norm_ratio))
+        return scores(len(seen) / 10)[0]
+
+    monkeypatch.setattr(ablation, "train", train)
+    run_ablation(file, ROWS, 2, tmp_path / "w", {})
+    assert seen == [
+        ("baseline-seed0", 0, False), ("nra-seed0", 0, True), ("baseline-seed1", 1, False), ("nra-seed1", 1, True),
+    ]  # fmt: skip
+    table = (tmp_path / "w/ablation.md").read_text().splitlines()
+    assert table[2].startswith("| baseline | 2 | 20.0 ± 14.1 |")
+    assert table[3].startswith("| nra | 2 | 30.0 ± 14.1 |")
+    assert table[3].endswith("| +10.0 ± 0.0 |")
+    rows = list(csv.reader((tmp_path / "w/ablation.csv").read_text().splitlines()))
+    assert [row[:3] for row in rows[1:]] == [
+        ["baseline", "0", "0.1"], ["baseline", "1", "0.3"], ["nra", "0", "0.2"], ["nra", "1", "0.4"],
+    ]  # fmt: skip
 
 
 def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
-    """Killed before the second row: the rerun trains that alone, and a third trains nothing."""
+    """Killed before the second row: the rerun trains that, and a third trains nothing."""
     trained, real = [], ablation.train
 
     def train(config, workdir):
@@ -66,22 +97,22 @@ def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", train)
     with pytest.raises(KeyboardInterrupt):
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
-    assert "| baseline | 1 |" in (tmp_path / "w/ablation.md").read_text()
+    table = (tmp_path / "w/ablation.md").read_text()
+    assert "| baseline | 1 |" in table
+    assert "paper" not in table
     results = run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
-    assert trained == [("baseline-seed0", 7), ("nra-seed0", 7), ("nra-seed0", 7)]
-    assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7}) == results
-    assert len(trained) == 3
+    assert trained == [("baseline-seed0", 7), ("nra-seed0", 7), ("baseline-seed0", 7), ("nra-seed0", 7)]
     logged = json.loads((tmp_path / "w/nra-seed0/metrics.jsonl").read_text().splitlines()[-1])
     assert results["nra"][0]["mAP"] == logged["mAP"]
-    rows = list(csv.DictReader((tmp_path / "w/ablation.csv").read_text().splitlines()))
-    assert [(row["row"], float(row["mAP"])) for row in rows] == [(name, x[0]["mAP"]) for name, x in results.items()]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
+    for split, count in (("train", 32), ("query", 4)):  # as if this were Night600
+        monkeypatch.setitem(SOURCES["night600"].published[""], split, count)
+    assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7}) == results
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
+    assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
-    assert "paper" not in (tmp_path / "w/ablation.md").read_text()
     with pytest.raises(InputError, match="other options"):
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
-    monkeypatch.setitem(SOURCES["night600"].published[""], "train", 32)  # as if this were Night600
-    run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
-    assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
 
 
 def test_a_mistake_in_the_last_row_shows_before_the_first_is_trained(file, tmp_path, monkeypatch):

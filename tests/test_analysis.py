@@ -13,8 +13,9 @@ from people import write_images
 from PIL import Image
 
 from nrsrd_jax.analysis import plots, statistics, tables
+from nrsrd_jax.analysis.__main__ import main
 from nrsrd_jax.analysis.maps import Maps, Probe, token_norm
-from nrsrd_jax.analysis.statements import check, sentence
+from nrsrd_jax.analysis.statements import check, leverage_sentence
 from nrsrd_jax.analysis.study import Study
 from nrsrd_jax.checkpoint import Description, load, save_weights
 from nrsrd_jax.errors import InputError
@@ -28,25 +29,31 @@ IMAGES = 5
 
 
 def planted(q=1.0, k=1.0, v=1.0, attention=None, leverage=0.0) -> Maps:
-    """Maps of two blocks and one head: norms of the patches [P] or a number, the CLS token's 0."""
+    """Maps of a last block of two heads that share whole vectors of these norms 3:4; numbers, [P] or [N, P].
+
+    The block before holds the opposite, the CLS token 0, and images differ by a factor.
+    """
     rng = np.random.default_rng(0)
 
     def every(values):
-        tokens = np.zeros((IMAGES, 2, 1, 1 + len(DISTANCE)), np.float32)
-        tokens[..., 1:] = values
-        return tokens * rng.uniform(0.9, 1.1, (IMAGES, 1, 1, 1)).astype(np.float32)
+        tokens = np.zeros((IMAGES, 2, 2, 1 + len(DISTANCE)), np.float32)
+        values = np.broadcast_to(values, (IMAGES, len(DISTANCE))) * rng.uniform(0.9, 1.1, (IMAGES, 1))
+        tokens[:, 1, 0, 1:], tokens[:, 1, 1, 1:] = 0.6 * values, 0.8 * values
+        tokens[:, 0, :, 1:] = (values.max(1, keepdims=True) + 1 - values)[:, None]
+        return tokens
 
-    weights = every(1.0) if attention is None else every(attention)
+    weights = every(1.0 if attention is None else attention)
     weights /= weights.sum(-1, keepdims=True)
-    spreads = np.full((IMAGES, 2, 1), 1.0), np.full((IMAGES, 1), leverage)
+    spreads = np.full((IMAGES, 2, 2), 1.0), np.full((IMAGES, 2), leverage)
     return Maps(every(q), every(k), every(v), weights, *spreads)
 
 
-def study(maps: dict, person=None, with_nra=None) -> Study:
+def study(maps: dict, person=None, brightness=128, **fields) -> Study:
     given = maps[None]
-    pixels = {light: np.zeros((IMAGES, 128, 64, 3), np.uint8) for light in maps}
+    pixels = {light: np.full((IMAGES, 128, 64, 3), brightness, np.uint8) for light in maps}
     paths = [Path(f'{i}, "x".jpg') for i in range(IMAGES)]
-    return Study("name", paths, "maet", GRID, pixels, maps, with_nra or given, given, 1.0, True, person)
+    parts = {"with_nra": given, "without_nra": given, "strength": 1.0, "trained": True} | fields
+    return Study("name", paths, "maet", GRID, pixels, maps, person=person, **parts)
 
 
 def test_distance_is_of_patch_centres_in_half_diagonals():
@@ -64,16 +71,16 @@ def test_a_planted_line_is_found():
 
 def test_interval_by_hand():
     value = statistics.interval(np.array([1.0, 3.0, np.nan]))
-    np.testing.assert_allclose(value[:3], (2, 2 - 1.96, 2 + 1.96))
+    np.testing.assert_allclose(value[:3], (2, 2 - 12.706, 2 + 12.706), rtol=1e-4)  # Student's t of two numbers
     assert value.images == 2
     assert statistics.interval(np.array([np.nan])).images == 0
 
 
 @pytest.mark.parametrize(("light_falls", "centre", "border", "like", "expected"), [
     (0.5, -1, 1, -1, ["yes", "yes", "yes", "yes"]),
-    (1.0, 1, -1, -1, ["no", "no", "no", "no"]),  # the opposite of what the paper says, and no change
-    (2.0, 0, 0, 1, ["not tested", "not tested", "not tested", "no"]),  # constant norms have no correlation
-    (0.95, -1, 1, 1, ["yes", "yes", "no", "no"]),  # a change by less than a tenth counts as none
+    (1.0, 1, -1, -1, ["no, the opposite", "no, the opposite", "no, the opposite", "no"]),
+    (2.0, 0, 0, 1, ["not tested", "not tested", "not tested", "no, the opposite"]),  # constant: no correlation
+    (0.95, -1, 1, 1, ["yes", "yes", "no, the opposite", "no"]),  # a change by less than a tenth counts as none
 ])  # fmt: skip
 def test_statements_on_planted_norms(light_falls, centre, border, like, expected):
     q, k, v = (10 + slope * DISTANCE for slope in (centre, border, like))
@@ -81,18 +88,40 @@ def test_statements_on_planted_norms(light_falls, centre, border, like, expected
     assert [statement.verdict for statement in check(study(lights))] == expected
 
 
-def test_the_person_is_where_the_query_norm_is_looked_at():
+def test_images_that_disagree_support_nothing():
+    """Per-image correlations of −1, −1, +1, −1, +1: their mean is beyond a tenth, their interval covers 0."""
+    q = 10 + np.array([-1, -1, 1, -1, 1])[:, None] * DISTANCE
+    first = check(study({None: planted(q)}))[0]
+    assert (round(first.value.mean, 3), first.verdict) == (-0.2, "no")
+    assert (
+        check(study({None: planted(q * 0 + np.where(np.arange(IMAGES) == 0, 1, 0)[:, None] * DISTANCE)}))[0].verdict
+        == "not tested"
+    )  # of a single image nothing can be said
+
+
+def test_the_person_stands_for_the_centre():
     person = statistics.centre_region(GRID)
-    dark = np.where(person, 1.0, 10.0)
-    falls = check(study({None: planted(10.0), 1.0: planted(10.0), 0.1: planted(dark)}, person))[-1]
+    dark = np.where(person, 1.0, 20.0)
+    lights = {None: planted(np.where(person, 10.0, 9.0), np.where(person, 9.0, 10.0)), 1.0: planted(10.0)}
+    q, k, _, falls = check(study(lights | {0.1: planted(dark)}, person))
+    assert (q.value.mean, k.value.mean) == (pytest.approx(-1), pytest.approx(1))
+    assert "with being background" in q.statistic
     assert falls.value.mean == pytest.approx(-0.9)
-    assert "of the person, light 1 to 0.1" in falls.statistic
+    assert "of the person from light 1 to 0.1" in falls.statistic
 
 
-def test_without_lights_the_fourth_statement_is_not_tested():
-    fourth = check(study({None: planted()}))[-1]
-    assert fourth.holds is None
-    assert sentence(fourth) == "Q norms fall as light falls: not tested (needs two lights)"
+def test_all_lights_count_in_the_fall():
+    """By hand: of 10, 4, 10 at light 1, 0.1, 0.01 the fitted line is level at 8."""
+    lights = {1.0: planted(10.0), 0.1: planted(4.0), 0.01: planted(10.0)}
+    falls = check(study({None: planted(10.0)} | lights))[-1]
+    assert (falls.value.mean, falls.verdict) == (pytest.approx(0, abs=1e-6), "no")
+
+
+def test_what_cannot_be_tested_says_why():
+    lights = {None: planted(), 1.0: planted(10.0), 0.1: planted(1.0)}
+    assert str(check(study({None: planted()}))[-1]) == "Q norms fall as light falls: not tested (needs two lights)"
+    dark = check(study(lights, brightness=33))[-1]
+    assert str(dark).endswith("not tested (these images are dark, mean luminance 33 of 255: give bright ones)")
 
 
 def test_regions():
@@ -117,15 +146,15 @@ def test_masks_are_read_by_patch(tmp_path):
         statistics.read_masks(tmp_path, [Path("a.jpg")], GRID)
 
 
-@pytest.mark.parametrize(("leverage", "verdict"), [(0.01, "too small to matter"), (0.5, "NRA changes where")])
-def test_leverage_is_told_in_a_sentence(leverage, verdict):
-    moved = statistics.leverage_sentence(planted(leverage=leverage), planted(), 1.0)
-    assert verdict in moved
-    assert f"by {leverage:.3g} nats, the logits by 1 " in moved
+def test_leverage_is_told_in_a_sentence():
     left, right = np.arange(32) < 16, np.arange(32) >= 16
-    assert "100.0 % of the attention" in statistics.leverage_sentence(
-        planted(attention=left), planted(attention=right), 1
-    )
+    without = planted(attention=left)
+    few = study({None: without}, with_nra=planted(attention=left + 0.02 * right, leverage=0.01), without_nra=without)
+    assert "by 0.01 nats, the logits by 1 (" in leverage_sentence(few)
+    assert leverage_sentence(few).endswith("moves 2.0 % of the attention: too small to matter.")
+    all_of_it = study({None: without}, with_nra=planted(attention=right), without_nra=without, trained=False)
+    assert "untrained: the model has none" in leverage_sentence(all_of_it)
+    assert "moves 100.0 % of the attention: enough to change" in leverage_sentence(all_of_it)
 
 
 def test_tables_hold_the_planted_numbers(tmp_path):
@@ -140,12 +169,16 @@ def test_tables_hold_the_planted_numbers(tmp_path):
     assert float(last["0.1", "2", "q"]["person"]) / float(last["0.1", "2", "q"]["background"]) == pytest.approx(
         1.5, rel=1e-5
     )
-    assert float(last["", "1", "k"]["mean_correlation_of_images"]) == pytest.approx(-1)
+    assert float(last["", "2", "k"]["mean_correlation_of_images"]) == pytest.approx(-1)
+    assert float(last["", "1", "k"]["mean_correlation_of_images"]) == pytest.approx(1)
+    assert float(rows["images"][0]["cls_q_norm"]) == 0
+    head = [float(row["k_norm"]) for row in rows["heads"] if (row["light"], row["block"]) == ("", "2")]
+    assert head[1] / head[0] == pytest.approx(8 / 6, rel=1e-5)
     assert rows["images"][0]["image"] == '0, "x".jpg'
     assert float(rows["images"][0]["attention_entropy"]) == pytest.approx(np.log(32), rel=1e-5)
     assert float(rows["images"][0]["attention_share_of_person"]) == pytest.approx(person.mean(), rel=1e-5)
     assert sum(int(row["patches"]) for row in rows["joint"] if row["light"] == "0.1") == IMAGES * 32
-    assert len(rows["maps"]) == 2 * 2 * 1 * 32
+    assert len(rows["maps"]) == 2 * 2 * 2 * 32
     assert all(row["logit_spread"] == "1" for row in rows["leverage"])
 
 
@@ -229,17 +262,23 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
     (["--images", "nowhere.jpg"], "cannot read the image nowhere.jpg"),
     (["--images", "."], "no pictures"),
     ([], "is no work directory of a run: name the images with --images"),
-    (["--images", ".", "--lights", "2"], "give intensities in 0..1"),
-    (["--images", ".", "--limit", "0"], "at least 1 image"),
+    (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities in 0..1"),
+    (["--images", "a.png", "--limit", "0"], "take 1 to 500 images"),
     (["--images", "a.png", "--masks", "lost"], "--masks lost is no folder"),
-    (["--images", "a.png", "--output", "a.png"], "is a file; name a folder"),
+    (["--images", "a.png", "--output", "a.png"], "--output a.png is a file; name a folder"),
     (["--images", "a.png", "--compare", "lost"], "lost holds no checkpoint"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line(checkpoint, tmp_path, arguments, message):
+def test_a_mistake_is_named(checkpoint, tmp_path, monkeypatch, arguments, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    if "." in arguments:
-        (tmp_path / "a.png").unlink()
-    done = analysis("--checkpoint", checkpoint, *arguments, cwd=tmp_path)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty" if "." in arguments else tmp_path)
+    monkeypatch.setattr(sys, "argv", ["analysis", "--checkpoint", str(checkpoint), *arguments])
+    with pytest.raises(InputError, match=message):
+        main()
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    done = analysis("--checkpoint", "lost", "--images", "lost.jpg", cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from people import small_config, write_images, write_night
 
-from nrsrd_jax import checkpoint
+from nrsrd_jax import checkpoint, training
 from nrsrd_jax import config as configuration
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
@@ -227,6 +227,26 @@ def spoil_query(place, root):
 def spoil_image(place, root):
     write_night(root)
     next((root / "bounding_box_train").iterdir()).write_bytes(b"no picture")
+
+
+def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypatch):
+    """The weights are kept; the same command evaluates them, and a third has the numbers from the log."""
+    real, calls = training.evaluate, []
+
+    def evaluate(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    config = small_config(place, train__epochs=1, model__depth=1)
+    with pytest.raises(MemoryError):
+        train(config, tmp_path / "run", jax.devices()[:1])
+    scores = train(config, tmp_path / "run", jax.devices()[:1])
+    assert scores["mAP"] > 0
+    assert train(config, tmp_path / "run", jax.devices()[:1]) == scores
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize(

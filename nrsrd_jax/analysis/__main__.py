@@ -12,18 +12,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from .. import config as configuration
 from ..command import one_line
+from ..config import Config
 from ..errors import InputError
-from ..files import expanded
+from ..files import expanded, writable_folder
 from ..illumination import read_lights
 from ..inputs import read_targets
 from ..lowlight import PRESETS
-from . import plots, statements, statistics, tables
-from .study import make_study
+from . import plots, statements, tables
+from .study import evenly, make_study
 
+MOST = 500  # images: a ViT-B's maps take 1.2 MB of each in each light
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -37,15 +37,12 @@ def find_images(places: Sequence[Path], limit: int) -> list[Path]:
             found.append(place)
     if not found:
         raise InputError(f"no pictures ({', '.join(ENDINGS)}) in {', '.join(map(str, places))}")
-    return [found[i] for i in np.unique(np.linspace(0, len(found) - 1, limit).round().astype(int))]
+    return [found[i] for i in evenly(len(found), limit)]
 
 
-def queries_of(workdir: Path) -> list[Path]:
-    """The query images of a run's data. InputError if it is no run, or has none."""
-    if not (workdir / "config.json").is_file():
-        raise InputError(f"{workdir} is no work directory of a run: name the images with --images")
-    targets = read_targets(configuration.load(workdir / "config.json"))
-    return list(next(iter(targets.values())).query.paths)
+def queries_of(config: Config) -> list[Path]:
+    """The query images of a run's data. InputError if there are none."""
+    return list(next(iter(read_targets(config).values())).query.paths)
 
 
 def main() -> None:
@@ -63,23 +60,27 @@ def main() -> None:
         default="1,0.5,0.2,0.1,0.05",
         help="intensities in 0..1 to degrade to; '' for none; default: %(default)s",
     )
-    parser.add_argument("--preset", choices=PRESETS, default="maet", help="how it degrades; default: %(default)s")
+    parser.add_argument("--preset", choices=PRESETS, help="how it degrades; default: as the run does, else maet")
     region = parser.add_mutually_exclusive_group()
     region.add_argument("--masks", type=Path, help="a folder of person masks, named as the images")
     region.add_argument("--centre", action="store_true", help="take an ellipse in the middle for the person")
     parser.add_argument("--compare", type=Path, help="another run or checkpoint, shown beside in images.png")
     options = parser.parse_args()
-    if options.limit < 1:
-        raise InputError(f"--limit {options.limit}: at least 1 image is needed")
-    lights = read_lights(options.lights)
-    source, output = expanded(options.workdir or options.checkpoint), expanded(options.output)
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output {output} is a file; name a folder")
+    if not 1 <= options.limit <= MOST:
+        raise InputError(f"--limit {options.limit}: take 1 to {MOST} images; all their maps are held in memory")
+    lights = read_lights(options.lights, "--lights")
+    source = expanded(options.workdir or options.checkpoint)
+    of_run = source / "config.json"
+    config = configuration.load(of_run) if of_run.is_file() else configuration.get_config()
+    if not options.images and not of_run.is_file():
+        raise InputError(f"{source} is no work directory of a run: name the images with --images")
+    paths = find_images(options.images or queries_of(config), options.limit)
+    output = writable_folder(options.output, "--output")
     study = make_study(
         source,
-        find_images(options.images or queries_of(source), options.limit),
+        paths,
         lights=lights,
-        preset=options.preset,
+        preset=options.preset or config.degradation.preset,
         masks=options.masks and expanded(options.masks),
         centre=options.centre,
         compare=options.compare and expanded(options.compare),
@@ -88,8 +89,8 @@ def main() -> None:
     tables.write_all(study, checked, output)
     plots.write_all(study, output)
     for statement in checked:
-        print(statements.sentence(statement))
-    print(statistics.leverage_sentence(study.with_nra, study.without_nra, study.strength))
+        print(statement)
+    print(statements.leverage_sentence(study))
     print(f"figures (PNG, SVG) and tables (CSV) are in {output}")
 
 

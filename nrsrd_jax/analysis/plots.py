@@ -14,7 +14,7 @@ from ..files import written_whole
 from ..sheet import brighten
 from .maps import Maps
 from .statistics import VECTORS, centre_distance, joint_histogram, patch_attention, patch_norms, trend
-from .study import Study, light_name
+from .study import Study, evenly, light_name
 from .tables import by_image
 
 COLOURS: dict[str, str] = {"q": "C0", "k": "C1", "v": "C2"}
@@ -100,7 +100,7 @@ def single_images(study: Study) -> Figure:
         columns["compared:\nattention"] = patch_attention(maps)
         columns |= {f"its {norm}": values for norm, values in norm_columns(maps).items()}
         title += f"; compared: {name}"
-    shown = np.unique(np.linspace(0, len(study.paths) - 1, SHOWN).round().astype(int))
+    shown = evenly(len(study.paths), SHOWN)
     chosen = {name: values[shown] for name, values in columns.items()}
     names = [study.paths[index].name[:24] for index in shown]
     return rows_of_maps(study.images[None][shown], names, chosen, study.grid, title)
@@ -187,7 +187,8 @@ def joint(study: Study) -> Figure:
     """How often a patch has which Q and K norm (figure 3): as given, and in the least light. Lines at the medians."""
     given, *lights = study.maps
     shown = {light: study.maps[light] for light in (given, *lights[-1:])}
-    histograms = joint_histogram(shown.values())
+    every = dict(zip(study.maps, joint_histogram(study.maps.values()), strict=True))
+    histograms = [every[light] for light in shown]
     figure = Figure(figsize=(4.4 * len(shown) + 0.6, 4.2), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     most = max(counts.max() for counts, _, _ in histograms)

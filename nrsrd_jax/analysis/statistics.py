@@ -1,5 +1,4 @@
-"""Numbers behind the figures: norms against the distance from the image's centre, of person and background, and NRA's
-leverage.
+"""Numbers behind the figures: norms against the distance from the image's centre, of person and background.
 
 N images, P patches of a grid (rows, columns), row by row
 """
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.stats
 from PIL import Image
 
 from ..data.images import read_rgb
@@ -17,7 +17,6 @@ from .maps import Maps, token_norm
 
 VECTORS = ("q", "k", "v")
 BINS = 40  # of a joint histogram, each way
-SMALL_LEVERAGE = 0.1  # of the logits' own spread: less moves the attention little
 
 
 def patch_norms(maps: Maps, vector: str, block: int = -1) -> np.ndarray:
@@ -66,7 +65,10 @@ def trend(x: np.ndarray, y: np.ndarray) -> Trend:
 
 
 class Interval(NamedTuple):
-    """A mean over images and its 95 % interval (normal approximation); `images` are those with a number."""
+    """A mean over images and its 95 % interval (Student's t); `images` are those with a number.
+
+    It takes images for independent, which several of one person from one camera are not quite.
+    """
 
     mean: float
     low: float
@@ -79,7 +81,9 @@ def interval(values: np.ndarray) -> Interval:
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(np.nan, -np.inf, np.inf, 0)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.inf
+    half = np.inf
+    if len(values) > 1:
+        half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     mean = float(values.mean())
     return Interval(mean, float(mean - half), float(mean + half), len(values))
 
@@ -98,6 +102,8 @@ def read_masks(folder: Path, images: Sequence[Path], grid: tuple[int, int]) -> n
     if not folder.is_dir():
         raise InputError(f"--masks {folder} is no folder")
     found = {path.stem: path for path in sorted(folder.iterdir())}
+    if len({path.stem for path in images}) < len(images):
+        raise InputError("two images have one name but for folder and ending: --masks cannot tell them apart")
     regions = []
     for path in images:
         if path.stem not in found:
@@ -121,14 +127,6 @@ def entropy(attention: np.ndarray) -> np.ndarray:
     return -np.sum(attention * np.log(np.maximum(attention, np.finfo(np.float32).tiny)), -1)
 
 
-def leverage_sentence(with_nra: Maps, without_nra: Maps, strength: float) -> str:
-    """What NRA does in the last block: the spreads over keys of γ and of the plain logits, the attention it moves."""
-    leverage, spread = with_nra.leverage, with_nra.logit_spread[:, -1]
-    share = float(np.median(leverage / np.maximum(spread, np.finfo(np.float32).tiny)))
-    moved = np.abs(with_nra.attention[:, -1] - without_nra.attention[:, -1]).sum(-1).mean() / 2
-    verdict = "too small to matter" if share < SMALL_LEVERAGE else "NRA changes where the CLS token looks"
-    return (
-        f"NRA at λ = {strength:.4g}: γ spreads over the keys by {np.median(leverage):.3g} nats, the logits by "
-        f"{np.median(spread):.3g} (medians over heads and images); at {share:.2g} of their spread it moves "
-        f"{100 * moved:.1f} % of the attention: {verdict}."
-    )
+def moved_attention(left: Maps, right: Maps) -> float:
+    """The share of the CLS query's attention in the last block that lies elsewhere, mean over images and heads."""
+    return float(np.abs(left.attention[:, -1] - right.attention[:, -1]).sum(-1).mean() / 2)

@@ -13,6 +13,8 @@ from ..models.attention import NormRatio
 from .maps import Maps, Probe
 from .statistics import centre_region, read_masks
 
+BATCH = 64  # images to degrade at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -71,9 +73,13 @@ def make_study(
     given = np.empty((len(paths), *size, 3), np.uint8)
     decode_many(paths, size, "bilinear", given)
     images: dict[float | None, np.ndarray] = {None: given}
-    images |= {light: darkener(light, {"preset": preset}, 0)(0, given) for light in lights}
+    for light in lights:
+        darken = darkener(light, {"preset": preset}, 0)
+        starts = range(0, len(given), BATCH)
+        images[light] = np.concatenate([darken(start, given[start : start + BATCH]) for start in starts])
     maps = {light: probe(pixels, progress=light_name(light)) for light, pixels in images.items()}
-    trained, strength = probe.strength != 0, probe.strength or NormRatio().init
+    trained = probe.description.norm_ratio is not None
+    strength = probe.strength if trained else NormRatio().init
     return Study(
         name=str(source),
         paths=paths,
@@ -88,6 +94,11 @@ def make_study(
         person=person,
         compared=(str(compare), other(given, progress="compared")) if other else None,
     )
+
+
+def evenly(count: int, limit: int) -> list[int]:
+    """Indices of at most `limit` of `count` things, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, limit).round().astype(int)).tolist()
 
 
 def light_name(light: float | None) -> str:

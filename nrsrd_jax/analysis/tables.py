@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_whole
-from .maps import Maps
+from .maps import Maps, token_norm
 from .statements import Statement
 from .statistics import (
     VECTORS,
@@ -78,7 +78,7 @@ def by_block(study: Study) -> list[Row]:
 
 
 def by_head(study: Study) -> list[Row]:
-    """Per light, block and head: means over images of norms, of their correlation with the distance, of attention."""
+    """Per light, block and head: means over images of norms, their correlation with the distance, attention."""
     distance = centre_distance(study.grid)
     rows = []
     for light, maps in _each(study):
@@ -88,6 +88,7 @@ def by_head(study: Study) -> list[Row]:
                 norms = getattr(maps, f"{vector}_norm")[:, block, head, 1:]
                 row[f"{vector}_norm"] = norms.mean()
                 row[f"{vector}_correlation"] = interval(correlation(norms, distance)).mean
+            row["cls_q_norm"] = maps.q_norm[:, block, head, 0].mean()
             row["attention_entropy"] = entropy(maps.attention[:, block, head]).mean()
             row["logit_spread"] = maps.logit_spread[:, block, head].mean()
             rows.append(row)
@@ -95,7 +96,7 @@ def by_head(study: Study) -> list[Row]:
 
 
 def by_image(study: Study) -> list[Row]:
-    """Per light and image, of the last block: mean norms, the attention's entropy (mean over heads), both regions'."""
+    """Per light and image, of the last block: mean norms, the CLS query's, and the attention's entropy, by region."""
     rows, person = [], study.person
     for light, maps in _each(study):
         columns = {}
@@ -105,12 +106,13 @@ def by_image(study: Study) -> list[Row]:
             if person is not None:
                 columns[f"{vector}_norm_person"] = region_mean(norms, person)
                 columns[f"{vector}_norm_background"] = region_mean(norms, ~person)
+        columns["cls_q_norm"] = token_norm(maps.q_norm[:, -1])[:, 0]
         columns["attention_entropy"] = entropy(maps.attention[:, -1]).mean(1)
         if person is not None:
             attention = patch_attention(maps)
             columns["attention_share_of_person"] = (attention * person).sum(1) / attention.sum(1)
         for index, path in enumerate(study.paths):
-            rows.append({"light": light, "image": path.name} | {key: values[index] for key, values in columns.items()})
+            rows.append({"light": light, "image": str(path)} | {key: values[index] for key, values in columns.items()})
     return rows
 
 
@@ -131,7 +133,7 @@ def of_leverage(study: Study) -> list[Row]:
     maps = study.with_nra
     return [
         {
-            "image": study.paths[image].name,
+            "image": str(study.paths[image]),
             "head": head + 1,
             "leverage": leverage,
             "logit_spread": maps.logit_spread[image, -1, head],

@@ -169,6 +169,11 @@ def _lock(file, target: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
+def mean_luminance(images: np.ndarray) -> np.ndarray:
+    """Of uint8 images [N, H, W, 3], in 0..255; [N]."""
+    return np.array([image.mean((0, 1)) @ (0.299, 0.587, 0.114) for image in images])
+
+
 def decoding_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
     """A hash of what decoding gives: of the files' paths, sizes and times of change. InputError if one is lost."""
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, list(size), resampling]).encode())

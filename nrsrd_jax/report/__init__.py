@@ -1,5 +1,5 @@
 """One self-contained HTML page that shows an evaluation: numbers, curves, ranked lists and attention."""
 
-from .page import check_folder, write_report
+from .page import report_file, write_report
 
-__all__ = ["check_folder", "write_report"]
+__all__ = ["report_file", "write_report"]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from markupsafe import Markup
 from ..analysis.maps import Probe
 from ..data.protocol import Target
 from ..errors import InputError, printable
-from ..evaluation import RankMetrics
-from ..files import expanded, written_whole
+from ..evaluation import TITLES, RankMetrics
+from ..files import writable_folder, written_whole
 from ..scoring import Evaluation
 from .curves import read_curves
 from .overlays import make_overlays
@@ -29,25 +28,15 @@ TOP = 10
 OUTCOMES = (RIGHT, WRONG, LEFT_OUT)
 LEFT_OUT_WORDS = {"cross-camera": "same camera, left out", "all-cameras": "copy of the query, left out"}
 USUAL_RATE = 1000  # 1 false match in so many impostor pairs: what the page begins with
-METRICS = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 HERE = Path(__file__).parent
 Images = tuple[np.ndarray, np.ndarray]  # of query and gallery, uint8 [N, H, W, 3]
 
 
-def check_folder(folder: str) -> Path:
-    """The report's file in `folder`, which is made if need be. InputError if nothing can be written there."""
-    path = expanded(folder) / "index.html"
-    if path.parent.is_file():
-        raise InputError(f"--report {path.parent} is a file; name a folder, in which index.html is written")
+def report_file(folder: str) -> Path:
+    """The report's file in `folder`, which is made if need be. InputError if it cannot be written."""
+    path = writable_folder(folder, "--report") / "index.html"
     if path.is_dir():
         raise InputError(f"--report: {path} is a folder, where the report's file has to be; name another folder")
-    trial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise InputError(f"--report: cannot write in {path.parent}: {error.strerror}; name another folder") from error
     return path
 
 
@@ -174,7 +163,7 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
     environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "embedded": embedded, "flat": flat}
     scripts = [(HERE / file).read_text(encoding="utf-8") for file in ("charts.js", "overlays.js", "page.js")]
     page = environment.get_template("page.html").render(
-        name=name, result=result, sections=sections, charts=charts, metrics=METRICS, bytes_limit=PAGE_BYTES,
+        name=name, result=result, sections=sections, charts=charts, metrics=TITLES, bytes_limit=PAGE_BYTES,
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")), script=Markup("\n".join(scripts)),
     )  # fmt: skip
     return page.encode()
