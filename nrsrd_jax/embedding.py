@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from . import augment, checkpoint
@@ -33,7 +34,7 @@ class Embedder:
         model: ReID,
         variables: dict,
         description: checkpoint.Description,
-        mesh,
+        mesh: Mesh,
         batch_size: int = 256,
         flip: bool = False,
     ):
@@ -77,17 +78,11 @@ class Embedder:
             raise ValueError(
                 f"images are {images.dtype} {images.shape}; this model takes uint8 [N, {height}, {width}, 3] (RGB)"
             )
-        features = []
         # A small call is padded only to the device count, a large one to whole batches: few shapes, few compiles.
         devices = self.mesh.shape["data"]
         size = min(self.batch_size, -(-len(images) // devices) * devices) or devices
-        starts = range(0, len(images), size)
-        for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
-            batch = np.asarray(images[start : start + size])
-            if alter:
-                batch = alter(start, batch)
-            padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
-            features.append((self._forward(self.variables, jax.device_put(padded, over_data(self.mesh))), len(batch)))
+        batches = device_batches(images, size, self.mesh, progress, alter)
+        features = [(self._forward(self.variables, batch), count) for batch, count in batches]
         if not features:
             return np.zeros((0, self.variables["params"]["base"]["cls_token"].shape[-1]), np.float32)
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
@@ -97,6 +92,26 @@ class Embedder:
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def device_batches(
+    images: np.ndarray,
+    size: int,
+    mesh: Mesh,
+    progress: str = "",
+    alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
+) -> Iterator[tuple[jax.Array, int]]:
+    """Batches of `size` images, split over the devices, the last filled up with black; and how many are not that.
+
+    `progress` and `alter` are Embedder's.
+    """
+    starts = range(0, len(images), size)
+    for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
+        batch = np.asarray(images[start : start + size])
+        if alter:
+            batch = alter(start, batch)
+        padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
+        yield jax.device_put(padded, over_data(mesh)), len(batch)
 
 
 def cached_features(path: Path, embed: Callable[[], np.ndarray], count: int) -> np.ndarray:

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from .. import augment, checkpoint
+from ..embedding import device_batches
 from ..models.attention import NormRatio
 from ..models.vit import PATCH
 from ..sharding import make_mesh, over_data
@@ -39,7 +40,7 @@ class Probe:
     `grid` is the patches' (rows, columns). `strength` is the λ of NRA that the model was trained to, 0 if it has none.
     """
 
-    def __init__(self, description: checkpoint.Description, variables: dict, mesh, batch_size: int = 32):
+    def __init__(self, description: checkpoint.Description, variables: dict, mesh: Mesh, batch_size: int = 32):
         self.description, self.mesh = description, mesh
         height, width = description.image_size
         self.grid = height // PATCH, width // PATCH
@@ -74,12 +75,9 @@ class Probe:
         """The maps with NRA at λ = `strength`; by default as trained."""
         variables = self._with_strength(self.strength if strength is None else strength)
         parts = []
-        starts = range(0, len(images), self.batch_size)
-        for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
-            batch = np.asarray(images[start : start + self.batch_size])
-            padded = np.pad(batch, [(0, self.batch_size - len(batch))] + [(0, 0)] * 3)
-            maps = self._forward(variables, jax.device_put(padded, over_data(self.mesh)))
-            parts.append({name: np.asarray(value)[: len(batch)] for name, value in maps.items()})
+        for batch, count in device_batches(images, self.batch_size, self.mesh, progress):
+            maps = self._forward(variables, batch)
+            parts.append({name: np.asarray(value)[:count] for name, value in maps.items()})
         return Maps(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def _with_strength(self, strength: float) -> dict:
