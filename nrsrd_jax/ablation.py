@@ -28,7 +28,9 @@ from .errors import InputError
 from .evaluation import TITLES
 from .files import expanded, write_whole, written_whole
 from .inputs import Records
+from .metrics_log import logged_scores
 from .training import check_run, check_same_run, train
+from .workdir import owned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,7 @@ TABLES = {
         Row("vit_base_ics-nra", "nra", (10.4, 21.8, 39.0), "vit_base_ics"),
     ),
 }
-Results = dict[str, list[dict[str, float]]]  # a row's name -> the scores of each seed
+Results = dict[str, dict[int, dict[str, float]]]  # a row's name -> seed -> its scores
 
 
 def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Config:
@@ -92,11 +94,17 @@ def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, ov
         if not records.targets:
             raise InputError(f"{file}: its data has no queries; there is nothing to compare {row.name} by")
         paper = paper if is_the_papers(config, records) else ()
-    results: Results = {row.name: [] for row in rows}
-    for number, ((row, seed, config), folder) in enumerate(zip(jobs, folders, strict=True), start=1):
-        print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
-        results[row.name].append(train(config, folder))  # of a complete run what it logged
-        write(workdir, results, rows, paper)
+    with owned(workdir):
+        known = {
+            (row.name, seed): logged_scores(folder, config.train.epochs)
+            for (row, seed, config), folder in zip(jobs, folders, strict=True)
+        }
+        results: Results = {}
+        for number, ((row, seed, config), folder) in enumerate(zip(jobs, folders, strict=True), start=1):
+            print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
+            known[row.name, seed] = train(config, folder)  # of a complete run what it logged
+            results = {row.name: {s: known[row.name, s] for s in range(seeds) if known[row.name, s]} for row in rows}
+            write(workdir, results, rows, paper)
     return results
 
 
@@ -113,14 +121,16 @@ def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
     """Per row: `name`, `seeds`, the mean and the standard deviation over seeds of each score and, as `difference`, of
     the mAP's difference from the last baseline above with the same seed; in 0..1, NaN where there is nothing to tell.
     """
-    table, baseline = [], []
+    table: list[dict[str, Any]] = []
+    baseline: dict[int, dict[str, float]] = {}
     for row in rows:
         runs = results[row.name]
+        if row.variant == "baseline":
+            baseline = runs
         if runs:
-            baseline = runs if row.variant == "baseline" else baseline
-            columns = {score: [run[score] for run in runs] for score in TITLES}
-            pairs = zip(columns["mAP"], (run["mAP"] for run in baseline), strict=False)
-            columns["difference"] = [own - other for own, other in pairs] if runs is not baseline else []
+            columns = {score: [run[score] for run in runs.values()] for score in TITLES}
+            paired = [runs[seed]["mAP"] - baseline[seed]["mAP"] for seed in runs.keys() & baseline.keys()]
+            columns["difference"] = [] if row.variant == "baseline" else paired
             table.append({"name": row.name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
     return table
 
@@ -158,17 +168,18 @@ def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[R
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(["row", "seed", *TITLES])
     for name, runs in results.items():
-        writer.writerows([name, seed, *(run[score] for score in TITLES)] for seed, run in enumerate(runs))
+        writer.writerows([name, seed, *(run[score] for score in TITLES)] for seed, run in runs.items())
     write_whole(workdir / "ablation.csv", lines.getvalue())
     figure = Figure(figsize=(7, 0.5 * len(results) + 1.5), layout="constrained")
     axes = figure.subplots()
-    for y, row in enumerate(statistics(results, rows)):
+    shown = statistics(results, rows)
+    for y, row in enumerate(shown):
         mean, std = (100 * x for x in row["mAP"])
         axes.errorbar(mean, y, xerr=0 if math.isnan(std) else std, fmt="o", color="C0", capsize=4)
-        dots = [100 * run["mAP"] for run in results[row["name"]]]
+        dots = [100 * run["mAP"] for run in results[row["name"]].values()]
         axes.plot(dots, [y + 0.2] * len(dots), "k.", markersize=4)
-    axes.set_yticks(range(len(results)), list(results))
-    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_yticks(range(len(shown)), [row["name"] for row in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set(xlabel="mAP of the last epoch (%): mean, standard deviation, and each seed")
     axes.grid(axis="x", alpha=0.3)
     with written_whole(workdir / "ablation.png") as partial:

@@ -2,16 +2,18 @@
 
 A checkpoint is a directory of Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats), when it
 came from training `optimizer`, and when it came from PyTorch perhaps `torch`, tensors that convert/ gives back. A
-training run keeps its best and its last under `WORKDIR/checkpoints/`.
+training run keeps its best and its last two under `WORKDIR/checkpoints/`. Hashes tell a damaged one.
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,12 +97,16 @@ class Description:
         return self.backbone, self.depth, self.classes, self.aux_classes, bool(self.norm_ratio)
 
 
+class Damaged(InputError):
+    """A checkpoint that cannot be read, or holds something else than was saved."""
+
+
 class Checkpoints:
-    """The checkpoints of one training run: the best by `mAP` (if it is evaluated) and the last."""
+    """The checkpoints of one training run: the best by `mAP` (if it is evaluated) and the last two."""
 
     def __init__(self, workdir: str | Path):
         policy = AnyPreservationPolicy(
-            [LatestN(1), BestN(n=1, get_metric_fn=lambda m: m["mAP"], keep_checkpoints_without_metrics=False)]
+            [LatestN(2), BestN(n=1, get_metric_fn=lambda m: m["mAP"], keep_checkpoints_without_metrics=False)]
         )
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda m: m["mAP"],
@@ -117,20 +123,56 @@ class Checkpoints:
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
         """Writes the state, on an accelerator in the background.
 
-        It counts only once whole: a kill while saving leaves the last one.
+        It counts only once whole: a kill while saving leaves the last one, and so does a full disk, an InputError. A
+        step that is saved stays as it is.
         """
+        step, directory = int(state.step), Path(self._manager.directory)
+        if step == self._manager.latest_step():
+            return
+        hashes = {"weights_sha256": weights_hash(state.variables), "optimizer_sha256": weights_hash(state.opt_state)}
+        description = dataclasses.replace(description, provenance=description.provenance | hashes)
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave(state.opt_state),
             model=ocp.args.JsonSave(dataclasses.asdict(description)),
         )
-        self._manager.save(int(state.step), args=items, metrics=metrics)
+        with self._saving(f"the checkpoint of step {step}"):
+            check_space(directory, (state.variables, state.opt_state))
+            self._manager.save(step, args=items, metrics=metrics)
 
-    def restore(self, step: int, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
-        """The state saved at `step`, laid out by `shardings`; `state` gives shapes and types.
+    @contextlib.contextmanager
+    def _saving(self, what: str) -> Iterator[None]:
+        """Whatever Orbax raises while it writes, as an InputError that names the last good checkpoint."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # TensorStore says ValueError of a full disk
+            directory = Path(self._manager.directory)
+            steps = saved_steps(directory.parent)
+            last = f"the last good one is {steps[-1]}" if steps else "there is no other yet"
+            reason = str(error).partition("\n")[0][:300]
+            raise InputError(
+                f"cannot save {what} in {directory}: {reason}; {last}. Make room, then the same command goes on"
+            ) from error
 
-        InputError if the run began with other images, or another teacher, than `description` tells of.
+    def restore(self, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
+        """The last state that is not damaged, laid out by `shardings`; `state` gives shapes and types.
+
+        Damaged ones are told of and set aside. InputError if all are, or if the run began with other images, or another
+        teacher, than `description` tells of.
         """
+        directory = Path(self._manager.directory)
+        for step in reversed(saved_steps(directory.parent)):
+            try:
+                return self._restore_step(step, state, shardings, description)
+            except Damaged as error:
+                print(f"warning: {error}; going on from the one before, if any", file=sys.stderr)
+            (directory / str(step)).rename(directory / f"damaged-{step}")
+            self._manager.reload()
+        raise InputError(f"all checkpoints in {directory} are damaged; remove the folder to begin anew")
+
+    def _restore_step(
+        self, step: int, state: TrainState, shardings: TrainState, description: Description
+    ) -> TrainState:
         saved = self._restore(step, model=ocp.args.JsonRestore())["model"]["provenance"]
         for name in ("train", "aux_bright", "aux_dark"):
             if saved["data"].get(name) != description.provenance["data"].get(name):
@@ -143,6 +185,10 @@ class Checkpoints:
             weights=ocp.args.StandardRestore(abstract.variables),
             optimizer=ocp.args.StandardRestore(abstract.opt_state),
         )
+        for name, values in restored.items():
+            expected = saved.get(f"{name}_sha256")  # none before version 0.1
+            if expected and weights_hash(values) != expected:
+                raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: its {name} changed since")
         step_array = jax.device_put(np.int32(step), shardings.step)
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
 
@@ -150,12 +196,12 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, TypeError, OSError) as error:
-            path = Path(self._manager.directory) / str(step)
-            raise InputError(f"{path} is damaged; remove it to go on from an earlier checkpoint, if any") from error
+            raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged") from error
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
+        """Waits for what is being written. InputError as `save`."""
+        with self._saving("the last checkpoint"):
+            self._manager.close()
 
 
 def _handlers() -> dict:
@@ -214,7 +260,7 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
         variables = checkpointer.restore(path, args=items)["weights"]
     saved = description.provenance.get("weights_sha256")
     if saved and weights_hash(variables) != saved:
-        raise InputError(f"{path} is damaged: its weights are not those that were saved; convert again")
+        raise InputError(f"{path} is damaged: its weights are not those that were saved")
     return description, variables
 
 
@@ -230,20 +276,22 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
     items["model"] = ocp.args.JsonSave(dataclasses.asdict(description))
     if kept:
         items["torch"] = ocp.args.StandardSave(kept)
-    needed = sum(array.nbytes for array in jax.tree.leaves((variables, kept)))
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(directory.parent).free
-        if free < needed + 2**20:
-            raise InputError(f"cannot write {directory}: it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
+        check_space(directory.parent, (variables, kept))
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory, args=ocp.args.Composite(**items))
-    except InputError:
-        raise
     except OSError as error:
         raise InputError(f"cannot write {directory}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"cannot write {directory}: {str(error).splitlines()[0]}") from error
+
+
+def check_space(directory: Path, tree: Any) -> None:
+    """OSError if the arrays of `tree` have no room on the disk of a directory."""
+    needed, free = sum(array.nbytes for array in jax.tree.leaves(tree)), shutil.disk_usage(directory).free
+    if free < needed + 2**20:
+        raise OSError(errno.ENOSPC, f"it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
 
 
 def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
@@ -270,8 +318,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is no readable checkpoint: {reason[:200]}") from error
 
 
-def weights_hash(variables: dict) -> str:
-    """SHA-256 over the names and bytes of all weights."""
+def weights_hash(variables: Any) -> str:
+    """SHA-256 over the names and bytes of all arrays of a tree."""
     digest = hashlib.sha256()
     for name, value in jax.tree_util.tree_leaves_with_path(variables):
         digest.update(jax.tree_util.keystr(name).encode() + np.asarray(value).tobytes())

@@ -1,5 +1,6 @@
 """What train.py and eval.py share: their flags are parsed, and a mistake of the user's ends in one line."""
 
+import argparse
 import contextlib
 import io
 import os
@@ -12,7 +13,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from .errors import InputError, printable
+from .errors import InputError, Stopped, printable
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -37,10 +38,17 @@ def run(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
     app.run(guarded, flags_parser=_parse)
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that ends with one line where a flag is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}; see --help")
+
+
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:
     """Calls `main()`; an InputError, or what the file system refuses, is printed as one line, and the exit status is 2.
 
-    Ctrl-C prints `interrupted`; the status is 130.
+    Ctrl-C prints `interrupted`; the status is 130. `Stopped` is no error.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of odd pictures: what matters about them is an error of ours
     for stream in (sys.stdout, sys.stderr):
@@ -51,6 +59,8 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
         sys.stdout.flush()
     except InputError as error:
         _leave(f"error: {error}", 2)
+    except Stopped as end:
+        print(printable(end), flush=True)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -76,13 +86,18 @@ def _one_line_errors() -> Iterator[None]:
         text = str(error)
         if "takes 0 positional arguments" in text:
             _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants: leave out the colon")
-        _fail(text.rpartition("InputError: ")[2].strip().splitlines()[0])
+        if "InputError: " in text:
+            _fail(text.rpartition("InputError: ")[2].strip().splitlines()[0])
+        lines = text.strip().splitlines()
+        _fail(lines[0] + (f" {lines[-1].strip()}" if len(lines) > 1 else ""))
     except (AttributeError, KeyError) as error:
         cause = error.args[0]
         text = cause.args[0] if isinstance(cause, KeyError) else cause
         _fail("unknown option: " + " ".join(str(text).replace("'", "").split()))
     except OSError as error:
         _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
+    except Exception as error:  # whatever a config file does
+        _fail(f"the config file fails: {type(error).__name__}: {error}")
 
 
 def _leave(message: str, status: int) -> NoReturn:

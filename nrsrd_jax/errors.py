@@ -1,4 +1,4 @@
-"""The one error that people see as a single line, and text of theirs that is safe to show."""
+"""What people see as a single line, an error or an early end, and text of theirs that is safe to show."""
 
 
 class InputError(ValueError):
@@ -6,6 +6,10 @@ class InputError(ValueError):
 
     `train.py` and `eval.py` print it without a traceback; any other exception is a fault of the program.
     """
+
+
+class Stopped(Exception):
+    """The run was told to end (SIGTERM) and has saved what it has. The message says how to go on; the status is 0."""
 
 
 def printable(text: object, limit: int = 0) -> str:

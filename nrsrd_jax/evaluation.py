@@ -83,7 +83,11 @@ def rank_metrics(
 
     ValueError if shapes disagree, a distance is NaN, or no query has a match. The CMC has min(max_rank, G) entries.
     """
+    if np.ma.isMaskedArray(distances):
+        raise ValueError("distances are masked; fill them")
     distances = np.asarray(distances)
+    if distances.dtype.kind not in "fiu":
+        raise ValueError(f"distances are of type {distances.dtype}; they must be real numbers")
     _check_counts(distances.shape, query_ids, gallery_ids)
     if any(np.isnan(row).any() for row in distances):
         raise ValueError("a distance is NaN: the features behind it are not finite")
@@ -130,6 +134,10 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
 
 def unit_rows(features: np.ndarray) -> np.ndarray:
     """Features [N, D] as float32 rows of length 1; rows of zeros stay. ValueError if they are no finite rows."""
+    features = np.asarray(features)
+    if features.dtype == np.float64 and features.ndim == 2 and features.size:  # some do not fit in float32
+        largest = np.abs(features).max(1, keepdims=True)
+        features = features / np.where(np.isfinite(largest) & (largest > 0), largest, 1)
     rows = np.array(features, np.float32)
     if rows.ndim != 2:
         raise ValueError(f"features are {rows.shape}; they must be rows [N, D]")
@@ -178,7 +186,9 @@ def rank_by(
     """
     mesh = mesh or make_mesh()
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
-    query_ids, gallery_ids, query_cameras, gallery_cameras = map(np.asarray, labels)
+    query_ids, gallery_ids, query_cameras, gallery_cameras = arrays = tuple(map(np.asarray, labels))
+    if any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
+        raise ValueError("an identity or camera is NaN")
     if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
         raise ValueError("identities and cameras are not as many")
     if max_rank < 1:

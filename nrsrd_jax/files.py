@@ -31,6 +31,14 @@ def writable_folder(folder: str | Path, option: str) -> Path:
     return folder
 
 
+def writable_file(path: str | Path, option: str) -> Path:
+    """A file's path with its folder made. InputError, naming the option, if it is no file or cannot be written."""
+    path = expanded(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} {path} is {'a folder' if path.is_dir() else 'no regular file'}; name a file")
+    return writable_folder(path.parent, option) / path.name
+
+
 @contextlib.contextmanager
 def readable(image: Path) -> Iterator[None]:
     """Turns what the file system says of an image into an InputError."""
@@ -44,8 +52,11 @@ def readable(image: Path) -> Iterator[None]:
 def written_whole(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which then becomes `path`: a kill leaves the old file or the new one.
 
-    InputError if it cannot be written.
+    A symbolic link stays one, to the new file. InputError if it cannot be written, or is a device or folder.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {path}: it is no regular file; name another")
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,10 +65,11 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text file, whole. InputError if it cannot be written."""
+    """A text file in UTF-8, whole; what cannot be encoded is escaped. InputError if it cannot be written."""
     with written_whole(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -30,6 +30,11 @@ class Records:
     dark: datasets.Split | None
     plans: dict[str, BatchPlan]  # "real", and "aux" with an auxiliary domain
 
+    @property
+    def domains(self) -> dict[str, datasets.Split]:
+        """The images that the plans' indices are of."""
+        return {"real": self.train} | ({"aux": self.bright} if self.bright else {})
+
     def hash(self) -> dict[str, str]:
         """A file-list hash per split, to stamp into results."""
         splits = {"train": self.train, "aux_bright": self.bright, "aux_dark": self.dark}

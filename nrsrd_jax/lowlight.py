@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from .command import one_line
+from .command import Parser, one_line
 from .data.images import read_rgb
 from .errors import InputError
 from .files import written_whole
@@ -202,7 +202,7 @@ def describe(images: list[np.ndarray]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m nrsrd_jax.lowlight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")

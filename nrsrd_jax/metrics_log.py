@@ -3,29 +3,27 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from .files import write_whole
 
+NAME = "metrics.jsonl"
+
 
 class MetricsLog:
     """Appends to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard.
 
-    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again. `scores` are
-    those of an evaluation after just `start` steps, if it was logged.
+    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again.
     """
 
     def __init__(self, workdir: Path, start: int):
-        path = workdir / "metrics.jsonl"
-        self.scores: dict[str, float] = {}
+        path = workdir / NAME
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-            for row in map(json.loads, kept):
-                if row["step"] == start and "mAP" in row:
-                    self.scores = {name: value for name, value in row.items() if name not in ("step", "epoch")}
-            write_whole(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+            kept = [row for row in read_metrics(workdir) if row["step"] <= start]
+            write_whole(path, "".join(f"{json.dumps(row)}\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
@@ -43,8 +41,30 @@ class MetricsLog:
         self._board.close()
 
 
-def _step(line: str) -> float:
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """What a run logged: per line `step` and finite numbers by name. Lines that are none, as a kill cuts them, are left
+    out; no lines if there is no log.
+    """
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # a line cut off by a kill
+        lines = (workdir / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and _is_number(row.get("step")):
+            rows.append({name: value for name, value in row.items() if _is_number(value)})
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def logged_scores(workdir: Path, epoch: int) -> dict[str, float]:
+    """The scores that a run logged after so many epochs; none if it was not evaluated then."""
+    found = [row for row in read_metrics(workdir) if "mAP" in row and row.get("epoch") == epoch]
+    return {name: value for name, value in found[-1].items() if name not in ("step", "epoch")} if found else {}

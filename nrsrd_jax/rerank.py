@@ -60,6 +60,7 @@ def reranked_distances(
     are not finite, or of different widths.
     """
     _check_parameters(k1, k2, lambda_value)
+    _check_features(query_features, gallery_features)
     mesh = mesh or make_mesh()
     features = unit_rows(np.concatenate([query_features, gallery_features]))
     queries = len(query_features)
@@ -184,6 +185,7 @@ def expand_queries(
     """
     if nearest < 1:
         raise ValueError(f"query expansion takes at least 1 of the nearest, not {nearest}")
+    _check_features(query_features, gallery_features)
     mesh = mesh or make_mesh()
     query, gallery = unit_rows(query_features), unit_rows(gallery_features)
     distances = unit_distances(query, gallery, mesh)
@@ -194,6 +196,14 @@ def expand_queries(
         found = np.asarray(_nearest_and_farthest(distances(rows), k)[0])
         expanded[rows] = (query[rows] + gallery[found].sum(1)) / (1 + k)
     return expanded
+
+
+def _check_features(query: np.ndarray, gallery: np.ndarray) -> None:
+    """ValueError for features of different widths, or none."""
+    if np.ndim(query) != 2 or np.ndim(gallery) != 2 or np.shape(query)[1] != np.shape(gallery)[1]:
+        raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
+    if not len(query) or not len(gallery):
+        raise ValueError("there are no queries, or no gallery images")
 
 
 def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:

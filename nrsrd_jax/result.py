@@ -26,7 +26,7 @@ from .data.protocol import PROTOCOLS, Target
 from .embedding import Embedder
 from .errors import InputError
 from .evaluation import TITLES, RankMetrics
-from .files import expanded, write_whole, written_whole
+from .files import expanded, writable_file, write_whole, written_whole
 from .illumination import SEED, plot
 from .inputs import read_targets, read_test_images, test_data
 from .report import report_file, write_report
@@ -59,15 +59,17 @@ def evaluate_run(
     config.eval.rerank.enabled |= rerank
     configuration.validate(config)
     degradation_options(config)  # a wrong one ends here
-    files = [expanded(output) if output else source / "result.json"]
+    if features and Path(features).suffix != ".npz":
+        raise InputError(f"--features {features}: name a .npz file")
+    written = {"result": writable_file(output or source / "result.json", "--output")}
     if features:
-        files.append(expanded(features))
-        if files[1].suffix != ".npz":
-            raise InputError(f"--features {features}: name a .npz file")
-    for option, file in zip(("--output", "--features"), files, strict=False):
-        if file.is_dir():
-            raise InputError(f"{option} {file} is a folder; name a file in it")
-    page = report_file(report) if report else None
+        written["features"] = writable_file(features, "--features")
+    if lights:
+        written["plot"] = written["result"].with_name(f"{written['result'].stem}-illumination.png")
+    if report:
+        written["page"] = report_file(report)
+    if len({file.resolve() for file in written.values()}) < len(written):
+        raise InputError(f"two of the files to write are one: {', '.join(map(str, written.values()))}; name others")
     targets = read_targets(config)
     embedder = Embedder.load(
         path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
@@ -81,27 +83,31 @@ def evaluate_run(
     result = headline(results) | {"targets": rows} | provenance(embedder, config, path)
     named = path == source.absolute()
     result["selected_by"] = "name" if named else "best mAP on the run's query and gallery while training, else the last"
+    write_result(written["result"], result, begin)  # what comes next may fail
     if features:
-        export_features(files[1], results, targets)
+        export_features(written["features"], results, targets)
     if lights:
         for name, curve in sweep(embedder, config, targets, fingerprint, lights).items():
             rows[name]["illumination"] = curve
         result["degradation"] = degradation_options(config) | {"seed": SEED}
-        files.append(files[0].with_name(f"{files[0].stem}-illumination.png"))
-        plot(files[-1], rows, f"{source}, degraded by preset {config.degradation.preset}")
-    result["seconds"] = round(time.perf_counter() - begin, 2)
-    result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_whole(files[0], json.dumps(result, indent=1) + "\n")
-    if page:
+        write_result(written["result"], result, begin)
+        plot(written["plot"], rows, f"{source}, degraded by preset {config.degradation.preset}")
+    if report:
         images = {
             name: (read_test_images(config, target.query), read_test_images(config, target.gallery))
             for name, target in targets.items()
         }
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
         home = source if named else path.parents[1]
-        write_report(page, str(source), result, results, targets, images, probe, home)
-        files.append(page)
-    return result, files
+        write_report(written["page"], str(source), result, results, targets, images, probe, home)
+    return result, list(written.values())
+
+
+def write_result(path: Path, result: dict[str, Any], begin: float) -> None:
+    """result.json, with the time it is and the seconds since `begin`."""
+    result["seconds"] = round(time.perf_counter() - begin, 2)
+    result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str, Any]) -> tuple[Path, Path, Config]:

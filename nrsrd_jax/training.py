@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +22,10 @@ from .config import Config
 from .data import pipeline
 from .data.images import check_readable
 from .embedding import Embedder
-from .errors import InputError
-from .files import expanded
+from .errors import InputError, Stopped
+from .files import expanded, write_whole
 from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
-from .metrics_log import MetricsLog
+from .metrics_log import MetricsLog, logged_scores
 from .models.reid import backbone_settings
 from .precision import compute_dtype
 from .schedule import make_optimizer
@@ -32,6 +33,7 @@ from .scoring import evaluate, headline
 from .sharding import make_mesh, over_data, replicated
 from .state import TrainState
 from .step import Teacher
+from .workdir import owned, told_to_end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +70,13 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     """
     workdir = expanded(workdir)
     start = check_run(config, workdir, devices)
+    with owned(workdir):
+        return _train(config, workdir, start)
+
+
+def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
     mesh, records, done, source = start.mesh, start.records, start.done, start.source
     teacher, teacher_variables = start.teacher, start.teacher_variables
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
     domains = read_domains(config, records)
     for data in records.targets.values():  # an unreadable test image shows now, not after the first epochs
         for split in (data.query, data.gallery):
@@ -89,9 +92,10 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. go on with this run; 2. start from a checkpoint's backbone; 3. from random weights.
     if done:
+        state = checkpoints.restore(abstract, shardings, description)
+        done = int(state.step)
         complete = done >= records.plans["real"].steps(config.train.epochs)
         print(f"{workdir} is complete after {done} steps" if complete else f"resuming {workdir} after step {done}")
-        state = checkpoints.restore(done, abstract, shardings, description)
     else:
         state = create()
         if source:
@@ -104,12 +108,35 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     configuration.save(config, workdir / "config.json")
 
     step = make_step(config, description, teacher, optimizer, start.degradation)
-    compiled = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    donated = () if config.train.debug_nans else (0,)  # what is donated cannot be computed again
+    compiled = jax.jit(step, donate_argnums=donated, out_shardings=(shardings, replicated(mesh)))
+    if config.train.debug_nans:
+        compiled = find_nan(step, compiled)
     loop = Loop(config, records, description, domains, mesh, checkpoints)
     try:
         return loop.run(state, done, functools.partial(compiled, teacher_variables=teacher_variables), workdir)
     finally:
         checkpoints.close()
+
+
+def find_nan(step: Callable, compiled: Callable) -> Callable:
+    """The compiled step, but one whose loss or gradient is not finite is done again, operation by operation.
+
+    FloatingPointError, with its traceback, at the first operation that gives NaN.
+    """
+
+    def run(state: TrainState, batch: dict, teacher_variables: dict | None) -> tuple[TrainState, dict]:
+        result = compiled(state, batch, teacher_variables=teacher_variables)
+        if not is_finite(result[1]):
+            with jax.disable_jit(), jax.debug_nans(True):
+                step(state, batch, teacher_variables)
+        return result
+
+    return run
+
+
+def is_finite(metrics: dict) -> bool:
+    return math.isfinite(float(metrics["loss"])) and math.isfinite(float(metrics["gradient_norm"]))
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
@@ -140,16 +167,21 @@ class Loop:
         images = config.train.batch_size * len(self.domains)
         scores: dict[str, float] = {}
         pending: list[dict] = []
-        with MetricsLog(workdir, done) as log, progress_bar(done, total, images) as bar:
+        with MetricsLog(workdir, done) as log, progress_bar(done, total, images) as bar, told_to_end() as signals:
             if done == total:
-                return log.scores or self.evaluate(state, config.train.epochs, log, bar)
+                return logged_scores(workdir, config.train.epochs) or self.evaluate(
+                    state, config.train.epochs, log, bar
+                )
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
+                if pending:
+                    self.check_finite(pending[-1], done, workdir)  # of the step before: this one is under way
                 pending.append(metrics)
                 done += 1
                 epoch, index = plan.locate(done)
                 if done % config.train.log_every == 0 or index == 0:
-                    values = mean_metrics(pending, done, workdir)
+                    self.check_finite(metrics, done, workdir)
+                    values = {name: float(np.mean([float(x[name]) for x in pending])) for name in metrics}
                     current = epoch if index == 0 else epoch + 1
                     log.write(done, {"epoch": current} | values)
                     bar.set_description(f"epoch {current}/{config.train.epochs}", refresh=False)
@@ -158,7 +190,32 @@ class Loop:
                     pending = []
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
+                if signals and done < total:
+                    self.check_finite(metrics, done, workdir)
+                    self.checkpoints.save(state, self.description, None)
+                    self.checkpoints.close()
+                    raise Stopped(f"stopped after step {done} of {total}, saved; the same command goes on from there")
         return scores
+
+    def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
+        """InputError if the loss or a gradient of the step before `step` is not finite; the batch goes to a file."""
+        if is_finite(metrics):
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        files = {
+            name: [str(split.paths[i]) for i in self.records.plans[name].batch(step - 1)]
+            for name, split in self.records.domains.items()
+        }
+        report = workdir / "not_finite.json"
+        numbers = {name: str(value) for name, value in values.items()}
+        write_whole(report, json.dumps({"step": step, "metrics": numbers, "files": files}, indent=1) + "\n")
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        first = ", ".join(f"{name} {names[0]}, …" for name, names in files.items())
+        raise InputError(
+            f"not finite at step {step}: {terms}; the batch ({first}) is listed in {report}. Checkpoints, if any, are "
+            "as they were; try a lower optim.lr or a longer optim.warmup_epochs, or look for the operation with "
+            "--config.train.debug_nans=True"
+        )
 
     def batches(self, start: int, stop: int):
         """Batches on the devices, split over the mesh."""
@@ -231,15 +288,3 @@ def progress_bar(done: int, total: int, images: int) -> tqdm:
         smoothing=0.1,
         disable=done == total,
     )
-
-
-def mean_metrics(pending: list[dict], step: int, workdir: Path) -> dict[str, float]:
-    """The mean of each metric over the steps since the last log line; InputError if one is not finite."""
-    values = {name: float(np.mean([float(metrics[name]) for metrics in pending])) for name in pending[0]}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise InputError(
-            f"not finite by step {step}: {', '.join(bad)}. Checkpoints in {workdir}, if any, are as they were; try a "
-            "lower optim.lr or a longer optim.warmup_epochs"
-        )
-    return values

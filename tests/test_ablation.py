@@ -37,7 +37,8 @@ def file(tmp_path):
 
 
 def scores(*values):
-    return [dict.fromkeys(TITLES, value) for value in values]
+    """By seed."""
+    return {seed: dict.fromkeys(TITLES, value) for seed, value in enumerate(values)}
 
 
 def test_mean_spread_and_paired_difference_by_hand():
@@ -45,7 +46,7 @@ def test_mean_spread_and_paired_difference_by_hand():
     np.testing.assert_allclose(first["mAP"], (0.2, np.sqrt(0.02)))
     np.testing.assert_allclose(second["difference"], (0.15, np.sqrt(0.005)))
     assert (first["seeds"], np.isnan(first["difference"]).all()) == (2, True)
-    assert statistics({"baseline": scores(0.1), "nra": []}, ROWS)[-1]["name"] == "baseline"
+    assert statistics({"baseline": scores(0.1), "nra": {}}, ROWS)[-1]["name"] == "baseline"
 
 
 def test_a_backbone_is_compared_with_itself():
@@ -58,7 +59,7 @@ def test_a_backbone_is_compared_with_itself():
 def test_the_papers_row_stands_beside_ours():
     text = markdown({"baseline": scores(0.1), "nra": scores(0.2)}, ROWS, ROWS)
     assert text.splitlines()[3] == "| nra | 1 | 20.0 | 20.0 | 20.0 | 20.0 | 20.0 | +10.0 | 10.4 | 21.8 | 39.0 |"
-    assert "paper" not in markdown({"baseline": scores(0.1), "nra": []}, ROWS)
+    assert "paper" not in markdown({"baseline": scores(0.1), "nra": {}}, ROWS)
 
 
 def test_seeds_are_told_apart_and_paired(file, tmp_path, monkeypatch):
@@ -111,6 +112,11 @@ def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
+    first = iter([results["baseline"][0]])
+    monkeypatch.setattr(ablation, "train", lambda *_: next(first))
+    with pytest.raises(StopIteration):  # a rerun that ends after its first row loses nothing
+        run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+    assert (tmp_path / "w/ablation.csv").read_text().count("\n") == 3
     with pytest.raises(InputError, match="other options"):
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
 

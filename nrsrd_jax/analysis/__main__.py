@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import config as configuration
-from ..command import one_line
+from ..checkpoint import find_checkpoint
+from ..command import Parser, one_line
 from ..config import Config
+from ..data.readers import IMAGE_SUFFIXES
 from ..errors import InputError
 from ..files import expanded, writable_folder
 from ..illumination import read_lights
@@ -24,7 +26,6 @@ from . import plots, statements, tables
 from .study import evenly, make_study
 
 MOST = 500  # images: a ViT-B's maps take 1.2 MB of each in each light
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def find_images(places: Sequence[Path], limit: int) -> list[Path]:
@@ -32,21 +33,25 @@ def find_images(places: Sequence[Path], limit: int) -> list[Path]:
     found: list[Path] = []
     for place in map(expanded, places):
         if place.is_dir():
-            found += sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS)
+            found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         else:
             found.append(place)
     if not found:
-        raise InputError(f"no pictures ({', '.join(ENDINGS)}) in {', '.join(map(str, places))}")
+        raise InputError(f"no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places))}")
     return [found[i] for i in evenly(len(found), limit)]
 
 
 def queries_of(config: Config) -> list[Path]:
-    """The query images of a run's data. InputError if there are none."""
-    return list(next(iter(read_targets(config).values())).query.paths)
+    """The query images of a run's data. InputError if they are not to be found."""
+    try:
+        targets = read_targets(config)
+    except InputError as error:
+        raise InputError(f"the run's queries cannot be used, name images with --images: {error}") from error
+    return list(next(iter(targets.values())).query.paths)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m nrsrd_jax.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     weights = parser.add_mutually_exclusive_group(required=True)
@@ -70,6 +75,7 @@ def main() -> None:
         raise InputError(f"--limit {options.limit}: take 1 to {MOST} images; all their maps are held in memory")
     lights = read_lights(options.lights, "--lights")
     source = expanded(options.workdir or options.checkpoint)
+    find_checkpoint(source)  # a wrong name ends here
     of_run = source / "config.json"
     config = configuration.load(of_run) if of_run.is_file() else configuration.get_config()
     if not options.images and not of_run.is_file():

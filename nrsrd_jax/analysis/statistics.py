@@ -12,6 +12,7 @@ import scipy.stats
 from PIL import Image
 
 from ..data.images import read_rgb
+from ..data.readers import IMAGE_SUFFIXES
 from ..errors import InputError
 from .maps import Maps, token_norm
 
@@ -101,7 +102,7 @@ def read_masks(folder: Path, images: Sequence[Path], grid: tuple[int, int]) -> n
     """
     if not folder.is_dir():
         raise InputError(f"--masks {folder} is no folder")
-    found = {path.stem: path for path in sorted(folder.iterdir())}
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     if len({path.stem for path in images}) < len(images):
         raise InputError("two images have one name but for folder and ending: --masks cannot tell them apart")
     regions = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import printable
 from ..files import write_whole
 from .maps import Maps, token_norm
 from .statements import Statement
@@ -112,7 +113,9 @@ def by_image(study: Study) -> list[Row]:
             attention = patch_attention(maps)
             columns["attention_share_of_person"] = (attention * person).sum(1) / attention.sum(1)
         for index, path in enumerate(study.paths):
-            rows.append({"light": light, "image": str(path)} | {key: values[index] for key, values in columns.items()})
+            rows.append(
+                {"light": light, "image": printable(path)} | {key: values[index] for key, values in columns.items()}
+            )
     return rows
 
 
@@ -133,7 +136,7 @@ def of_leverage(study: Study) -> list[Row]:
     maps = study.with_nra
     return [
         {
-            "image": str(study.paths[image]),
+            "image": printable(study.paths[image]),
             "head": head + 1,
             "leverage": leverage,
             "logit_spread": maps.logit_spread[image, -1, head],

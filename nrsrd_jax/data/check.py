@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..command import one_line
+from ..command import Parser, one_line
 from ..errors import InputError, printable
 from ..files import written_whole
 from . import datasets
@@ -168,7 +168,7 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m nrsrd_jax.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", choices=SOURCES, metavar="NAME", help=", ".join(SOURCES))

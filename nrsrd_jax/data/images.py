@@ -146,12 +146,15 @@ def _open(target: Path, count: int) -> np.ndarray | None:
 
 def _write(target: Path, paths: Sequence[Path], size: tuple[int, int], resampling: str) -> None:
     partial = target.with_suffix(".partial")
-    out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), *size, 3))
-    with open(partial, "r+b") as file:  # a full disk shows here, and not as a fault of memory while decoding
-        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-    decode_many(paths, size, resampling, out)
-    out.flush()
-    os.replace(partial, target)
+    try:
+        out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), *size, 3))
+        with open(partial, "r+b") as file:  # a full disk shows here, and not as a fault of memory while decoding
+            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
+        decode_many(paths, size, resampling, out)
+        out.flush()
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def cache_folder(cache_dir: str | Path) -> Path:

@@ -1,10 +1,10 @@
 """The curves of a training run, from its metrics.jsonl."""
 
-import json
-import math
 from pathlib import Path
 
 import numpy as np
+
+from ..metrics_log import read_metrics
 
 MOST_POINTS = 300  # of a curve; of more, neighbours are averaged
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
@@ -12,17 +12,11 @@ EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
 
 def read_curves(workdir: Path) -> list[dict]:
     """Charts as {"title", "unit", "series": [{"name", "points": [[step, value], …]}]}; none if nothing was logged."""
-    path = workdir / "metrics.jsonl"
     curves: dict[str, list[tuple[float, float]]] = {}
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-            step = row.pop("step")
-        except (json.JSONDecodeError, KeyError, AttributeError):
-            continue  # cut off by a kill
+    for row in read_metrics(workdir):
         for name, value in row.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault(name, []).append((step, value))
+            if name != "step":
+                curves.setdefault(name, []).append((row["step"], value))
     percent = {name: [(step, 100 * value) for step, value in points] for name, points in curves.items()}
     losses = [name for name in curves if name == "loss" or name.startswith(("id_", "triplet_", "distill"))]
     accuracies = [name for name in curves if name.startswith("accuracy_")]

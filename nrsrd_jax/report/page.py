@@ -148,7 +148,7 @@ def _section(
 
 def _columns(split, rows: np.ndarray) -> dict[str, list]:
     names = [printable(split.paths[i].name) for i in rows]
-    return {"names": names, "ids": split.pids[rows].tolist(), "cameras": split.cameras[rows].tolist()}
+    return {"names": names, "ids": list(map(str, split.pids[rows].tolist())), "cameras": split.cameras[rows].tolist()}
 
 
 def _short(number: float) -> float:

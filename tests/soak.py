@@ -1,0 +1,99 @@
+"""The fault campaign, `make soak`: a small run is killed at random moments until it is through, again and again.
+
+  python tests/soak.py [--runs 3] [--kills 10] [--seed 0]
+
+Each run begins without a cache of images, evaluates and saves after every epoch, and is sent SIGKILL (or, one time in
+four, SIGTERM) after a random time. Its final weights must be those of a run that was left alone, bit for bit.
+"""
+
+import argparse
+import collections
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from people import small_config, write_night
+
+from nrsrd_jax import config as configuration
+from nrsrd_jax.checkpoint import load, saved_steps, weights_hash
+from nrsrd_jax.sharding import make_mesh
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(place: Path, workdir: Path) -> list[str]:
+    given = configuration.flatten(small_config(place, train__epochs=12, eval__every=1, model__depth=1))
+    default = configuration.flatten(configuration.get_config("baseline"))
+    changed = [f"--config.{name}={value}" for name, value in given.items() if value != default[name]]
+    name = ["--config", str(ROOT / "configs/night600.py:baseline"), "--workdir", str(workdir)]
+    return [sys.executable, str(ROOT / "train.py"), *name, *changed]
+
+
+def final_weights(workdir: Path) -> str:
+    last = max(saved_steps(workdir))
+    return weights_hash(load(workdir / "checkpoints" / str(last), make_mesh())[1])
+
+
+def moment(workdir: Path, cache: Path) -> str:
+    """What the run was doing when it was killed, by what lies on disk."""
+    if any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
+        return "saving"
+    if not (workdir / "metrics.jsonl").exists():
+        return "decoding into the cache" if any(cache.glob("*.partial")) else "starting"
+    last = (workdir / "metrics.jsonl").read_text().rpartition("\n")[0].rpartition("\n")[2]
+    steps = saved_steps(workdir)
+    return "between epochs" if '"mAP"' in last or (steps and f'"step": {steps[-1]},' in last) else "in an epoch"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=10, help="in each run, at least")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng, moments, wrong = random.Random(options.seed), collections.Counter(), 0
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        write_night(place / "night")
+
+        def start(workdir: Path) -> subprocess.Popen:
+            log = (place / "log").open("a")
+            with log:
+                return subprocess.Popen(command(place, workdir), env=environment, stdout=log, stderr=log)
+
+        begin = time.time()
+        assert start(place / "alone").wait() == 0, (place / "log").read_text()[-2000:]
+        whole, expected = time.time() - begin, final_weights(place / "alone")
+        print(f"a run that is left alone takes {whole:.0f} s")
+        for run in range(options.runs):
+            workdir, kills, ended = place / f"run{run}", 0, False
+            shutil.rmtree(place / "cache", ignore_errors=True)
+            while not ended:
+                process = start(workdir)
+                try:
+                    process.wait(rng.uniform(0.1, 1.0) * whole if kills < options.kills else None)
+                    ended = process.returncode == 0 and "stopped after" not in (place / "log").read_text()[-300:]
+                    assert process.returncode == 0, (place / "log").read_text()[-2000:]
+                except subprocess.TimeoutExpired:
+                    kills += 1
+                    moments[moment(workdir, place / "cache")] += 1
+                    process.send_signal(signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL)
+                    process.wait()
+            same = final_weights(workdir) == expected
+            wrong += not same
+            print(f"run {run + 1}: {kills} times killed, weights {'equal' if same else 'DIFFER'}", flush=True)
+    print(f"{sum(moments.values())} faults: {', '.join(f'{n} {what}' for what, n in moments.most_common())}")
+    print(f"{options.runs - wrong} of {options.runs} runs ended with the weights of one left alone")
+    sys.exit(wrong > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Killed, told to end, damaged, out of disk, started twice: nothing saved is lost, and the run says what to do."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from people import small_config, write_night
+
+from nrsrd_jax import checkpoint
+from nrsrd_jax import config as configuration
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.training import train
+from nrsrd_jax.workdir import owned
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_night(tmp_path_factory.mktemp("place") / "night").parent
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run of three epochs on one device, saved after each."""
+    train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
+    return place / "finished"
+
+
+def weights(run, step=None):
+    return checkpoint.load(run / "checkpoints" / str(step or max(checkpoint.saved_steps(run))), make_mesh())[1]
+
+
+def start(place, workdir, **options):
+    given = configuration.flatten(small_config(place, train__epochs=6, model__depth=1, **options))
+    default = configuration.flatten(configuration.get_config("baseline"))
+    changed = [f"--config.{name}={value}" for name, value in given.items() if value != default[name]]
+    command = [sys.executable, "train.py", "--config", "configs/night600.py:baseline", *changed, "--workdir", workdir]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment, **pipes)
+
+
+def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
+    """SIGTERM in mid-epoch: status 0, and the same command ends with the weights of a run left alone."""
+    whole, ended = start(place, tmp_path / "whole"), start(place, tmp_path / "ended", train__save_every=100)
+    log, deadline = tmp_path / "ended/metrics.jsonl", time.time() + 200
+    while not log.exists() or log.read_text().count("loss") < 3:
+        assert ended.poll() is None, ended.communicate()
+        assert time.time() < deadline
+        time.sleep(0.005)
+    ended.send_signal(signal.SIGTERM)
+    output, errors = ended.communicate(timeout=200)
+    assert ended.returncode == 0, errors
+    last = output.splitlines()[-1]
+    assert "saved; the same command goes on from there" in last
+    step = int(last.split("after step ")[1].split()[0])
+    assert checkpoint.saved_steps(tmp_path / "ended") == [step]
+    resumed = start(place, tmp_path / "ended", train__save_every=100)
+    assert f"resuming {tmp_path / 'ended'} after step {step}" in resumed.communicate(timeout=200)[0]
+    whole.communicate(timeout=200)
+    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(tmp_path / "whole"))
+
+
+def lose_a_folder(saved):
+    shutil.rmtree(saved / "optimizer")
+
+
+def cut_off(saved):
+    for path in (saved / "weights").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:500])
+
+
+def spoil_the_description(saved):
+    (saved / "model" / "metadata").write_text("{")
+
+
+def change_a_weight(saved):
+    """Whole to Orbax, but not what was saved."""
+    description, variables = checkpoint.load(saved, make_mesh())
+    variables = jax.tree.map(lambda x: np.asarray(x) + 1, variables)
+    model = (saved / "model" / "metadata").read_text()
+    other = saved.with_name("other")
+    checkpoint.save_weights(other, description, variables, {})
+    shutil.rmtree(saved / "weights")
+    shutil.move(other / "weights", saved / "weights")
+    shutil.rmtree(other)
+    assert (saved / "model" / "metadata").read_text() == model
+
+
+@pytest.mark.parametrize("spoil", [lose_a_folder, cut_off, spoil_the_description, change_a_weight])
+def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, tmp_path, capsys, spoil):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before, last = checkpoint.saved_steps(run)[-2:]
+    spoil(run / "checkpoints" / str(last))
+    config = configuration.load(run / "config.json")
+    train(config, run, jax.devices()[:1])
+    told = capsys.readouterr()
+    assert f"warning: {run}/checkpoints/{last} is damaged" in told.err
+    assert f"resuming {run} after step {before}" in told.out
+    assert (run / "checkpoints" / f"damaged-{last}").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_trained_over_them(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for step in checkpoint.saved_steps(run):
+        lose_a_folder(run / "checkpoints" / str(step))
+    with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to begin anew"):
+        train(configuration.load(run / "config.json"), run, jax.devices()[:1])
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of Orbax's, beside the error
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_on_a_full_disk_the_last_good_checkpoint_survives(place, finished, tmp_path, monkeypatch):
+    """The file system refuses in the middle of a save, after the estimate found room."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    steps = checkpoint.saved_steps(run)
+    shutil.rmtree(run / "checkpoints" / str(steps[-1]))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "none", tmp_path / "run"], check=False,
+                             capture_output=True)  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        shutil.copytree(finished, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns(str(steps[-1]), "tensorboard"))
+        free = shutil.disk_usage(run).free
+        (run / "ballast").write_bytes(bytes(free - 2**19))
+        monkeypatch.setattr(checkpoint, "check_space", lambda *_: None)
+        config = configuration.load(run / "config.json")
+        with pytest.raises(InputError, match=r"cannot save the .*; the last good one is \d+\. Make room"):
+            train(config, run, jax.devices()[:1])
+        monkeypatch.undo()
+        with pytest.raises(InputError, match=r"cannot save .* MiB are free; the last good one is"):
+            train(config, run, jax.devices()[:1])
+        (run / "ballast").unlink()
+        train(config, run, jax.devices()[:1])
+        jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
+    finally:
+        subprocess.run(["umount", tmp_path / "run"], check=True)
+
+
+def test_a_work_directory_has_one_owner(place, tmp_path):
+    with owned(tmp_path / "run"), pytest.raises(InputError, match=rf"is in use by process {os.getpid()} on \S+; wait"):
+        train(small_config(place), tmp_path / "run", jax.devices()[:1])
+    with owned(tmp_path / "run"):
+        pass  # free again
+
+
+def test_a_loss_that_is_not_finite_names_its_batch(place, tmp_path):
+    with pytest.raises(InputError, match=r"not finite at step 2: .*id_real nan, .*loss nan, .*triplet_real nan") as error:
+        train(small_config(place, optim__lr=1e30, train__log_every=100), tmp_path / "run", jax.devices()[:1])
+    report = json.loads((tmp_path / "run/not_finite.json").read_text())
+    assert report["step"] == 2
+    assert len(report["files"]["real"]) == 16
+    assert report["files"]["real"][0] in str(error.value)
+    assert all(Path(path).is_file() for path in report["files"]["real"])
+    assert not checkpoint.saved_steps(tmp_path / "run")
+
+
+def test_the_operation_behind_a_nan_is_found(place, tmp_path):
+    config = small_config(place, optim__lr=1e30, train__debug_nans=True, train__batch_size=4, model__depth=1)
+    with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):
+        train(config, tmp_path / "run", jax.devices()[:1])
