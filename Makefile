@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench soak
 
 demo: .venv/ready runs/demo-backbone
 	$(BIN)/python train.py --config configs/demo.py:teacher
@@ -25,6 +25,9 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/input.py
 	$(BIN)/python benchmarks/evaluation.py
+
+soak: .venv/ready
+	$(BIN)/python tests/soak.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -53,6 +53,7 @@ def main(runs: dict[str, Path]) -> None:
         rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))
         print(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
     print(table(rows))
+    print(f"every query's ranked list, on a page: {runs['nrsrd'] / 'report' / 'index.html'}")
     print(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
 
 

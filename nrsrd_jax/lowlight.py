@@ -201,6 +201,14 @@ def describe(images: list[np.ndarray]) -> str:
     return f"luminance mean {mean:5.1f}, standard deviation {spread:5.1f}; noise {noise:4.1f}"
 
 
+def seed_number(text: str) -> int:
+    """A seed from a flag; ValueError if it is none."""
+    number = int(text)
+    if not 0 <= number < 2**31:
+        raise ValueError(f"{number} is not in 0..2^31 − 1")
+    return number
+
+
 def main() -> None:
     parser = Parser(
         "python -m nrsrd_jax.lowlight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,11 +217,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
     parser.add_argument(
         "--seed",
-        type=int,
-        choices=range(2**31),
+        type=seed_number,
         metavar="N",
         default=0,
-        help="of the light, camera and noise that are drawn",
+        help="of the light, camera and noise that are drawn, 0 to 2^31 − 1",
     )
     options = parser.parse_args()
     if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -228,7 +235,7 @@ def main() -> None:
             raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
     versions = {"as given": given}
     for preset in PRESETS:
-        keys = jax.random.split(jax.random.key(options.seed % 2**32), len(given))
+        keys = jax.random.split(jax.random.key(options.seed), len(given))
         dark = [degrade(k, jnp.asarray(x[None]) / 255, preset=preset)[0] for k, x in zip(keys, given, strict=True)]
         versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
     rows = []

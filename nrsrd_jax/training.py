@@ -105,6 +105,8 @@ def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
             print(f"starting from {config.init.checkpoint}: {taken}")
         else:
             print("starting from random weights (init.checkpoint names none)")
+    if teacher:
+        print(f"the teacher is {config.teacher.checkpoint}")
     configuration.save(config, workdir / "config.json")
 
     step = make_step(config, description, teacher, optimizer, start.degradation)

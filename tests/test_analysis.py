@@ -85,7 +85,9 @@ def test_interval_by_hand():
 def test_statements_on_planted_norms(light_falls, centre, border, like, expected):
     q, k, v = (10 + slope * DISTANCE for slope in (centre, border, like))
     lights = {None: planted(q, k, v), 1.0: planted(q, k, v), 0.1: planted(q * light_falls, k, v)}
-    assert [statement.verdict for statement in check(study(lights))] == expected
+    verdicts = [statement.verdict for statement in check(study(lights))]
+    assert [verdict.removesuffix(", under 0.1") for verdict in verdicts] == expected
+    assert light_falls != 0.95 or verdicts[-1] == "no, under 0.1"
 
 
 def test_images_that_disagree_support_nothing():
@@ -114,7 +116,7 @@ def test_all_lights_count_in_the_fall():
     """By hand: of 10, 4, 10 at light 1, 0.1, 0.01 the fitted line is level at 8."""
     lights = {1.0: planted(10.0), 0.1: planted(4.0), 0.01: planted(10.0)}
     falls = check(study({None: planted(10.0)} | lights))[-1]
-    assert (falls.value.mean, falls.verdict) == (pytest.approx(0, abs=1e-6), "no")
+    assert (falls.value.mean, falls.verdict[:2]) == (pytest.approx(0, abs=1e-6), "no")
 
 
 def test_what_cannot_be_tested_says_why():
@@ -259,7 +261,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--images", "nowhere.jpg"], "cannot read the image nowhere.jpg"),
+    (["--images", "nowhere.jpg"], "--images nowhere.jpg: there is no such file or folder"),
     (["--images", "."], "no pictures"),
     ([], "is no work directory of a run: name the images with --images"),
     (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities in 0..1"),

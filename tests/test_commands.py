@@ -95,6 +95,14 @@ def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("module", ["lowlight", "analysis", "ablation", "data.check"])
+def test_every_module_has_help(module):
+    done = subprocess.run([sys.executable, "-m", f"nrsrd_jax.{module}", "--help"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=60, check=False)  # fmt: skip
+    assert f"python -m nrsrd_jax.{module} " in done.stdout
+    assert not done.stderr
+
+
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help_shows_how_to_use_it(script):
     done = run(script, "--help")

@@ -167,7 +167,9 @@ def test_a_work_directory_has_one_owner(place, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_its_batch(place, tmp_path):
-    with pytest.raises(InputError, match=r"not finite at step 2: .*id_real nan, .*loss nan, .*triplet_real nan") as error:
+    with pytest.raises(
+        InputError, match=r"not finite at step 2: .*id_real nan, .*loss nan, .*triplet_real nan"
+    ) as error:
         train(small_config(place, optim__lr=1e30, train__log_every=100), tmp_path / "run", jax.devices()[:1])
     report = json.loads((tmp_path / "run/not_finite.json").read_text())
     assert report["step"] == 2

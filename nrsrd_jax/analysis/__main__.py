@@ -34,8 +34,10 @@ def find_images(places: Sequence[Path], limit: int) -> list[Path]:
     for place in map(expanded, places):
         if place.is_dir():
             found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        else:
+        elif place.exists():
             found.append(place)
+        else:
+            raise InputError(f"--images {place}: there is no such file or folder")
     if not found:
         raise InputError(f"no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places))}")
     return [found[i] for i in evenly(len(found), limit)]

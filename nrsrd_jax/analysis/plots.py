@@ -62,7 +62,7 @@ def rows_of_maps(
 ) -> Figure:
     """A row per image: the image brightened, and its maps. `columns` {title: [R, P]}.
 
-    Norms (‖…‖) have one scale in a column, told in its title; attention has one for each map.
+    Norms (‖…‖) have one scale in a column, told in its title; differences (−) one around 0; attention one for each map.
     """
     count = 1 + len(columns)
     height, width = images.shape[1:3]
@@ -72,11 +72,16 @@ def rows_of_maps(
         axes[y, 0].imshow(brighten(image[None])[0])
         axes[y, 0].set_ylabel(row_names[y], fontsize=7)
         for x, (name, values) in enumerate(columns.items(), start=1):
-            common = "‖" in name
-            low, high = (values.min(), values.max()) if common else (0, values[y].max())
-            axes[y, x].imshow(values[y].reshape(grid), vmin=low, vmax=high, extent=(0, width, height, 0))
+            low, high, colours, scale = 0.0, values[y].max(), "viridis", ""
+            if "‖" in name:
+                low, high = values.min(), values.max()
+                scale = f"{low:.3g} to {high:.3g}"
+            elif "−" in name:
+                high = np.abs(values).max() or 1
+                low, colours, scale = -high, "RdBu_r", f"±{high:.2g}"
+            axes[y, x].imshow(values[y].reshape(grid), colours, vmin=low, vmax=high, extent=(0, width, height, 0))
             if y == 0:
-                axes[y, x].set_title(f"{name}\n{low:.3g}–{high:.3g}" if common else f"{name}\n", fontsize=7)
+                axes[y, x].set_title(f"{name}\n{scale}", fontsize=7)
     axes[0, 0].set_title("brightened\n", fontsize=7)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
@@ -93,6 +98,7 @@ def single_images(study: Study) -> Figure:
     columns = {
         f"attention\nλ = {study.strength:.3g}{'' if study.trained else ', untrained'}": patch_attention(study.with_nra),
         "attention\nwithout NRA": patch_attention(study.without_nra),
+        "with −\nwithout": patch_attention(study.with_nra) - patch_attention(study.without_nra),
     } | norm_columns(study.given)
     title = f"Last block: {study.about}"
     if study.compared:
@@ -179,7 +185,7 @@ def layers(study: Study) -> Figure:
             axes.plot([b + 1 for b in blocks], means, style, marker="o", markersize=3, color=colour, label=label)
     axes.set(xlabel="block", ylabel="mean norm of the patches", ylim=(0, None))
     axes.set_title(f"Norms by block: {study.about}", fontsize=8)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, handlelength=4)
     return figure
 
 
@@ -230,7 +236,7 @@ def against_light(study: Study) -> Figure:
         ax.set_xticks(lights, [f"{light:g}" for light in lights])
         ax.minorticks_off()
         ax.invert_xaxis()
-        ax.legend(fontsize=6)
+        ax.legend(fontsize=6, handlelength=4)
     figure.suptitle(f"Last block as light falls: {study.about}", fontsize=8)
     return figure
 

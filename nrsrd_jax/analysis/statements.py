@@ -37,8 +37,10 @@ class Statement:
         value = self.value
         if value.images < 2:
             return "not tested"
-        if abs(value.mean) < WEAK or value.low <= 0 <= value.high:
+        if value.low <= 0 <= value.high:
             return "no"
+        if abs(value.mean) < WEAK:
+            return f"no, under {WEAK:g}"
         return "yes" if value.mean * self.sign > 0 else "no, the opposite"
 
     def __str__(self) -> str:

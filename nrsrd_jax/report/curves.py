@@ -7,6 +7,7 @@ import numpy as np
 from ..metrics_log import read_metrics
 
 MOST_POINTS = 300  # of a curve; of more, neighbours are averaged
+NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
 
 
@@ -23,6 +24,7 @@ def read_curves(workdir: Path) -> list[dict]:
     charts = [
         _chart("Loss and its terms", "nats", {name: curves[name] for name in losses}),
         _chart("Accuracy on training batches", "%", {name: percent[name] for name in accuracies}),
+        _chart("NRA: λ, and spreads over keys (nats)", "", {x: curves[x] for x in NORM_RATIO if "leverage" in curves}),
         _chart("Evaluation", "%", {label: percent[name] for name, label in EVALUATION.items() if name in percent}),
     ]
     return [chart for chart in charts if chart["series"]]
