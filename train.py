@@ -17,7 +17,10 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; default: ru
 
 
 def main() -> None:
-    from nrsrd_jax.training import train  # not before the flags, so that --help is quick
+    from nrsrd_jax import cluster  # not before the flags, so that --help is quick
+
+    cluster.join()
+    from nrsrd_jax.training import train
 
     workdir = WORKDIR.value or Path("runs") / config_name()
     scores = train(CONFIG.value, workdir)

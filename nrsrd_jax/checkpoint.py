@@ -21,14 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from .cluster import is_first, wait_for_all
 from .errors import InputError
 from .files import expanded
 from .models.attention import NormRatio
 from .models.reid import ReID, create_model, initialise
 from .models.vit import PATCH, resize_position_embedding
-from .sharding import parameter_shardings
+from .sharding import parameter_shardings, place
 from .state import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
@@ -166,7 +168,9 @@ class Checkpoints:
                 return self._restore_step(step, state, shardings, description)
             except Damaged as error:
                 print(f"warning: {error}; going on from the one before, if any", file=sys.stderr)
-            (directory / str(step)).rename(directory / f"damaged-{step}")
+            if is_first():
+                (directory / str(step)).rename(directory / f"damaged-{step}")
+            wait_for_all(f"set aside {step}")
             self._manager.reload()
         raise InputError(f"all checkpoints in {directory} are damaged; remove the folder to begin anew")
 
@@ -189,7 +193,7 @@ class Checkpoints:
             expected = saved.get(f"{name}_sha256")  # none before version 0.1
             if expected and weights_hash(values) != expected:
                 raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: its {name} changed since")
-        step_array = jax.device_put(np.int32(step), shardings.step)
+        step_array = place(np.int32(step), shardings.step)
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
 
     def _restore(self, step: int, **items) -> Any:
@@ -322,6 +326,8 @@ def weights_hash(variables: Any) -> str:
     """SHA-256 over the names and bytes of all arrays of a tree."""
     digest = hashlib.sha256()
     for name, value in jax.tree_util.tree_leaves_with_path(variables):
+        if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
+            value = multihost_utils.process_allgather(value, tiled=True)
         digest.update(jax.tree_util.keystr(name).encode() + np.asarray(value).tobytes())
     return digest.hexdigest()
 

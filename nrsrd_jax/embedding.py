@@ -17,7 +17,7 @@ from . import augment, checkpoint
 from .files import written_whole
 from .models.reid import ReID
 from .precision import compute_dtype
-from .sharding import make_mesh, over_data
+from .sharding import make_mesh, over_data, place, replicated
 
 CACHE_VERSION = 1  # to be raised when the same weights and images would give other features
 
@@ -50,7 +50,7 @@ class Embedder:
                 out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]))
                 return out["features"].reshape(*views.shape[:2], -1).mean(1)
 
-        self._forward = jax.jit(forward, out_shardings=over_data(mesh))
+        self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
     @classmethod
     def load(
@@ -111,7 +111,7 @@ def device_batches(
         if alter:
             batch = alter(start, batch)
         padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
-        yield jax.device_put(padded, over_data(mesh)), len(batch)
+        yield place(padded, over_data(mesh)), len(batch)
 
 
 def cached_features(path: Path, embed: Callable[[], np.ndarray], count: int) -> np.ndarray:

@@ -13,12 +13,15 @@ NAME = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Appends to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard.
+    """Appends to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard, if `active`.
 
     What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again.
     """
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(self, workdir: Path, start: int, active: bool = True):
+        self._active = active
+        if not active:
+            return
         path = workdir / NAME
         if path.exists():
             kept = [row for row in read_metrics(workdir) if row["step"] <= start]
@@ -28,6 +31,8 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
         """One line {"step": …, name: value, …}; `prefix` groups the names in TensorBoard."""
+        if not self._active:
+            return
         print(json.dumps({"step": step} | values), file=self._file, flush=True)
         for name, value in values.items():
             if math.isfinite(value):
@@ -37,8 +42,9 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._board.close()
+        if self._active:
+            self._file.close()
+            self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from .evaluation import Distances, RankMetrics, rank_by, squared_distances
 from .illumination import SEED, darkener
 from .inputs import read_test_images
 from .rerank import expand_queries, reranked_distances
+from .sharding import own_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def evaluate(
                 part: _features(embedder, config, split, fingerprint, light, f"{name} {part}", stream)
                 for stream, (part, split) in enumerate(splits.items())
             }
-        scored = score(features, target, config, embedder.mesh)
+        scored = score(features, target, config, own_mesh(embedder.mesh))
         results[name] = dataclasses.replace(scored, seconds=seconds | scored.seconds)
     return results
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .errors import InputError
@@ -21,6 +22,25 @@ def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[An
             "the program fewer devices (CUDA_VISIBLE_DEVICES)"
         )
     return jax.make_mesh((data, model_parallel), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays on the devices, laid out by one sharding or a tree of them; of several processes each gives the same."""
+
+    def one(x: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            return jax.device_put(x, sharding)
+        values = np.asarray(x)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda x: one(x, shardings), tree)
+    return jax.tree.map(one, tree, shardings)
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The mesh, or of several processes one of this process's own devices, for what each computes by itself."""
+    return mesh if mesh.is_multi_process is False else make_mesh(devices=jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

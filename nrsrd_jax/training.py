@@ -1,5 +1,6 @@
 """The training run: how it starts or goes on, and the loop around the step."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ from . import checkpoint
 from . import config as configuration
 from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
 from .checkpoint import Checkpoints, Description
+from .cluster import is_first
 from .config import Config
 from .data import pipeline
 from .data.images import check_readable
@@ -30,7 +32,7 @@ from .models.reid import backbone_settings
 from .precision import compute_dtype
 from .schedule import make_optimizer
 from .scoring import evaluate, headline
-from .sharding import make_mesh, over_data, replicated
+from .sharding import make_mesh, over_data, place, replicated
 from .state import TrainState
 from .step import Teacher
 from .workdir import owned, told_to_end
@@ -70,7 +72,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     """
     workdir = expanded(workdir)
     start = check_run(config, workdir, devices)
-    with owned(workdir):
+    with owned(workdir) if is_first() else contextlib.nullcontext():
         return _train(config, workdir, start)
 
 
@@ -100,14 +102,15 @@ def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
         state = create()
         if source:
             variables, taken = checkpoint.initialise_backbone(state.variables, description, *source)
-            variables = jax.device_put(variables, {name: getattr(shardings, name) for name in variables})
+            variables = place(variables, {name: getattr(shardings, name) for name in variables})
             state = dataclasses.replace(state, **variables)
             print(f"starting from {config.init.checkpoint}: {taken}")
         else:
             print("starting from random weights (init.checkpoint names none)")
     if teacher:
         print(f"the teacher is {config.teacher.checkpoint}")
-    configuration.save(config, workdir / "config.json")
+    if is_first():
+        configuration.save(config, workdir / "config.json")
 
     step = make_step(config, description, teacher, optimizer, start.degradation)
     donated = () if config.train.debug_nans else (0,)  # what is donated cannot be computed again
@@ -169,7 +172,11 @@ class Loop:
         images = config.train.batch_size * len(self.domains)
         scores: dict[str, float] = {}
         pending: list[dict] = []
-        with MetricsLog(workdir, done) as log, progress_bar(done, total, images) as bar, told_to_end() as signals:
+        with (
+            MetricsLog(workdir, done, is_first()) as log,
+            progress_bar(done, total, images) as bar,
+            told_to_end() as ends,
+        ):
             if done == total:
                 return logged_scores(workdir, config.train.epochs) or self.evaluate(
                     state, config.train.epochs, log, bar
@@ -192,7 +199,7 @@ class Loop:
                     pending = []
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
-                if signals and done < total:
+                if done < total and ends(done):
                     self.check_finite(metrics, done, workdir)
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()
@@ -210,7 +217,8 @@ class Loop:
         }
         report = workdir / "not_finite.json"
         numbers = {name: str(value) for name, value in values.items()}
-        write_whole(report, json.dumps({"step": step, "metrics": numbers, "files": files}, indent=1) + "\n")
+        if is_first():
+            write_whole(report, json.dumps({"step": step, "metrics": numbers, "files": files}, indent=1) + "\n")
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         first = ", ".join(f"{name} {names[0]}, …" for name, names in files.items())
         raise InputError(
@@ -226,7 +234,7 @@ class Loop:
         if on_device:
             everywhere = replicated(self.mesh)
             images = {
-                name: {key: jax.device_put(np.asarray(source), everywhere) for key, source in domain.sources.items()}
+                name: {key: place(np.asarray(source), everywhere) for key, source in domain.sources.items()}
                 for name, domain in self.domains.items()
             }
             gather = jax.jit(lambda array, index: array[index], out_shardings=sharding)
@@ -234,8 +242,9 @@ class Loop:
         for batch in batches:
             for name, domain in self.domains.items():
                 if on_device:
-                    batch[name] |= {key: gather(images[name][key], batch[name][key]) for key in domain.sources}
-                batch[name] = jax.device_put(batch[name], sharding)
+                    indices = {key: place(batch[name][key], replicated(self.mesh)) for key in domain.sources}
+                    batch[name] |= {key: gather(images[name][key], index) for key, index in indices.items()}
+                batch[name] = place(batch[name], sharding)
             yield batch
 
     def end_epoch(self, state: TrainState, epoch: int, last: bool, log: MetricsLog, bar: tqdm) -> dict[str, float]:
@@ -288,5 +297,5 @@ def progress_bar(done: int, total: int, images: int) -> tqdm:
         unit=" images",
         mininterval=interval,
         smoothing=0.1,
-        disable=done == total,
+        disable=done == total or not is_first(),
     )

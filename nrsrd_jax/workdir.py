@@ -5,8 +5,11 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
 
 from .errors import InputError
 
@@ -38,15 +41,21 @@ def owned(workdir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def told_to_end() -> Iterator[list[int]]:
-    """A list that is filled by SIGTERM, which a cluster sends before it takes a machine away; in the main thread."""
+def told_to_end() -> Iterator[Callable[[int], bool]]:
+    """A function of the steps done: whether to end after them, since SIGTERM came, as a cluster sends it beforehand.
+
+    Several processes agree on the step. Outside the main thread it is never time: whoever runs that ends it.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     signals: list[int] = []
     try:
         previous = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    except ValueError:  # not the main thread: whoever runs that ends it
-        yield signals
+    except ValueError:
+        yield lambda _: False
         return
     try:
-        yield signals
+        yield lambda _: bool(signals)
     finally:
         signal.signal(signal.SIGTERM, previous)

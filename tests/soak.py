@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def command(place: Path, workdir: Path) -> list[str]:
-    given = configuration.flatten(small_config(place, train__epochs=12, eval__every=1, model__depth=1))
+    given = configuration.flatten(small_config(place, train__epochs=60, eval__every=1, model__depth=1))
     default = configuration.flatten(configuration.get_config("baseline"))
     changed = [f"--config.{name}={value}" for name, value in given.items() if value != default[name]]
     name = ["--config", str(ROOT / "configs/night600.py:baseline"), "--workdir", str(workdir)]
@@ -70,16 +70,21 @@ def main() -> None:
                 return subprocess.Popen(command(place, workdir), env=environment, stdout=log, stderr=log)
 
         begin = time.time()
-        assert start(place / "alone").wait() == 0, (place / "log").read_text()[-2000:]
+        alone = start(place / "alone")
+        while alone.poll() is None and not (place / "alone/metrics.jsonl").exists():
+            time.sleep(0.05)
+        ready = time.time() - begin
+        assert alone.wait() == 0, (place / "log").read_text()[-2000:]
         whole, expected = time.time() - begin, final_weights(place / "alone")
-        print(f"a run that is left alone takes {whole:.0f} s")
+        print(f"a run that is left alone takes {whole:.0f} s, of which {ready:.0f} to begin")
+        latest = ready + (whole - ready) / options.kills  # so that it is not through before it was killed often enough
         for run in range(options.runs):
             workdir, kills, ended = place / f"run{run}", 0, False
             shutil.rmtree(place / "cache", ignore_errors=True)
             while not ended:
                 process = start(workdir)
                 try:
-                    process.wait(rng.uniform(0.1, 1.0) * whole if kills < options.kills else None)
+                    process.wait(rng.uniform(0.3 * ready, latest) if kills < options.kills else None)
                     ended = process.returncode == 0 and "stopped after" not in (place / "log").read_text()[-300:]
                     assert process.returncode == 0, (place / "log").read_text()[-2000:]
                 except subprocess.TimeoutExpired:

@@ -16,7 +16,7 @@ from .. import augment, checkpoint
 from ..embedding import device_batches
 from ..models.attention import NormRatio
 from ..models.vit import PATCH
-from ..sharding import make_mesh, over_data
+from ..sharding import make_mesh, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Probe:
             maps["logit_spread"] = jnp.stack([b["logit_spread"] for b in blocks], 1)
             return maps | {"leverage": blocks[-1]["leverage"]}
 
-        self._forward = jax.jit(forward, out_shardings=over_data(mesh))
+        self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
     @classmethod
     def load(cls, directory: str | Path) -> "Probe":
