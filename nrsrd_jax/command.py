@@ -67,6 +67,14 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
         if error.filename is None:
             raise
         _leave(f"error: {error.filename}: {error.strerror}", 2)
+    except RuntimeError as error:  # of JAX, which is not imported here, so that --help is quick
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _leave(
+            "error: the device has too little memory: lower train.batch_size or eval.batch_size, show the program more "
+            f"devices, or set data.cache=disk ({str(error).partition(chr(10))[0][:200]})",
+            2,
+        )
     except KeyboardInterrupt:
         _leave(f"\n{interrupted}", 130)
 

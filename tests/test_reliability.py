@@ -1,5 +1,6 @@
 """Killed, told to end, damaged, out of disk, started twice: nothing saved is lost, and the run says what to do."""
 
+import gc
 import json
 import os
 import shutil
@@ -157,6 +158,28 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(place, finished, tmp_p
         jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
     finally:
         subprocess.run(["umount", tmp_path / "run"], check=True)
+        gc.collect()  # what Orbax left half done, while its warnings are passed over
+
+
+@pytest.mark.parametrize(("devices", "model_parallel"), [(1, 1), (2, 1), (4, 1), (4, 2)])
+def test_saved_on_eight_devices_it_goes_on_on_any_number(place, tmp_path_factory, devices, model_parallel):
+    """The losses continue as they would have, and parameters may lie split over devices."""
+    whole = place / "eight"
+    if not whole.exists():
+        train(small_config(place, train__epochs=6, train__save_every=2, model__depth=1), whole)
+    run = tmp_path_factory.mktemp("moved") / "run"
+    shutil.copytree(whole, run)
+    for step in checkpoint.saved_steps(run)[1:]:
+        shutil.rmtree(run / "checkpoints" / str(step))
+    (kept,) = checkpoint.saved_steps(run)
+    config = small_config(place, train__epochs=6, model__depth=1, train__model_parallel=model_parallel)
+    train(config, run, jax.devices()[:devices])
+    curves = [
+        [line["loss"] for line in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+        for path in (whole, run)
+    ]
+    assert len(curves[0]) >= kept + 4
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
 
 
 def test_a_work_directory_has_one_owner(place, tmp_path):
