@@ -242,7 +242,7 @@ def load(path: Path) -> Config:
     config = get_config()
     try:
         _fill(config, json.loads(path.read_text()))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not the config of a run of this version: {error}") from error
     return config
 

@@ -1,0 +1,114 @@
+"""Whatever lies in a file: it is read, or refused in one line; nothing else happens."""
+
+import contextlib
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from nrsrd_jax import checkpoint
+from nrsrd_jax import config as configuration
+from nrsrd_jax.checkpoint import Description, save_weights
+from nrsrd_jax.data import datasets
+from nrsrd_jax.data.images import decode
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.metrics_log import logged_scores, read_metrics
+from nrsrd_jax.models.reid import initialise
+from nrsrd_jax.report.curves import read_curves
+from nrsrd_jax.sharding import make_mesh
+
+often = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@contextlib.contextmanager
+def refused_in_one_line():
+    """Any other error, or one of several lines, fails."""
+    try:
+        yield
+    except InputError as error:
+        if "\n" in str(error):
+            pytest.fail(str(error))
+
+
+def picture(ending):
+    file = io.BytesIO()
+    Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(20, 20, 3)).save(file, ending)
+    return file.getvalue()
+
+
+PICTURES = [picture(ending) for ending in ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")]
+
+
+@often
+@given(
+    st.sampled_from(PICTURES), st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=4)), max_size=8), st.data()
+)
+def test_pictures(tmp_path, content, changes, data):
+    """Changed and cut-off pictures decode to the size asked for, or are refused."""
+    content = bytearray(content)
+    for place, new in changes:
+        content[place % len(content) : place % len(content) + len(new)] = new
+    path = tmp_path / "a.jpg"
+    path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+    with refused_in_one_line():
+        assert decode(path, (32, 16), "bilinear").shape == (32, 16, 3)
+
+
+@often
+@given(st.text(max_size=200) | st.lists(st.lists(st.text(max_size=8), max_size=5).map(",".join)).map("\n".join))
+def test_manifests(tmp_path, text):
+    path = tmp_path / "m.csv"
+    path.write_text("path,pid,camera,split\n" + text, encoding="utf-8", errors="surrogatepass")
+    with refused_in_one_line():
+        datasets.load("manifest", path)
+
+
+@often
+@given(st.lists(JSON.map(json.dumps) | st.text(max_size=30), max_size=6))
+def test_logs_of_a_run(tmp_path, lines):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    assert all(isinstance(value, int | float) for row in read_metrics(tmp_path) for value in row.values())
+    read_curves(tmp_path)
+    logged_scores(tmp_path, 1)
+
+
+@often
+@given(JSON)
+def test_configs_of_a_run(tmp_path, values):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with refused_in_one_line():
+        configuration.validate(configuration.load(tmp_path / "config.json"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3)
+    variables = jax.jit(lambda key: initialise(description.create_model(), key, (32, 16)))(jax.random.key(0))
+    path = tmp_path_factory.mktemp("weights") / "c"
+    save_weights(path, description, variables, {})
+    return path, (path / "model" / "metadata").read_text()
+
+
+@settings(often, max_examples=60)
+@given(data=st.data())
+def test_descriptions_of_a_model(saved, data):
+    """One value of it changed, or the text cut off: the model is loaded as it was, or refused."""
+    path, text = saved
+    values = json.loads(text)
+    name = data.draw(st.sampled_from(sorted(values)))
+    changed = json.dumps(values | {name: data.draw(JSON)})
+    (path / "model" / "metadata").write_text(
+        data.draw(st.sampled_from([changed, text[: len(text) // 2], changed[:-1]]))
+    )
+    with refused_in_one_line():
+        checkpoint.load(path, make_mesh())
