@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
+from nrsrd_jax.checkpoint import Description
 from nrsrd_jax.config import get_config
+from nrsrd_jax.models.reid import initialise
 
 
 def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, size=(40, 20), suffix=".jpg") -> None:
@@ -52,3 +55,9 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
         | {name.replace("__", "."): value for name, value in options.items()}
     )
     return config
+
+
+def small_model(norm_ratio=None):
+    """The description and random variables of a two-block model for images of 32×16."""
+    description = Description("vit_tiny", 2, (32, 16), (0.5,) * 3, (0.5,) * 3, norm_ratio=norm_ratio)
+    return description, initialise(description.create_model(), jax.random.key(0), (32, 16))
