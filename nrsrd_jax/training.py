@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from . import config as configuration
 from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
 from .checkpoint import Checkpoints, Description
 from .cluster import is_first
+from .compiled import CompiledStep, is_finite
 from .config import Config
 from .data import pipeline
 from .data.images import check_readable
@@ -113,35 +113,12 @@ def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
         configuration.save(config, workdir / "config.json")
 
     step = make_step(config, description, teacher, optimizer, start.degradation)
-    donated = () if config.train.debug_nans else (0,)  # what is donated cannot be computed again
-    compiled = jax.jit(step, donate_argnums=donated, out_shardings=(shardings, replicated(mesh)))
-    if config.train.debug_nans:
-        compiled = find_nan(step, compiled)
+    compiled = CompiledStep(step, shardings, mesh, teacher_variables, config.train.debug_nans)
     loop = Loop(config, records, description, domains, mesh, checkpoints)
     try:
-        return loop.run(state, done, functools.partial(compiled, teacher_variables=teacher_variables), workdir)
+        return loop.run(state, done, compiled, workdir)
     finally:
         checkpoints.close()
-
-
-def find_nan(step: Callable, compiled: Callable) -> Callable:
-    """The compiled step, but one whose loss or gradient is not finite is done again, operation by operation.
-
-    FloatingPointError, with its traceback, at the first operation that gives NaN.
-    """
-
-    def run(state: TrainState, batch: dict, teacher_variables: dict | None) -> tuple[TrainState, dict]:
-        result = compiled(state, batch, teacher_variables=teacher_variables)
-        if not is_finite(result[1]):
-            with jax.disable_jit(), jax.debug_nans(True):
-                step(state, batch, teacher_variables)
-        return result
-
-    return run
-
-
-def is_finite(metrics: dict) -> bool:
-    return math.isfinite(float(metrics["loss"])) and math.isfinite(float(metrics["gradient_norm"]))
 
 
 def check_same_run(config: Config, workdir: Path) -> None:

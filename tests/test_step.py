@@ -1,13 +1,17 @@
 """What the step feeds the networks."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from people import small_config, write_images, write_night
 
 from nrsrd_jax.inputs import pixel_statistics
-from nrsrd_jax.models.reid import create_model
-from nrsrd_jax.step import Preparation, Teacher
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.models.reid import create_model, initialise
+from nrsrd_jax.step import Preparation, Teacher, make_objective
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 
@@ -64,6 +68,33 @@ def test_measured_statistics_are_those_of_the_training_images(tmp_path):
     assert pixel_statistics(config, images)[1] == (0.1, 0.2, 0.3)
     config.data.std = "dataset"
     assert pixel_statistics(config, images * 0)[1] == (0.0039,) * 3  # a black set does not divide by zero
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("zero_queries", [False, True])
+def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype, zero_queries):
+    """All images identical, queries of length 0 in the last block, and a teacher that is certain."""
+    student = create_model("vit_tiny_ics", classes=2, aux_classes=2, depth=1, norm_ratio=NormRatio(), dtype=dtype)
+    teacher_model = create_model("vit_tiny", classes=2, depth=1, dtype=dtype)
+    variables, teacher_variables = (
+        jax.jit(functools.partial(initialise, model, image_size=(32, 16)))(key=jax.random.key(0))
+        for model in (student, teacher_model)
+    )
+    teacher_variables["params"]["classifier"]["kernel"] *= 1e6
+    if zero_queries:
+        qkv = variables["params"]["base"]["blocks_0"]["attn"]["qkv"]
+        qkv["kernel"] = qkv["kernel"].at[:, :192].set(0)
+    inputs = dict.fromkeys(("real", "aux", "teacher"), jnp.full((4, 32, 16, 3), 0.5))
+    labels = dict.fromkeys(("real", "aux"), jnp.array([0, 0, 1, 1]))
+    weights = dict.fromkeys(("id_real", "triplet_real", "id_syn", "triplet_syn", "distill"), 1.0)
+    objective = make_objective(student, weights, teacher=Teacher(teacher_model, **PLAIN))
+    gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, (_, metrics)), grads = gradient(
+        variables["params"], variables["batch_stats"], inputs, labels, jax.random.key(1), teacher_variables
+    )
+    assert np.isfinite(loss)
+    assert all(np.isfinite(value) for value in metrics.values()), metrics
+    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(grads))
 
 
 def test_dark_twins_from_disk_train(tmp_path):
