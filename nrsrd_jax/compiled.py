@@ -15,8 +15,8 @@ class CompiledStep:
     """Callable: (state, batch) -> (state, metrics), compiled at the first call; the state given is used up.
 
     InputError, before the first step, if the devices have too little memory. With `debug_nans` the state is kept, and a
-    step that gives a loss or gradient that is not finite is done again, operation by operation: FloatingPointError, with
-    its traceback, at the first that gives NaN.
+    step whose loss or gradient is not finite is done again, operation by operation: FloatingPointError, with its
+    traceback, at the first that gives NaN.
     """
 
     def __init__(

@@ -7,11 +7,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ml_collections import config_flags
 from PIL import Image
 
-from nrsrd_jax import checkpoint
+from nrsrd_jax import checkpoint, command
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import Description, save_weights
 from nrsrd_jax.data import datasets
@@ -88,6 +90,28 @@ def test_configs_of_a_run(tmp_path, values):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with refused_in_one_line():
         configuration.validate(configuration.load(tmp_path / "config.json"))
+
+
+OPTIONS = sorted(configuration.flatten(configuration.get_config()))
+
+
+@often
+@given(
+    st.sampled_from(OPTIONS) | st.text(max_size=12),
+    st.text(max_size=12) | st.floats().map(str) | st.integers().map(str),
+)
+def test_options_of_the_command_line(name, value):
+    """An option is taken, refused while the flags are read (status 2), or refused by its range."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", configuration.get_config(), flag_values=values)
+    with refused_in_one_line():
+        try:
+            with command._one_line_errors():
+                values(["train.py", f"--config.{name}={value}"])
+        except SystemExit as end:
+            assert end.code == 2  # noqa: PT017
+            return
+        configuration.validate(values.config)
 
 
 @pytest.fixture(scope="module")
