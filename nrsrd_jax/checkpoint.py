@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from .cluster import is_first, wait_for_all
+from .cluster import any_process, is_first, wait_for_all
 from .errors import InputError
 from .files import expanded
 from .models.attention import NormRatio
@@ -123,7 +123,7 @@ class Checkpoints:
         )
 
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
-        """Writes the state, on an accelerator in the background.
+        """Writes the state, on an accelerator in the background once it is hashed.
 
         It counts only once whole: a kill while saving leaves the last one, and so does a full disk, an InputError. A
         step that is saved stays as it is.
@@ -139,15 +139,19 @@ class Checkpoints:
             model=ocp.args.JsonSave(dataclasses.asdict(description)),
         )
         with self._saving(f"the checkpoint of step {step}"):
-            check_space(directory, (state.variables, state.opt_state))
-            self._manager.save(step, args=items, metrics=metrics)
+            if is_first():
+                check_space(directory, (state.variables, state.opt_state))
+            if not self._manager.save(step, args=items, metrics=metrics):
+                raise OSError(errno.EEXIST, "it holds later steps, another process trains here")
 
     @contextlib.contextmanager
     def _saving(self, what: str) -> Iterator[None]:
         """Whatever Orbax raises while it writes, as an InputError that names the last good checkpoint."""
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:  # TensorStore says ValueError of a full disk
+        except (OSError, ValueError, RuntimeError) as error:
+            if not isinstance(error, OSError) and "RESOURCE_EXHAUSTED" not in str(error) and "space" not in str(error):
+                raise  # of a full disk TensorStore says ValueError
             directory = Path(self._manager.directory)
             steps = saved_steps(directory.parent)
             last = f"the last good one is {steps[-1]}" if steps else "there is no other yet"
@@ -162,22 +166,34 @@ class Checkpoints:
         Damaged ones are told of and set aside. InputError if all are, or if the run began with other images, or another
         teacher, than `description` tells of.
         """
-        directory = Path(self._manager.directory)
+        directory, damaged = Path(self._manager.directory), []
+        wait_for_all("restore")
         for step in reversed(saved_steps(directory.parent)):
+            restored = None
             try:
-                return self._restore_step(step, state, shardings, description)
+                restored = self._restore_step(step, state, shardings, description)
             except Damaged as error:
                 print(f"warning: {error}; going on from the one before, if any", file=sys.stderr)
+            if any_process(restored is None):
+                damaged.append(step)
+                continue
+            assert restored
             if is_first():
-                (directory / str(step)).rename(directory / f"damaged-{step}")
-            wait_for_all(f"set aside {step}")
+                for name in damaged:
+                    _set_aside(directory / str(name))
+            wait_for_all("set aside")
             self._manager.reload()
+            return restored
         raise InputError(f"all checkpoints in {directory} are damaged; remove the folder to begin anew")
 
     def _restore_step(
         self, step: int, state: TrainState, shardings: TrainState, description: Description
     ) -> TrainState:
-        saved = self._restore(step, model=ocp.args.JsonRestore())["model"]["provenance"]
+        model = self._restore(step, model=ocp.args.JsonRestore())["model"]
+        saved = model.get("provenance") if isinstance(model, dict) else None
+        saved = saved if isinstance(saved, dict) else {}
+        if not isinstance(saved.get("data"), dict) or "teacher" not in saved:
+            raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: it does not tell what it is of")
         for name in ("train", "aux_bright", "aux_dark"):
             if saved["data"].get(name) != description.provenance["data"].get(name):
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
@@ -215,6 +231,12 @@ def _handlers() -> dict:
 def _sharded_shapes(tree, shardings):
     """What Orbax restores into: each array's shape and type, and where it shall lie."""
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+
+
+def _set_aside(checkpoint: Path) -> None:
+    """Renames a damaged checkpoint, so that it no longer counts."""
+    names = (f"damaged-{checkpoint.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 1000))))
+    checkpoint.rename(next(path for path in map(checkpoint.with_name, names) if not path.exists()))
 
 
 def saved_steps(workdir: Path) -> list[int]:

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from .errors import InputError
@@ -14,7 +15,7 @@ def join() -> None:
     """Joins the processes that SLURM, Kubernetes or JAX_COORDINATOR_ADDRESS tells of; alone, it does nothing.
 
     To be called before JAX is used. By hand each process is given JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES
-    and JAX_PROCESS_ID. The processes but the first print nothing. InputError if the others cannot be reached.
+    and JAX_PROCESS_ID. The processes but the first print only errors. InputError if the others cannot be reached.
     """
     by_hand: dict[str, Any] = {}
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
@@ -27,7 +28,9 @@ def join() -> None:
     if not (by_hand or slurm or kubernetes):
         return
     try:
-        jax.distributed.initialize(**by_hand, heartbeat_timeout_seconds=30, initialization_timeout=120)
+        jax.distributed.initialize(
+            **by_hand, heartbeat_timeout_seconds=30, initialization_timeout=120, shutdown_timeout_seconds=30
+        )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"cannot join the other processes: {str(error).partition(chr(10))[0]}") from error
     if not is_first():
@@ -37,6 +40,11 @@ def join() -> None:
 def is_first() -> bool:
     """Whether this process writes and logs what is written once."""
     return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; each has to ask."""
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
 
 
 def wait_for_all(name: str) -> None:

@@ -31,7 +31,7 @@ class CompiledStep:
         arguments = state, batch, self._teacher_variables
         if self._executable is None:
             self._executable = self._jitted.lower(*arguments).compile()
-            check_memory(self._executable.memory_analysis(), memory_limit())
+            check_memory(self._executable.memory_analysis(), free_memory())
         result = self._executable(*arguments)
         if self._debug_nans and not is_finite(result[1]):
             with jax.disable_jit(), jax.debug_nans(True):
@@ -44,19 +44,19 @@ def is_finite(metrics: dict) -> bool:
     return math.isfinite(float(metrics["loss"])) and math.isfinite(float(metrics["gradient_norm"]))
 
 
-def memory_limit() -> int | None:
-    """Bytes that a device of this process gives to programs; None where it does not tell, as a CPU."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+def free_memory() -> int | None:
+    """Bytes of a device of this process that are free; None where it does not tell, as a CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= stats.keys() else None
 
 
-def check_memory(analysis, limit: int | None) -> None:
-    """InputError if a compiled program, by its memory analysis, takes more bytes of a device than the limit."""
-    if analysis is None or limit is None:
+def check_memory(analysis, free: int | None) -> None:
+    """InputError if a compiled program, by its memory analysis, takes more than is free beside its arguments."""
+    if analysis is None or free is None:
         return
-    kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    needed = kept + analysis.temp_size_in_bytes
-    if needed > limit:
+    needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    if needed > free:
         raise InputError(
-            f"a training step takes {needed / 2**30:.1f} GiB of each device, which has {limit / 2**30:.1f}: lower "
-            "train.batch_size, show the program more devices, or raise train.model_parallel"
+            f"a training step takes {needed / 2**30:.1f} GiB of each device, of which {free / 2**30:.1f} are free: "
+            "lower train.batch_size, show the program more devices, raise train.model_parallel, or set data.cache=disk"
         )

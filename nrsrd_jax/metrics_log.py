@@ -1,5 +1,6 @@
 """Where training's numbers go: metrics.jsonl, one line each, and TensorBoard."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from .errors import InputError
 from .files import write_whole
 
 NAME = "metrics.jsonl"
@@ -30,21 +32,27 @@ class MetricsLog:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
-        """One line {"step": …, name: value, …}; `prefix` groups the names in TensorBoard."""
+        """Writes {"step": …, name: value, …}; `prefix` groups names in TensorBoard. InputError if the disk is full."""
         if not self._active:
             return
-        print(json.dumps({"step": step} | values), file=self._file, flush=True)
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._board.add_scalar(prefix + name, value, step)
+        try:
+            print(json.dumps({"step": step} | values), file=self._file, flush=True)
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._board.add_scalar(prefix + name, value, step)
+        except OSError as error:
+            raise InputError(
+                f"cannot write {self._file.name}: {error.strerror}; make room, then the same command goes on"
+            ) from error
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_) -> None:
         if self._active:
-            self._file.close()
-            self._board.close()
+            with contextlib.suppress(OSError):  # of a full disk `write` has told
+                self._file.close()
+                self._board.close()
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

@@ -73,6 +73,8 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     workdir = expanded(workdir)
     start = check_run(config, workdir, devices)
     with owned(workdir) if is_first() else contextlib.nullcontext():
+        if start.done != max(checkpoint.saved_steps(workdir), default=0):
+            raise InputError(f"another process has trained in {workdir} just now; the same command goes on from there")
         return _train(config, workdir, start)
 
 
@@ -149,6 +151,7 @@ class Loop:
         images = config.train.batch_size * len(self.domains)
         scores: dict[str, float] = {}
         pending: list[dict] = []
+        ending = False
         with (
             MetricsLog(workdir, done, is_first()) as log,
             progress_bar(done, total, images) as bar,
@@ -176,8 +179,8 @@ class Loop:
                     pending = []
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
-                if done < total and ends(done):
-                    self.check_finite(metrics, done, workdir)
+                ending = ends(done) or ending
+                if ending and not pending and done < total:  # after a logged step, so that the log is as without
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()
                     raise Stopped(f"stopped after step {done} of {total}, saved; the same command goes on from there")

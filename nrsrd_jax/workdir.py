@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def owned(workdir: Path) -> Iterator[None]:
             file.seek(0)
             owner = file.read(200).strip() or "another process"
             raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
+        except OSError as error:  # a file system without locks
+            print(
+                f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", file=sys.stderr
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
