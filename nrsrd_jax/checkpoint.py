@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,11 @@ class Checkpoints:
             # On CPU the copy to the host is none: the next step would write into what is being saved.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
+        for step in saved_steps(Path(workdir)) if is_first() else ():
+            scores = Path(workdir) / FOLDER / str(step) / "metrics"
+            if scores.exists() and saved_score(Path(workdir), step) is None:  # Orbax cannot begin with damaged ones
+                shutil.rmtree(scores, ignore_errors=True)
+        wait_for_all("scores")
         handlers = {"optimizer": ocp.StandardCheckpointHandler(), **_handlers()}
         self._manager = ocp.CheckpointManager(
             (Path(workdir) / FOLDER).absolute(), options=options, item_handlers=handlers
@@ -241,7 +247,16 @@ def _set_aside(checkpoint: Path) -> None:
 
 def saved_steps(workdir: Path) -> list[int]:
     """The steps whose checkpoints a run has whole, in order."""
-    return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
+
+
+def saved_score(workdir: Path, step: int) -> float | None:
+    """The mAP that a checkpoint was saved with; None if it was not evaluated."""
+    path = workdir / FOLDER / str(step) / "metrics" / "metrics"
+    try:
+        return float(json.loads(path.read_text())["mAP"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
@@ -265,11 +280,8 @@ def find_checkpoint(directory: str | Path) -> Path:
         raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
 
     def score(step: int) -> tuple[float, int]:
-        path = directory / FOLDER / str(step) / "metrics" / "metrics"
-        try:
-            return float(json.loads(path.read_text())["mAP"]), step
-        except (OSError, ValueError, KeyError, TypeError):  # not evaluated
-            return -1.0, step
+        saved = saved_score(directory, step)
+        return -1.0 if saved is None else saved, step
 
     return directory / FOLDER / str(max(steps, key=score))
 

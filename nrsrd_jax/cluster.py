@@ -1,5 +1,6 @@
 """Several processes as one: joined at the start, alike in what they compute, one of them writing."""
 
+import hashlib
 import os
 import sys
 from typing import Any
@@ -45,6 +46,14 @@ def is_first() -> bool:
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process; each has to ask."""
     return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
+
+
+def check_alike(text: str) -> None:
+    """InputError in every process if they do not all give the same text: what they are about to do."""
+    if jax.process_count() > 1:
+        digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+        if (digests != digests[0]).any():
+            raise InputError("the processes were given different options, data or work directories; give all the same")
 
 
 def wait_for_all(name: str) -> None:

@@ -18,7 +18,7 @@ from . import checkpoint
 from . import config as configuration
 from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
 from .checkpoint import Checkpoints, Description
-from .cluster import is_first
+from .cluster import check_alike, is_first
 from .compiled import CompiledStep, is_finite
 from .config import Config
 from .data import pipeline
@@ -72,6 +72,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     """
     workdir = expanded(workdir)
     start = check_run(config, workdir, devices)
+    check_alike(json.dumps([configuration.flatten(config), start.records.hash(), start.done], default=str))
     with owned(workdir) if is_first() else contextlib.nullcontext():
         if start.done != max(checkpoint.saved_steps(workdir), default=0):
             raise InputError(f"another process has trained in {workdir} just now; the same command goes on from there")

@@ -44,7 +44,8 @@ def pair(place, workdir, epochs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [start(place, workdir, 2, epochs, process, port) for process in (0, 1)]
+    each = epochs if isinstance(epochs, tuple) else (epochs, epochs)
+    processes = [start(place, workdir, 2, each[process], process, port) for process in (0, 1)]
     try:
         yield processes
     finally:
@@ -79,6 +80,12 @@ def test_two_processes_give_the_losses_of_one(place, tmp_path):
     said = [(tmp_path / f"two-{process}.log").read_text() for process in (0, 1)]
     assert "done: mAP" in said[0]
     assert "mAP" not in said[1]
+
+
+def test_processes_that_were_told_different_things_end_at_once(place, tmp_path):
+    with pair(place, tmp_path / "run", epochs=(3, 4)) as processes:
+        assert [process.wait(timeout=150) for process in processes] == [2, 2]
+    assert "the processes were given different options" in (tmp_path / "run-0.log").read_text()
 
 
 def test_told_to_end_both_save_the_same_step(place, tmp_path):

@@ -96,6 +96,11 @@ def empty_the_description(saved):
     (saved / "model" / "metadata").write_text("{}")
 
 
+def empty_the_scores(saved):
+    (saved / "metrics" / "metrics").write_text("")
+    lose_a_folder(saved)
+
+
 def change_a_weight(saved):
     """Whole to Orbax, but not what was saved."""
     description, variables = checkpoint.load(saved, make_mesh())
@@ -110,11 +115,12 @@ def change_a_weight(saved):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lose_a_folder, cut_off, spoil_the_description, empty_the_description, change_a_weight]
+    "spoil", [lose_a_folder, cut_off, spoil_the_description, empty_the_description, empty_the_scores, change_a_weight]
 )
 def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, tmp_path, capsys, spoil):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
+    (run / "checkpoints" / "²").mkdir()  # no step
     before, last = checkpoint.saved_steps(run)[-2:]
     spoil(run / "checkpoints" / str(last))
     config = configuration.load(run / "config.json")
