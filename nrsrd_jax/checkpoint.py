@@ -70,9 +70,19 @@ class Description:
         """Shapes and types of the model's variables, nothing computed."""
         return jax.eval_shape(lambda key: initialise(self.create_model(), key, self.image_size), jax.random.key(0))
 
+    def to_json(self, hashes: dict[str, str]) -> dict[str, Any]:
+        """What `from_json` reads, with hashes of the tensors beside it, and one of itself, in the provenance."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        values["provenance"] |= hashes
+        values["provenance"]["model_sha256"] = description_hash(values)
+        return values
+
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Description":
-        """What dataclasses.asdict gave to a JSON file; ValueError, KeyError or TypeError if it did not."""
+        """What `to_json` gave; ValueError, KeyError or TypeError if it did not."""
+        hashes = values["provenance"]
+        if not isinstance(hashes, dict) or hashes.get("model_sha256") not in (None, description_hash(values)):
+            raise ValueError("its description of the model is not the one that was saved")
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
         norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
         made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
@@ -88,7 +98,6 @@ class Description:
             and 0 < made.depth <= MAX_DEPTH
             and 0 < min(made.image_size) <= max(made.image_size) < 2**15
             and (not ids or len(set(ids)) == len(ids) == made.classes)
-            and isinstance(made.provenance, dict)
             and isinstance(made.provenance.get("source") or {}, dict)
         ):
             raise ValueError("its description of the model does not fit together")
@@ -138,11 +147,10 @@ class Checkpoints:
         if step == self._manager.latest_step():
             return
         hashes = {"weights_sha256": weights_hash(state.variables), "optimizer_sha256": weights_hash(state.opt_state)}
-        description = dataclasses.replace(description, provenance=description.provenance | hashes)
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave(state.opt_state),
-            model=ocp.args.JsonSave(dataclasses.asdict(description)),
+            model=ocp.args.JsonSave(description.to_json(hashes)),
         )
         with self._saving(f"the checkpoint of step {step}"):
             if is_first():
@@ -156,14 +164,16 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            if not isinstance(error, OSError) and "RESOURCE_EXHAUSTED" not in str(error) and "space" not in str(error):
-                raise  # of a full disk TensorStore says ValueError
+            full = "RESOURCE_EXHAUSTED" in str(error) or "space" in str(error)  # TensorStore raises ValueError then
+            if not (full or isinstance(error, OSError)):
+                raise
             directory = Path(self._manager.directory)
             steps = saved_steps(directory.parent)
             last = f"the last good one is {steps[-1]}" if steps else "there is no other yet"
             reason = str(error).partition("\n")[0][:300]
+            mend = "Make room" if full else "Mend that"
             raise InputError(
-                f"cannot save {what} in {directory}: {reason}; {last}. Make room, then the same command goes on"
+                f"cannot save {what} in {directory}: {reason}; {last}. {mend}, then the same command goes on"
             ) from error
 
     def restore(self, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
@@ -196,14 +206,15 @@ class Checkpoints:
         self, step: int, state: TrainState, shardings: TrainState, description: Description
     ) -> TrainState:
         model = self._restore(step, model=ocp.args.JsonRestore())["model"]
-        saved = model.get("provenance") if isinstance(model, dict) else None
-        saved = saved if isinstance(saved, dict) else {}
-        if not isinstance(saved.get("data"), dict) or "teacher" not in saved:
-            raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: it does not tell what it is of")
+        try:
+            saved = Description.from_json(model).provenance
+            data, teacher = saved["data"], saved["teacher"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: {error}") from error
         for name in ("train", "aux_bright", "aux_dark"):
-            if saved["data"].get(name) != description.provenance["data"].get(name):
+            if data.get(name) != description.provenance["data"].get(name):
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
-        if saved["teacher"] != description.provenance["teacher"]:
+        if teacher != description.provenance["teacher"]:
             raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
         abstract = _sharded_shapes(state, shardings)
         restored = self._restore(
@@ -309,9 +320,8 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
     """
     directory = expanded(directory).absolute()
     hashes = {"weights_sha256": weights_hash(variables), "kept_sha256": weights_hash(kept)}
-    description = dataclasses.replace(description, provenance=description.provenance | hashes)
     items: dict[str, Any] = {"weights": ocp.args.StandardSave(variables)}
-    items["model"] = ocp.args.JsonSave(dataclasses.asdict(description))
+    items["model"] = ocp.args.JsonSave(description.to_json(hashes))
     if kept:
         items["torch"] = ocp.args.StandardSave(kept)
     try:
@@ -329,7 +339,7 @@ def check_space(directory: Path, tree: Any) -> None:
     """OSError if the arrays of `tree` have no room on the disk of a directory."""
     needed, free = sum(array.nbytes for array in jax.tree.leaves(tree)), shutil.disk_usage(directory).free
     if free < needed + 2**20:
-        raise OSError(errno.ENOSPC, f"it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
+        raise OSError(errno.ENOSPC, f"no space: it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
 
 
 def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
@@ -354,6 +364,12 @@ def _readable(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". See full")[0]
         raise InputError(f"{path} is no readable checkpoint: {reason[:200]}") from error
+
+
+def description_hash(values: dict[str, Any]) -> str:
+    """SHA-256 of a description as JSON, but for this hash itself."""
+    provenance = {name: value for name, value in values["provenance"].items() if name != "model_sha256"}
+    return hashlib.sha256(json.dumps(values | {"provenance": provenance}, sort_keys=True).encode()).hexdigest()
 
 
 def weights_hash(variables: Any) -> str:

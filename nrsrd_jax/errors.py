@@ -8,8 +8,11 @@ class InputError(ValueError):
     """
 
 
-class Stopped(Exception):
-    """The run was told to end (SIGTERM) and has saved what it has. The message says how to go on; the status is 0."""
+class Stopped(BaseException):
+    """The run was told to end (SIGTERM) and has saved what it has. The message says how to go on; the status is 0.
+
+    As KeyboardInterrupt, it is no Exception: it may come anywhere.
+    """
 
 
 def printable(text: object, limit: int = 0) -> str:

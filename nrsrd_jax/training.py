@@ -18,7 +18,7 @@ from . import checkpoint
 from . import config as configuration
 from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
 from .checkpoint import Checkpoints, Description
-from .cluster import check_alike, is_first
+from .cluster import check_alike, is_first, together
 from .compiled import CompiledStep, is_finite
 from .config import Config
 from .data import pipeline
@@ -35,7 +35,7 @@ from .scoring import evaluate, headline
 from .sharding import make_mesh, over_data, place, replicated
 from .state import TrainState
 from .step import Teacher
-from .workdir import owned, told_to_end
+from .workdir import Termination, owned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,24 +71,29 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     the config, the data or the checkpoints it names, before the first compile.
     """
     workdir = expanded(workdir)
-    start = check_run(config, workdir, devices)
-    check_alike(json.dumps([configuration.flatten(config), start.records.hash(), start.done], default=str))
-    with owned(workdir) if is_first() else contextlib.nullcontext():
-        if start.done != max(checkpoint.saved_steps(workdir), default=0):
-            raise InputError(f"another process has trained in {workdir} just now; the same command goes on from there")
-        return _train(config, workdir, start)
+    with contextlib.ExitStack() as held:
+        termination = held.enter_context(Termination())
+        with together():
+            start = check_run(config, workdir, devices)
+            if is_first():
+                held.enter_context(owned(workdir))
+                if start.done != max(checkpoint.saved_steps(workdir), default=0):
+                    raise InputError(f"another process has just trained in {workdir}; the same command goes on there")
+        check_alike(json.dumps([configuration.flatten(config), start.records.hash(), start.done], default=str))
+        return _train(config, workdir, start, termination)
 
 
-def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
+def _train(config: Config, workdir: Path, start: Start, termination: Termination) -> dict[str, float]:
     mesh, records, done, source = start.mesh, start.records, start.done, start.source
     teacher, teacher_variables = start.teacher, start.teacher_variables
-    domains = read_domains(config, records)
-    for data in records.targets.values():  # an unreadable test image shows now, not after the first epochs
-        for split in (data.query, data.gallery):
-            if config.data.cache == "none":
-                check_readable(split.paths)
-            else:
-                read_test_images(config, split)
+    with together():
+        domains = read_domains(config, records)
+        for data in records.targets.values():  # an unreadable test image shows now, not after the first epochs
+            for split in (data.query, data.gallery):
+                if config.data.cache == "none":
+                    check_readable(split.paths)
+                else:
+                    read_test_images(config, split)
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
     description = describe(config, records, mean, std, teacher_variables)
 
@@ -117,7 +122,7 @@ def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
 
     step = make_step(config, description, teacher, optimizer, start.degradation)
     compiled = CompiledStep(step, shardings, mesh, teacher_variables, config.train.debug_nans)
-    loop = Loop(config, records, description, domains, mesh, checkpoints)
+    loop = Loop(config, records, description, domains, mesh, checkpoints, termination)
     try:
         return loop.run(state, done, compiled, workdir)
     finally:
@@ -126,6 +131,9 @@ def _train(config: Config, workdir: Path, start: Start) -> dict[str, float]:
 
 def check_same_run(config: Config, workdir: Path) -> None:
     """InputError if the work directory holds a run that learns something else."""
+    folder = workdir / checkpoint.FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
     if not checkpoint.saved_steps(workdir):
         return
     changed = configuration.differences(configuration.load(workdir / "config.json"), config)
@@ -144,6 +152,7 @@ class Loop:
     domains: dict[str, pipeline.Domain]
     mesh: Mesh
     checkpoints: Checkpoints
+    termination: Termination
 
     def run(self, state: TrainState, done: int, step: Callable, workdir: Path) -> dict[str, float]:
         """From `done` steps to the last; `step(state, batch)`. Returns the last evaluation's numbers."""
@@ -156,7 +165,6 @@ class Loop:
         with (
             MetricsLog(workdir, done, is_first()) as log,
             progress_bar(done, total, images) as bar,
-            told_to_end() as ends,
         ):
             if done == total:
                 return logged_scores(workdir, config.train.epochs) or self.evaluate(
@@ -164,6 +172,7 @@ class Loop:
                 )
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
+                self.termination.begin()
                 if pending:
                     self.check_finite(pending[-1], done, workdir)  # of the step before: this one is under way
                 pending.append(metrics)
@@ -180,7 +189,7 @@ class Loop:
                     pending = []
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
-                ending = ends(done) or ending
+                ending = self.termination.told(done) or ending
                 if ending and not pending and done < total:  # after a logged step, so that the log is as without
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()

@@ -6,13 +6,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 
-from .errors import InputError
+from .errors import InputError, Stopped
 
 LOCK = ".lock"
 
@@ -45,22 +46,36 @@ def owned(workdir: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def told_to_end() -> Iterator[Callable[[int], bool]]:
-    """A function of the steps done: whether to end after them, since SIGTERM came, as a cluster sends it beforehand.
+class Termination:
+    """Within `with`, SIGTERM, which a cluster sends before it takes a machine away, ends the run in order.
 
-    Several processes agree on the step. Outside the main thread it is never time: whoever runs that ends it.
+    Before `begin` there is nothing to save: it raises Stopped at once. After that `told(step)` says, after each step,
+    whether it came; several processes agree on the step, and there JAX takes the signal. Outside the main thread it is
+    as if it never came: whoever runs that ends it.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    signals: list[int] = []
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    except ValueError:
-        yield lambda _: False
-        return
-    try:
-        yield lambda _: bool(signals)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+
+    def __init__(self):
+        self._begun = self._came = False
+
+    def __enter__(self) -> "Termination":
+        self._previous = None
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _handle(self, *_) -> None:
+        if not self._begun:
+            raise Stopped("stopped before it took a step; the same command goes on from there")
+        self._came = True
+
+    def begin(self) -> None:
+        """From here on there is something to save."""
+        self._begun = True
+
+    def told(self, step: int) -> bool:
+        """Whether to end after so many steps."""
+        return self._came or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))

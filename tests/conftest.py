@@ -20,6 +20,14 @@ os.environ["XDG_CACHE_HOME"] = "/dev/null"  # no test writes to a home folder
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="module")
+def compile_quickly():
+    """XLA without most of its optimisations, for tests that compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """golden("losses") -> the arrays of tests/golden/losses.npz."""

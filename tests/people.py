@@ -1,5 +1,6 @@
 """Small rendered data sets for the tests: every identity is one colour, so a small model can learn them."""
 
+import sys
 from pathlib import Path
 
 import jax
@@ -7,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from nrsrd_jax.checkpoint import Description
-from nrsrd_jax.config import get_config
+from nrsrd_jax.config import flatten, get_config
 from nrsrd_jax.models.reid import initialise
+
+ROOT = Path(__file__).parent.parent
 
 
 def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, size=(40, 20), suffix=".jpg") -> None:
@@ -55,6 +58,14 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
         | {name.replace("__", "."): value for name, value in options.items()}
     )
     return config
+
+
+def train_command(config, workdir: Path) -> list[str]:
+    """The command line that trains a small_config of the baseline."""
+    default = flatten(get_config("baseline"))
+    options = [f"--config.{name}={value}" for name, value in flatten(config).items() if value != default[name]]
+    run = ["--config", str(ROOT / "configs/night600.py:baseline"), "--workdir", str(workdir)]
+    return [sys.executable, str(ROOT / "train.py"), *run, *options]
 
 
 def small_model(norm_ratio=None):

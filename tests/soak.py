@@ -19,21 +19,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from people import small_config, write_night
+from people import small_config, train_command, write_night
 
-from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load, saved_steps, weights_hash
 from nrsrd_jax.sharding import make_mesh
-
-ROOT = Path(__file__).parent.parent
-
-
-def command(place: Path, workdir: Path) -> list[str]:
-    given = configuration.flatten(small_config(place, train__epochs=60, eval__every=1, model__depth=1))
-    default = configuration.flatten(configuration.get_config("baseline"))
-    changed = [f"--config.{name}={value}" for name, value in given.items() if value != default[name]]
-    name = ["--config", str(ROOT / "configs/night600.py:baseline"), "--workdir", str(workdir)]
-    return [sys.executable, str(ROOT / "train.py"), *name, *changed]
 
 
 def final_weights(workdir: Path) -> str:
@@ -67,7 +56,8 @@ def main() -> None:
         def start(workdir: Path) -> subprocess.Popen:
             log = (place / "log").open("a")
             with log:
-                return subprocess.Popen(command(place, workdir), env=environment, stdout=log, stderr=log)
+                command = train_command(small_config(place, train__epochs=60, eval__every=1, model__depth=1), workdir)
+                return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
         begin = time.time()
         alone = start(place / "alone")

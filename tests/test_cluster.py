@@ -1,23 +1,21 @@
 """Two processes of two devices each, joined over loopback, are as one process with four."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from people import small_config, write_night
+from people import small_config, train_command, write_night
 
-from nrsrd_jax import checkpoint
-from nrsrd_jax import config as configuration
-
-ROOT = Path(__file__).parent.parent
+from nrsrd_jax import checkpoint, cluster
+from nrsrd_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -25,27 +23,24 @@ def place(tmp_path_factory):
     return write_night(tmp_path_factory.mktemp("place") / "night").parent
 
 
-def start(place, workdir, devices, epochs, process=None, port=0):
-    given = configuration.flatten(small_config(place, train__epochs=epochs, train__save_every=1, model__depth=1))
-    default = configuration.flatten(configuration.get_config("baseline"))
-    changed = [f"--config.{name}={value}" for name, value in given.items() if value != default[name]]
-    command = [sys.executable, "train.py", "--config", "configs/night600.py:baseline", *changed, "--workdir", workdir]
+def start(place, workdir, devices, process=None, port=0, **options):
+    command = train_command(small_config(place, model__depth=1, **options), workdir)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if process is not None:
         environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
                         "JAX_PROCESS_ID": str(process)}  # fmt: skip
     log = workdir.with_name(f"{workdir.name}-{process}.log").open("w")
     with log:
-        return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
 @contextlib.contextmanager
-def pair(place, workdir, epochs):
+def pair(place, workdir, *options):
+    """Two processes of two devices; options for both, or for each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    each = epochs if isinstance(epochs, tuple) else (epochs, epochs)
-    processes = [start(place, workdir, 2, each[process], process, port) for process in (0, 1)]
+    processes = [start(place, workdir, 2, process, port, **options[process % len(options)]) for process in (0, 1)]
     try:
         yield processes
     finally:
@@ -68,8 +63,8 @@ def wait_for_steps(workdir, processes):
 
 def test_two_processes_give_the_losses_of_one(place, tmp_path):
     """One of them logs and writes; both compute."""
-    alone = start(place, tmp_path / "alone", 4, epochs=3)
-    with pair(place, tmp_path / "two", epochs=3) as processes:
+    alone = start(place, tmp_path / "alone", 4, train__epochs=3)
+    with pair(place, tmp_path / "two", {"train__epochs": 3}) as processes:
         assert [process.wait(timeout=250) for process in processes] == [0, 0]
     assert alone.wait(timeout=200) == 0
     one, two = lines(tmp_path / "alone"), lines(tmp_path / "two")
@@ -83,13 +78,94 @@ def test_two_processes_give_the_losses_of_one(place, tmp_path):
 
 
 def test_processes_that_were_told_different_things_end_at_once(place, tmp_path):
-    with pair(place, tmp_path / "run", epochs=(3, 4)) as processes:
+    with pair(place, tmp_path / "run", {"train__epochs": 3}, {"train__epochs": 4}) as processes:
         assert [process.wait(timeout=150) for process in processes] == [2, 2]
     assert "the processes were given different options" in (tmp_path / "run-0.log").read_text()
 
 
+def test_what_one_process_finds_wrong_ends_both(place, tmp_path):
+    with pair(place, tmp_path / "run", {}, {"data__root": "/nowhere"}) as processes:
+        assert [process.wait(timeout=60) for process in processes] == [2, 2]
+    said = [(tmp_path / f"run-{process}.log").read_text().splitlines()[-1] for process in (0, 1)]
+    assert said[0] == "error: another process cannot go on; its own message tells why"
+    assert said[1].startswith("error: ")
+    assert "/nowhere" in said[1]
+
+
+def meet_in_threads(*processes, count, patience=2.0):
+    """What `meet` says in each of these processes: "" or an error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def said(process):
+        try:
+            cluster.meet("127.0.0.1", port, count, process, patience)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return list(pool.map(said, processes))
+
+
+def test_processes_meet_before_they_are_joined():
+    assert meet_in_threads(2, 0, 1, count=3, patience=30) == ["", "", ""]
+    assert meet_in_threads(0, count=1) == [""]
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        ((0, 2), "of 4 processes 1, 3 did not come within 1 s"),
+        ((1,), "the first process was not met at 127.0.0.1:"),
+        ((0, 1, 1), "process 1 of 4 came twice"),
+        ((0, 5), "process 5 of 4 came twice, or is not one of 4"),
+    ],
+)
+def test_a_process_that_is_missing_or_comes_twice_is_named(processes, message):
+    assert all(message in said for said in meet_in_threads(*processes, count=4, patience=1))
+
+
+def test_a_port_in_use_is_named():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen on port {port} of host: Address already in use.*; name another"):
+            cluster.meet("host", port, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "process"),
+    [("host", "2", "0"), ("host:99999", "2", "0"), ("host:1", "2", "2"), ("host:1", "", "0"), ("host:1", "2", "-1")],
+)
+def test_an_address_that_is_none_is_refused_at_once(monkeypatch, address, count, process):
+    values = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": count, "JAX_PROCESS_ID": process}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="give host:port of the first process"):
+        cluster.join()
+
+
+def test_two_processes_go_on_where_one_stopped_and_back(place, tmp_path):
+    """One process, then two that find the newest checkpoint damaged, then one again: the losses of a run left alone."""
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert start(place, whole, 4, train__epochs=3).wait(timeout=200) == 0
+    shutil.copytree(whole, moved)
+    first, *_, last = checkpoint.saved_steps(moved)
+    shutil.rmtree(moved / f"checkpoints/{last}/optimizer")
+    with pair(place, moved, {"train__epochs": 3}) as processes:
+        assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert (moved / f"checkpoints/damaged-{last}").is_dir()
+    for step in checkpoint.saved_steps(moved):
+        if step != first:
+            shutil.rmtree(moved / f"checkpoints/{step}")
+    assert start(place, moved, 4, train__epochs=3).wait(timeout=200) == 0
+    curves = [[line["loss"] for line in lines(run) if "loss" in line] for run in (whole, moved)]
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
+
+
 def test_told_to_end_both_save_the_same_step(place, tmp_path):
-    with pair(place, tmp_path / "run", epochs=2000) as processes:
+    with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)
         for process in processes:
             process.send_signal(signal.SIGTERM)
@@ -100,7 +176,7 @@ def test_told_to_end_both_save_the_same_step(place, tmp_path):
 
 
 def test_when_one_dies_the_other_does_not_hang(place, tmp_path):
-    with pair(place, tmp_path / "run", epochs=2000) as processes:
+    with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)
         processes[1].kill()
         assert processes[0].wait(timeout=100) != 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from people import small_config, write_night
+from people import small_config, train_command, write_night
 
 from nrsrd_jax import checkpoint, compiled
 from nrsrd_jax import config as configuration
@@ -21,14 +21,7 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 from nrsrd_jax.workdir import owned
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +41,10 @@ def weights(run, step=None):
 
 
 def start(place, workdir, **options):
-    given = configuration.flatten(small_config(place, train__epochs=6, model__depth=1, **options))
-    default = configuration.flatten(configuration.get_config("baseline"))
-    changed = [f"--config.{name}={value}" for name, value in given.items() if value != default[name]]
-    command = [sys.executable, "train.py", "--config", "configs/night600.py:baseline", *changed, "--workdir", workdir]
+    command = train_command(small_config(place, train__epochs=6, model__depth=1, **options), workdir)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, env=environment, **pipes)
 
 
 def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
@@ -166,9 +156,7 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
     def go_on(when):
         command = [sys.executable, "-c", GO_ON, str(run), when]
         environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         return done.returncode, done.stderr
 
     try:

@@ -4,31 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from people import small_config, write_images, write_night
+from people import small_config, train_command, write_images, write_night
 
 from nrsrd_jax import checkpoint, training
-from nrsrd_jax import config as configuration
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """What is tested here is the run around the step, not its speed."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +94,10 @@ def test_wherever_the_images_wait_the_run_is_the_same(place, tmp_path):
     assert curves["disk"] == curves["device"] == curves["none"]
 
 
-def command(place, workdir):
-    options = configuration.flatten(small_config(place, train__epochs=4))
-    default = configuration.flatten(configuration.get_config("baseline"))
-    changed = [f"--config.{k}={v}" for k, v in options.items() if v != default[k]]
-    return [sys.executable, "train.py", "--config", "configs/night600.py:baseline", *changed, "--workdir", str(workdir)]
-
-
 def start(place, workdir):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
-    return subprocess.Popen(command(place, workdir), cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    command = train_command(small_config(place, train__epochs=4), workdir)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(place, tmp_path):
