@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -60,7 +60,7 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
     except InputError as error:
         _leave(f"error: {error}", 2)
     except Stopped as end:
-        print(printable(end), flush=True)
+        _leave(str(end), 0, sys.stdout)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -108,11 +108,14 @@ def _one_line_errors() -> Iterator[None]:
         _fail(f"the config file fails: {type(error).__name__}: {error}")
 
 
-def _leave(message: str, status: int) -> NoReturn:
-    """Prints the message and ends the process at once: in an orderly exit threads of XLA and Orbax go on talking."""
+def _leave(message: str, status: int, stream: TextIO | None = None) -> NoReturn:
+    """Prints the message (to stderr) and ends the process at once.
+
+    In an orderly exit threads of XLA and Orbax go on talking, or crash where a signal came in the middle of JAX.
+    """
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
-    print(printable(message), file=sys.stderr, flush=True)
+        print(printable(message), file=stream or sys.stderr, flush=True)
     os._exit(status)
 
 

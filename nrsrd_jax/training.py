@@ -193,6 +193,7 @@ class Loop:
                 if ending and not pending and done < total:  # after a logged step, so that the log is as without
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()
+                    jax.distributed.shutdown()  # of several processes none leaves while others still talk to it
                     raise Stopped(f"stopped after step {done} of {total}, saved; the same command goes on from there")
         return scores
 

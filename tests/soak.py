@@ -81,7 +81,9 @@ def main() -> None:
                     kills += 1
                     moments[moment(workdir, place / "cache")] += 1
                     process.send_signal(signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL)
-                    assert process.wait() in (0, -signal.SIGTERM, -signal.SIGKILL)
+                    status = process.wait()
+                    said = (place / "log").read_text()[-2000:]
+                    assert status in (0, -signal.SIGTERM, -signal.SIGKILL), f"status {status}: {said}"
             same = final_weights(workdir) == expected
             wrong += not same
             print(f"run {run + 1}: {kills} times killed, weights {'equal' if same else 'DIFFER'}", flush=True)

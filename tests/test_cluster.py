@@ -130,7 +130,9 @@ def test_a_process_that_is_missing_or_comes_twice_is_named(processes, message):
 def test_a_port_in_use_is_named():
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(InputError, match=f"cannot listen on port {port} of host: Address already in use.*; name another"):
+        with pytest.raises(
+            InputError, match=f"cannot listen on port {port} of host: Address already in use.*; name another"
+        ):
             cluster.meet("host", port, 2, 0)
 
 

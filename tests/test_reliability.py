@@ -16,10 +16,10 @@ from people import small_config, train_command, write_night
 
 from nrsrd_jax import checkpoint, compiled
 from nrsrd_jax import config as configuration
-from nrsrd_jax.errors import InputError
+from nrsrd_jax.errors import InputError, Stopped
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
-from nrsrd_jax.workdir import owned
+from nrsrd_jax.workdir import Termination, owned
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
@@ -68,6 +68,24 @@ def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(tmp_path / "whole"))
 
 
+def test_told_to_end_before_the_first_step_it_ends_at_once():
+    with Termination() as termination:
+        with pytest.raises(Stopped, match="the same command goes on from there"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        termination.begin()
+        assert not termination.told(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert termination.told(2)
+
+
+def test_an_edited_description_is_refused(finished, tmp_path):
+    path = tmp_path / "checkpoint"
+    shutil.copytree(finished / "checkpoints" / str(max(checkpoint.saved_steps(finished))), path)
+    edit_the_description(path)
+    with pytest.raises(InputError, match="its description of the model is not the one that was saved"):
+        checkpoint.load(path, make_mesh())
+
+
 def lose_a_folder(saved):
     shutil.rmtree(saved / "optimizer")
 
@@ -84,6 +102,11 @@ def spoil_the_description(saved):
 
 def empty_the_description(saved):
     (saved / "model" / "metadata").write_text("{}")
+
+
+def edit_the_description(saved):
+    path = saved / "model" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mean": [0.1, 0.2, 0.3]}))
 
 
 def empty_the_scores(saved):
@@ -105,7 +128,16 @@ def change_a_weight(saved):
 
 
 @pytest.mark.parametrize(
-    "spoil", [lose_a_folder, cut_off, spoil_the_description, empty_the_description, empty_the_scores, change_a_weight]
+    "spoil",
+    [
+        lose_a_folder,
+        cut_off,
+        spoil_the_description,
+        empty_the_description,
+        edit_the_description,
+        empty_the_scores,
+        change_a_weight,
+    ],
 )
 def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, tmp_path, capsys, spoil):
     run = tmp_path / "run"

@@ -168,6 +168,9 @@ def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the work directory"):
         train(small_config(place), tmp_path / "file", jax.devices()[:1])
+    (tmp_path / "run" / "checkpoints").write_text("")
+    with pytest.raises(InputError, match=r"checkpoints is a file; choose another --workdir"):
+        train(small_config(place), tmp_path / "run", jax.devices()[:1])
     assert compiled_steps(caplog) == 0
 
 
