@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from nrsrd_jax.build import make_step, state_builder
-from nrsrd_jax.checkpoint import Description
 from nrsrd_jax.command import one_line
 from nrsrd_jax.config import VARIANTS, get_config
+from nrsrd_jax.description import Description
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES, initialise
 from nrsrd_jax.precision import compute_dtype

@@ -22,8 +22,9 @@ import torch_names
 from state_dict import Array, read
 from tensor_pickle import STORAGES
 
-from nrsrd_jax.checkpoint import MAX_DEPTH, Description, save_weights
+from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.command import one_line
+from nrsrd_jax.description import MAX_DEPTH, Description
 from nrsrd_jax.errors import InputError, printable
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES

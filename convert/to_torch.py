@@ -17,8 +17,9 @@ import safetensors.numpy
 import torch_file
 import torch_names
 
-from nrsrd_jax.checkpoint import Description, find_checkpoint, load, load_kept
+from nrsrd_jax.checkpoint import find_checkpoint, load, load_kept
 from nrsrd_jax.command import one_line
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.files import expanded, written_whole
 from nrsrd_jax.sharding import make_mesh

@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 
-from nrsrd_jax.checkpoint import Description
+from nrsrd_jax.description import Description
 
 BLOCK_LISTS = re.compile(r"(blocks|conv)_(\d+)")  # blocks_0 of ours is blocks.0 of PyTorch's
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 
 from . import checkpoint, lowlight
 from . import config as configuration
-from .checkpoint import Description
 from .config import Config
+from .description import Description
 from .errors import InputError
 from .files import expanded
 from .inputs import Records

@@ -48,7 +48,7 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         raise InputError(f"cannot join the other processes: {str(error).partition(chr(10))[0]}") from error
     if not is_first():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def meet(host: str, port: int, count: int, process: int, patience: float = PATIENCE) -> None:
@@ -123,13 +123,14 @@ def any_process(flag: bool) -> bool:
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A block of what each process does by itself: where it fails in one, all end, the others with an InputError."""
+    failed = None
     try:
         yield
-    except Exception:
-        any_process(True)
-        raise
-    if any_process(False):
-        raise InputError("another process cannot go on; its own message tells why")
+    except Exception as error:
+        failed = error
+    if any_process(failed is not None):
+        jax.distributed.shutdown()  # none leaves while others still talk to the first
+        raise failed or InputError("another process cannot go on; its own message tells why")
 
 
 def check_alike(text: str) -> None:
@@ -137,6 +138,7 @@ def check_alike(text: str) -> None:
     if jax.process_count() > 1:
         digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
         if (digests != digests[0]).any():
+            jax.distributed.shutdown()
             raise InputError("the processes were given different options, data or work directories; give all the same")
 
 

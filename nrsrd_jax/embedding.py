@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from . import augment, checkpoint
+from .description import Description
 from .files import written_whole
 from .models.reid import ReID
 from .precision import compute_dtype
@@ -33,7 +34,7 @@ class Embedder:
         self,
         model: ReID,
         variables: dict,
-        description: checkpoint.Description,
+        description: Description,
         mesh: Mesh,
         batch_size: int = 256,
         flip: bool = False,

@@ -19,6 +19,8 @@ from .models.reid import ReID
 from .schedule import scale_updates
 from .state import TrainState
 
+DOMAINS = {"real": ("real", "logits"), "aux": ("syn", "aux_logits")}  # the name of its losses, and its classifier
+
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
@@ -82,33 +84,34 @@ def make_objective(
     """
 
     def objective(params, batch_stats, inputs, labels, key, teacher_variables):
+        domains = [domain for domain in DOMAINS if domain in inputs]
+        # One pass for both: side by side, not end to end, so that each device keeps its own images.
+        images = jnp.stack([inputs[domain] for domain in domains], axis=1)
+        out, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images.reshape(-1, *images.shape[2:]),
+            train=True,
+            domains=len(domains),
+            rngs={"drop_path": key},
+            mutable=["batch_stats"],
+        )
         metrics, terms = {}, {}
-        outputs = {}
-        for index, (domain, name, head) in enumerate((("real", "real", "logits"), ("aux", "syn", "aux_logits"))):
-            if domain not in inputs:
-                continue
-            out, updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                inputs[domain],
-                train=True,
-                rngs={"drop_path": jax.random.fold_in(key, index)},
-                mutable=["batch_stats"],
-            )
-            batch_stats = updates["batch_stats"]  # moved once per forward, one forward per domain
-            outputs[domain] = out
-            logits, target = out[head], labels[domain]
-            terms[f"id_{name}"] = id_loss(logits, target, label_smoothing=label_smoothing)
-            terms[f"triplet_{name}"] = triplet_loss(out["features"], target, **(triplet or {}))
-            metrics[f"accuracy_{name}"] = (jnp.argmax(logits, axis=1) == target).mean()
+        for index, domain in enumerate(domains):
+            name, head = DOMAINS[domain]
+            logits, features = (out[part][index :: len(domains)] for part in (head, "features"))
+            terms[f"id_{name}"] = id_loss(logits, labels[domain], label_smoothing=label_smoothing)
+            terms[f"triplet_{name}"] = triplet_loss(features, labels[domain], **(triplet or {}))
+            metrics[f"accuracy_{name}"] = (jnp.argmax(logits, axis=1) == labels[domain]).mean()
         if teacher:
             taught: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
             terms["distill"] = dkd_loss(
-                outputs["aux"]["aux_logits"], taught["logits"], labels["aux"], **(distillation or {})
+                out["aux_logits"][1::2], taught["logits"], labels["aux"], **(distillation or {})
             )
-        last = outputs["real"]["blocks"][-1]
-        metrics |= {name: last[name].mean() for name in ("norm_ratio", "leverage", "logit_spread") if name in last}
+        last = out["blocks"][-1]
+        metrics |= {name: last[name][:: len(domains)].mean() for name in ("leverage", "logit_spread") if name in last}
+        metrics |= {"norm_ratio": last["norm_ratio"]} if "norm_ratio" in last else {}
         loss = total_loss(terms, loss_weights)
-        return loss, (batch_stats, {"loss": loss} | terms | metrics)
+        return loss, (updates["batch_stats"], {"loss": loss} | terms | metrics)
 
     return objective
 

@@ -17,12 +17,13 @@ from tqdm import tqdm
 from . import checkpoint
 from . import config as configuration
 from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
-from .checkpoint import Checkpoints, Description
+from .checkpoint import Checkpoints
 from .cluster import check_alike, is_first, together
 from .compiled import CompiledStep, is_finite
 from .config import Config
 from .data import pipeline
 from .data.images import check_readable
+from .description import Description
 from .embedding import Embedder
 from .errors import InputError, Stopped
 from .files import expanded, write_whole
@@ -53,13 +54,15 @@ class Start:
 
 def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
     """What a run of `config` in `workdir` begins from. InputError for what is wrong with config, data, checkpoints."""
-    configuration.validate(config)
-    degradation = degradation_options(config)
-    mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
-    check_same_run(config, workdir)
-    records = read_records(config)
-    backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
-    done = max(checkpoint.saved_steps(workdir), default=0)
+    with together():
+        configuration.validate(config)
+        degradation = degradation_options(config)
+        mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
+        check_same_run(config, workdir)
+        records = read_records(config)
+        backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
+        done = max(checkpoint.saved_steps(workdir), default=0)
+    check_alike(json.dumps([configuration.flatten(config), records.hash(), done, str(workdir.absolute())], default=str))
     source = None if done else load_initial_backbone(config, mesh)
     return Start(mesh, degradation, records, done, source, *load_teacher(config, records, mesh))
 
@@ -73,13 +76,12 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     workdir = expanded(workdir)
     with contextlib.ExitStack() as held:
         termination = held.enter_context(Termination())
+        start = check_run(config, workdir, devices)
         with together():
-            start = check_run(config, workdir, devices)
             if is_first():
                 held.enter_context(owned(workdir))
                 if start.done != max(checkpoint.saved_steps(workdir), default=0):
                     raise InputError(f"another process has just trained in {workdir}; the same command goes on there")
-        check_alike(json.dumps([configuration.flatten(config), start.records.hash(), start.done], default=str))
         return _train(config, workdir, start, termination)
 
 
@@ -172,7 +174,6 @@ class Loop:
                 )
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
-                self.termination.begin()
                 if pending:
                     self.check_finite(pending[-1], done, workdir)  # of the step before: this one is under way
                 pending.append(metrics)
@@ -198,7 +199,7 @@ class Loop:
         return scores
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
-        """InputError if the loss or a gradient of the step before `step` is not finite; the batch goes to a file."""
+        """InputError if the loss or a gradient of step number `step` is not finite; the batch goes to a file."""
         if is_finite(metrics):
             return
         values = {name: float(value) for name, value in metrics.items()}

@@ -40,16 +40,16 @@ def owned(workdir: Path) -> Iterator[None]:
             print(
                 f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", file=sys.stderr
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # of a full disk: it is held all the same, without a name
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
 class Termination:
     """Within `with`, SIGTERM, which a cluster sends before it takes a machine away, ends the run in order.
 
-    Before `begin` there is nothing to save: it raises Stopped at once. After that `told(step)` says, after each step,
+    Before the first step there is nothing to save: it raises Stopped at once. `told(step)`, asked after each, says
     whether it came; several processes agree on the step, and there JAX takes the signal. Outside the main thread it is
     as if it never came: whoever runs that ends it.
     """
@@ -72,10 +72,7 @@ class Termination:
             raise Stopped("stopped before it took a step; the same command goes on from there")
         self._came = True
 
-    def begin(self) -> None:
-        """From here on there is something to save."""
-        self._begun = True
-
     def told(self, step: int) -> bool:
         """Whether to end after so many steps."""
+        self._begun = True
         return self._came or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch_file
 
-from nrsrd_jax.checkpoint import Description
+from nrsrd_jax.description import Description
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from nrsrd_jax.checkpoint import Description
 from nrsrd_jax.config import flatten, get_config
+from nrsrd_jax.description import Description
 from nrsrd_jax.models.reid import initialise
 
 ROOT = Path(__file__).parent.parent

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from people import small_config, train_command, write_night
 
 from nrsrd_jax.checkpoint import load, saved_steps, weights_hash
+from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.sharding import make_mesh
 
 
@@ -30,15 +31,15 @@ def final_weights(workdir: Path) -> str:
     return weights_hash(load(workdir / "checkpoints" / str(last), make_mesh())[1])
 
 
-def moment(workdir: Path, cache: Path) -> str:
-    """What the run was doing when it was killed, by what lies on disk."""
+def moment(workdir: Path, cache: Path, done: int) -> str:
+    """What the run was doing when it was killed, by what lies on disk; it began at `done` steps."""
     if any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
         return "saving"
-    if not (workdir / "metrics.jsonl").exists():
-        return "decoding into the cache" if any(cache.glob("*.partial")) else "starting"
-    last = (workdir / "metrics.jsonl").read_text().rpartition("\n")[0].rpartition("\n")[2]
+    rows = read_metrics(workdir)
+    if max((row["step"] for row in rows), default=0) <= done:
+        return "decoding into the cache" if any(cache.glob("*.partial")) else "starting or in the first step"
     steps = saved_steps(workdir)
-    return "between epochs" if '"mAP"' in last or (steps and f'"step": {steps[-1]},' in last) else "in an epoch"
+    return "between epochs" if "mAP" in rows[-1] or (steps and rows[-1]["step"] == steps[-1]) else "in an epoch"
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def main() -> None:
         def start(workdir: Path) -> subprocess.Popen:
             log = (place / "log").open("a")
             with log:
-                command = train_command(small_config(place, train__epochs=60, eval__every=1, model__depth=1), workdir)
+                command = train_command(small_config(place, train__epochs=100, eval__every=1, model__depth=1), workdir)
                 return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
         begin = time.time()
@@ -72,6 +73,7 @@ def main() -> None:
             workdir, kills, ended = place / f"run{run}", 0, False
             shutil.rmtree(place / "cache", ignore_errors=True)
             while not ended:
+                done = max(saved_steps(workdir), default=0)
                 process = start(workdir)
                 try:
                     process.wait(rng.uniform(0.3 * ready, latest) if kills < options.kills else None)
@@ -79,7 +81,7 @@ def main() -> None:
                     assert process.returncode == 0, (place / "log").read_text()[-2000:]
                 except subprocess.TimeoutExpired:
                     kills += 1
-                    moments[moment(workdir, place / "cache")] += 1
+                    moments[moment(workdir, place / "cache", done)] += 1
                     process.send_signal(signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL)
                     status = process.wait()
                     said = (place / "log").read_text()[-2000:]

@@ -17,7 +17,8 @@ from nrsrd_jax.analysis.__main__ import main
 from nrsrd_jax.analysis.maps import Maps, Probe, token_norm
 from nrsrd_jax.analysis.statements import check, leverage_sentence
 from nrsrd_jax.analysis.study import Study
-from nrsrd_jax.checkpoint import Description, load, save_weights
+from nrsrd_jax.checkpoint import load, save_weights
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import initialise

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from people import small_config, train_command, write_night
 
 from nrsrd_jax import checkpoint, cluster
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +34,16 @@ def start(place, workdir, devices, process=None, port=0, **options):
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextlib.contextmanager
 def pair(place, workdir, *options):
     """Two processes of two devices; options for both, or for each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [start(place, workdir, 2, process, port, **options[process % len(options)]) for process in (0, 1)]
     try:
         yield processes
@@ -49,13 +53,9 @@ def pair(place, workdir, *options):
             process.wait()
 
 
-def lines(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def wait_for_steps(workdir, processes):
     deadline = time.time() + 200
-    while not (workdir / "metrics.jsonl").exists() or not lines(workdir):
+    while not read_metrics(workdir):
         assert all(process.poll() is None for process in processes)
         assert time.time() < deadline
         time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_two_processes_give_the_losses_of_one(place, tmp_path):
     with pair(place, tmp_path / "two", {"train__epochs": 3}) as processes:
         assert [process.wait(timeout=250) for process in processes] == [0, 0]
     assert alone.wait(timeout=200) == 0
-    one, two = lines(tmp_path / "alone"), lines(tmp_path / "two")
+    one, two = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "two")
     assert [(line["step"], "mAP" in line) for line in one] == [(line["step"], "mAP" in line) for line in two]
     for name in ("loss", "mAP"):
         curves = [[line[name] for line in log if name in line] for log in (one, two)]
@@ -94,9 +94,7 @@ def test_what_one_process_finds_wrong_ends_both(place, tmp_path):
 
 def meet_in_threads(*processes, count, patience=2.0):
     """What `meet` says in each of these processes: "" or an error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def said(process):
         try:
@@ -162,7 +160,7 @@ def test_two_processes_go_on_where_one_stopped_and_back(place, tmp_path):
         if step != first:
             shutil.rmtree(moved / f"checkpoints/{step}")
     assert start(place, moved, 4, train__epochs=3).wait(timeout=200) == 0
-    curves = [[line["loss"] for line in lines(run) if "loss" in line] for run in (whole, moved)]
+    curves = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in (whole, moved)]
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 
 

@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from people import small_config, write_images, write_night
 
-from nrsrd_jax.checkpoint import Description, load, save_weights, weights_hash
+from nrsrd_jax.checkpoint import load, save_weights, weights_hash
+from nrsrd_jax.description import Description
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models.attention import NormRatio

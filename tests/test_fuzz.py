@@ -15,9 +15,10 @@ from PIL import Image
 
 from nrsrd_jax import checkpoint, command
 from nrsrd_jax import config as configuration
-from nrsrd_jax.checkpoint import Description, save_weights
+from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import logged_scores, read_metrics
 from nrsrd_jax.models.reid import initialise

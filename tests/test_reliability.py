@@ -17,6 +17,7 @@ from people import small_config, train_command, write_night
 from nrsrd_jax import checkpoint, compiled
 from nrsrd_jax import config as configuration
 from nrsrd_jax.errors import InputError, Stopped
+from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 from nrsrd_jax.workdir import Termination, owned
@@ -72,7 +73,6 @@ def test_told_to_end_before_the_first_step_it_ends_at_once():
     with Termination() as termination:
         with pytest.raises(Stopped, match="the same command goes on from there"):
             os.kill(os.getpid(), signal.SIGTERM)
-        termination.begin()
         assert not termination.told(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert termination.told(2)
@@ -219,10 +219,7 @@ def test_saved_on_eight_devices_it_goes_on_on_any_number(place, tmp_path_factory
     (kept,) = checkpoint.saved_steps(run)
     config = small_config(place, train__epochs=6, model__depth=1, train__model_parallel=model_parallel)
     train(config, run, jax.devices()[:devices])
-    curves = [
-        [line["loss"] for line in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
-        for path in (whole, run)
-    ]
+    curves = [[line["loss"] for line in read_metrics(path) if "loss" in line] for path in (whole, run)]
     assert len(curves[0]) >= kept + 4
     np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)  # AdamW carries rounding on
 

@@ -9,9 +9,10 @@ from people import small_config, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax import embedding
-from nrsrd_jax.checkpoint import Description, save_weights
+from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.protocol import make_target
+from nrsrd_jax.description import Description
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.evaluation import rank_features, rank_metrics

@@ -97,6 +97,29 @@ def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype, zero_queries):
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("backbone", ["vit_tiny", "vit_tiny_ics"])
+def test_one_pass_over_both_domains_is_as_two(backbone):
+    """Each domain is normalised by itself, and the running statistics move for one after the other."""
+    model = create_model(backbone, classes=3, aux_classes=4, depth=2, drop_path=0.0)
+    variables = jax.jit(functools.partial(initialise, model, image_size=(32, 16)))(key=jax.random.key(0))
+    variables["batch_stats"] = jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])
+    real, aux = jax.random.normal(jax.random.key(1), (2, 6, 32, 16, 3)) * jnp.array([1, 3])[:, None, None, None, None]
+
+    apply = jax.jit(
+        lambda variables, images, domains: model.apply(
+            variables, images, train=True, mutable=["batch_stats"], domains=domains
+        ),
+        static_argnums=2,
+    )
+    out, updates = apply(variables, jnp.stack([real, aux], axis=1).reshape(-1, *real.shape[1:]), 2)
+    for index, images in enumerate((real, aux)):
+        alone, moved = apply(variables, images, 1)
+        for name in ("features", "neck", "logits", "aux_logits"):
+            np.testing.assert_allclose(out[name][index::2], alone[name], atol=2e-5)
+        variables = variables | moved
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), updates, moved)
+
+
 def test_dark_twins_from_disk_train(tmp_path):
     from nrsrd_jax.training import train
 

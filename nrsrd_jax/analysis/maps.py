@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .. import augment, checkpoint
+from ..description import Description
 from ..embedding import device_batches
 from ..models.attention import NormRatio
 from ..models.vit import PATCH
@@ -40,7 +41,7 @@ class Probe:
     `grid` is the patches' (rows, columns). `strength` is the λ of NRA that the model was trained to, 0 if it has none.
     """
 
-    def __init__(self, description: checkpoint.Description, variables: dict, mesh: Mesh, batch_size: int = 32):
+    def __init__(self, description: Description, variables: dict, mesh: Mesh, batch_size: int = 32):
         self.description, self.mesh = description, mesh
         height, width = description.image_size
         self.grid = height // PATCH, width // PATCH

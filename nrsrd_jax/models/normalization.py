@@ -14,13 +14,15 @@ class BatchNorm(nn.Module):
 
     Training normalises with the biased variance and moves the running variance towards the unbiased one,
     as torch.nn.BatchNorm does: https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html.
+    Row i of a batch of several domains is of domain i % domains; each is normalised with statistics of its own, and
+    moves the running ones in its turn, as in one pass after another.
     """
 
     decay: float = 0.9  # PyTorch's momentum 0.1
     frozen_bias: bool = False  # the BNNeck's bias is never trained
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, domains: int = 1) -> jax.Array:
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
@@ -28,19 +30,19 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
         if self.frozen_bias:
             bias = jax.lax.stop_gradient(bias)
-        values = at_least_float32(x)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // width
-            mean = values.mean(axes)
-            var = jnp.square(values - mean).mean(axes)
-            if not self.is_initializing():
-                unbiased = var * (count / max(count - 1, 1))
-                running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean
-                running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
-        else:
+        if not train:
             mean, var = running_mean.value, running_var.value
-        return ((values - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype)
+            return ((at_least_float32(x) - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype)
+        values = at_least_float32(x).reshape(-1, domains, x.size // (x.shape[0] * width), width)
+        mean = values.mean((0, 2), keepdims=True)
+        var = jnp.square(values - mean).mean((0, 2), keepdims=True)
+        if not self.is_initializing():
+            count = x.size // (domains * width)
+            for domain in range(domains):
+                unbiased = var[0, domain, 0] * (count / max(count - 1, 1))
+                running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean[0, domain, 0]
+                running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
+        return ((values - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype).reshape(x.shape)
 
 
 class InstanceNorm(nn.Module):
@@ -60,6 +62,6 @@ class InstanceBatchNorm(nn.Module):
     """IBN (Pan et al. 2018): InstanceNorm on the first half of the channels, BatchNorm on the second."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, domains: int = 1) -> jax.Array:
         first, second = jnp.split(x, [x.shape[-1] // 2], axis=-1)
-        return jnp.concatenate([InstanceNorm(name="IN")(first), BatchNorm(name="BN")(second, train)], axis=-1)
+        return jnp.concatenate([InstanceNorm(name="IN")(first), BatchNorm(name="BN")(second, train, domains)], axis=-1)

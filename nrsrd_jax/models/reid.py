@@ -28,6 +28,8 @@ class ReID(nn.Module):
     where the model has them; `blocks`, per block: `attention` [B, H, M, N], `q_norm`, `k_norm`, `v_norm` [B, H, ·],
     `logit_spread` and with NRA `leverage` [B, H]: the standard deviations over keys of the CLS query's plain logits
     and of γ, in nats. M is N in every block but the last, where it is 1 unless `maps` is set.
+
+    With `domains` image i is of domain i % domains, and BatchNorm treats each in its turn.
     """
 
     backbone: dict[str, Any]  # VisionTransformer's arguments
@@ -36,9 +38,10 @@ class ReID(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False) -> dict:
-        out = VisionTransformer(**self.backbone, dtype=self.dtype, name="base")(images, train=train, maps=maps)
-        out["neck"] = BatchNorm(frozen_bias=True, name="bottleneck")(out["features"], train)
+    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False, domains: int = 1) -> dict:
+        base = VisionTransformer(**self.backbone, dtype=self.dtype, name="base")
+        out = base(images, train=train, maps=maps, domains=domains)
+        out["neck"] = BatchNorm(frozen_bias=True, name="bottleneck")(out["features"], train, domains)
         for name, classifier, classes in (
             ("logits", "classifier", self.classes),
             ("aux_logits", "classifier_aux", self.aux_classes),

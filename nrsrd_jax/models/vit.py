@@ -60,15 +60,15 @@ class PatchEmbed(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # [B, h, w, 3] -> [B, N, D]
+    def __call__(self, x: jax.Array, train: bool, domains: int) -> jax.Array:  # [B, h, w, 3] -> [B, N, D]
         patch = PATCH
         if self.stem:
             x = Conv(64, 7, stride=2, padding=3, dtype=self.dtype, name="conv_0")(x)
-            x = nn.relu(InstanceBatchNorm(name="conv_1")(x, train))
+            x = nn.relu(InstanceBatchNorm(name="conv_1")(x, train, domains))
             x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv_3")(x)
-            x = nn.relu(InstanceBatchNorm(name="conv_4")(x, train))
+            x = nn.relu(InstanceBatchNorm(name="conv_4")(x, train, domains))
             x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv_6")(x)
-            x = nn.relu(BatchNorm(name="conv_7")(x, train))
+            x = nn.relu(BatchNorm(name="conv_7")(x, train, domains))
             patch //= 2
         x = Conv(self.width, patch, stride=patch, use_bias=True, dtype=self.dtype, name="proj")(x)
         return x.reshape(x.shape[0], -1, self.width)
@@ -170,8 +170,8 @@ class VisionTransformer(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False) -> dict:
-        x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train)
+    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False, domains: int = 1) -> dict:
+        x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train, domains)
         cls = self.param("cls_token", LINEAR_INIT, (1, 1, self.width))
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
