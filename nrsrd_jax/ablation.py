@@ -30,7 +30,7 @@ from .files import expanded, write_whole, written_whole
 from .inputs import Records
 from .metrics_log import logged_scores
 from .training import check_run, check_same_run, train
-from .workdir import owned
+from .workdir import Termination, owned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,11 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
 
 def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
     """Trains every row with seeds 0..seeds−1 and writes what is known so far after each. InputError as `train`."""
+    with Termination():
+        return _run_ablation(file, rows, seeds, workdir, overrides)
+
+
+def _run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
     jobs = [(row, seed, row_config(file, row, seed, overrides)) for seed in range(seeds) for row in rows]
     folders = [workdir / f"{row.name}-seed{seed}" for row, seed, _ in jobs]
     paper = rows

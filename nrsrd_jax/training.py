@@ -119,8 +119,9 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
             print("starting from random weights (init.checkpoint names none)")
     if teacher:
         print(f"the teacher is {config.teacher.checkpoint}")
-    if is_first():
-        configuration.save(config, workdir / "config.json")
+    with together():
+        if is_first():
+            configuration.save(config, workdir / "config.json")
 
     step = make_step(config, description, teacher, optimizer, start.degradation)
     compiled = CompiledStep(step, shardings, mesh, teacher_variables, config.train.debug_nans)
@@ -164,10 +165,9 @@ class Loop:
         scores: dict[str, float] = {}
         pending: list[dict] = []
         ending = False
-        with (
-            MetricsLog(workdir, done, is_first()) as log,
-            progress_bar(done, total, images) as bar,
-        ):
+        with together():
+            opened = MetricsLog(workdir, done, is_first())
+        with opened as log, progress_bar(done, total, images) as bar:
             if done == total:
                 return logged_scores(workdir, config.train.epochs) or self.evaluate(
                     state, config.train.epochs, log, bar
@@ -190,7 +190,7 @@ class Loop:
                     pending = []
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
-                ending = self.termination.told(done) or ending
+                ending = self.termination.told() or ending
                 if ending and not pending and done < total:  # after a logged step, so that the log is as without
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()

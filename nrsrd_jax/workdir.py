@@ -49,13 +49,14 @@ def owned(workdir: Path) -> Iterator[None]:
 class Termination:
     """Within `with`, SIGTERM, which a cluster sends before it takes a machine away, ends the run in order.
 
-    Before the first step there is nothing to save: it raises Stopped at once. `told(step)`, asked after each, says
+    Before the first step there is nothing to save: it raises Stopped at once. `told()`, asked after each, says
     whether it came; several processes agree on the step, and there JAX takes the signal. Outside the main thread it is
     as if it never came: whoever runs that ends it.
     """
 
     def __init__(self):
-        self._begun = self._came = False
+        self._steps = 0  # of this process, not of the run
+        self._came = False
 
     def __enter__(self) -> "Termination":
         self._previous = None
@@ -68,11 +69,11 @@ class Termination:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _handle(self, *_) -> None:
-        if not self._begun:
-            raise Stopped("stopped before it took a step; the same command goes on from there")
         self._came = True
+        if not self._steps:
+            raise Stopped("stopped before it took a step; the same command goes on from there")
 
-    def told(self, step: int) -> bool:
-        """Whether to end after so many steps."""
-        self._begun = True
-        return self._came or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step))
+    def told(self) -> bool:
+        """Whether to end after this step."""
+        self._steps += 1  # JAX agrees on the one after the last that a process has asked about, or on the first
+        return self._came or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._steps))

@@ -173,6 +173,15 @@ def test_told_to_end_both_save_the_same_step(place, tmp_path):
     said = (tmp_path / "run-0.log").read_text()
     step = max(checkpoint.saved_steps(tmp_path / "run"))
     assert f"stopped after step {step} of" in said
+    with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:  # resumed, and told while it compiles
+        deadline = time.time() + 100
+        while "compiling" not in (tmp_path / "run-0.log").read_text():
+            assert time.time() < deadline
+            time.sleep(0.05)
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        assert [process.wait(timeout=100) for process in processes] == [0, 0]
+    assert max(checkpoint.saved_steps(tmp_path / "run")) == step + 1
 
 
 def test_when_one_dies_the_other_does_not_hang(place, tmp_path):

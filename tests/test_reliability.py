@@ -73,9 +73,9 @@ def test_told_to_end_before_the_first_step_it_ends_at_once():
     with Termination() as termination:
         with pytest.raises(Stopped, match="the same command goes on from there"):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert not termination.told(1)
+        assert not termination.told()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert termination.told(2)
+        assert termination.told()
 
 
 def test_an_edited_description_is_refused(finished, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from ..errors import InputError
+from ..precision import at_least_float32
 from . import attention
 from .attention import NormRatio
 from .normalization import BatchNorm, InstanceBatchNorm
@@ -74,6 +75,24 @@ class PatchEmbed(nn.Module):
         return x.reshape(x.shape[0], -1, self.width)
 
 
+def rows(x: jax.Array) -> jax.Array:
+    """[B, N, D] -> [B·N, D]: of rows XLA's CPU backend computes a weight's gradient without transposing them."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def dense(name: str, x: jax.Array, features: int, dtype: jnp.dtype | None) -> jax.Array:
+    """A linear layer of the module that calls it, [B, N, D] -> [B, N, features]."""
+    y = nn.Dense(features, kernel_init=LINEAR_INIT, dtype=dtype, name=name)(rows(x))
+    return y.reshape(*x.shape[:-1], features)
+
+
+@jax.checkpoint  # the backward pass keeps x alone
+def gelu(x: jax.Array) -> jax.Array:
+    """x·Φ(x), by erf as in PyTorch; erfc, as in jax.nn.gelu, takes four times as long on a CPU."""
+    values = at_least_float32(x)
+    return (values / 2 * (1 + jax.lax.erf(values * math.sqrt(0.5)))).astype(x.dtype)
+
+
 class QKV(nn.Module):
     """The fused qkv linear, laid out [3, heads, 64]; queries of the first M tokens only."""
 
@@ -85,9 +104,9 @@ class QKV(nn.Module):
         kernel = self.param("kernel", LINEAR_INIT, (width, 3 * width))
         bias = self.param("bias", nn.initializers.zeros, (3 * width,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        q = x[:, :queries] @ kernel[:, :width] + bias[:width]
-        k, v = jnp.split(x @ kernel[:, width:] + bias[width:], 2, axis=-1)
-        q, k, v = (y.reshape(*y.shape[:2], -1, HEAD_WIDTH) for y in (q, k, v))
+        q = rows(x[:, :queries]) @ kernel[:, :width] + bias[:width]
+        k, v = jnp.split(rows(x) @ kernel[:, width:] + bias[width:], 2, axis=-1)
+        q, k, v = (y.reshape(x.shape[0], -1, width // HEAD_WIDTH, HEAD_WIDTH) for y in (q, k, v))
         return q, k, v
 
 
@@ -112,9 +131,7 @@ class Attention(nn.Module):
         maps |= {"attention": weights} | {
             f"{name}_norm": attention.token_norms(z) for name, z in zip("qkv", (q, k, v), strict=True)
         }
-        return nn.Dense(x.shape[-1], kernel_init=LINEAR_INIT, dtype=self.dtype, name="proj")(
-            y.reshape(*y.shape[:2], -1)
-        ), maps
+        return dense("proj", y.reshape(*y.shape[:2], -1), x.shape[-1], self.dtype), maps
 
 
 class Mlp(nn.Module):
@@ -122,9 +139,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nn.Dense(4 * x.shape[-1], kernel_init=LINEAR_INIT, dtype=self.dtype, name="fc1")(x)
-        hidden = nn.gelu(hidden, approximate=False)
-        return nn.Dense(x.shape[-1], kernel_init=LINEAR_INIT, dtype=self.dtype, name="fc2")(hidden)
+        hidden = gelu(dense("fc1", x, 4 * x.shape[-1], self.dtype))
+        return dense("fc2", hidden, x.shape[-1], self.dtype)
 
 
 def drop_path(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
