@@ -28,9 +28,11 @@ CONFIG = define_config("Says which data; default: what the run was trained with;
 
 
 def main() -> None:
+    from nrsrd_jax.compiled import keep_compiled
     from nrsrd_jax.illumination import read_lights
     from nrsrd_jax.result import evaluate_run, full_table
 
+    keep_compiled()
     config = CONFIG.value if flags.FLAGS["config"].present else None
     options = {"rerank": RERANK.value, "features": FEATURES.value, "lights": read_lights(ILLUMINATION.value)}
     options["report"] = REPORT.value

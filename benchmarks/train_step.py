@@ -1,91 +1,280 @@
-"""How fast the training step is on this machine: one line per backbone.
+"""How fast the training step is on this device: a line per backbone, variant, precision and batch.
 
-  python benchmarks/train_step.py [--backbone vit_tiny] [--batch 64] [--variant nrsrd] [--size 256 128] [--steps 10]
+  python benchmarks/train_step.py [--backbone vit_small …] [--batch 64 …] [--variant nrsrd …] [--precision auto …]
+  python benchmarks/train_step.py --backbone vit_small vit_small_ics --batch 16 --torch --parts
 
-GFLOP is what the compiler counts for the whole step, augmentation and degradation included; images count both domains.
+GFLOP is counted on the program as it was written, before XLA renames products to library calls; "counted" is the count
+of products by hand (gmac below). Of several domains all images count. `--torch` (pip install '.[bench]') measures plain
+PyTorch beside it, turn by turn in the same process. Peak: the data sheet's for bfloat16 if the device is known, else
+that of one large product here.
 """
 
 import argparse
+import functools
+import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from nrsrd_jax.build import make_step, state_builder
+from nrsrd_jax.build import loss_function, make_step, preparation, state_builder
 from nrsrd_jax.command import one_line
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES, initialise
+from nrsrd_jax.models.vit import PATCH
 from nrsrd_jax.precision import compute_dtype
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.sharding import make_mesh, over_data
-from nrsrd_jax.step import Teacher
+from nrsrd_jax.step import Teacher, make_update
 
 CLASSES, INSTANCES = 300, 4
+BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}  # dense, data sheets
+ROUNDS = 3
 
 
-def measure(backbone: str, batch: int, variant: str, size: tuple[int, int], steps: int) -> str:
-    config = get_config(variant)
-    config.model.backbone, config.image_size = backbone, size
-    statistics = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    aux_classes = CLASSES * config.aux.enabled
-    description = Description(
-        backbone, BACKBONES[backbone]["depth"], **statistics, classes=CLASSES, aux_classes=aux_classes,
-        norm_ratio=NormRatio() if config.model.norm_ratio else None,
-    )  # fmt: skip
-    mesh = make_mesh(batch)
-    optimizer = make_optimizer("sgd")
-    _, _, create = state_builder(config, description, optimizer, mesh)
-    state, teacher, teacher_variables = create(), None, None
-    if config.teacher.enabled:
-        model = Description(backbone, description.depth, **statistics, classes=CLASSES).create_model(
-            dtype=compute_dtype(config.train.precision)
+def gmac(backbone: str, size: tuple[int, int], all_tokens: bool = False) -> float:
+    """Multiply-accumulates of the products of one image's forward pass, in 1e9; the last block for CLS alone."""
+    width, depth, stem = (BACKBONES[backbone][name] for name in ("width", "depth", "stem"))
+    patches = size[0] // PATCH * (size[1] // PATCH)
+    tokens = patches + 1
+    block = 12 * width**2 * tokens + 2 * tokens**2 * width
+    last = block if all_tokens else 2 * width**2 * tokens + 10 * width**2 + 2 * tokens * width
+    pixels = size[0] * size[1] / 4  # of the stem's maps
+    embed = pixels * 64 * (3 * 49 + 2 * 64 * 9) + patches * 64 * 64 * width if stem else patches * 768 * width
+    return ((depth - 1) * block + last + embed) / 1e9
+
+
+class Case:
+    """One configuration of the step with its data: `state`, `data` (a batch), `arguments` of the step after the state,
+    and the functions whose speed is asked for.
+    """
+
+    def __init__(self, backbone: str, variant: str, precision: str, batch: int, size: tuple[int, int], remat: bool):
+        self.backbone, self.variant, self.batch, self.size = backbone, variant, batch, size
+        config = get_config(variant)
+        config.model.backbone, config.image_size, config.train.remat = backbone, size, remat
+        config.train.precision = precision
+        self.dtype = compute_dtype(precision)
+        statistics = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        self.domains = 2 if config.aux.enabled else 1
+        description = Description(
+            backbone, BACKBONES[backbone]["depth"], **statistics, classes=CLASSES,
+            aux_classes=CLASSES * (self.domains - 1), norm_ratio=NormRatio() if config.model.norm_ratio else None,
+        )  # fmt: skip
+        mesh = make_mesh(batch)
+        self.optimizer = make_optimizer("sgd")
+        self.create = state_builder(config, description, self.optimizer, mesh)[2]
+        self.teacher = self.teacher_variables = None
+        if config.teacher.enabled:
+            model = Description(backbone, description.depth, **statistics, classes=CLASSES).create_model(
+                dtype=self.dtype
+            )
+            self.teacher = Teacher(model, (0.5,) * 3, (0.5,) * 3)
+            self.teacher_variables = jax.jit(lambda key: initialise(model, key, size))(jax.random.key(1))
+        rng = np.random.default_rng(0)
+        domain = {
+            "images": rng.integers(0, 256, (batch, *size, 3), np.uint8),
+            "labels": (np.arange(batch) // INSTANCES).astype(np.int32),
+        }
+        self.data = jax.device_put({"real": domain} | ({"aux": domain} if self.domains == 2 else {}), over_data(mesh))
+        self.labels = {name: self.data[name]["labels"] for name in self.data}
+        self.step = make_step(config, description, self.teacher, self.optimizer, {})
+        self.prepare = preparation(config, description, {})
+        self.objective = loss_function(config, description, self.teacher)
+        self.update = make_update(self.objective, self.optimizer, lambda _: (1e-3, 2e-3))
+        self.model = description.create_model(dtype=self.dtype)
+
+    def whole(self) -> "Timed":
+        """The step as it trains, augmentation and degradation included."""
+        data = self.data | {"epoch": np.int32(0)}
+        return Timed(self.step, (self.create(), data, self.teacher_variables), donated=True)
+
+    def inputs(self) -> dict[str, jax.Array]:
+        return jax.jit(lambda key, data: self.prepare(key, data, self.teacher))(jax.random.key(0), self.data)
+
+    def network(self) -> "Timed":
+        """The step on images that are prepared already: what plain PyTorch is compared with."""
+
+        def update(state, inputs, teacher_variables):
+            with jax.default_matmul_precision("highest"):
+                return self.update(state, inputs, self.labels, 0, jax.random.key(0), teacher_variables)
+
+        return Timed(update, (self.create(), self.inputs(), self.teacher_variables), donated=True)
+
+    def embedding(self) -> "Timed":
+        def embed(variables, images):
+            with jax.default_matmul_precision("highest"):
+                out: Any = self.model.apply(variables, images)
+                return out["features"]
+
+        return Timed(embed, (self.create().variables, self.inputs()["real"]))
+
+    def parts(self) -> dict[str, "Timed"]:
+        """The step in pieces; together they take longer than the whole, which need not write between them."""
+        state, inputs, key = self.create(), self.inputs(), jax.random.key(0)
+        arguments = state.params, state.batch_stats, inputs, self.labels, key, self.teacher_variables
+
+        def backward(*arguments):
+            return jax.grad(self.objective, has_aux=True)(*arguments)
+
+        def apply(state):
+            directions, opt_state = self.optimizer.update(state.params, state.opt_state, state.params)
+            return optax.apply_updates(state.params, directions), opt_state
+
+        parts = {
+            "augmentation, degradation": Timed(lambda k, data: self.prepare(k, data, self.teacher), (key, self.data)),
+            "forward, teacher included": Timed(lambda *a: self.objective(*a)[0], arguments),
+            "forward and backward, teacher included": Timed(backward, arguments),
+            "optimiser": Timed(apply, (state,)),
+        }
+        if self.teacher:
+            teach = functools.partial(self.teacher.model.apply)
+            parts["teacher forward"] = Timed(
+                lambda v, x: teach(v, x)["logits"], (self.teacher_variables, inputs["teacher"])
+            )
+        return parts
+
+
+class Timed:
+    """A function compiled ahead of time for its arguments; with `donated` the first is used up and renewed."""
+
+    def __init__(self, function: Callable, arguments: tuple, donated: bool = False):
+        lowered = jax.jit(function, donate_argnums=(0,) if donated else ()).lower(*arguments)
+        begin = time.perf_counter()
+        self.compiled = lowered.compile()
+        self.compile_seconds = time.perf_counter() - begin
+        analysis: Any = lowered.cost_analysis()
+        self.gflop = analysis["flops"] / 1e9
+        self._arguments, self._donated = arguments, donated
+
+    @property
+    def gib(self) -> float:
+        """Memory that the program takes at once, arguments included."""
+        m = self.compiled.memory_analysis()
+        if m is None:
+            return float("nan")
+        bytes_ = m.temp_size_in_bytes + m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        return bytes_ / 2**30
+
+    def __call__(self, count: int = 1) -> None:
+        """Runs it so many times, one behind the other, and waits for the last."""
+        result = None
+        for _ in range(count):
+            result = self.compiled(*self._arguments)
+            if self._donated:
+                self._arguments = (result[0], *self._arguments[1:])
+        jax.block_until_ready(result)
+
+
+def seconds(calls: dict[str, Callable[[], Any]], steps: int) -> dict[str, float]:
+    """Per call the median over rounds of its mean over `steps`, all calls taking turns; the first round is not one."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for round_ in range(ROUNDS + 1):
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            if isinstance(call, Timed):
+                call(steps)
+            else:
+                for _ in range(steps):
+                    call()
+            if round_:
+                taken[name].append((time.perf_counter() - begin) / steps)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def peak(dtype: jnp.dtype) -> tuple[float, str]:
+    """FLOP/s that the devices together can reach, and where the number is from."""
+    kind = jax.devices()[0].device_kind
+    known = [flops for name, flops in BFLOAT16_PEAK.items() if name in kind]
+    if known and dtype == jnp.bfloat16:
+        return known[0] * jax.device_count(), "data sheet"
+    n = 4096
+    x = jnp.ones((n, n), dtype)
+    product = Timed(lambda x: jnp.matmul(x, x, precision="highest"), (x,))
+    return 2 * n**3 / seconds({"": product}, 3)[""] * jax.device_count(), f"a product of {n}³"
+
+
+def measure(case: Case, options: argparse.Namespace) -> None:
+    """Prints the case's line, and what else was asked for."""
+    timed = {"step": case.whole()}
+    if options.torch:
+        timed |= {"network": case.network(), "infer": case.embedding()}
+        import plain_torch
+
+        settings = BACKBONES[case.backbone]
+        theirs = plain_torch.steps(
+            settings["width"], settings["depth"], settings["stem"], case.size, case.batch, case.teacher is not None
         )
-        teacher = Teacher(model, (0.5,) * 3, (0.5,) * 3)
-        teacher_variables = jax.jit(lambda key: initialise(model, key, size))(jax.random.key(1))
-
-    rng = np.random.default_rng(0)
-    domain = {
-        "images": rng.integers(0, 256, (batch, *size, 3), np.uint8),
-        "labels": (np.arange(batch) // INSTANCES).astype(np.int32),
-    }
-    data = jax.device_put({"real": domain} | ({"aux": domain} if aux_classes else {}), over_data(mesh))
-    data["epoch"] = np.int32(0)
-
-    begin = time.perf_counter()
-    step = jax.jit(make_step(config, description, teacher, optimizer, {}), donate_argnums=0)
-    compiled = step.lower(state, data, teacher_variables).compile()
-    compile_seconds = time.perf_counter() - begin
-    for _ in range(2):
-        state, _ = compiled(state, data, teacher_variables)
-    jax.block_until_ready(state)
-    begin = time.perf_counter()
-    for _ in range(steps):
-        state, _ = compiled(state, data, teacher_variables)
-    jax.block_until_ready(state)
-    seconds = (time.perf_counter() - begin) / steps
-    analysis = compiled.cost_analysis()
-    gflop = float(analysis["flops"] if analysis else float("nan")) / 1e9
-    images = batch * (2 if aux_classes else 1)
-    return (
-        f"{backbone:<14} {variant:<9} batch {batch:>4} {1000 * seconds:>8.1f} ms/step {images / seconds:>8.1f} images/s"
-        f"  {gflop:>8.1f} GFLOP  {gflop / seconds:>8.1f} GFLOP/s  compiled in {compile_seconds:.0f} s"
+        calls = timed | {f"torch {name}": call for name, call in theirs.items()}
+    else:
+        calls = timed
+    taken = seconds(calls, options.steps)
+    step, images = timed["step"], case.batch * case.domains
+    highest, _ = peak(case.dtype)
+    counted = 6 * gmac(case.backbone, case.size) * images
+    counted += 2 * gmac(case.backbone, case.size) * case.batch * bool(case.teacher)
+    print(
+        f"{case.backbone:<14} {case.variant:<9} {case.dtype.name:<9} {case.batch:>4}"
+        f"{1000 * taken['step']:>10.1f}{images / taken['step']:>10.1f}{step.gflop:>10.0f}{counted:>9.0f}"
+        f"{step.gflop / taken['step']:>10.0f}{1e11 * step.gflop / taken['step'] / highest:>7.1f}"
+        f"{step.gib:>8.2f}{step.compile_seconds:>7.0f}",
+        flush=True,
     )
+    if options.torch:
+        for ours, torch, what, count in (
+            ("network", "torch train", "training", images), ("infer", "torch infer", "embedding", case.batch),
+        ):  # fmt: skip
+            print(
+                f"    {what:<10} ours {count / taken[ours]:>8.1f} images/s, plain PyTorch {count / taken[torch]:>8.1f}: "
+                f"{taken[torch] / taken[ours]:.2f} times as fast (augmentation in neither)"
+            )
+    if options.parts:
+        parts = case.parts()
+        for name, value in seconds(parts, options.steps).items():
+            print(f"    {1000 * value:>8.1f} ms {parts[name].gflop:>8.0f} GFLOP  {name}", flush=True)
+    if options.trace:
+        with jax.profiler.trace(options.trace):
+            step(3)
+        print(f"    trace of three steps: {options.trace} (open it with xprof or Perfetto)")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", nargs="+", default=["vit_tiny", "vit_small"], choices=BACKBONES)
-    parser.add_argument("--batch", type=int, default=16, help="images per domain")
-    parser.add_argument("--variant", default="baseline", choices=VARIANTS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="images per domain; default 16")
+    parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
+    parser.add_argument("--precision", nargs="+", default=["auto"], choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--size", type=int, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels")
-    parser.add_argument("--steps", type=int, default=5)
-    arguments = parser.parse_args()
-    size = (arguments.size[0], arguments.size[1])
-    print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    for backbone in arguments.backbone:
-        print(measure(backbone, arguments.batch, arguments.variant, size, arguments.steps), flush=True)
+    parser.add_argument("--steps", type=int, default=5, help=f"in each of {ROUNDS} rounds")
+    parser.add_argument("--remat", action="store_true", help="train.remat")
+    parser.add_argument("--torch", action="store_true", help="measure plain PyTorch beside it")
+    parser.add_argument("--parts", action="store_true", help="also time the step's pieces")
+    parser.add_argument("--trace", default="", metavar="DIR", help="keep a profile of three steps of each line")
+    options = parser.parse_args()
+    for precision in options.precision:
+        highest, source = peak(compute_dtype(precision))
+        name = compute_dtype(precision).name
+        print(
+            f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%F')}; ",
+            end="",
+        )
+        print(f"peak in {name}: {highest / 1e12:.3g} TFLOP/s ({source})")
+    print(
+        f"{'backbone':<14} {'variant':<9} {'precision':<9} {'batch':>5}{'ms/step':>9}{'images/s':>10}{'GFLOP':>10}"
+        f"{'counted':>9}{'GFLOP/s':>10}{'% peak':>7}{'GiB':>8}{'comp s':>7}"
+    )
+    for precision in options.precision:
+        for backbone in options.backbone:
+            for variant in options.variant:
+                for batch in options.batch:
+                    size = (options.size[0], options.size[1])
+                    measure(Case(backbone, variant, precision, batch, size, options.remat), options)
 
 
 if __name__ == "__main__":

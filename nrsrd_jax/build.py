@@ -99,7 +99,9 @@ def describe(
 
 
 def training_model(config: Config, description: Description):
-    return description.create_model(dtype=compute_dtype(config.train.precision), drop_path=config.model.drop_path)
+    return description.create_model(
+        dtype=compute_dtype(config.train.precision), drop_path=config.model.drop_path, remat=config.train.remat
+    )
 
 
 def state_builder(
@@ -117,6 +119,24 @@ def state_builder(
     return abstract, shardings, jax.jit(create, out_shardings=shardings)
 
 
+def loss_function(config: Config, description: Description, teacher: Teacher | None) -> Callable:
+    """The objective (step.make_objective) that a config describes."""
+    loss = config.loss
+    return make_objective(
+        training_model(config, description),
+        {name: loss[name] for name in ("id_real", "triplet_real", "id_syn", "triplet_syn", "distill")},
+        triplet={"margin": loss.margin, "normalize": loss.normalize},
+        label_smoothing=loss.label_smoothing,
+        distillation={name: loss[name] for name in ("alpha", "beta", "temperature", "nckd_weight")},
+        teacher=teacher,
+    )
+
+
+def preparation(config: Config, description: Description, degradation: dict) -> Preparation:
+    """What a config makes of uint8 batches."""
+    return Preparation(description.mean, description.std, **config.augment.to_dict(), degradation=degradation)
+
+
 def make_step(
     config: Config,
     description: Description,
@@ -125,15 +145,7 @@ def make_step(
     degradation: dict,
 ) -> Callable:
     """The train step that a config describes, not yet compiled."""
-    loss, optim = config.loss, config.optim
-    objective = make_objective(
-        training_model(config, description),
-        {name: loss[name] for name in ("id_real", "triplet_real", "id_syn", "triplet_syn", "distill")},
-        triplet={"margin": loss.margin, "normalize": loss.normalize},
-        label_smoothing=loss.label_smoothing,
-        distillation={name: loss[name] for name in ("alpha", "beta", "temperature", "nckd_weight")},
-        teacher=teacher,
-    )
+    optim = config.optim
     rate = functools.partial(
         learning_rate,
         base=optim.lr,
@@ -142,6 +154,9 @@ def make_step(
         warmup_factor=optim.warmup_factor,
         final_factor=optim.final_factor,
     )
-    update = make_update(objective, optimizer, lambda epoch: (rate(epoch), rate(epoch, group_factor=optim.bias_factor)))
-    prepare = Preparation(description.mean, description.std, **config.augment.to_dict(), degradation=degradation)
-    return make_train_step(prepare, update, teacher, config.train.seed)
+    update = make_update(
+        loss_function(config, description, teacher),
+        optimizer,
+        lambda epoch: (rate(epoch), rate(epoch, group_factor=optim.bias_factor)),
+    )
+    return make_train_step(preparation(config, description, degradation), update, teacher, config.train.seed)

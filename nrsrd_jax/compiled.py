@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from .data.images import cache_folder
 from .errors import InputError
 from .sharding import replicated
 from .state import TrainState
@@ -37,6 +38,15 @@ class CompiledStep:
             with jax.disable_jit(), jax.debug_nans(True):
                 self._step(*arguments)
         return result
+
+
+def keep_compiled() -> None:
+    """What is compiled for an accelerator is kept, in the cache of decoded images or JAX_COMPILATION_CACHE_DIR.
+
+    Not for a CPU: there it compiles in seconds, and a program may fail on another machine's CPU.
+    """
+    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("") / "compiled"))
 
 
 def is_finite(metrics: dict) -> bool:

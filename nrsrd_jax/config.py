@@ -115,6 +115,7 @@ def get_config(variant: str = "nrsrd") -> Config:
                 "instances": 4,  # images per identity in a batch
                 "seed": 0,
                 "precision": "auto",  # auto (bfloat16 on an accelerator, float32 on CPU) | float32 | bfloat16
+                "remat": False,  # compute each block again in the backward pass: less memory, a third more work
                 "debug_nans": False,  # stop at the operation that gives the first NaN; slow
                 "model_parallel": 1,  # devices that share each parameter; the others share the batch
                 "log_every": 10,  # steps between lines of metrics.jsonl
@@ -151,7 +152,7 @@ def get_config(variant: str = "nrsrd") -> Config:
 FREE = (
     *("variant", "data.root", "data.exclude", "data.cache", "aux.bright_root", "aux.dark_root"),
     *("eval.every", "eval.batch_size", "eval.data.root"),
-    *("train.log_every", "train.save_every", "train.model_parallel", "train.debug_nans"),
+    *("train.log_every", "train.save_every", "train.model_parallel", "train.remat", "train.debug_nans"),
 )
 POSITIVE = (
     *("train.epochs", "train.batch_size", "train.instances", "train.log_every", "train.save_every"),

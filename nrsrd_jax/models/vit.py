@@ -31,30 +31,46 @@ def uniform_fan_in(fan_in: int) -> Callable:
 
 
 class Conv(nn.Module):
-    """A convolution with PyTorch's default initialisation and explicit padding."""
+    """A convolution with PyTorch's default initialisation, padded by half its size, without bias."""
 
     features: int
     size: int
     stride: int = 1
-    padding: int = 0
-    use_bias: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C]
         init = uniform_fan_in(self.size * self.size * x.shape[-1])
         kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
-        bias = self.param("bias", init, (self.features,)) if self.use_bias else None
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        padding = [(self.padding, self.padding)] * 2
-        x = jax.lax.conv_general_dilated(
+        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
+        padding = [(self.size // 2, self.size // 2)] * 2
+        return jax.lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return x if bias is None else x + bias
+
+
+class PatchProjection(nn.Module):
+    """The convolution of patches that do not overlap, as the matrix product that it is: [B, h, w, C] -> [B, N, D]."""
+
+    width: int
+    patch: int
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        p = self.patch
+        init = uniform_fan_in(p * p * channels)
+        kernel = self.param("kernel", init, (p, p, channels, self.width))
+        bias = self.param("bias", init, (self.width,))
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        patches = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
+        y = patches.reshape(-1, p * p * channels) @ kernel.reshape(-1, self.width) + bias
+        return y.reshape(batch, -1, self.width)
 
 
 class PatchEmbed(nn.Module):
-    """Image to patch tokens, row-major: one 16×16 convolution, or the ICS stem and an 8×8 one."""
+    """Image to patch tokens, row-major: of 16×16 pixels, or of 8×8 after the ICS stem."""
 
     width: int
     stem: bool
@@ -64,15 +80,14 @@ class PatchEmbed(nn.Module):
     def __call__(self, x: jax.Array, train: bool, domains: int) -> jax.Array:  # [B, h, w, 3] -> [B, N, D]
         patch = PATCH
         if self.stem:
-            x = Conv(64, 7, stride=2, padding=3, dtype=self.dtype, name="conv_0")(x)
+            x = Conv(64, 7, stride=2, dtype=self.dtype, name="conv_0")(x)
             x = nn.relu(InstanceBatchNorm(name="conv_1")(x, train, domains))
-            x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv_3")(x)
+            x = Conv(64, 3, dtype=self.dtype, name="conv_3")(x)
             x = nn.relu(InstanceBatchNorm(name="conv_4")(x, train, domains))
-            x = Conv(64, 3, padding=1, dtype=self.dtype, name="conv_6")(x)
+            x = Conv(64, 3, dtype=self.dtype, name="conv_6")(x)
             x = nn.relu(BatchNorm(name="conv_7")(x, train, domains))
             patch //= 2
-        x = Conv(self.width, patch, stride=patch, use_bias=True, dtype=self.dtype, name="proj")(x)
-        return x.reshape(x.shape[0], -1, self.width)
+        return PatchProjection(self.width, patch, self.dtype, name="proj")(x)
 
 
 def rows(x: jax.Array) -> jax.Array:
@@ -145,8 +160,8 @@ class Mlp(nn.Module):
 
 def drop_path(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     """Drops the residual branch of a whole sample with probability `rate`; the kept ones are divided by 1 − rate."""
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1 - rate), 0)
+    factor = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)) / (1 - rate)
+    return (at_least_float32(x) * factor).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -183,6 +198,7 @@ class VisionTransformer(nn.Module):
     stem: bool
     norm_ratio: NormRatio | None = None  # in the last block
     drop_path: float = 0.1
+    remat: bool = False  # the backward pass computes each block again instead of keeping what is inside
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -192,12 +208,12 @@ class VisionTransformer(nn.Module):
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
-        blocks = []
+        blocks, block_class = [], nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
         for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
             last = index == self.depth - 1
             norm_ratio = self.norm_ratio if last else None
             queries = 1 if last and not maps else x.shape[1]
-            x, block_maps = Block(norm_ratio, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
+            x, block_maps = block_class(norm_ratio, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
             blocks.append(block_maps)
         return {"features": layer_norm("norm", None)(x[:, 0]), "blocks": blocks}  # the norm's own float32
 

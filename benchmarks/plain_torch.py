@@ -1,0 +1,155 @@
+"""The same network and losses in plain PyTorch, to measure beside ours; `train_step.py --torch` calls it.
+
+What a person would write: fused attention, and on a GPU bfloat16 autocast and torch.compile. float32 on a CPU.
+"""
+
+from collections.abc import Callable
+
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+
+CLASSES, INSTANCES = 300, 4
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, drop_path: float):
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, -1, 64).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.drop(self.proj(y))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+    def drop(self, x):
+        if not self.training or not self.drop_path:
+            return x
+        keep = 1 - self.drop_path
+        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
+
+
+class InstanceBatchNorm(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.half = width // 2
+        self.instance, self.batch = nn.InstanceNorm2d(self.half, affine=True), nn.BatchNorm2d(self.half)
+
+    def forward(self, x):
+        first, second = x.split(self.half, 1)
+        return torch.cat([self.instance(first.contiguous()), self.batch(second.contiguous())], 1)
+
+
+def stem() -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, size, stride, norm in (
+        (3, 7, 2, InstanceBatchNorm),
+        (64, 3, 1, InstanceBatchNorm),
+        (64, 3, 1, nn.BatchNorm2d),
+    ):
+        layers += [nn.Conv2d(inputs, 64, size, stride, size // 2, bias=False), norm(64), nn.ReLU(inplace=True)]
+    return layers
+
+
+class Network(nn.Module):
+    """Images [B, 3, h, w] -> features [B, D], and logits of `heads` classifiers."""
+
+    def __init__(self, width: int, depth: int, has_stem: bool, tokens: int, heads: int):
+        super().__init__()
+        patch = nn.Conv2d(64, width, 8, 8) if has_stem else nn.Conv2d(3, width, 16, 16)
+        self.embed = nn.Sequential(*(stem() if has_stem else []), patch)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.Sequential(*(Block(width, 0.1 * i / (depth - 1)) for i in range(depth)))
+        self.norm, self.neck = nn.LayerNorm(width, eps=1e-6), nn.BatchNorm1d(width)
+        self.heads = nn.ModuleList(nn.Linear(width, CLASSES, bias=False) for _ in range(heads))
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.position
+        features = self.norm(self.blocks(x))[:, 0]
+        neck = self.neck(features)
+        return features, [head(neck) for head in self.heads]
+
+
+def triplet(features, labels):
+    features = features.float()
+    distances = torch.cdist(features, features)
+    same = labels[:, None] == labels[None]
+    farthest = distances.masked_fill(~same, -torch.inf).amax(1)
+    nearest = distances.masked_fill(same, torch.inf).amin(1)
+    return F.softplus(farthest - nearest).mean()
+
+
+def distill(student, teacher, labels):
+    """Decoupled distillation with β 0.8, as in its authors' code."""
+    target = F.one_hot(labels, CLASSES).bool()
+
+    def parts(logits):
+        log_p = logits.float().log_softmax(1)
+        log_target = log_p[target]
+        binary = torch.stack([log_target, (-log_target.exp()).log1p()], 1)
+        return binary, log_p[~target].reshape(len(log_p), -1).log_softmax(1)
+
+    (b, o), (tb, to) = parts(student), parts(teacher)
+    tckd = (tb.exp() * (tb - b)).sum(1)
+    return (tckd + 0.8 * tb[:, 0].exp() * (to.exp() * (to - o)).sum(1)).mean()
+
+
+def steps(
+    width: int, depth: int, has_stem: bool, size: tuple[int, int], batch: int, teacher: bool
+) -> dict[str, Callable[[], None]]:
+    """{"train", "infer"}: one step, and one batch embedded; with `teacher` of two domains, distilled from it."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    tokens, heads = 1 + size[0] // 16 * (size[1] // 16), 2 if teacher else 1
+    student = Network(width, depth, has_stem, tokens, heads).to(device)
+    master = Network(width, depth, has_stem, tokens, 1).to(device).eval() if teacher else None
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    images = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) // INSTANCES
+
+    def loss():
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            total = 0.0
+            for domain in range(heads):
+                features, logits = student(images)
+                total = total + F.cross_entropy(logits[domain].float(), labels) + triplet(features, labels)
+            if master:
+                with torch.no_grad():
+                    taught = master(images)[1][0]
+                total = total + distill(logits[1], taught, labels)
+            return total
+
+    if device == "cuda":
+        loss, embed = torch.compile(loss), torch.compile(student)
+    else:
+        embed = student
+
+    def train() -> None:
+        student.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def infer() -> None:
+        student.eval()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            embed(images)
+
+    def synchronised(call: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    return {"train": synchronised(train), "infer": synchronised(infer)}
