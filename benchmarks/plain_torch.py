@@ -5,9 +5,9 @@ What a person would write: fused attention, and on a GPU bfloat16 autocast and t
 
 from collections.abc import Callable
 
-import torch  # pyright: ignore[reportMissingImports]
-import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
-from torch import nn  # pyright: ignore[reportMissingImports]
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 CLASSES, INSTANCES = 300, 4
 

@@ -10,10 +10,9 @@ that of one large product here.
 """
 
 import argparse
-import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -134,7 +133,7 @@ class Case:
             "optimiser": Timed(apply, (state,)),
         }
         if self.teacher:
-            teach = functools.partial(self.teacher.model.apply)
+            teach: Any = self.teacher.model.apply
             parts["teacher forward"] = Timed(
                 lambda v, x: teach(v, x)["logits"], (self.teacher_variables, inputs["teacher"])
             )
@@ -172,7 +171,7 @@ class Timed:
         jax.block_until_ready(result)
 
 
-def seconds(calls: dict[str, Callable[[], Any]], steps: int) -> dict[str, float]:
+def seconds(calls: Mapping[str, Callable[[], Any]], steps: int) -> dict[str, float]:
     """Per call the median over rounds of its mean over `steps`, all calls taking turns; the first round is not one."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(ROUNDS + 1):
@@ -231,8 +230,8 @@ def measure(case: Case, options: argparse.Namespace) -> None:
             ("network", "torch train", "training", images), ("infer", "torch infer", "embedding", case.batch),
         ):  # fmt: skip
             print(
-                f"    {what:<10} ours {count / taken[ours]:>8.1f} images/s, plain PyTorch {count / taken[torch]:>8.1f}: "
-                f"{taken[torch] / taken[ours]:.2f} times as fast (augmentation in neither)"
+                f"    {what:<10} ours {count / taken[ours]:.1f} images/s, plain PyTorch {count / taken[torch]:.1f}, "
+                f"ratio {taken[torch] / taken[ours]:.2f} (augmentation in neither)"
             )
     if options.parts:
         parts = case.parts()
@@ -257,6 +256,7 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="also time the step's pieces")
     parser.add_argument("--trace", default="", metavar="DIR", help="keep a profile of three steps of each line")
     options = parser.parse_args()
+    print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%F')}")
     for precision in options.precision:
         highest, source = peak(compute_dtype(precision))
         name = compute_dtype(precision).name

@@ -1,6 +1,7 @@
 """The train step as it runs: compiled once, its memory looked at before it is used."""
 
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -45,7 +46,7 @@ def keep_compiled() -> None:
 
     Not for a CPU: there it compiles in seconds, and a program may fail on another machine's CPU.
     """
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:
+    if jax.default_backend() != "cpu" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("") / "compiled"))
 
 

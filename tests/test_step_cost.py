@@ -1,0 +1,75 @@
+"""What a step costs, by its program: operations, transfers, and what devices send each other. Nothing is timed."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from train_step import CLASSES, Case, gmac
+
+from nrsrd_jax.models.reid import BACKBONES
+
+SIZE = (256, 128)
+
+
+def lowered(case):
+    """The whole step's program, for arguments that need not exist."""
+    state = jax.eval_shape(case.create)
+    return jax.jit(case.step, donate_argnums=0).lower(state, case.data | {"epoch": np.int32(0)}, case.teacher_variables)
+
+
+def flops(case):
+    return lowered(case).cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected"),
+    [("vit_small", 2.93), ("vit_small_ics", 3.77), ("vit_base", 11.3), ("vit_base_ics", 12.35)],
+)
+def test_the_count_by_hand_is_the_known_one(backbone, expected):
+    assert gmac(backbone, SIZE, all_tokens=True) == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "variant", "batch"),
+    [("vit_base_ics", "baseline", 8), ("vit_small", "baseline", 8), ("vit_tiny_ics", "nrsrd", 8)],
+)
+def test_a_step_has_the_operations_that_its_products_need(backbone, variant, batch):
+    """Forward, backward of twice as much, the last block for CLS alone, the teacher's forward; 3 % may be else."""
+    case = Case(backbone, variant, "float32", batch, SIZE, remat=False)
+    counted = 2e9 * gmac(backbone, SIZE) * batch * (3 * case.domains + bool(case.teacher))
+    prepared = jax.jit(lambda key, data: case.prepare(key, data, case.teacher)).lower(jax.random.key(0), case.data)
+    assert flops(case) - prepared.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
+
+
+def test_norm_ratio_attention_costs_less_than_a_hundredth():
+    plain, nra = (flops(Case("vit_tiny", variant, "float32", 8, SIZE, remat=False)) for variant in ("baseline", "nra"))
+    assert plain < nra < 1.01 * plain
+
+
+def test_remat_computes_the_blocks_again():
+    kept, again = (flops(Case("vit_tiny", "baseline", "float32", 8, SIZE, remat=remat)) for remat in (False, True))
+    assert 1.2 * kept < again < 1.4 * kept
+
+
+COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+
+
+def test_devices_exchange_gradients_sums_and_features_and_nothing_goes_through_the_host():
+    """Of the batch only features, for the triplets, and labels are gathered; no image moves."""
+    size, batch = (32, 16), 16
+    case = Case("vit_tiny_ics", "nrsrd", "float32", batch, size, remat=False)
+    program = lowered(case).compile().as_text()
+    assert not re.search(r"infeed|outfeed|callback|\b(send|recv)\(", program)
+    sent = {}
+    for shapes, kind in COLLECTIVE.findall(program):
+        sizes = [
+            int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\w\d+\[([\d,]*)\]", shapes)
+        ]
+        sent[kind] = sent.get(kind, 0) + sum(sizes)
+    width = BACKBONES["vit_tiny_ics"]["width"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(case.create).params))
+    sums = 2 * case.domains * (4 * 32 + 64 + width) * 3  # BatchNorm: two forward, at most four backward; per channel
+    assert set(sent) <= {"all-reduce", "all-gather"}
+    assert sent["all-gather"] <= case.domains * batch * (width + 3)  # features, their squares, labels, twice each
+    assert parameters - width <= sent["all-reduce"] <= parameters + sums + 4 * batch * (CLASSES + width)
