@@ -12,21 +12,21 @@ part() {  # seconds, arguments of train_step.py
   limit=$1
   shift
   echo "\$ $*"
-  timeout "$limit" "$PYTHON" "$@" 2>&1 || echo "(ended by status $?)"
+  timeout -k 5 "$limit" "$PYTHON" "$@" 2>&1 || echo "(ended by status $?)"
 }
 
 step="benchmarks/train_step.py --precision bfloat16 --steps 10"
 {
   nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader
-  part 110 $step --backbone vit_base_ics --batch 128 --torch --parts
-  part 110 $step --backbone vit_base_ics --variant nrsrd --batch 64 --torch --parts
+  part 100 $step --backbone vit_base_ics --batch 128 --torch
+  part 100 $step --backbone vit_base_ics --variant nrsrd --batch 64 --torch
   part 60 $step --backbone vit_small_ics --batch 128 --torch
-  part 60 $step --backbone vit_base_ics --batch 64 256
-  part 40 $step --backbone vit_base_ics --batch 128 --variant nra
+  part 50 $step --backbone vit_base_ics --batch 64 256
   # 129, 136 and 144 tokens: whether a token count that suits the tensor cores costs less than 129
-  part 40 $step --backbone vit_base --batch 128 --size 256 128
-  part 40 $step --backbone vit_base --batch 128 --size 144 240
-  part 40 $step --backbone vit_base --batch 128 --size 176 208
-  part 40 benchmarks/evaluation.py
-  part 40 benchmarks/input.py
+  part 25 $step --backbone vit_base --batch 128 --size 256 128
+  part 25 $step --backbone vit_base --batch 128 --size 144 240
+  part 25 $step --backbone vit_base --batch 128 --size 176 208
+  part 30 $step --backbone vit_base_ics --variant nrsrd --batch 64 --parts
+  part 30 $step --backbone vit_base_ics --batch 128 --variant nra
+  part 30 benchmarks/evaluation.py
 } | tee "$FILE"

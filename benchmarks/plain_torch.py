@@ -1,15 +1,14 @@
 """The same network and losses in plain PyTorch, to measure beside ours; `train_step.py --torch` calls it.
 
-What a person would write: fused attention, and on a GPU bfloat16 autocast and torch.compile. float32 on a CPU.
+What a person would write: fused attention, bfloat16 by autocast, and torch.compile on a GPU.
 """
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-CLASSES, INSTANCES = 300, 4
 
 
 class Block(nn.Module):
@@ -42,7 +41,7 @@ class InstanceBatchNorm(nn.Module):
 
     def forward(self, x):
         first, second = x.split(self.half, 1)
-        return torch.cat([self.instance(first.contiguous()), self.batch(second.contiguous())], 1)
+        return torch.cat([self.instance(first), self.batch(second)], 1)
 
 
 def stem() -> list[nn.Module]:
@@ -59,7 +58,7 @@ def stem() -> list[nn.Module]:
 class Network(nn.Module):
     """Images [B, 3, h, w] -> features [B, D], and logits of `heads` classifiers."""
 
-    def __init__(self, width: int, depth: int, has_stem: bool, tokens: int, heads: int):
+    def __init__(self, width: int, depth: int, has_stem: bool, tokens: int, classes: int, heads: int):
         super().__init__()
         patch = nn.Conv2d(64, width, 8, 8) if has_stem else nn.Conv2d(3, width, 16, 16)
         self.embed = nn.Sequential(*(stem() if has_stem else []), patch)
@@ -67,7 +66,7 @@ class Network(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
         self.blocks = nn.Sequential(*(Block(width, 0.1 * i / (depth - 1)) for i in range(depth)))
         self.norm, self.neck = nn.LayerNorm(width, eps=1e-6), nn.BatchNorm1d(width)
-        self.heads = nn.ModuleList(nn.Linear(width, CLASSES, bias=False) for _ in range(heads))
+        self.heads = nn.ModuleList(nn.Linear(width, classes, bias=False) for _ in range(heads))
 
     def forward(self, x):
         x = self.embed(x).flatten(2).transpose(1, 2)
@@ -88,68 +87,79 @@ def triplet(features, labels):
 
 def distill(student, teacher, labels):
     """Decoupled distillation with β 0.8, as in its authors' code."""
-    target = F.one_hot(labels, CLASSES).bool()
+    target = F.one_hot(labels, student.shape[1]).bool()
 
     def parts(logits):
         log_p = logits.float().log_softmax(1)
-        log_target = log_p[target]
+        log_target = log_p.gather(1, labels[:, None])[:, 0]
         binary = torch.stack([log_target, (-log_target.exp()).log1p()], 1)
-        return binary, log_p[~target].reshape(len(log_p), -1).log_softmax(1)
+        return binary, log_p.masked_fill(target, -1e9).log_softmax(1)
 
     (b, o), (tb, to) = parts(student), parts(teacher)
     tckd = (tb.exp() * (tb - b)).sum(1)
     return (tckd + 0.8 * tb[:, 0].exp() * (to.exp() * (to - o)).sum(1)).mean()
 
 
-def steps(
-    width: int, depth: int, has_stem: bool, size: tuple[int, int], batch: int, teacher: bool
-) -> dict[str, Callable[[], None]]:
-    """{"train", "infer"}: one step, and one batch embedded; with `teacher` of two domains, distilled from it."""
+def calls(
+    width: int,
+    depth: int,
+    has_stem: bool,
+    size: tuple[int, int],
+    labels: np.ndarray,
+    classes: int,
+    domains: int,
+    teacher: bool,
+    bfloat16: bool,
+) -> dict[str, Callable[[int], None]]:
+    """{"train", "infer"}: so many steps, and so many batches embedded, waited for at the end.
+
+    A step learns the labels [B] in each domain, with `teacher` distilled in the second.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    torch.set_float32_matmul_precision("high")
-    tokens, heads = 1 + size[0] // 16 * (size[1] // 16), 2 if teacher else 1
-    student = Network(width, depth, has_stem, tokens, heads).to(device)
-    master = Network(width, depth, has_stem, tokens, 1).to(device).eval() if teacher else None
+    tokens = 1 + size[0] // 16 * (size[1] // 16)
+    student = Network(width, depth, has_stem, tokens, classes, domains).to(device)
+    master = Network(width, depth, has_stem, tokens, classes, 1).to(device).eval() if teacher else None
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    images = torch.randn(batch, 3, *size, device=device).to(memory_format=torch.channels_last)
-    labels = torch.arange(batch, device=device) // INSTANCES
+    images = torch.randn(len(labels), 3, *size, device=device).to(memory_format=torch.channels_last)
+    target = torch.as_tensor(labels, device=device)
+    mixed = torch.autocast(device, torch.bfloat16, enabled=bfloat16)
 
     def loss():
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            total = 0.0
-            for domain in range(heads):
-                features, logits = student(images)
-                total = total + F.cross_entropy(logits[domain].float(), labels) + triplet(features, labels)
-            if master:
-                with torch.no_grad():
-                    taught = master(images)[1][0]
-                total = total + distill(logits[1], taught, labels)
-            return total
+        total = 0.0
+        for domain in range(domains):
+            features, logits = student(images)
+            total = total + F.cross_entropy(logits[domain].float(), target) + triplet(features, target)
+        if master:
+            with torch.no_grad():
+                taught = master(images)[1][0]
+            total = total + distill(logits[1], taught, target)
+        return total
 
+    embed = student
     if device == "cuda":
         loss, embed = torch.compile(loss), torch.compile(student)
-    else:
-        embed = student
 
     def train() -> None:
         student.train()
         optimizer.zero_grad(set_to_none=True)
-        loss().backward()
+        with mixed:
+            value = loss()
+        value.backward()
         optimizer.step()
 
-    @torch.no_grad()
     def infer() -> None:
         student.eval()
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.no_grad(), mixed:
             embed(images)
 
-    def synchronised(call: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            call()
+    def repeated(call: Callable[[], None]) -> Callable[[int], None]:
+        def run(count: int) -> None:
+            for _ in range(count):
+                call()
             if device == "cuda":
                 torch.cuda.synchronize()
 
         return run
 
-    return {"train": synchronised(train), "infer": synchronised(infer)}
+    return {"train": repeated(train), "infer": repeated(infer)}

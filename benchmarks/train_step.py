@@ -3,13 +3,14 @@
   python benchmarks/train_step.py [--backbone vit_small …] [--batch 64 …] [--variant nrsrd …] [--precision auto …]
   python benchmarks/train_step.py --backbone vit_small vit_small_ics --batch 16 --torch --parts
 
-GFLOP is counted on the program as it was written, before XLA renames products to library calls; "counted" is the count
-of products by hand (gmac below). Of several domains all images count. `--torch` (pip install '.[bench]') measures plain
-PyTorch beside it, turn by turn in the same process. Peak: the data sheet's for bfloat16 if the device is known, else
-that of one large product here.
+GFLOP is the count of a step's matrix products by hand (`gmac` below), without what augmentation, remat or element by
+element work adds; GFLOP/s and the share of the peak are of it. "program" is what the program says, where the device
+tells. Images count in all domains. `--torch` (pip install '.[bench]') measures plain PyTorch beside it, turn by turn in
+the same process. Peak: the data sheet's for bfloat16 if the device is known, else that of one large product here.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -54,16 +55,18 @@ class Case:
     and the functions whose speed is asked for.
     """
 
-    def __init__(self, backbone: str, variant: str, precision: str, batch: int, size: tuple[int, int], remat: bool):
+    def __init__(
+        self, backbone: str, variant: str, precision: str, batch: int, size: tuple[int, int], remat: bool = False
+    ):
         self.backbone, self.variant, self.batch, self.size = backbone, variant, batch, size
         config = get_config(variant)
         config.model.backbone, config.image_size, config.train.remat = backbone, size, remat
         config.train.precision = precision
         self.dtype = compute_dtype(precision)
-        statistics = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        common = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         self.domains = 2 if config.aux.enabled else 1
         description = Description(
-            backbone, BACKBONES[backbone]["depth"], **statistics, classes=CLASSES,
+            backbone, BACKBONES[backbone]["depth"], **common, classes=CLASSES,
             aux_classes=CLASSES * (self.domains - 1), norm_ratio=NormRatio() if config.model.norm_ratio else None,
         )  # fmt: skip
         mesh = make_mesh(batch)
@@ -71,9 +74,7 @@ class Case:
         self.create = state_builder(config, description, self.optimizer, mesh)[2]
         self.teacher = self.teacher_variables = None
         if config.teacher.enabled:
-            model = Description(backbone, description.depth, **statistics, classes=CLASSES).create_model(
-                dtype=self.dtype
-            )
+            model = Description(backbone, description.depth, **common, classes=CLASSES).create_model(dtype=self.dtype)
             self.teacher = Teacher(model, (0.5,) * 3, (0.5,) * 3)
             self.teacher_variables = jax.jit(lambda key: initialise(model, key, size))(jax.random.key(1))
         rng = np.random.default_rng(0)
@@ -88,6 +89,11 @@ class Case:
         self.objective = loss_function(config, description, self.teacher)
         self.update = make_update(self.objective, self.optimizer, lambda _: (1e-3, 2e-3))
         self.model = description.create_model(dtype=self.dtype)
+
+    @property
+    def gflop(self) -> float:
+        """Of a step's products: forward, backward of twice as much, and the teacher's forward."""
+        return 2 * gmac(self.backbone, self.size) * self.batch * (3 * self.domains + bool(self.teacher))
 
     def whole(self) -> "Timed":
         """The step as it trains, augmentation and degradation included."""
@@ -148,8 +154,9 @@ class Timed:
         begin = time.perf_counter()
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - begin
-        analysis: Any = lowered.cost_analysis()
-        self.gflop = analysis["flops"] / 1e9
+        # As it was written, before XLA renames products to library calls; CUDA tells only what was compiled.
+        analysis: Any = lowered.cost_analysis() or self.compiled.cost_analysis() or {}
+        self.gflop = analysis.get("flops", float("nan")) / 1e9
         self._arguments, self._donated = arguments, donated
 
     @property
@@ -171,17 +178,13 @@ class Timed:
         jax.block_until_ready(result)
 
 
-def seconds(calls: Mapping[str, Callable[[], Any]], steps: int) -> dict[str, float]:
+def seconds(calls: Mapping[str, Callable[[int], None]], steps: int) -> dict[str, float]:
     """Per call the median over rounds of its mean over `steps`, all calls taking turns; the first round is not one."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(ROUNDS + 1):
         for name, call in calls.items():
             begin = time.perf_counter()
-            if isinstance(call, Timed):
-                call(steps)
-            else:
-                for _ in range(steps):
-                    call()
+            call(steps)
             if round_:
                 taken[name].append((time.perf_counter() - begin) / steps)
     return {name: statistics.median(times) for name, times in taken.items()}
@@ -199,39 +202,37 @@ def peak(dtype: jnp.dtype) -> tuple[float, str]:
     return 2 * n**3 / seconds({"": product}, 3)[""] * jax.device_count(), f"a product of {n}³"
 
 
-def measure(case: Case, options: argparse.Namespace) -> None:
-    """Prints the case's line, and what else was asked for."""
-    timed = {"step": case.whole()}
-    if options.torch:
-        timed |= {"network": case.network(), "infer": case.embedding()}
-        import plain_torch
-
-        settings = BACKBONES[case.backbone]
-        theirs = plain_torch.steps(
-            settings["width"], settings["depth"], settings["stem"], case.size, case.batch, case.teacher is not None
-        )
-        calls = timed | {f"torch {name}": call for name, call in theirs.items()}
-    else:
-        calls = timed
-    taken = seconds(calls, options.steps)
-    step, images = timed["step"], case.batch * case.domains
-    highest, _ = peak(case.dtype)
-    counted = 6 * gmac(case.backbone, case.size) * images
-    counted += 2 * gmac(case.backbone, case.size) * case.batch * bool(case.teacher)
+def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
+    """Prints the case's line, and what else was asked for; `highest` is the devices' peak in FLOP/s."""
+    step, images = case.whole(), case.batch * case.domains
+    taken = seconds({"": step}, options.steps)[""]
     print(
-        f"{case.backbone:<14} {case.variant:<9} {case.dtype.name:<9} {case.batch:>4}"
-        f"{1000 * taken['step']:>10.1f}{images / taken['step']:>10.1f}{step.gflop:>10.0f}{counted:>9.0f}"
-        f"{step.gflop / taken['step']:>10.0f}{1e11 * step.gflop / taken['step'] / highest:>7.1f}"
-        f"{step.gib:>8.2f}{step.compile_seconds:>7.0f}",
+        f"{case.backbone:<14} {case.variant:<9} {case.dtype.name:<9} {case.batch:>4}{1000 * taken:>10.1f}"
+        f"{images / taken:>10.1f}{case.gflop:>10.0f}{step.gflop:>9.0f}{case.gflop / taken:>10.0f}"
+        f"{1e11 * case.gflop / taken / highest:>7.1f}{step.gib:>8.2f}{step.compile_seconds:>7.0f}",
         flush=True,
     )
     if options.torch:
-        for ours, torch, what, count in (
-            ("network", "torch train", "training", images), ("infer", "torch infer", "embedding", case.batch),
-        ):  # fmt: skip
+        import plain_torch
+
+        settings = BACKBONES[case.backbone]
+        theirs = plain_torch.calls(
+            settings["width"],
+            settings["depth"],
+            settings["stem"],
+            case.size,
+            np.arange(case.batch) // INSTANCES,
+            CLASSES,
+            case.domains,
+            teacher=case.teacher is not None,
+            bfloat16=case.dtype == jnp.bfloat16,
+        )
+        for what, ours, count in (("train", case.network(), images), ("infer", case.embedding(), case.batch)):
+            times = seconds({"ours": ours, "torch": theirs[what]}, options.steps)
             print(
-                f"    {what:<10} ours {count / taken[ours]:.1f} images/s, plain PyTorch {count / taken[torch]:.1f}, "
-                f"ratio {taken[torch] / taken[ours]:.2f} (augmentation in neither)"
+                f"    {what}: ours {count / times['ours']:.1f} images/s, plain PyTorch {count / times['torch']:.1f}, "
+                f"ratio {times['torch'] / times['ours']:.2f} (augmentation in neither)",
+                flush=True,
             )
     if options.parts:
         parts = case.parts()
@@ -259,22 +260,14 @@ def main() -> None:
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%F')}")
     for precision in options.precision:
         highest, source = peak(compute_dtype(precision))
-        name = compute_dtype(precision).name
+        print(f"peak in {compute_dtype(precision).name}: {highest / 1e12:.3g} TFLOP/s ({source})")
         print(
-            f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%F')}; ",
-            end="",
+            f"{'backbone':<14} {'variant':<9} {'precision':<9} {'batch':>5}{'ms/step':>9}{'images/s':>10}{'GFLOP':>10}"
+            f"{'program':>9}{'GFLOP/s':>10}{'% peak':>7}{'GiB':>8}{'comp s':>7}"
         )
-        print(f"peak in {name}: {highest / 1e12:.3g} TFLOP/s ({source})")
-    print(
-        f"{'backbone':<14} {'variant':<9} {'precision':<9} {'batch':>5}{'ms/step':>9}{'images/s':>10}{'GFLOP':>10}"
-        f"{'counted':>9}{'GFLOP/s':>10}{'% peak':>7}{'GiB':>8}{'comp s':>7}"
-    )
-    for precision in options.precision:
-        for backbone in options.backbone:
-            for variant in options.variant:
-                for batch in options.batch:
-                    size = (options.size[0], options.size[1])
-                    measure(Case(backbone, variant, precision, batch, size, options.remat), options)
+        for backbone, variant, batch in itertools.product(options.backbone, options.variant, options.batch):
+            size = (options.size[0], options.size[1])
+            measure(Case(backbone, variant, precision, batch, size, options.remat), options, highest)
 
 
 if __name__ == "__main__":

@@ -69,5 +69,6 @@ def check_memory(analysis, free: int | None) -> None:
     if needed > free:
         raise InputError(
             f"a training step takes {needed / 2**30:.1f} GiB of each device, of which {free / 2**30:.1f} are free: "
-            "lower train.batch_size, show the program more devices, raise train.model_parallel, or set data.cache=disk"
+            "lower train.batch_size, set train.remat=True, show the program more devices, raise train.model_parallel, "
+            "or set data.cache=disk"
         )

@@ -102,11 +102,9 @@ def make_objective(
             terms[f"id_{name}"] = id_loss(logits, labels[domain], label_smoothing=label_smoothing)
             terms[f"triplet_{name}"] = triplet_loss(features, labels[domain], **(triplet or {}))
             metrics[f"accuracy_{name}"] = (jnp.argmax(logits, axis=1) == labels[domain]).mean()
-        if teacher:
-            taught: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
-            terms["distill"] = dkd_loss(
-                out["aux_logits"][1::2], taught["logits"], labels["aux"], **(distillation or {})
-            )
+            if teacher and domain == "aux":
+                taught: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
+                terms["distill"] = dkd_loss(logits, taught["logits"], labels[domain], **(distillation or {}))
         last = out["blocks"][-1]
         metrics |= {name: last[name][:: len(domains)].mean() for name in ("leverage", "logit_spread") if name in last}
         metrics |= {"norm_ratio": last["norm_ratio"]} if "norm_ratio" in last else {}

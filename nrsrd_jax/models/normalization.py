@@ -30,18 +30,19 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
         if self.frozen_bias:
             bias = jax.lax.stop_gradient(bias)
-        if not train:
+        values = at_least_float32(x).reshape(-1, domains, *x.shape[1:])
+        if train:
+            axes = (0, *range(2, values.ndim - 1))
+            mean = values.mean(axes, keepdims=True)
+            var = jnp.square(values - mean).mean(axes, keepdims=True)
+            if not self.is_initializing():
+                count = x.size // (domains * width)
+                unbiased = var * (count / max(count - 1, 1))
+                for each_mean, each_var in zip(mean.reshape(-1, width), unbiased.reshape(-1, width), strict=True):
+                    running_mean.value = self.decay * running_mean.value + (1 - self.decay) * each_mean
+                    running_var.value = self.decay * running_var.value + (1 - self.decay) * each_var
+        else:
             mean, var = running_mean.value, running_var.value
-            return ((at_least_float32(x) - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype)
-        values = at_least_float32(x).reshape(-1, domains, x.size // (x.shape[0] * width), width)
-        mean = values.mean((0, 2), keepdims=True)
-        var = jnp.square(values - mean).mean((0, 2), keepdims=True)
-        if not self.is_initializing():
-            count = x.size // (domains * width)
-            for domain in range(domains):
-                unbiased = var[0, domain, 0] * (count / max(count - 1, 1))
-                running_mean.value = self.decay * running_mean.value + (1 - self.decay) * mean[0, domain, 0]
-                running_var.value = self.decay * running_var.value + (1 - self.decay) * unbiased
         return ((values - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype).reshape(x.shape)
 
 

@@ -101,7 +101,7 @@ def dense(name: str, x: jax.Array, features: int, dtype: jnp.dtype | None) -> ja
     return y.reshape(*x.shape[:-1], features)
 
 
-@jax.checkpoint  # the backward pass keeps x alone
+@jax.checkpoint  # of what is inside the backward pass keeps x alone
 def gelu(x: jax.Array) -> jax.Array:
     """x·Φ(x), by erf as in PyTorch; erfc, as in jax.nn.gelu, takes four times as long on a CPU."""
     values = at_least_float32(x)
@@ -159,7 +159,10 @@ class Mlp(nn.Module):
 
 
 def drop_path(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Drops the residual branch of a whole sample with probability `rate`; the kept ones are divided by 1 − rate."""
+    """Drops the residual branch of a whole sample with probability `rate`; the kept ones are divided by 1 − rate.
+
+    As a product: dividing every element, as PyTorch does, takes a twentieth of a CPU's step.
+    """
     factor = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)) / (1 - rate)
     return (at_least_float32(x) * factor).astype(x.dtype)
 
