@@ -3,11 +3,15 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from train_step import Case, gmac
 
-from nrsrd_jax.models.reid import BACKBONES
+from nrsrd_jax.compiled import keep_compiled
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.models.reid import BACKBONES, create_model, initialise
+from nrsrd_jax.step import make_objective
 
 SIZE = (256, 128)
 
@@ -72,3 +76,29 @@ def test_devices_exchange_gradients_sums_and_features_and_nothing_goes_through_t
     assert set(sent) <= {"all-reduce", "all-gather"}
     assert sent["all-gather"] <= case.domains * batch * (width + 2)  # features, their squares and labels
     assert parameters - width <= sent["all-reduce"] <= parameters + sums + case.domains * batch * (width + 1)
+
+
+def test_remat_gives_the_same_gradients():
+    batch = {"real": jnp.ones((4, 32, 16, 3)) * jnp.arange(4)[:, None, None, None]}, {"real": jnp.array([0, 0, 1, 1])}
+    gradients = []
+    for remat in (False, True):
+        model = create_model("vit_tiny", classes=2, depth=2, norm_ratio=NormRatio(), remat=remat)
+        variables = jax.jit(lambda key, model=model: initialise(model, key, (32, 16)))(jax.random.key(0))
+        objective = make_objective(model, {"id_real": 1.0, "triplet_real": 1.0})
+        gradient = jax.jit(jax.grad(objective, has_aux=True))
+        gradients.append(gradient(variables["params"], variables["batch_stats"], *batch, jax.random.key(1), None)[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *gradients)
+
+
+def test_programs_for_an_accelerator_are_kept_and_a_cpus_are_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    keep_compiled()
+    assert jax.config.jax_compilation_cache_dir == before
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    try:
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "nrsrd_jax" / "compiled")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
