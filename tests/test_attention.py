@@ -58,13 +58,16 @@ def test_zero_query_norms_give_finite_values_and_gradients(scale, dtype):
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-def test_the_cls_row_alone_decides():
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
+def test_the_cls_row_alone_decides(dtype, tolerance):
     """What patch queries do in the last block reaches no feature: asking for their maps changes none."""
-    model = create_model("vit_tiny", classes=5, depth=2, norm_ratio=attention.NormRatio())
+    model = create_model("vit_tiny", classes=5, depth=2, norm_ratio=attention.NormRatio(), dtype=dtype)
     variables = jax.jit(lambda key: initialise(model, key, (64, 32)))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 32, 3))
     out, maps = model.apply(variables, images), model.apply(variables, images, maps=True)
-    np.testing.assert_allclose(out["features"], maps["features"], atol=1e-5)
+    np.testing.assert_allclose(out["features"], maps["features"], atol=tolerance)
+    if dtype == jnp.bfloat16:
+        return
     assert out["blocks"][-1]["attention"].shape == (2, 3, 1, 9)
     last = maps["blocks"][-1]
     np.testing.assert_allclose(last["leverage"], out["blocks"][-1]["leverage"], rtol=1e-4)
@@ -79,6 +82,20 @@ def test_the_penalty_is_rank_one():
     penalty = attention.norm_ratio_penalty(*(attention.token_norms(x) for x in (q, k)), 1.0)
     values = np.linalg.svd(np.asarray(penalty), compute_uv=False)  # [B, H, 5]
     assert (values[..., 1] < 1e-6 * values[..., 0]).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.01)])
+@pytest.mark.parametrize("tokens", [1, 5, 129])
+def test_a_coordinate_more_computes_the_same_logits(dtype, tolerance, tokens):
+    """q' = [q/√d, −λ/(‖q‖+ε)] and k' = [k, ‖k‖] in any attention kernel are NRA; ours, from bfloat16, is as exact."""
+    q, k, _ = qkv(shape=(2, tokens, 3, 64)).astype(dtype)
+    q_norm, k_norm = (attention.token_norms(x) for x in (q, k))
+    ours = attention.attention_logits(q, k) - attention.norm_ratio_penalty(q_norm, k_norm, 0.7)
+    assert ours.dtype == jnp.float32
+    wide = [np.asarray(x, np.float64) for x in (q, k)]
+    longer_q = np.concatenate([wide[0] / 8, -0.7 / (np.linalg.norm(wide[0], axis=-1, keepdims=True) + 1e-6)], -1)
+    longer_k = np.concatenate([wide[1], np.linalg.norm(wide[1], axis=-1, keepdims=True)], -1)
+    np.testing.assert_allclose(ours, np.einsum("bmhk,bnhk->bhmn", longer_q, longer_k), atol=tolerance)
 
 
 def test_a_penalty_of_the_query_alone_cancels():
