@@ -57,6 +57,7 @@ def meet(host: str, port: int, count: int, process: int, patience: float = PATIE
     InputError in all that have, if one does not come within `patience` seconds, comes twice or counts otherwise: JAX
     itself aborts the process then.
     """
+    print(f"waiting at {host}:{port} for {count} processes, at most {patience:.0f} s", file=sys.stderr)
     deadline = time.monotonic() + patience
     if process == 0:
         _gather(host, port, count, deadline, patience)

@@ -164,7 +164,7 @@ class Loop:
         images = config.train.batch_size * len(self.domains)
         scores: dict[str, float] = {}
         pending: list[dict] = []
-        ending = False
+        ending, begin = False, done
         with together():
             opened = MetricsLog(workdir, done, is_first())
         with opened as log, progress_bar(done, total, images) as bar:
@@ -174,6 +174,8 @@ class Loop:
                 )
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
+                if done == begin:
+                    bar.unpause()  # compiling counts in no rate
                 if pending:
                     self.check_finite(pending[-1], done, workdir)  # of the step before: this one is under way
                 pending.append(metrics)
