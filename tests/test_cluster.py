@@ -23,6 +23,13 @@ def place(tmp_path_factory):
     return write_night(tmp_path_factory.mktemp("place") / "night").parent
 
 
+@pytest.fixture(scope="module")
+def alone(place):
+    """A run of three epochs in one process of four devices."""
+    assert start(place, place / "alone", 4, train__epochs=3).wait(timeout=200) == 0
+    return place / "alone"
+
+
 def start(place, workdir, devices, process=None, port=0, **options):
     command = train_command(small_config(place, model__depth=1, **options), workdir)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -61,13 +68,11 @@ def wait_for_steps(workdir, processes):
         time.sleep(0.05)
 
 
-def test_two_processes_give_the_losses_of_one(place, tmp_path):
+def test_two_processes_give_the_losses_of_one(place, alone, tmp_path):
     """One of them logs and writes; both compute."""
-    alone = start(place, tmp_path / "alone", 4, train__epochs=3)
     with pair(place, tmp_path / "two", {"train__epochs": 3}) as processes:
         assert [process.wait(timeout=250) for process in processes] == [0, 0]
-    assert alone.wait(timeout=200) == 0
-    one, two = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "two")
+    one, two = read_metrics(alone), read_metrics(tmp_path / "two")
     assert [(line["step"], "mAP" in line) for line in one] == [(line["step"], "mAP" in line) for line in two]
     for name in ("loss", "mAP"):
         curves = [[line[name] for line in log if name in line] for log in (one, two)]
@@ -146,11 +151,10 @@ def test_an_address_that_is_none_is_refused_at_once(monkeypatch, address, count,
         cluster.join()
 
 
-def test_two_processes_go_on_where_one_stopped_and_back(place, tmp_path):
+def test_two_processes_go_on_where_one_stopped_and_back(place, alone, tmp_path):
     """One process, then two that find the newest checkpoint damaged, then one again: the losses of a run left alone."""
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    assert start(place, whole, 4, train__epochs=3).wait(timeout=200) == 0
-    shutil.copytree(whole, moved)
+    moved = tmp_path / "moved"
+    shutil.copytree(alone, moved)
     first, *_, last = checkpoint.saved_steps(moved)
     shutil.rmtree(moved / f"checkpoints/{last}/optimizer")
     with pair(place, moved, {"train__epochs": 3}) as processes:
@@ -160,7 +164,7 @@ def test_two_processes_go_on_where_one_stopped_and_back(place, tmp_path):
         if step != first:
             shutil.rmtree(moved / f"checkpoints/{step}")
     assert start(place, moved, 4, train__epochs=3).wait(timeout=200) == 0
-    curves = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in (whole, moved)]
+    curves = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in (alone, moved)]
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 
 

@@ -69,10 +69,10 @@ def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(tmp_path / "whole"))
 
 
-def test_told_to_end_before_the_first_step_it_ends_at_once():
+def test_told_to_end_before_the_first_step_it_ends_at_once_and_after_a_step_in_order():
+    with Termination(), pytest.raises(Stopped, match="the same command goes on from there"):
+        os.kill(os.getpid(), signal.SIGTERM)
     with Termination() as termination:
-        with pytest.raises(Stopped, match="the same command goes on from there"):
-            os.kill(os.getpid(), signal.SIGTERM)
         assert not termination.told()
         os.kill(os.getpid(), signal.SIGTERM)
         assert termination.told()
