@@ -62,12 +62,12 @@ def main() -> None:
 
         begin = time.time()
         alone = start(place / "alone")
-        while alone.poll() is None and not (place / "alone/metrics.jsonl").exists():
+        while alone.poll() is None and not read_metrics(place / "alone"):
             time.sleep(0.05)
         ready = time.time() - begin
         assert alone.wait() == 0, (place / "log").read_text()[-2000:]
         whole, expected = time.time() - begin, final_weights(place / "alone")
-        print(f"a run that is left alone takes {whole:.0f} s, of which {ready:.0f} to begin")
+        print(f"a run that is left alone takes {whole:.0f} s, of which {ready:.0f} to the first step")
         latest = ready + (whole - ready) / options.kills  # so that it is not through before it was killed often enough
         for run in range(options.runs):
             workdir, kills, ended = place / f"run{run}", 0, False
@@ -76,7 +76,7 @@ def main() -> None:
                 done = max(saved_steps(workdir), default=0)
                 process = start(workdir)
                 try:
-                    process.wait(rng.uniform(0.3 * ready, latest) if kills < options.kills else None)
+                    process.wait(rng.uniform(0.5 * ready, latest) if kills < options.kills else None)
                     ended = True
                     assert process.returncode == 0, (place / "log").read_text()[-2000:]
                 except subprocess.TimeoutExpired:
