@@ -51,9 +51,7 @@ def gmac(backbone: str, size: tuple[int, int], all_tokens: bool = False) -> floa
 
 
 class Case:
-    """One configuration of the step with its data: `state`, `data` (a batch), `arguments` of the step after the state,
-    and the functions whose speed is asked for.
-    """
+    """One configuration of the step, with a batch of noise in `data` and `labels`; its methods make what is timed."""
 
     def __init__(
         self, backbone: str, variant: str, precision: str, batch: int, size: tuple[int, int], remat: bool = False

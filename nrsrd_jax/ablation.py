@@ -83,11 +83,6 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
 
 def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
     """Trains every row with seeds 0..seeds−1 and writes what is known so far after each. InputError as `train`."""
-    with Termination():
-        return _run_ablation(file, rows, seeds, workdir, overrides)
-
-
-def _run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
     jobs = [(row, seed, row_config(file, row, seed, overrides)) for seed in range(seeds) for row in rows]
     folders = [workdir / f"{row.name}-seed{seed}" for row, seed, _ in jobs]
     paper = rows
@@ -198,7 +193,8 @@ def main() -> None:
         raise InputError(f"--config {file}:{variant}: name the file alone, the variants are the rows")
     default = f"runs/ablation-{Path(file).stem}" + ("" if values.table == "2" else "-backbones")
     workdir = expanded(values.workdir or default)
-    results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides())
+    with Termination():
+        results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides())
     print((workdir / "ablation.md").read_text())
     best = max(statistics(results, TABLES[values.table]), key=lambda row: row["mAP"][0])
     print(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
