@@ -3,6 +3,7 @@
 import functools
 import lzma
 import os
+import tempfile
 from pathlib import Path
 
 import from_torch
@@ -16,6 +17,7 @@ from nrsrd_jax.description import Description
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 os.environ["XDG_CACHE_HOME"] = "/dev/null"  # no test writes to a home folder
+os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")  # else it warns of that
 
 GOLDEN = Path(__file__).parent / "golden"
 
