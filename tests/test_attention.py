@@ -104,3 +104,52 @@ def test_a_penalty_of_the_query_alone_cancels():
     logits = attention.attention_logits(q, k)
     shift = 1 / (attention.token_norms(q)[..., None] + 1e-6)
     np.testing.assert_allclose(attention.attend(logits - shift, v)[1], attention.attend(logits, v)[1], atol=1e-6)
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """JAX's attention as it is computed without a GPU, in the place of cuDNN's."""
+    theirs = jax.nn.dot_product_attention
+    given = lambda *args, **options: theirs(*args, **options | {"implementation": "xla"})  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", given)
+
+
+@pytest.mark.parametrize(("size", "remat"), [((64, 32), False), ((64, 32), True), ((48, 16), False)])  # 9 tokens, 4
+def test_fused_attention_gives_the_same_features_and_gradients(library, size, remat):
+    models = [create_model("vit_tiny", classes=5, depth=2, fused=fused, remat=remat) for fused in (False, True)]
+    variables = jax.jit(lambda key: initialise(models[0], key, size))(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (4, *size, 3))
+
+    def gradients(model):
+        def loss(variables):
+            rngs = {"drop_path": jax.random.key(2)}
+            out, _ = model.apply(variables, images, train=True, mutable="batch_stats", rngs=rngs)
+            return jnp.square(out["features"]).mean(), out["features"]
+
+        return jax.jit(jax.grad(loss, has_aux=True))(variables)
+
+    (plain, plain_features), (fused, fused_features) = map(gradients, models)
+    np.testing.assert_allclose(fused_features, plain_features, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fused, plain)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        *(model.apply(variables, images, maps=True)["blocks"] for model in models),
+    )
+
+
+def test_fused_attention_is_used_where_it_works(library, monkeypatch, capsys):
+    works = attention.fusion_works.__wrapped__
+    assert not works()  # a CPU has none
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert works()
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(attention, "fused_attend", lambda q, k, v, tokens: q)
+    assert not works()
+    assert "off" in capsys.readouterr().err
+
+    def refuse(*_):
+        raise NotImplementedError("The head dim must be even")
+
+    monkeypatch.setattr(attention, "fused_attend", refuse)
+    assert not works()
+    assert "The head dim must be even" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The models equal the official PyTorch ones, tensor for tensor."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,12 +127,17 @@ def path_of(slot):
     return "/".join(slot.path[1:])
 
 
+class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return vit.layer_norm("norm1", x, None)
+
+
 def test_layer_norm_of_a_tiny_variance_and_erf_gelu(golden):
     g = golden("ops")
     np.testing.assert_allclose(jax.nn.gelu(g["gelu_x"], approximate=False), g["gelu_y"], atol=1e-6)
-    norm = vit.layer_norm("norm1", None)
-    weights = {"params": {"scale": g["block_w/norm1.weight"], "bias": g["block_w/norm1.bias"]}}
-    np.testing.assert_allclose(norm.apply(weights, g["block_x"]), g["norm1_y"], atol=2e-5)
+    weights = {"params": {"norm1": {"scale": g["block_w/norm1.weight"], "bias": g["block_w/norm1.bias"]}}}
+    np.testing.assert_allclose(Norm().apply(weights, g["block_x"]), g["norm1_y"], atol=2e-5)
 
 
 def test_instance_batch_norm_as_pytorch(golden):

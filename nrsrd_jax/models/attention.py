@@ -4,6 +4,8 @@ B batch, M query tokens, N key tokens, H heads, K head width
 """
 
 import dataclasses
+import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +51,9 @@ def norm_ratio_penalty(
 def attention_logits(q_BMHK: jax.Array, k_BNHK: jax.Array) -> jax.Array:
     """QKᵀ/√K in float32, [B, H, M, N]."""
     accumulate = jnp.promote_types(q_BMHK.dtype, jnp.float32)
-    logits_BHMN = jnp.einsum("BMHK,BNHK->BHMN", q_BMHK, k_BNHK, preferred_element_type=accumulate)
+    # Else the gradients' products would take both factors in float32, which no tensor core has.
+    precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if q_BMHK.dtype == jnp.bfloat16 else None
+    logits_BHMN = jnp.einsum("BMHK,BNHK->BHMN", q_BMHK, k_BNHK, precision=precision, preferred_element_type=accumulate)
     return logits_BHMN * q_BMHK.shape[-1] ** -0.5
 
 
@@ -57,3 +61,45 @@ def attend(logits_BHMN: jax.Array, v_BNHK: jax.Array) -> tuple[jax.Array, jax.Ar
     """Softmax over the keys and the weighted sum of values: [B, M, H, K], and the weights [B, H, M, N]."""
     weights_BHMN = jax.nn.softmax(logits_BHMN, axis=-1)
     return jnp.einsum("BHMN,BNHK->BMHK", weights_BHMN.astype(v_BNHK.dtype), v_BNHK), weights_BHMN
+
+
+def fused_attend(q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, tokens: int) -> jax.Array:
+    """Softmax(QKᵀ/√K)·V over the first `tokens` keys, [B, N, H, K], by cuDNN, which never writes the [N, N] weights.
+
+    bfloat16 on an NVIDIA GPU, and with gradients an even N
+    (https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html). Rows past `tokens` are 0.
+    """
+    batch, length = q_BNHK.shape[:2]
+    lengths = None if tokens == length else jnp.full(batch, tokens, jnp.int32)
+    return jax.nn.dot_product_attention(
+        q_BNHK, k_BNHK, v_BNHK, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+@functools.cache
+def fusion_works() -> bool:
+    """Whether this device has `fused_attend` and, tried once on few numbers, it and its gradients agree with ours."""
+    if jax.default_backend() != "gpu":
+        return False
+    tokens = 9
+    q, k, v, g = jax.random.normal(jax.random.key(0), (4, 2, tokens + 1, 2, 64), jnp.bfloat16)
+    g = g.at[:, tokens:].set(0)
+
+    def plain(q, k, v):
+        y = attend(attention_logits(q, k[:, :tokens]), v[:, :tokens])[0]
+        return y.at[:, tokens:].set(0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def output_and_gradients(attend):
+        y, gradients = jax.vjp(attend, q, k, v)
+        return jnp.stack([y, *gradients(g)]).astype(jnp.float32)
+
+    try:
+        fused = output_and_gradients(lambda q, k, v: fused_attend(q, k, v, tokens))
+        difference = jnp.abs(fused - output_and_gradients(plain)).max()
+        reason = "" if difference < 0.05 else f"it is {difference:.2g} off"
+    except (NotImplementedError, RuntimeError, ValueError) as error:  # what JAX's checks and XLA raise
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    if reason:
+        print(f"note: cuDNN's attention is not used, so training is slower ({reason})", file=sys.stderr)
+    return not reason

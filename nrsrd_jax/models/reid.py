@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import InputError
+from .attention import fusion_works
 from .normalization import BatchNorm
 from .vit import PATCH, VisionTransformer
 
@@ -61,8 +62,12 @@ def create_model(
     dtype: jnp.dtype | None = None,
     **options,
 ) -> ReID:
-    """The model of a backbone's name; `depth` 0 means the backbone's own. `options` are VisionTransformer's."""
-    return ReID(backbone_settings(backbone, depth) | options, classes, aux_classes, dtype)
+    """The model of a backbone's name; `depth` 0 means the backbone's own. `options` are VisionTransformer's.
+
+    In bfloat16 cuDNN computes the attention where it can.
+    """
+    fused = dtype == jnp.bfloat16 and fusion_works()
+    return ReID(backbone_settings(backbone, depth) | {"fused": fused} | options, classes, aux_classes, dtype)
 
 
 def backbone_settings(name: str, depth: int = 0) -> dict[str, Any]:

@@ -91,7 +91,10 @@ class PatchEmbed(nn.Module):
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B·N, D]: of rows XLA's CPU backend computes a weight's gradient without transposing them."""
+    """[B, N, D] -> [B·N, D], as whatever works on tokens takes them: of [B, N, D] XLA transposes what it need not,
+
+    on a CPU for the weights' gradients, on a GPU for sums and norms, which it lays out with the batch innermost.
+    """
     return x.reshape(-1, x.shape[-1])
 
 
@@ -119,9 +122,11 @@ class QKV(nn.Module):
         kernel = self.param("kernel", LINEAR_INIT, (width, 3 * width))
         bias = self.param("bias", nn.initializers.zeros, (3 * width,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        q = rows(x[:, :queries]) @ kernel[:, :width] + bias[:width]
-        k, v = jnp.split(rows(x) @ kernel[:, width:] + bias[width:], 2, axis=-1)
-        q, k, v = (y.reshape(x.shape[0], -1, width // HEAD_WIDTH, HEAD_WIDTH) for y in (q, k, v))
+        kernels, biases = jnp.split(kernel, 3, axis=1), jnp.split(bias, 3)
+        q, k, v = (
+            (rows(y) @ w + b).reshape(x.shape[0], -1, width // HEAD_WIDTH, HEAD_WIDTH)
+            for y, w, b in zip((x[:, :queries], x, x), kernels, biases, strict=True)
+        )
         return q, k, v
 
 
@@ -129,23 +134,27 @@ class Attention(nn.Module):
     """Self-attention of the first `queries` tokens over all; with `norm_ratio`, NRA (paper, eq. 3)."""
 
     norm_ratio: NormRatio | None
+    fused: int = 0  # by cuDNN over the first so many tokens, without maps; 0: as written here
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, queries: int) -> tuple[jax.Array, dict[str, jax.Array]]:
         q, k, v = QKV(self.dtype, name="qkv")(x, queries)
-        logits = attention.attention_logits(q, k)  # [B, H, M, N]
-        maps = {"logit_spread": jnp.std(logits[:, :, 0], axis=-1)}  # [B, H], of the CLS query
-        if self.norm_ratio:
-            strength = self.param("norm_ratio", nn.initializers.constant(self.norm_ratio.init), ())
-            q_norm, k_norm = (attention.token_norms(y, self.norm_ratio.scope) for y in (q, k))
-            penalty = attention.norm_ratio_penalty(q_norm, k_norm, strength, self.norm_ratio.epsilon)
-            logits = logits - penalty
-            maps |= {"norm_ratio": strength, "leverage": jnp.std(penalty[:, :, 0], axis=-1)}
-        y, weights = attention.attend(logits, v)
-        maps |= {"attention": weights} | {
-            f"{name}_norm": attention.token_norms(z) for name, z in zip("qkv", (q, k, v), strict=True)
-        }
+        if self.fused:
+            y, maps = attention.fused_attend(q, k, v, self.fused), {}
+        else:
+            logits = attention.attention_logits(q, k)  # [B, H, M, N]
+            maps = {"logit_spread": jnp.std(logits[:, :, 0], axis=-1)}  # [B, H], of the CLS query
+            if self.norm_ratio:
+                strength = self.param("norm_ratio", nn.initializers.constant(self.norm_ratio.init), ())
+                q_norm, k_norm = (attention.token_norms(y, self.norm_ratio.scope) for y in (q, k))
+                penalty = attention.norm_ratio_penalty(q_norm, k_norm, strength, self.norm_ratio.epsilon)
+                logits = logits - penalty
+                maps |= {"norm_ratio": strength, "leverage": jnp.std(penalty[:, :, 0], axis=-1)}
+            y, weights = attention.attend(logits, v)
+            maps |= {"attention": weights} | {
+                f"{name}_norm": attention.token_norms(z) for name, z in zip("qkv", (q, k, v), strict=True)
+            }
         return dense("proj", y.reshape(*y.shape[:2], -1), x.shape[-1], self.dtype), maps
 
 
@@ -172,6 +181,7 @@ class Block(nn.Module):
 
     norm_ratio: NormRatio | None
     drop_path: float
+    fused: int = 0  # Attention's
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -179,21 +189,28 @@ class Block(nn.Module):
         def drop(branch):
             return drop_path(self.make_rng("drop_path"), branch, self.drop_path) if train and self.drop_path else branch
 
-        y, maps = Attention(self.norm_ratio, self.dtype, name="attn")(layer_norm("norm1", self.dtype)(x), queries)
-        x = x[:, :queries] + drop(y)
-        y = Mlp(self.dtype, name="mlp")(layer_norm("norm2", self.dtype)(x))
-        return x + drop(y), maps
+        attend = Attention(self.norm_ratio, self.fused, self.dtype, name="attn")
+        y, maps = attend(layer_norm("norm1", x, self.dtype), queries)
+        x = add(x[:, :queries], drop(y))
+        y = Mlp(self.dtype, name="mlp")(layer_norm("norm2", x, self.dtype))
+        return add(x, drop(y)), maps
 
 
-def layer_norm(name: str, dtype: jnp.dtype | None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+def add(x: jax.Array, y: jax.Array) -> jax.Array:  # [B, N, D]
+    return (rows(x) + rows(y)).reshape(x.shape)
+
+
+def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
+    norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+    return norm(rows(x)).reshape(x.shape)
 
 
 class VisionTransformer(nn.Module):
     """Images [B, h, w, 3], normalised -> {"features": [B, D] float32, "blocks": one dict of maps per block}.
 
     `features` is the CLS token after the last LayerNorm. Only that row of the last block reaches it, so that block
-    runs for CLS alone unless `maps` asks for the maps of every token; the features are the same.
+    runs for CLS alone unless `maps` asks for the maps of every token; the features are the same. With `fused` the
+    other blocks have no maps unless asked for.
     """
 
     width: int
@@ -201,6 +218,7 @@ class VisionTransformer(nn.Module):
     stem: bool
     norm_ratio: NormRatio | None = None  # in the last block
     drop_path: float = 0.1
+    fused: bool = False  # attention by cuDNN (attention.fused_attend)
     remat: bool = False  # the backward pass computes each block again instead of keeping what is inside
     dtype: jnp.dtype | None = None
 
@@ -211,14 +229,25 @@ class VisionTransformer(nn.Module):
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
-        blocks, block_class = [], nn.remat(Block, static_argnums=(2, 3)) if self.remat else Block
-        for index, rate in enumerate(np.linspace(0, self.drop_path, self.depth)):
-            last = index == self.depth - 1
-            norm_ratio = self.norm_ratio if last else None
-            queries = 1 if last and not maps else x.shape[1]
-            x, block_maps = block_class(norm_ratio, float(rate), self.dtype, name=f"blocks_{index}")(x, queries, train)
-            blocks.append(block_maps)
-        return {"features": layer_norm("norm", None)(x[:, 0]), "blocks": blocks}  # the norm's own float32
+        tokens = x.shape[1]
+        fused = tokens if self.fused and not maps else 0
+        if fused:  # JAX lets cuDNN train on even counts only: one more token, that none attends to
+            x = jnp.pad(x, [(0, 0), (0, tokens % 2), (0, 0)])
+        rates, block_class = np.linspace(0, self.drop_path, self.depth), Block
+        if self.remat:
+            block_class = nn.remat(Block, static_argnums=(2, 3))
+
+        def run(index: int, x: jax.Array, queries: int, norm_ratio: NormRatio | None, fused: int):
+            block = block_class(norm_ratio, float(rates[index]), fused, self.dtype, name=f"blocks_{index}")
+            x, maps = block(x, queries, train)
+            blocks.append(maps)
+            return x
+
+        blocks, last = [], self.depth - 1
+        for index in range(last):
+            x = run(index, x, x.shape[1], None, fused)
+        x = run(last, x[:, :tokens], tokens if maps else 1, self.norm_ratio, 0)
+        return {"features": layer_norm("norm", x[:, 0], None), "blocks": blocks}  # the norm's own float32
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
