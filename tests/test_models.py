@@ -1,6 +1,5 @@
 """The models equal the official PyTorch ones, tensor for tensor."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,7 @@ import torch_names
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models import vit
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm
+from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm, LayerNorm, normalize
 from nrsrd_jax.models.reid import create_model, initialise
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.state import TrainState
@@ -127,17 +126,29 @@ def path_of(slot):
     return "/".join(slot.path[1:])
 
 
-class Norm(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return vit.layer_norm("norm1", x, None)
-
-
 def test_layer_norm_of_a_tiny_variance_and_erf_gelu(golden):
     g = golden("ops")
     np.testing.assert_allclose(jax.nn.gelu(g["gelu_x"], approximate=False), g["gelu_y"], atol=1e-6)
-    weights = {"params": {"norm1": {"scale": g["block_w/norm1.weight"], "bias": g["block_w/norm1.bias"]}}}
-    np.testing.assert_allclose(Norm().apply(weights, g["block_x"]), g["norm1_y"], atol=2e-5)
+    weights = {"params": {"scale": g["block_w/norm1.weight"], "bias": g["block_w/norm1.bias"]}}
+    np.testing.assert_allclose(LayerNorm().apply(weights, g["block_x"]), g["norm1_y"], atol=2e-5)
+
+
+@pytest.mark.parametrize("axes", [(-1,), (1, 2), (0, 2, 3)])
+@pytest.mark.parametrize("scale_of_x", [1.0, 0.0, 1e-6])
+def test_the_norms_gradients_are_those_that_follow_from_their_values(axes, scale_of_x):
+    def plain(x, scale, bias):
+        mean = x.mean(axes, keepdims=True)
+        var = jnp.square(x - mean).mean(axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 4)
+        x, weight = (jax.random.normal(key, (3, 2, 4, 5, 6)) for key in keys[:2])
+        arguments = scale_of_x * x + 3, *(jax.random.normal(key, (6,)) for key in keys[2:])
+        ours = jax.grad(lambda *a: (normalize(*a, axes, 1e-5)[0] * weight).sum(), argnums=(0, 1, 2))(*arguments)
+        expected = jax.grad(lambda *a: (plain(*a) * weight).sum(), argnums=(0, 1, 2))(*arguments)
+        for one, other in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_instance_batch_norm_as_pytorch(golden):
@@ -179,7 +190,7 @@ def test_batch_norm_moves_the_variance_towards_the_unbiased_one(golden):
 def test_drop_path_drops_whole_samples_and_keeps_the_mean(golden):
     g = golden("ops")
     np.testing.assert_allclose(np.linspace(0, 0.1, 12), g["droppath_rates_depth12_0.1"], atol=1e-9)
-    y = vit.drop_path(jax.random.key(0), jnp.ones((4000, 2, 3)), 0.4)
+    y = vit.drop_path(jax.random.key(0), jnp.ones((8000, 3)), 4000, 0.4).reshape(4000, 2, 3)
     kept = np.asarray(y[:, 0, 0] != 0)
     np.testing.assert_array_equal(y, np.broadcast_to(kept[:, None, None] / np.float32(0.6), y.shape))
     assert abs(kept.mean() - 0.6) < 0.03

@@ -1,4 +1,4 @@
-"""BatchNorm as PyTorch computes it, and the instance-batch norm (IBN) of the convolution stem."""
+"""BatchNorm as PyTorch computes it, the instance-batch norm (IBN) of the convolution stem, and LayerNorm."""
 
 import flax.linen as nn
 import jax
@@ -7,6 +7,69 @@ import jax.numpy as jnp
 from ..precision import at_least_float32
 
 EPSILON = 1e-5
+
+
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    axes: tuple[int, ...],
+    epsilon: float = EPSILON,
+    dtype: jnp.dtype | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """((x − mean)/√(var + ε)·scale + bias, mean, biased variance), of x [..., C]; the statistics are over `axes`.
+
+    The first is of `dtype`, float32 if None; only it passes gradients on. They are written out, from x and the
+    statistics (Ioffe and Szegedy 2015, section 3): what autodiff makes of the forward pass reads and writes more.
+    """
+    return _normalize_forward(x, scale, bias, axes, epsilon, dtype)[0]
+
+
+def _normalize_forward(x, scale, bias, axes, epsilon, dtype):
+    values = at_least_float32(x)
+    mean = values.mean(axes, keepdims=True)
+    var = jnp.square(values - mean).mean(axes, keepdims=True)
+    factor = jax.lax.rsqrt(var + epsilon)
+    y = (values - mean) * factor * scale + bias
+    kept = jax.lax.optimization_barrier((mean, factor))  # else a GPU computes both again from x wherever they are used
+    return (y.astype(dtype or y.dtype), mean, var), (x, *kept, scale)
+
+
+def _normalize_backward(axes, epsilon, dtype, kept, gradients):
+    x, mean, factor, scale = kept
+    gradient = at_least_float32(gradients[0])
+    normal = (at_least_float32(x) - mean) * factor
+
+    def sums(y, axes):
+        return y.sum(axes, keepdims=True), (y * normal).sum(axes, keepdims=True)
+
+    all_but_channels = tuple(range(x.ndim - 1))
+    if -1 in axes:
+        shift, slope = sums(gradient * scale, axes)
+        bias_gradient, scale_gradient = (y.reshape(-1) for y in sums(gradient, all_but_channels))
+    else:  # what the channels' own gradients are made of serves here too
+        shift, slope = sums(gradient, axes)
+        bias_gradient, scale_gradient = (y.sum(all_but_channels) for y in (shift, slope))
+        shift, slope = scale * shift, scale * slope
+    count = x.size // mean.size
+    x_gradient = factor * (gradient * scale - shift / count - normal * (slope / count))
+    return x_gradient.astype(x.dtype), scale_gradient, bias_gradient
+
+
+normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis of x, ε = 1e-6, as `dtype` (None: float32)."""
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return normalize(x, scale, bias, (-1,), 1e-6, self.dtype)[0]
 
 
 class BatchNorm(nn.Module):
@@ -30,20 +93,19 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (width,))
         if self.frozen_bias:
             bias = jax.lax.stop_gradient(bias)
-        values = at_least_float32(x).reshape(-1, domains, *x.shape[1:])
-        if train:
-            axes = (0, *range(2, values.ndim - 1))
-            mean = values.mean(axes, keepdims=True)
-            var = jnp.square(values - mean).mean(axes, keepdims=True)
-            if not self.is_initializing():
-                count = x.size // (domains * width)
-                unbiased = var * (count / max(count - 1, 1))
-                for each_mean, each_var in zip(mean.reshape(-1, width), unbiased.reshape(-1, width), strict=True):
-                    running_mean.value = self.decay * running_mean.value + (1 - self.decay) * each_mean
-                    running_var.value = self.decay * running_var.value + (1 - self.decay) * each_var
-        else:
-            mean, var = running_mean.value, running_var.value
-        return ((values - mean) * (jax.lax.rsqrt(var + EPSILON) * scale) + bias).astype(x.dtype).reshape(x.shape)
+        if not train:
+            factor = jax.lax.rsqrt(running_var.value + EPSILON) * scale
+            return ((at_least_float32(x) - running_mean.value) * factor + bias).astype(x.dtype)
+        by_domain = x.reshape(-1, domains, *x.shape[1:])
+        axes = (0, *range(2, by_domain.ndim - 1))
+        y, mean, var = normalize(by_domain, scale, bias, axes, EPSILON, x.dtype)
+        if not self.is_initializing():
+            count = x.size // (domains * width)
+            unbiased = var * (count / max(count - 1, 1))
+            for each_mean, each_var in zip(mean.reshape(-1, width), unbiased.reshape(-1, width), strict=True):
+                running_mean.value = self.decay * running_mean.value + (1 - self.decay) * each_mean
+                running_var.value = self.decay * running_var.value + (1 - self.decay) * each_var
+        return y.reshape(x.shape)
 
 
 class InstanceNorm(nn.Module):
@@ -53,10 +115,7 @@ class InstanceNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C]
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        values = at_least_float32(x)
-        mean = values.mean((1, 2), keepdims=True)
-        var = jnp.square(values - mean).mean((1, 2), keepdims=True)
-        return ((values - mean) * jax.lax.rsqrt(var + EPSILON) * scale + bias).astype(x.dtype)
+        return normalize(x, scale, bias, (1, 2), EPSILON, x.dtype)[0]
 
 
 class InstanceBatchNorm(nn.Module):

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..precision import at_least_float32
 from . import attention
 from .attention import NormRatio
-from .normalization import BatchNorm, InstanceBatchNorm
+from .normalization import BatchNorm, InstanceBatchNorm, LayerNorm
 
 PATCH = 16
 HEAD_WIDTH = 64
@@ -91,17 +91,16 @@ class PatchEmbed(nn.Module):
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B·N, D], as whatever works on tokens takes them: of [B, N, D] XLA transposes what it need not,
+    """[B, N, D] -> [B·N, D], the form that tokens have but in attention.
 
-    on a CPU for the weights' gradients, on a GPU for sums and norms, which it lays out with the batch innermost.
+    Of [B, N, D] XLA transposes what it need not: on a CPU for the weights' gradients, on a GPU for sums and norms,
+    which it lays out with the batch innermost.
     """
     return x.reshape(-1, x.shape[-1])
 
 
-def dense(name: str, x: jax.Array, features: int, dtype: jnp.dtype | None) -> jax.Array:
-    """A linear layer of the module that calls it, [B, N, D] -> [B, N, features]."""
-    y = nn.Dense(features, kernel_init=LINEAR_INIT, dtype=dtype, name=name)(rows(x))
-    return y.reshape(*x.shape[:-1], features)
+def dense(name: str, features: int, dtype: jnp.dtype | None) -> nn.Dense:
+    return nn.Dense(features, kernel_init=LINEAR_INIT, dtype=dtype, name=name)
 
 
 @jax.checkpoint  # of what is inside the backward pass keeps x alone
@@ -131,7 +130,7 @@ class QKV(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of the first `queries` tokens over all; with `norm_ratio`, NRA (paper, eq. 3)."""
+    """Self-attention of the first `queries` tokens over all, [B, N, D] -> [B·M, D]; with `norm_ratio`, NRA (eq. 3)."""
 
     norm_ratio: NormRatio | None
     fused: int = 0  # by cuDNN over the first so many tokens, without maps; 0: as written here
@@ -155,29 +154,29 @@ class Attention(nn.Module):
             maps |= {"attention": weights} | {
                 f"{name}_norm": attention.token_norms(z) for name, z in zip("qkv", (q, k, v), strict=True)
             }
-        return dense("proj", y.reshape(*y.shape[:2], -1), x.shape[-1], self.dtype), maps
+        return dense("proj", x.shape[-1], self.dtype)(y.reshape(-1, x.shape[-1])), maps
 
 
 class Mlp(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = gelu(dense("fc1", x, 4 * x.shape[-1], self.dtype))
-        return dense("fc2", hidden, x.shape[-1], self.dtype)
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B·N, D]
+        hidden = gelu(dense("fc1", 4 * x.shape[-1], self.dtype)(x))
+        return dense("fc2", x.shape[-1], self.dtype)(hidden)
 
 
-def drop_path(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    """Drops the residual branch of a whole sample with probability `rate`; the kept ones are divided by 1 − rate.
+def drop_path(key: jax.Array, x: jax.Array, samples: int, rate: float) -> jax.Array:
+    """Drops a sample's whole residual branch, of x [B·N, D], with probability `rate`; the kept are divided by 1 − rate.
 
     As a product: dividing every element, as PyTorch does, takes a twentieth of a CPU's step.
     """
-    factor = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1)) / (1 - rate)
-    return (at_least_float32(x) * factor).astype(x.dtype)
+    factor = jax.random.bernoulli(key, 1 - rate, (samples, 1)) / (1 - rate)
+    return (at_least_float32(x) * jnp.repeat(factor, len(x) // samples, axis=0)).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block that returns its first `queries` tokens, updated."""
+    """A pre-norm transformer block on [B·N, D] that returns each image's first M `queries` tokens, updated."""
 
     norm_ratio: NormRatio | None
     drop_path: float
@@ -185,24 +184,18 @@ class Block(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, queries: int, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
-        def drop(branch):
-            return drop_path(self.make_rng("drop_path"), branch, self.drop_path) if train and self.drop_path else branch
+    def __call__(self, x: jax.Array, batch: int, queries: int, train: bool) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def drop(y):
+            return drop_path(self.make_rng("drop_path"), y, batch, self.drop_path) if train and self.drop_path else y
+
+        def images(x):
+            return x.reshape(batch, -1, x.shape[-1])
 
         attend = Attention(self.norm_ratio, self.fused, self.dtype, name="attn")
-        y, maps = attend(layer_norm("norm1", x, self.dtype), queries)
-        x = add(x[:, :queries], drop(y))
-        y = Mlp(self.dtype, name="mlp")(layer_norm("norm2", x, self.dtype))
-        return add(x, drop(y)), maps
-
-
-def add(x: jax.Array, y: jax.Array) -> jax.Array:  # [B, N, D]
-    return (rows(x) + rows(y)).reshape(x.shape)
-
-
-def layer_norm(name: str, x: jax.Array, dtype: jnp.dtype | None) -> jax.Array:
-    norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
-    return norm(rows(x)).reshape(x.shape)
+        y, maps = attend(images(LayerNorm(self.dtype, name="norm1")(x)), queries)
+        x = rows(images(x)[:, :queries]) + drop(y)
+        y = Mlp(self.dtype, name="mlp")(LayerNorm(self.dtype, name="norm2")(x))
+        return x + drop(y), maps
 
 
 class VisionTransformer(nn.Module):
@@ -229,25 +222,26 @@ class VisionTransformer(nn.Module):
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
-        tokens = x.shape[1]
+        batch, tokens, _ = x.shape
         fused = tokens if self.fused and not maps else 0
-        if fused:  # JAX lets cuDNN train on even counts only: one more token, that none attends to
-            x = jnp.pad(x, [(0, 0), (0, tokens % 2), (0, 0)])
+        length = tokens + (tokens % 2 if fused else 0)  # JAX lets cuDNN train on even counts only: one more, unattended
+        x = rows(jnp.pad(x, [(0, 0), (0, length - tokens), (0, 0)]))
         rates, block_class = np.linspace(0, self.drop_path, self.depth), Block
         if self.remat:
-            block_class = nn.remat(Block, static_argnums=(2, 3))
+            block_class = nn.remat(Block, static_argnums=(2, 3, 4))
 
         def run(index: int, x: jax.Array, queries: int, norm_ratio: NormRatio | None, fused: int):
             block = block_class(norm_ratio, float(rates[index]), fused, self.dtype, name=f"blocks_{index}")
-            x, maps = block(x, queries, train)
+            x, maps = block(x, batch, queries, train)
             blocks.append(maps)
             return x
 
         blocks, last = [], self.depth - 1
         for index in range(last):
-            x = run(index, x, x.shape[1], None, fused)
-        x = run(last, x[:, :tokens], tokens if maps else 1, self.norm_ratio, 0)
-        return {"features": layer_norm("norm", x[:, 0], None), "blocks": blocks}  # the norm's own float32
+            x = run(index, x, length, None, fused)
+        x = rows(x.reshape(batch, length, -1)[:, :tokens])
+        x = run(last, x, tokens if maps else 1, self.norm_ratio, 0).reshape(batch, -1, self.width)
+        return {"features": LayerNorm(name="norm")(x[:, 0]), "blocks": blocks}
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
