@@ -2,37 +2,55 @@
 # The figures of one NVIDIA GPU, in one call of under 8 minutes, without a network: benchmarks/gpu.sh [FILE]
 # Needs the package's dependencies, jax with CUDA and torch in the Python that PYTHON names:
 #   pip install '.[cuda,bench]'
-# Each part is given its time and leaves what it printed; the most wanted come first.
+# Everything compiles first, side by side; then each part is timed alone, the most wanted first, as long as time is left.
+# SMALL=1 tries the script itself on small networks, on a CPU too.
 cd "$(dirname "$0")/.." || exit 1
 PYTHON=${PYTHON:-python3} FILE=${1:-gpu.md}
-export PYTHONPATH="$PWD" XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
-# Compilations of the same step in several parts are shared.
-export JAX_COMPILATION_CACHE_DIR="${TMPDIR:-/tmp}/nrsrd-compiled"
+begin=$(date +%s) scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+export JAX_COMPILATION_CACHE_DIR="$scratch/jax" TORCHINDUCTOR_CACHE_DIR="$scratch/torch" XDG_CACHE_HOME="$scratch"
 
-part() {  # seconds, a program and its arguments
-  limit=$1
+part() {  # seconds at most, a program and its arguments
+  limit=$1 left=$((475 + begin - $(date +%s)))
   shift
+  [ "$left" -lt "$limit" ] && limit=$left
+  [ "$limit" -lt 5 ] && { echo "\$ $* (no time left)"; return; }
   echo "\$ $*"
   timeout -k 5 "$limit" "$PYTHON" "$@" 2>&1 || echo "(ended by status $?)"
 }
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 step="benchmarks/train_step.py --precision bfloat16 --steps 10"
+base=vit_base_ics small=vit_small_ics plain=vit_base many="64 128 256" one=128 nrsrd=64 size=night600
+if [ "$SMALL" ]; then
+  step="benchmarks/train_step.py --steps 1"
+  base=vit_tiny_ics small=vit_tiny plain=vit_tiny many="4 8" one=8 nrsrd=4 size=small
+fi
+
 {
-  nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader
-  part 90 $step --backbone vit_base_ics --batch 128 --torch
-  part 90 $step --backbone vit_base_ics --variant nrsrd --batch 64 --torch
-  part 55 $step --backbone vit_small_ics --batch 128 --torch
-  part 45 $step --backbone vit_base_ics --batch 64 256
-  # 129, 136 and 144 tokens: whether a token count that suits the tensor cores costs less than 129
-  part 20 $step --backbone vit_base --batch 128 --size 256 128
-  part 20 $step --backbone vit_base --batch 128 --size 144 240
-  part 20 $step --backbone vit_base --batch 128 --size 176 208
-  part 25 $step --backbone vit_base_ics --variant nrsrd --batch 64 --parts
-  part 25 $step --backbone vit_base_ics --batch 128 --variant nra
-  part 60 benchmarks/evaluation.py
-  # epochs from JPEG files to logged losses, with the smallest network: what the input can feed
-  part 30 train.py --config configs/demo.py:baseline --config.init.checkpoint= --config.train.epochs=5 --config.eval.every=0 \
-    --config.data.cache_dir="$scratch" --workdir "$scratch/run"
+  nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader 2>/dev/null
+  for backbone in $base $small; do
+    for batch in $many; do
+      part 150 $step --compile --backbone $backbone --batch $batch --torch step &
+    done
+    part 150 $step --compile --backbone $backbone --variant nrsrd --batch $nrsrd --torch step &
+  done
+  wait
+  echo "after $(($(date +%s) - begin)) s everything is compiled"
+  part 90 $step --backbone $base --batch $many --torch step
+  part 60 $step --backbone $base --variant nrsrd --batch $nrsrd --torch step
+  part 75 $step --backbone $small --batch $many --torch step
+  part 50 $step --backbone $small --variant nrsrd --batch $nrsrd --torch step
+  part 20 benchmarks/evaluation.py --size $size --part our_metrics --part our_reranked
+  # Epochs from JPEG files to logged losses, with the smallest network: what the input can feed.
+  part 45 train.py --config configs/demo.py:baseline --config.init.checkpoint= --config.train.epochs=5 \
+    --config.eval.every=0 --config.data.cache_dir="$scratch/images" --workdir "$scratch/run"
+  # From here on what compiles anew: whether products of q, k and v each alone are faster than one (by its program, yes) …
+  XLA_FLAGS="$XLA_FLAGS --xla_gpu_dot_merger_threshold_mb=0" part 45 $step --backbone $base --batch $one
+  part 60 $step --backbone $base --variant nrsrd --batch $nrsrd --parts
+  part 45 $step --backbone $base --batch $one --variant nra
+  # … and whether a token count that suits the tensor cores costs less than 129: 136, 144
+  part 30 $step --backbone $plain --batch $one --size 144 240
+  part 30 $step --backbone $plain --batch $one --size 176 208
+  echo "all in $(($(date +%s) - begin)) s"
 } | tee "$FILE"

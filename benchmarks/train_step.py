@@ -6,7 +6,8 @@
 GFLOP is the count of a step's matrix products by hand (`gmac` below), without what augmentation, remat or element by
 element work adds; GFLOP/s and the share of the peak are of it. "program" is what the program says, where the device
 tells. Images count in all domains. `--torch` (pip install '.[bench]') measures plain PyTorch beside it, turn by turn in
-the same process. Peak: the data sheet's for bfloat16 if the device is known, else that of one large product here.
+the same process: its training step, which augments nothing, beside our whole "step" or the "network" alone, and its
+"embedding". Peak: the data sheet's for bfloat16 if the device is known, else that of one large product here.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from nrsrd_jax.step import Teacher, make_update
 CLASSES, INSTANCES = 300, 4
 BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}  # dense, data sheets
 ROUNDS = 3
+COMPARED = ("step", "network", "embedding")  # of ours, with plain PyTorch's
 
 
 def gmac(backbone: str, size: tuple[int, int], all_tokens: bool = False) -> float:
@@ -203,6 +205,13 @@ def peak(dtype: jnp.dtype) -> tuple[float, str]:
 def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
     """Prints the case's line, and what else was asked for; `highest` is the devices' peak in FLOP/s."""
     step, images = case.whole(), case.batch * case.domains
+    ours = {"step": lambda: step, "network": case.network, "embedding": case.embedding}
+    compared = {name: (ours[name](), theirs) for name, theirs in torch_calls(case, options.torch).items()}
+    if options.compile:
+        for _, theirs in compared.values():
+            theirs(1)
+        print(f"compiled {case.backbone} {case.variant} {case.batch}", flush=True)
+        return
     taken = seconds({"": step}, options.steps)[""]
     print(
         f"{case.backbone:<14} {case.variant:<9} {case.dtype.name:<9} {case.batch:>4}{1000 * taken:>10.1f}"
@@ -210,28 +219,14 @@ def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
         f"{1e11 * case.gflop / taken / highest:>7.1f}{step.gib:>8.2f}{step.compile_seconds:>7.0f}",
         flush=True,
     )
-    if options.torch:
-        import plain_torch
-
-        settings = BACKBONES[case.backbone]
-        theirs = plain_torch.calls(
-            settings["width"],
-            settings["depth"],
-            settings["stem"],
-            case.size,
-            np.arange(case.batch) // INSTANCES,
-            CLASSES,
-            case.domains,
-            teacher=case.teacher is not None,
-            bfloat16=case.dtype == jnp.bfloat16,
+    for name, (program, theirs) in compared.items():
+        times = seconds({"ours": program, "torch": theirs}, options.steps)
+        count = case.batch if name == "embedding" else images
+        print(
+            f"    {name}: ours {count / times['ours']:.1f} images/s, plain PyTorch {count / times['torch']:.1f}, "
+            f"ratio {times['torch'] / times['ours']:.2f}",
+            flush=True,
         )
-        for what, ours, count in (("train", case.network(), images), ("infer", case.embedding(), case.batch)):
-            times = seconds({"ours": ours, "torch": theirs[what]}, options.steps)
-            print(
-                f"    {what}: ours {count / times['ours']:.1f} images/s, plain PyTorch {count / times['torch']:.1f}, "
-                f"ratio {times['torch'] / times['ours']:.2f} (augmentation in neither)",
-                flush=True,
-            )
     if options.parts:
         parts = case.parts()
         for name, value in seconds(parts, options.steps).items():
@@ -240,6 +235,27 @@ def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
         with jax.profiler.trace(options.trace):
             step(3)
         print(f"    trace of three steps: {options.trace} (open it with xprof or Perfetto)")
+
+
+def torch_calls(case: Case, wanted: list[str] | None) -> dict[str, Callable[[int], None]]:
+    """What plain PyTorch has in the place of ours, by ours' name."""
+    if wanted is None:
+        return {}
+    import plain_torch
+
+    settings = BACKBONES[case.backbone]
+    calls = plain_torch.calls(
+        settings["width"],
+        settings["depth"],
+        settings["stem"],
+        case.size,
+        np.arange(case.batch) // INSTANCES,
+        CLASSES,
+        case.domains,
+        teacher=case.teacher is not None,
+        bfloat16=case.dtype == jnp.bfloat16,
+    )
+    return {name: calls["infer" if name == "embedding" else "train"] for name in wanted or COMPARED[1:]}
 
 
 def main() -> None:
@@ -251,7 +267,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels")
     parser.add_argument("--steps", type=int, default=5, help=f"in each of {ROUNDS} rounds")
     parser.add_argument("--remat", action="store_true", help="train.remat")
-    parser.add_argument("--torch", action="store_true", help="measure plain PyTorch beside it")
+    parser.add_argument(
+        "--torch", nargs="*", choices=COMPARED, help="measure plain PyTorch beside these of ours; network and embedding"
+    )
+    parser.add_argument("--compile", action="store_true", help="only compile, which fills the caches of both")
     parser.add_argument("--parts", action="store_true", help="also time the step's pieces")
     parser.add_argument("--trace", default="", metavar="DIR", help="keep a profile of three steps of each line")
     options = parser.parse_args()
