@@ -50,6 +50,7 @@ fi
   part 60 $step --backbone $base --variant nrsrd --batch $nrsrd --parts
   part 45 $step --backbone $base --batch $one --variant nra
   # … and whether a token count that suits the tensor cores costs less than 129: 136, 144
+  part 30 $step --backbone $plain --batch $one
   part 30 $step --backbone $plain --batch $one --size 144 240
   part 30 $step --backbone $plain --batch $one --size 176 208
   echo "all in $(($(date +%s) - begin)) s"

@@ -14,7 +14,6 @@ import collections
 import itertools
 import os
 import re
-import time
 from typing import Any
 
 os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu,cuda"}
@@ -25,7 +24,7 @@ import numpy as np
 from jax._src import xla_bridge
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from train_step import BFLOAT16_PEAK, Case
+from train_step import BFLOAT16_PEAK, Case, Timed
 
 from nrsrd_jax.command import one_line
 from nrsrd_jax.config import VARIANTS
@@ -53,6 +52,7 @@ PRODUCT = re.compile(r'custom_call_target="(__cublas|__cudnn)')
 def pretend_an_h100_is_here() -> Any:
     """The device that programs are compiled for; JAX's own questions about it are answered."""
     known = xla_bridge.canonicalize_platform
+    jax.default_backend = lambda: "gpu"
     xla_bridge.canonicalize_platform = lambda name: "cuda" if name in ("gpu", "cuda") else known(name)
     cudnn.check_compute_capability = lambda capability: True
     cudnn.is_cuda_compute_capability_equal = lambda capability: False
@@ -131,18 +131,16 @@ def main() -> None:
     for backbone, variant, batch in itertools.product(options.backbone, options.variant, options.batch):
         case = Case(backbone, variant, options.precision, batch, (256, 128), options.remat)
         arguments = jax.eval_shape(case.create), case.data | {"epoch": np.int32(0)}, case.teacher_variables
-        begin = time.perf_counter()
-        compiled = jax.jit(case.step, donate_argnums=0).lower(*on_device(arguments)).compile()
-        program: Any = compiled.as_text()
-        memory: Any = compiled.memory_analysis()
-        found, bytes_held = kernels(program), memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        step = Timed(case.step, on_device(arguments), donated=True)
+        program: Any = step.compiled.as_text()
+        found = kernels(program)
         products, others = (sum(b for _, b, product in found if product == which) for which in (True, False))
         expected = 1e9 * case.gflop / FLOPS + others / BANDWIDTH
         print(
             f"{backbone:<14} {variant:<9} {batch:>5} {len(found):>7} {case.gflop:>6.0f} {products / 1e9:>14.1f} "
-            f"{others / 1e9:>9.1f} {bytes_held / 2**30:>6.2f} "
+            f"{others / 1e9:>9.1f} {step.gib:>6.2f} "
             f"{1000 * expected:>11.1f} {case.domains * batch / expected:>8.0f} "
-            f"{1e11 * case.gflop / expected / BFLOAT16_PEAK['H100']:>6.1f} {time.perf_counter() - begin:>9.0f} s"
+            f"{1e11 * case.gflop / expected / BFLOAT16_PEAK['H100']:>6.1f} {step.compile_seconds:>9.0f} s"
         )
         places = collections.Counter()
         for where, bytes_, _ in found:

@@ -24,6 +24,7 @@ import optax
 
 from nrsrd_jax.build import loss_function, make_step, preparation, state_builder
 from nrsrd_jax.command import one_line
+from nrsrd_jax.compiled import one_order
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
 from nrsrd_jax.models.attention import NormRatio
@@ -147,12 +148,12 @@ class Case:
 
 
 class Timed:
-    """A function compiled ahead of time for its arguments; with `donated` the first is used up and renewed."""
+    """A function compiled for its arguments as the step is; with `donated` the first is used up and renewed."""
 
     def __init__(self, function: Callable, arguments: tuple, donated: bool = False):
         lowered = jax.jit(function, donate_argnums=(0,) if donated else ()).lower(*arguments)
         begin = time.perf_counter()
-        self.compiled = lowered.compile()
+        self.compiled = lowered.compile(compiler_options=one_order())
         self.compile_seconds = time.perf_counter() - begin
         # As it was written, before XLA renames products to library calls; CUDA tells only what was compiled.
         analysis: Any = lowered.cost_analysis() or self.compiled.cost_analysis() or {}

@@ -46,7 +46,7 @@ class CompiledStep:
         return result
 
 
-def one_order() -> dict[str, bool]:
+def one_order() -> dict[str, str | bool]:
     """The compiler's options for a step that adds in the same order every time: the same seed gives the same run."""
     return {"xla_gpu_exclude_nondeterministic_ops": True} if jax.default_backend() == "gpu" else {}
 
