@@ -28,16 +28,17 @@ CONFIG = define_config("Says which data; default: what the run was trained with;
 
 
 def main() -> None:
-    from nrsrd_jax.compiled import keep_compiled
     from nrsrd_jax.illumination import read_lights
     from nrsrd_jax.result import evaluate_run, full_table
 
-    keep_compiled()
     config = CONFIG.value if flags.FLAGS["config"].present else None
-    options = {"rerank": RERANK.value, "features": FEATURES.value, "lights": read_lights(ILLUMINATION.value)}
-    options["report"] = REPORT.value
-    names = WORKDIR.value, CHECKPOINT.value, OUTPUT.value
-    result, files = evaluate_run(*names, config, config_overrides(), **options)
+    result, files = evaluate_run(
+        *(WORKDIR.value, CHECKPOINT.value, OUTPUT.value, config, config_overrides()),
+        rerank=RERANK.value,
+        features=FEATURES.value,
+        lights=read_lights(ILLUMINATION.value),
+        report=REPORT.value,
+    )
     print(full_table(result))
     print(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
     print(f"{result['queries']} queries; left out as without a match: {result['queries_without_match']}")

@@ -20,10 +20,7 @@ def main() -> None:
     from nrsrd_jax import cluster  # not before the flags, so that --help is quick
 
     cluster.join()
-    from nrsrd_jax.compiled import keep_compiled
     from nrsrd_jax.training import train
-
-    keep_compiled()
 
     workdir = WORKDIR.value or Path("runs") / config_name()
     scores = train(CONFIG.value, workdir)

@@ -17,6 +17,8 @@ import time
 
 import numpy as np
 
+from nrsrd_jax.command import Parser, one_line
+
 SIZES = {"small": (218, 1435, 30, 8), "night600": (2180, 14351, 300, 8), "msmt17": (11659, 82161, 3060, 15)}
 WIDTH, SPREAD = 768, 0.25  # of features; of the centres, where noise has 1
 K1, K2, LAMBDA = 20, 6, 0.3
@@ -148,7 +150,7 @@ def measure(part: str, size: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="night600")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given several times")
     parser.add_argument("--measure", choices=PARTS, help=argparse.SUPPRESS)
@@ -177,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

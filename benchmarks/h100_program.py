@@ -9,7 +9,6 @@ read and write; expected time: products at 75 % of the data sheet's 989 TFLOP/s,
 are not public, of the version that constraints.txt pins.
 """
 
-import argparse
 import collections
 import itertools
 import os
@@ -26,7 +25,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 from train_step import BFLOAT16_PEAK, Case, Timed
 
-from nrsrd_jax.command import one_line
+from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.config import VARIANTS
 from nrsrd_jax.models import reid
 from nrsrd_jax.models.reid import BACKBONES
@@ -107,9 +106,9 @@ def place(where: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--backbone", nargs="+", default=["vit_base_ics"], choices=BACKBONES)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128], help="images per domain; default 128")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[128], help="images per domain; default 128")
     parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", action="store_true", help="train.remat")

@@ -6,7 +6,6 @@ A plain loader, which decodes each image of each batch with Pillow in worker pro
 beside it. The images are JPEG crops of noise and shapes, of 64×128 to 128×256 pixels, made in a temporary folder.
 """
 
-import argparse
 import functools
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
+from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.data.images import cached_images, decode
 from nrsrd_jax.data.pipeline import Domain, batches
 from nrsrd_jax.data.sampling import BatchPlan
@@ -52,10 +52,10 @@ def seconds(function: Callable[[], object], repeats: int = 1) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--size", type=int, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch", type=int, default=64)
+    parser = Parser(__doc__)
+    parser.add_argument("--images", type=positive, default=2000)
+    parser.add_argument("--size", type=positive, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--batch", type=positive, default=64)
     options = parser.parse_args()
     size, batch, cores = tuple(options.size), options.batch, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from nrsrd_jax.build import loss_function, make_step, preparation, state_builder
-from nrsrd_jax.command import one_line
+from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.compiled import one_order
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
@@ -260,13 +260,15 @@ def torch_calls(case: Case, wanted: list[str] | None) -> dict[str, Callable[[int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--backbone", nargs="+", default=["vit_tiny", "vit_small"], choices=BACKBONES)
-    parser.add_argument("--batch", type=int, nargs="+", default=[16], help="images per domain; default 16")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[16], help="images per domain; default 16")
     parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--precision", nargs="+", default=["auto"], choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels")
-    parser.add_argument("--steps", type=int, default=5, help=f"in each of {ROUNDS} rounds")
+    parser.add_argument(
+        "--size", type=positive, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels"
+    )
+    parser.add_argument("--steps", type=positive, default=5, help=f"in each of {ROUNDS} rounds")
     parser.add_argument("--remat", action="store_true", help="train.remat")
     parser.add_argument(
         "--torch", nargs="*", choices=COMPARED, help="measure plain PyTorch beside these of ours; network and embedding"

@@ -23,7 +23,7 @@ from state_dict import Array, read
 from tensor_pickle import STORAGES
 
 from nrsrd_jax.checkpoint import save_weights
-from nrsrd_jax.command import one_line
+from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.description import MAX_DEPTH, Description
 from nrsrd_jax.errors import InputError, printable
 from nrsrd_jax.models.attention import NormRatio
@@ -235,7 +235,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("file", type=Path, help="the checkpoint")
     parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
     parser.add_argument(

@@ -13,8 +13,6 @@ from tensor_pickle import Tensor
 from nrsrd_jax.errors import InputError, printable
 
 WRAPPERS = ("model", "state_dict", "teacher")  # in the order in which the official loader looks
-
-
 Array = Tensor | np.ndarray
 
 

@@ -7,7 +7,6 @@ result, and the official model loads it strictly. NRA's λ is `base.blocks.11.at
 auxiliary domain's classifier `classifier_aux.weight`: leave them out for a model that has none.
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch_file
 import torch_names
 
 from nrsrd_jax.checkpoint import find_checkpoint, load, load_kept
-from nrsrd_jax.command import one_line
+from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.files import expanded, written_whole
@@ -33,7 +32,7 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     With `backbone` the names begin with `backbone.` as in a DINO teacher, and there is nothing else.
     """
     path = find_checkpoint(directory)
-    description, variables = load(path, make_mesh(0))
+    description, variables = load(path, make_mesh())
     source = description.provenance.get("source") or {}
     jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
     if not set(types.values()) <= {"float16", "bfloat16"}:
@@ -63,7 +62,7 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("directory", type=Path, help="a training run or a checkpoint")
     parser.add_argument("--output", type=Path, help="the file to write; default: DIR.pth, beside DIR")
     parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")

@@ -83,10 +83,13 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
 
 def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
     """Trains every row with seeds 0..seeds−1 and writes what is known so far after each. InputError as `train`."""
-    jobs = [(row, seed, row_config(file, row, seed, overrides)) for seed in range(seeds) for row in rows]
-    folders = [workdir / f"{row.name}-seed{seed}" for row, seed, _ in jobs]
+    jobs = [
+        (row, seed, row_config(file, row, seed, overrides), workdir / f"{row.name}-seed{seed}")
+        for seed in range(seeds)
+        for row in rows
+    ]
     paper = rows
-    for (row, seed, config), folder in zip(jobs, folders, strict=True):  # a mistake in the last row shows now
+    for row, seed, config, folder in jobs:  # a mistake in the last row shows now
         if seed:
             check_same_run(config, folder)
             continue
@@ -95,12 +98,9 @@ def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, ov
             raise InputError(f"{file}: its data has no queries; there is nothing to compare {row.name} by")
         paper = paper if is_the_papers(config, records) else ()
     with owned(workdir):
-        known = {
-            (row.name, seed): logged_scores(folder, config.train.epochs)
-            for (row, seed, config), folder in zip(jobs, folders, strict=True)
-        }
+        known = {(row.name, seed): logged_scores(folder, config.train.epochs) for row, seed, config, folder in jobs}
         results: Results = {}
-        for number, ((row, seed, config), folder) in enumerate(zip(jobs, folders, strict=True), start=1):
+        for number, (row, seed, config, folder) in enumerate(jobs, start=1):
             print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
             known[row.name, seed] = train(config, folder)  # of a complete run what it logged
             results = {row.name: {s: known[row.name, s] for s in range(seeds) if known[row.name, s]} for row in rows}

@@ -33,24 +33,17 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
-def random_erasing(
-    key: jax.Array,
-    images: jax.Array,
-    *,
-    probability: float = 0.5,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> jax.Array:
+def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.5) -> jax.Array:
     """Fills one rectangle with N(0, 1) noise per pixel (Zhong et al. 2020, as timm's 'pixel' mode), with `probability`.
 
-    Its area is uniform in `area` of the image, its height/width log-uniform in `aspect`; of 10 draws the first that
-    fits inside the image is taken, and if none fits the image stays. For normalised images.
+    Its area is uniform in 0.02..1/3 of the image's, its height/width log-uniform in 0.3..1/0.3; of 10 draws the first
+    that fits inside the image is taken, and if none fits the image stays. For normalised images.
     """
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 6)
     tries = (batch, ERASING_TRIES)
-    target = jax.random.uniform(keys[0], tries, minval=area[0], maxval=area[1]) * height * width
-    ratio = jnp.exp(jax.random.uniform(keys[1], tries, minval=math.log(aspect[0]), maxval=math.log(aspect[1])))
+    target = jax.random.uniform(keys[0], tries, minval=0.02, maxval=1 / 3) * height * width
+    ratio = jnp.exp(jax.random.uniform(keys[1], tries, minval=math.log(0.3), maxval=math.log(1 / 0.3)))
     h, w = jnp.round(jnp.sqrt(target * ratio)), jnp.round(jnp.sqrt(target / ratio))
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits, axis=1)[:, None]

@@ -27,6 +27,7 @@ from .cluster import any_process, is_first, wait_for_all
 from .description import Description
 from .errors import InputError
 from .files import expanded
+from .metrics_log import read_metrics
 from .models.vit import PATCH, resize_position_embedding
 from .sharding import parameter_shardings, place
 from .state import TrainState
@@ -149,8 +150,7 @@ class Checkpoints:
             optimizer=ocp.args.StandardRestore(abstract.opt_state),
         )
         for name, values in restored.items():
-            expected = saved.get(f"{name}_sha256")  # none before version 0.1
-            if expected and weights_hash(values) != expected:
+            if weights_hash(values) != saved.get(f"{name}_sha256"):
                 raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: its {name} changed since")
         step_array = place(np.int32(step), shardings.step)
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
@@ -198,6 +198,12 @@ def saved_score(workdir: Path, step: int) -> float | None:
         return None
 
 
+def run_of(checkpoint: Path) -> Path | None:
+    """The work directory that a checkpoint is in; None if it is of no run."""
+    home = checkpoint.parents[1] if checkpoint.parent.name == FOLDER else checkpoint
+    return home if (home / "config.json").is_file() else None
+
+
 def newest_run(runs: Path = Path("runs")) -> Path:
     """The work directory under `runs` whose checkpoints changed last; InputError if none has any."""
     homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
@@ -218,9 +224,12 @@ def find_checkpoint(directory: str | Path) -> Path:
     if not steps:
         raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
 
+    # A checkpoint whose evaluation failed at first was evaluated later, and only the log tells.
+    logged = {row["step"]: row["mAP"] for row in read_metrics(directory) if "mAP" in row}
+
     def score(step: int) -> tuple[float, int]:
         saved = saved_score(directory, step)
-        return -1.0 if saved is None else saved, step
+        return logged.get(step, -1.0) if saved is None else saved, step
 
     return directory / FOLDER / str(max(steps, key=score))
 
@@ -235,8 +244,7 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
         abstract = _sharded_shapes(shapes, parameter_shardings(shapes, mesh))
         items = ocp.args.Composite(weights=ocp.args.StandardRestore(abstract))
         variables = checkpointer.restore(path, args=items)["weights"]
-    saved = description.provenance.get("weights_sha256")
-    if saved and weights_hash(variables) != saved:
+    if weights_hash(variables) != description.provenance.get("weights_sha256"):
         raise InputError(f"{path} is damaged: its weights are not those that were saved")
     return description, variables
 

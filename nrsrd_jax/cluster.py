@@ -140,7 +140,10 @@ def check_alike(text: str) -> None:
         digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
         if (digests != digests[0]).any():
             jax.distributed.shutdown()
-            raise InputError("the processes were given different options, data or work directories; give all the same")
+            raise InputError(
+                "the processes were given different options, data or work directories, or not all can use cuDNN's "
+                "attention (a note above says so); give all the same"
+            )
 
 
 def wait_for_all(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What train.py and eval.py share: their flags are parsed, and a mistake of the user's ends in one line."""
+"""What all commands share: flags are parsed, and a mistake of the user's ends in one line."""
 
 import argparse
 import contextlib
@@ -39,10 +39,21 @@ def run(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that ends with one line where a flag is wrong."""
+    """An ArgumentParser that shows a docstring as it stands, and ends with one line where a flag is wrong."""
+
+    def __init__(self, doc: str | None, prog: str | None = None):
+        super().__init__(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         _fail(f"{message}; see --help")
+
+
+def positive(text: str) -> int:
+    """A flag's value that is a whole number from 1 on; ValueError if it is none."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(f"{number} is less than 1")
+    return number
 
 
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:

@@ -1,7 +1,6 @@
 """The train step as it runs: compiled once, its memory looked at before it is used."""
 
 import math
-import os
 from collections.abc import Callable
 
 import jax
@@ -52,11 +51,12 @@ def one_order() -> dict[str, str | bool]:
 
 
 def keep_compiled() -> None:
-    """What is compiled for an accelerator is kept, in the cache of decoded images or JAX_COMPILATION_CACHE_DIR.
+    """What is compiled for an accelerator is kept: in ~/.cache/nrsrd_jax, or JAX_COMPILATION_CACHE_DIR.
 
     Not for a CPU: there it compiles in seconds, and a program may fail on another machine's CPU.
     """
-    if jax.default_backend() != "cpu" and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if jax.default_backend() != "cpu" and not chosen:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder("") / "compiled"))
 
 

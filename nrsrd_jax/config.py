@@ -16,12 +16,12 @@ Config = Any  # a ConfigDict; its own type knows nothing of the options in it
 
 # What each row of the paper's table 2 switches on.
 VARIANTS = {
-    "baseline": {"norm_ratio": False, "aux": False, "teacher": False},
-    "nra": {"norm_ratio": True, "aux": False, "teacher": False},
-    "mdl": {"norm_ratio": False, "aux": True, "teacher": False},
-    "nra_mdl": {"norm_ratio": True, "aux": True, "teacher": False},
-    "srd": {"norm_ratio": False, "aux": True, "teacher": True},
-    "nrsrd": {"norm_ratio": True, "aux": True, "teacher": True},
+    "baseline": (),
+    "nra": ("norm_ratio",),
+    "mdl": ("aux",),
+    "nra_mdl": ("norm_ratio", "aux"),
+    "srd": ("aux", "teacher"),
+    "nrsrd": ("norm_ratio", "aux", "teacher"),
 }
 
 
@@ -47,7 +47,7 @@ def get_config(variant: str = "nrsrd") -> Config:
                 "std": "half",  # likewise
             },
             "aux": {
-                "enabled": switches["aux"],  # also learn from dark versions of a bright auxiliary domain
+                "enabled": "aux" in switches,  # also learn from dark versions of a bright auxiliary domain
                 "bright_root": "data/Syn_Dark/bright",  # folder of <pid>_c<camera>_*.jpg
                 "dark_root": "",  # dark twins of the same file names; empty: they are synthesised in the step
             },
@@ -77,7 +77,7 @@ def get_config(variant: str = "nrsrd") -> Config:
             "model": {
                 "backbone": "vit_base_ics",  # vit_tiny | vit_tiny_ics | vit_small | vit_small_ics | vit_base | …_ics
                 "depth": 0,  # blocks of a vit_tiny; 0: the backbone's own (4, others 12)
-                "norm_ratio": switches["norm_ratio"],  # Norm-Ratio Attention in the last block
+                "norm_ratio": "norm_ratio" in switches,  # Norm-Ratio Attention in the last block
                 "drop_path": 0.1,  # rate in the last block, rising from 0 in the first
             },
             "norm_ratio": {
@@ -141,7 +141,7 @@ def get_config(variant: str = "nrsrd") -> Config:
             },
             "init": {"checkpoint": ""},  # a checkpoint or work directory whose backbone to start from; empty: random
             "teacher": {
-                "enabled": switches["teacher"],  # distil from a teacher that sees the bright images
+                "enabled": "teacher" in switches,  # distil from a teacher that sees the bright images
                 "checkpoint": "runs/teacher",  # its checkpoint or work directory
             },
         }
@@ -150,7 +150,8 @@ def get_config(variant: str = "nrsrd") -> Config:
 
 # Options that may change between a run and its resumption without changing what is learned.
 FREE = (
-    *("variant", "data.root", "data.exclude", "data.cache", "aux.bright_root", "aux.dark_root"),
+    *("variant", "data.root", "data.exclude", "data.cache", "data.cache_dir", "aux.bright_root", "aux.dark_root"),
+    "teacher.checkpoint",  # that the teacher is still the one is seen by its hash
     *("eval.every", "eval.batch_size", "eval.data.root"),
     *("train.log_every", "train.save_every", "train.model_parallel", "train.remat", "train.debug_nans"),
 )
@@ -242,25 +243,15 @@ def load(path: Path) -> Config:
     """The config that `save` wrote; InputError if it is not one."""
     config = get_config()
     try:
-        _fill(config, json.loads(path.read_text()))
+        config.update(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not the config of a run of this version: {error}") from error
     return config
-
-
-def _fill(config: Config, values: dict) -> None:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            _fill(config[name], value)
-        else:
-            config[name] = tuple(value) if isinstance(value, list) else value
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Every option that shapes what is learned and differs, as "name: old -> new"."""
     before, after = flatten(old), flatten(new)
     return [
-        f"{name}: {before[name]} -> {after[name]}"
-        for name in after
-        if before[name] != after[name] and not name.startswith(FREE)
+        f"{name}: {before[name]} -> {after[name]}" for name in after if before[name] != after[name] and name not in FREE
     ]

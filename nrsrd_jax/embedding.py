@@ -41,8 +41,7 @@ class Embedder:
     ):
         self.description, self.variables, self.mesh = description, variables, mesh
         self.options = {"flip": flip, "dtype": str(model.dtype), "platform": jax.default_backend()}
-        devices = mesh.shape["data"]
-        self.batch_size = -(-batch_size // devices) * devices
+        self.batch_size = batch_size
 
         def forward(variables, images):
             with jax.default_matmul_precision("highest"):
@@ -80,8 +79,7 @@ class Embedder:
                 f"images are {images.dtype} {images.shape}; this model takes uint8 [N, {height}, {width}, 3] (RGB)"
             )
         # A small call is padded only to the device count, a large one to whole batches: few shapes, few compiles.
-        devices = self.mesh.shape["data"]
-        size = min(self.batch_size, -(-len(images) // devices) * devices) or devices
+        size = min(self.batch_size, len(images)) or 1
         batches = device_batches(images, size, self.mesh, progress, alter)
         features = [(self._forward(self.variables, batch), count) for batch, count in batches]
         if not features:
@@ -104,8 +102,9 @@ def device_batches(
 ) -> Iterator[tuple[jax.Array, int]]:
     """Batches of `size` images, split over the devices, the last filled up with black; and how many are not that.
 
-    `progress` and `alter` are Embedder's.
+    The size is rounded up to a multiple of the devices. `progress` and `alter` are Embedder's.
     """
+    size += -size % mesh.shape["data"]
     starts = range(0, len(images), size)
     for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
         batch = np.asarray(images[start : start + size])

@@ -4,7 +4,7 @@
 class InputError(ValueError):
     """Something the user gave is wrong. The message says what, where, and what to do.
 
-    `train.py` and `eval.py` print it without a traceback; any other exception is a fault of the program.
+    Commands print it without a traceback; any other exception is a fault of the program.
     """
 
 

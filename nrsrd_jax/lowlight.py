@@ -8,7 +8,6 @@ given the sensor's noise (ELD, Wei et al. 2020), quantised and rendered again. L
 shows images darkened by each preset, and prints luminance and noise, to compare with those of a night of your own.
 """
 
-import argparse
 import dataclasses
 import math
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from .command import Parser, one_line
-from .data.images import read_rgb
+from .data.images import LUMINANCE, read_rgb
 from .errors import InputError
 from .files import written_whole
 from .sheet import HEIGHT, WIDTH, brighten, sheet
@@ -195,33 +194,16 @@ def noise_level(grey: np.ndarray) -> float:
 
 def describe(images: list[np.ndarray]) -> str:
     """Mean luminance and noise of images uint8 [H, W, 3], in grey levels of 255."""
-    grey = [image @ (0.299, 0.587, 0.114) for image in images]
+    grey = [image @ LUMINANCE for image in images]
     mean, spread = (np.mean([measure(image) for image in grey]) for measure in (np.mean, np.std))
     noise = np.median([noise_level(image) for image in grey])
     return f"luminance mean {mean:5.1f}, standard deviation {spread:5.1f}; noise {noise:4.1f}"
 
 
-def seed_number(text: str) -> int:
-    """A seed from a flag; ValueError if it is none."""
-    number = int(text)
-    if not 0 <= number < 2**31:
-        raise ValueError(f"{number} is not in 0..2^31 − 1")
-    return number
-
-
 def main() -> None:
-    parser = Parser(
-        "python -m nrsrd_jax.lowlight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "python -m nrsrd_jax.lowlight")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
-    parser.add_argument(
-        "--seed",
-        type=seed_number,
-        metavar="N",
-        default=0,
-        help="of the light, camera and noise that are drawn, 0 to 2^31 − 1",
-    )
     options = parser.parse_args()
     if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--output {options.output}: name a .png, .jpg or .webp file")
@@ -235,7 +217,7 @@ def main() -> None:
             raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
     versions = {"as given": given}
     for preset in PRESETS:
-        keys = jax.random.split(jax.random.key(options.seed), len(given))
+        keys = jax.random.split(jax.random.key(0), len(given))
         dark = [degrade(k, jnp.asarray(x[None]) / 255, preset=preset)[0] for k, x in zip(keys, given, strict=True)]
         versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
     rows = []

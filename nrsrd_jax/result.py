@@ -19,7 +19,8 @@ import numpy as np
 from . import config as configuration
 from .analysis.maps import Probe
 from .build import degradation_options
-from .checkpoint import find_checkpoint, newest_run, weights_hash
+from .checkpoint import find_checkpoint, newest_run, run_of, weights_hash
+from .compiled import keep_compiled
 from .config import Config
 from .data.images import mean_luminance
 from .data.protocol import PROTOCOLS, Target
@@ -27,9 +28,10 @@ from .embedding import Embedder
 from .errors import InputError
 from .evaluation import TITLES, RankMetrics
 from .files import expanded, writable_file, write_whole, written_whole
-from .illumination import SEED, plot
+from .illumination import SEED
 from .inputs import read_targets, read_test_images, test_data
-from .report import report_file, write_report
+from .report.curves import plot_illumination
+from .report.page import report_file, write_report
 from .scoring import Evaluation, evaluate, headline
 
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
@@ -55,6 +57,7 @@ def evaluate_run(
     `features` names an .npz file for the features, `lights` are intensities to degrade the test images to, `report` is
     a folder for a page of all this. InputError if the checkpoint or the data cannot be used.
     """
+    keep_compiled()
     source, path, config = _choose(workdir, directory, config, overrides)
     config.eval.rerank.enabled |= rerank
     configuration.validate(config)
@@ -91,15 +94,14 @@ def evaluate_run(
             rows[name]["illumination"] = curve
         result["degradation"] = degradation_options(config) | {"seed": SEED}
         write_result(written["result"], result, begin)
-        plot(written["plot"], rows, f"{source}, degraded by preset {config.degradation.preset}")
+        plot_illumination(written["plot"], rows, f"{source}, degraded by preset {config.degradation.preset}")
     if report:
         images = {
             name: (read_test_images(config, target.query), read_test_images(config, target.gallery))
             for name, target in targets.items()
         }
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
-        home = source if named else path.parents[1]
-        write_report(written["page"], str(source), result, results, targets, images, probe, home)
+        write_report(written["page"], str(source), result, results, targets, images, probe, run_of(path) or source)
     return result, list(written.values())
 
 
@@ -117,8 +119,8 @@ def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str
     source = expanded(directory or workdir or newest_run())
     path = find_checkpoint(source)
     if config is None:
-        homes = [home for home in (source, *path.parents[:2]) if (home / "config.json").is_file()]
-        config = configuration.load(homes[0] / "config.json") if homes else configuration.get_config()
+        home = run_of(path)
+        config = configuration.load(home / "config.json") if home else configuration.get_config()
         config.update_from_flattened_dict(dict(overrides))
     return source, path, config
 

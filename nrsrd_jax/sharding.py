@@ -40,7 +40,7 @@ def place(tree: Any, shardings: Any) -> Any:
 
 def own_mesh(mesh: Mesh) -> Mesh:
     """The mesh, or of several processes one of this process's own devices, for what each computes by itself."""
-    return mesh if mesh.is_multi_process is False else make_mesh(devices=jax.local_devices())
+    return make_mesh(devices=jax.local_devices()) if mesh.is_multi_process else mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -147,7 +147,7 @@ def make_train_step(prepare: Preparation, update: Callable, teacher: Teacher | N
     def train_step(state: TrainState, batch: dict, teacher_variables=None):
         prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         inputs = prepare(prepare_key, batch, teacher)
-        labels = {domain: batch[domain]["labels"] for domain in ("real", "aux") if domain in batch}
+        labels = {domain: batch[domain]["labels"] for domain in DOMAINS if domain in batch}
         with jax.default_matmul_precision("highest"):  # no TF32 where float32 was asked for; bfloat16 stays as it is
             return update(state, inputs, labels, batch["epoch"], model_key, teacher_variables)
 

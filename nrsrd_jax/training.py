@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from . import config as configuration
 from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
 from .checkpoint import Checkpoints
 from .cluster import check_alike, is_first, together
-from .compiled import CompiledStep, is_finite
+from .compiled import CompiledStep, is_finite, keep_compiled
 from .config import Config
 from .data import pipeline
 from .data.images import check_readable
@@ -29,6 +30,7 @@ from .errors import InputError, Stopped
 from .files import expanded, write_whole
 from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
 from .metrics_log import MetricsLog, logged_scores
+from .models.attention import fusion_works
 from .models.reid import backbone_settings
 from .precision import compute_dtype
 from .schedule import make_optimizer
@@ -62,7 +64,9 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         records = read_records(config)
         backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
         done = max(checkpoint.saved_steps(workdir), default=0)
-    check_alike(json.dumps([configuration.flatten(config), records.hash(), done, str(workdir.absolute())], default=str))
+    fused = compute_dtype(config.train.precision) == jnp.bfloat16 and fusion_works()
+    about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), fused]
+    check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(config, mesh)
     return Start(mesh, degradation, records, done, source, *load_teacher(config, records, mesh))
 
@@ -74,6 +78,7 @@ def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = N
     the config, the data or the checkpoints it names, before the first compile.
     """
     workdir = expanded(workdir)
+    keep_compiled()
     with contextlib.ExitStack() as held:
         termination = held.enter_context(Termination())
         start = check_run(config, workdir, devices)
@@ -234,10 +239,10 @@ class Loop:
             gather = jax.jit(lambda array, index: array[index], out_shardings=sharding)
         batches = pipeline.batches(self.domains, start, stop, pixels=not on_device, threads=reading_threads(config))
         for batch in batches:
-            for name, domain in self.domains.items():
+            for name in self.domains:
                 if on_device:
-                    indices = {key: place(batch[name][key], replicated(self.mesh)) for key in domain.sources}
-                    batch[name] |= {key: gather(images[name][key], index) for key, index in indices.items()}
+                    index = place(batch[name]["images"], everywhere)
+                    batch[name] |= {key: gather(array, index) for key, array in images[name].items()}
                 batch[name] = place(batch[name], sharding)
             yield batch
 

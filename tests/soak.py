@@ -6,7 +6,6 @@ Each run begins without a cache of images, evaluates and saves after every epoch
 four, SIGTERM) after a random time. Its final weights must be those of a run that was left alone, bit for bit.
 """
 
-import argparse
 import collections
 import os
 import random
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from people import small_config, train_command, write_night
 
 from nrsrd_jax.checkpoint import load, saved_steps, weights_hash
+from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.sharding import make_mesh
 
@@ -43,8 +43,8 @@ def moment(workdir: Path, cache: Path, done: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=3)
+    parser = Parser(__doc__)
+    parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--kills", type=int, default=10, help="in each run, at least")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -95,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    one_line(main)

@@ -84,7 +84,7 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
         train(config, tmp_path / "run")
     config.data.exclude = str(tmp_path / "bad.txt")
     assert 0 < train(config, tmp_path / "run")["mAP"] <= 1
-    stamped = load(tmp_path / "run", make_mesh(0))[0].provenance["data"]["train"]
+    stamped = load(tmp_path / "run", make_mesh())[0].provenance["data"]["train"]
     assert f"train list {stamped}" in again.stdout.splitlines()
 
 

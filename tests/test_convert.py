@@ -263,7 +263,7 @@ def test_a_converted_model_gives_features_and_evaluates(tmp_path):
     assert shown[-2] == "its classifier knows 17 identities, so it can be a teacher, or initialise"
     features = Embedder.load(tmp_path / "jax")(np.zeros((3, 32, 16, 3), np.uint8))
     np.testing.assert_array_equal(features, Embedder.load(tmp_path / "own")(np.zeros((3, 32, 16, 3), np.uint8)))
-    saved, _ = load(tmp_path / "jax", make_mesh(0))
+    saved, _ = load(tmp_path / "jax", make_mesh())
     assert saved.provenance["source"]["file"] == "own.pth"
     assert saved.provenance["source"]["sha256"] == from_torch.sha256(tmp_path / "own.pth")
 

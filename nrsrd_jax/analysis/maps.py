@@ -19,6 +19,8 @@ from ..models.attention import NormRatio
 from ..models.vit import PATCH
 from ..sharding import make_mesh, replicated
 
+BATCH = 32  # images at once
+
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
@@ -41,15 +43,13 @@ class Probe:
     `grid` is the patches' (rows, columns). `strength` is the λ of NRA that the model was trained to, 0 if it has none.
     """
 
-    def __init__(self, description: Description, variables: dict, mesh: Mesh, batch_size: int = 32):
+    def __init__(self, description: Description, variables: dict, mesh: Mesh):
         self.description, self.mesh = description, mesh
         height, width = description.image_size
         self.grid = height // PATCH, width // PATCH
         self.last = f"blocks_{description.depth - 1}"
         attention = variables["params"]["base"][self.last]["attn"]
         self.strength = float(attention.get("norm_ratio", 0.0))
-        devices = mesh.shape["data"]
-        self.batch_size = -(-batch_size // devices) * devices
         self._variables = variables
         ratio = description.norm_ratio or NormRatio()
         model = dataclasses.replace(description, norm_ratio=ratio).create_model(dtype=jnp.float32)
@@ -76,7 +76,7 @@ class Probe:
         """The maps with NRA at λ = `strength`; by default as trained."""
         variables = self._with_strength(self.strength if strength is None else strength)
         parts = []
-        for batch, count in device_batches(images, self.batch_size, self.mesh, progress):
+        for batch, count in device_batches(images, BATCH, self.mesh, progress):
             maps = self._forward(variables, batch)
             parts.append({name: np.asarray(value)[:count] for name, value in maps.items()})
         return Maps(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

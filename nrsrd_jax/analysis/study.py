@@ -1,11 +1,14 @@
 """A checkpoint looked at on some images, in several lights: what figures, tables and statements are made of."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from ..compiled import keep_compiled
 from ..data.images import decode_many
 from ..errors import InputError
 from ..illumination import darkener
@@ -52,16 +55,18 @@ def make_study(
     paths: Sequence[Path],
     *,
     lights: tuple[float, ...] = (),
-    preset: str = "maet",
+    degradation: Mapping[str, Any] = MappingProxyType({}),
     masks: Path | None = None,
     centre: bool = False,
     compare: Path | None = None,
 ) -> Study:
     """Looks at a checkpoint, or a run's best one, on images.
 
-    `lights` are intensities to degrade the images to by a preset of `lowlight`; `masks` a folder of person masks,
-    `centre` a prior instead; `compare` another checkpoint. InputError if one of them, or an image, cannot be used.
+    `lights` are intensities to degrade the images to, `degradation` options of `lowlight.degrade`; `masks` a folder of
+    person masks, `centre` a prior instead; `compare` another checkpoint. InputError if one of them, or an image, cannot
+    be used.
     """
+    keep_compiled()
     probe = Probe.load(source)
     other = Probe.load(compare) if compare else None
     size = probe.description.image_size
@@ -74,7 +79,7 @@ def make_study(
     decode_many(paths, size, "bilinear", given)
     images: dict[float | None, np.ndarray] = {None: given}
     for light in lights:
-        darken = darkener(light, {"preset": preset}, 0)
+        darken = darkener(light, degradation, 0)
         starts = range(0, len(given), BATCH)
         images[light] = np.concatenate([darken(start, given[start : start + BATCH]) for start in starts])
     maps = {light: probe(pixels, progress=light_name(light)) for light, pixels in images.items()}
@@ -83,7 +88,7 @@ def make_study(
     return Study(
         name=str(source),
         paths=paths,
-        preset=preset,
+        preset=degradation.get("preset", "maet"),
         grid=probe.grid,
         images=images,
         maps=maps,

@@ -7,7 +7,6 @@ A fault would stop training; a warning is worth a look. Exit status 1 if there a
 read at all, else 0.
 """
 
-import argparse
 import collections
 import dataclasses
 import os
@@ -168,9 +167,7 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> str:
 
 
 def main() -> None:
-    parser = Parser(
-        "python -m nrsrd_jax.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__, "python -m nrsrd_jax.data.check")
     parser.add_argument("name", choices=SOURCES, metavar="NAME", help=", ".join(SOURCES))
     parser.add_argument("root", metavar="ROOT", help="its folder; of a manifest the CSV file")
     parser.add_argument("--protocol", default="", help="of nightreid and knight")

@@ -20,6 +20,7 @@ from ..files import expanded, readable
 Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CACHE_VERSION = 2  # to be raised when the same file would decode to other pixels
+LUMINANCE = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
 THREADS = os.cpu_count() or 1
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # others may start programs: EPS starts Ghostscript
 MAX_PIXELS = 2**24  # of one image: 50 MB decoded
@@ -60,7 +61,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray) -> None:
     """Decodes into `out` [N, height, width, 3] with all cores; one InputError tells of every unreadable file."""
-
     faults = []
     for index, image in in_parallel(lambda path: decode(path, size, resampling), paths, "decoding"):
         if isinstance(image, InputError):
@@ -174,7 +174,7 @@ def _lock(file, target: Path) -> None:
 
 def mean_luminance(images: np.ndarray) -> np.ndarray:
     """Of uint8 images [N, H, W, 3], in 0..255; [N]."""
-    return np.array([image.mean((0, 1)) @ (0.299, 0.587, 0.114) for image in images])
+    return np.array([image.mean((0, 1)) @ LUMINANCE for image in images])
 
 
 def decoding_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:

@@ -1,11 +1,16 @@
-"""The curves of a training run, from its metrics.jsonl."""
+"""Curves: of a training run, from its metrics.jsonl, and of recognition as the light falls."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from ..files import written_whole
 from ..metrics_log import read_metrics
 
+MOST_TICKS = 8  # beside each other in a plot
 MOST_POINTS = 300  # of a curve; of more, neighbours are averaged
 NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
@@ -38,3 +43,25 @@ def _chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) 
 def _thinned(points: list[tuple[float, float]]) -> list[list[float]]:
     parts = np.array_split(np.array(points), min(len(points), MOST_POINTS))
     return [[round(float(x), 1), float(f"{y:.5g}")] for x, y in (part.mean(0) for part in parts)]
+
+
+def plot_illumination(path: Path, targets: Mapping[str, dict[str, Any]], title: str) -> None:
+    """mAP and Rank-1 of each data set's "illumination" against the light, as a PNG; dashed: images as they are."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    lights = []
+    for index, (name, target) in enumerate(targets.items()):
+        lights = [row["light"] for row in target["illumination"]]
+        for metric, label, marker in (("mAP", "mAP", "o"), ("rank1", "Rank-1", "s")):
+            values, colour = [100 * row[metric] for row in target["illumination"]], f"C{2 * index + (marker == 's')}"
+            axes.plot(lights, values, marker=marker, label=f"{name} {label}", color=colour)
+            axes.axhline(100 * target[metric], color=colour, linestyle="--", linewidth=1)
+    axes.set(xscale="log", xlabel="light, with the sensor's noise", ylabel="mAP, Rank-1 (%)", ylim=(0, None))
+    axes.set_title(title, fontsize="small")
+    if len(lights) <= MOST_TICKS:
+        axes.set_xticks(lights, [f"{light:g}" for light in lights])
+        axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.legend(title="dashed: as given")
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)

@@ -12,6 +12,7 @@ import numpy as np
 from ..evaluation import QUERY_BLOCK, Distances
 
 RIGHT, WRONG, LEFT_OUT = "right", "wrong", "left out"
+LEFT_OUT_SHOWN = 5  # in a list, at most
 BLOCK_PAIRS = 2**24  # of a block, so many at most
 MANTISSA_BITS = 13
 SHIFT = 23 - MANTISSA_BITS  # bits of a float32 that a bin does not tell apart
@@ -34,10 +35,8 @@ class RankedList:
     hidden: int
 
 
-def ranked_list(
-    distances: np.ndarray, genuine: np.ndarray, left_out: np.ndarray, top: int = 10, left_out_shown: int = 5
-) -> RankedList:
-    """The first `top` that count, the first `left_out_shown` left out among them, and the nearest match; from [G] each.
+def ranked_list(distances: np.ndarray, genuine: np.ndarray, left_out: np.ndarray, top: int = 10) -> RankedList:
+    """The first `top` that count, the first 5 left out among them, and the nearest match; from [G] each.
 
     Of equal distances the earlier gallery image comes first, as in the metrics.
     """
@@ -48,7 +47,7 @@ def ranked_list(
     rank = np.cumsum(~left_out[near])
     near = near[: np.searchsorted(rank, top) + 1]
     rank = np.where(left_out[near], 0, rank[: len(near)])
-    hidden = left_out[near] & (np.cumsum(left_out[near]) > left_out_shown)
+    hidden = left_out[near] & (np.cumsum(left_out[near]) > LEFT_OUT_SHOWN)
     shown, rank = near[~hidden], rank[~hidden]
     if genuine.any() and not genuine[shown].any():
         match = int(np.argmin(np.where(genuine, distances, np.inf)))
