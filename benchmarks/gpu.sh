@@ -1,14 +1,22 @@
 #!/bin/sh
 # The figures of one NVIDIA GPU, in one call of under 8 minutes, without a network: benchmarks/gpu.sh [FILE]
 # Needs the package's dependencies, jax with CUDA and torch in the Python that PYTHON names:
-#   pip install '.[cuda,bench]'
+#   pip install -c constraints.txt -e '.[cuda,bench]'
 # Everything compiles first, side by side; then each part is timed alone, the most wanted first, as long as time is left.
-# SMALL=1 tries the script itself on small networks, on a CPU too.
-cd "$(dirname "$0")/.." || exit 1
-PYTHON=${PYTHON:-python3} FILE=${1:-gpu.md}
+# FILE (gpu.md) is written at the end. SMALL=1 tries the script itself on small networks, on a CPU too.
+PYTHON=$(command -v "${PYTHON:-python3}") FILE=${1:-gpu.md}
+case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
+: >>"$FILE" || exit 2
+FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE")
+cd "$(dirname "$0")/.." || exit 2
+export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+"$PYTHON" -c 'import jax, torch, nrsrd_jax.training' || {
+  echo "error: PYTHON=$PYTHON lacks jax, torch or the package's dependencies: pip install -e '.[cuda,bench]'" >&2
+  exit 2
+}
 begin=$(date +%s) scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+trap 'exit 130' INT TERM
 export JAX_COMPILATION_CACHE_DIR="$scratch/jax" TORCHINDUCTOR_CACHE_DIR="$scratch/torch" XDG_CACHE_HOME="$scratch"
 
 part() {  # seconds at most, a program and its arguments
@@ -17,7 +25,9 @@ part() {  # seconds at most, a program and its arguments
   [ "$left" -lt "$limit" ] && limit=$left
   [ "$limit" -lt 5 ] && { echo "\$ $* (no time left)"; return; }
   echo "\$ $*"
-  timeout -k 5 "$limit" "$PYTHON" "$@" 2>&1 || echo "(ended by status $?)"
+  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM  # `timeout` has a process group of its own
+  timeout -k 5 "$limit" "$PYTHON" "$@" 2>&1 &
+  wait $! || echo "(ended by status $?)"
 }
 
 step="benchmarks/train_step.py --precision bfloat16 --steps 10"
@@ -27,7 +37,8 @@ if [ "$SMALL" ]; then
   base=vit_tiny_ics small=vit_tiny plain=vit_tiny many="4 8" one=8 nrsrd=4 size=small
 fi
 
-{
+figures() {
+  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
   nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader 2>/dev/null
   for backbone in $base $small; do
     for batch in $many; do
@@ -54,4 +65,6 @@ fi
   part 30 $step --backbone $plain --batch $one --size 144 240
   part 30 $step --backbone $plain --batch $one --size 176 208
   echo "all in $(($(date +%s) - begin)) s"
-} | tee "$FILE"
+}
+
+figures | tee "$scratch/figures" && mv "$scratch/figures" "$FILE"

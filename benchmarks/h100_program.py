@@ -1,6 +1,6 @@
 """What a training step asks of an H100, by the program that XLA compiles for one. No GPU is needed, nothing is run.
 
-  pip install '.[cuda]'
+  pip install -c constraints.txt -e '.[cuda]'
   python benchmarks/h100_program.py [--backbone vit_base_ics …] [--batch 128 …] [--variant nrsrd …] [--plain] [--top 20]
 
 A line per step. GFLOP as in train_step.py; GB that products (matrices, convolutions, attention) and all other kernels
@@ -27,6 +27,8 @@ from train_step import BFLOAT16_PEAK, Case, Timed
 
 from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.config import VARIANTS
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.files import writable_file
 from nrsrd_jax.models import reid
 from nrsrd_jax.models.reid import BACKBONES
 
@@ -56,7 +58,10 @@ def pretend_an_h100_is_here() -> Any:
     cudnn.check_compute_capability = lambda capability: True
     cudnn.is_cuda_compute_capability_equal = lambda capability: False
     cudnn.check_cudnn_version = lambda: 92800
-    return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
+    try:
+        return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
+    except (NotImplementedError, RuntimeError) as error:
+        raise InputError("there is no CUDA compiler here: pip install -c constraints.txt -e '.[cuda]'") from error
 
 
 def size(shape: str) -> int:
@@ -114,8 +119,10 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true", help="train.remat")
     parser.add_argument("--plain", action="store_true", help="attention without cuDNN")
     parser.add_argument("--top", type=int, default=0, help="so many places that move the most bytes")
-    parser.add_argument("--dump", default="", metavar="FILE", help="the last program's text")
+    parser.add_argument("--dump", default="", metavar="FILE", help="the text of the program, of several the last")
     options = parser.parse_args()
+    if options.dump:
+        writable_file(options.dump, "--dump")
     device = pretend_an_h100_is_here()
     reid.fusion_works = lambda: not options.plain
 

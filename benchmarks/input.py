@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--batch", type=positive, default=64)
     options = parser.parse_args()
     size, batch, cores = tuple(options.size), options.batch, os.cpu_count() or 1
+    labels = (np.arange(options.images) // 8).astype(np.int32)
+    plan = BatchPlan(labels, batch, 4, 0)  # images too few for it show now
     with tempfile.TemporaryDirectory() as folder:
         paths = make_images(Path(folder), options.images)
         read = functools.partial(decode, size=size, resampling="bicubic")
@@ -69,23 +71,22 @@ def main() -> None:
         print(f"decoding into the cache       {rate:>9.0f} images/s, {rate / cores:.0f} a core")
 
         images = cached_images(paths, size, "bicubic", folder)
-        labels = (np.arange(len(paths)) // 8).astype(np.int32)
-        domain = Domain(BatchPlan(labels, batch, 4, 0), labels, {"images": images})
-        steps = min(50, domain.plan.steps(20))
+        domain = Domain(plan, labels, {"images": images})
+        steps = min(50, plan.steps(20))
         served = batches({"real": domain}, 0, steps, pixels=True)
         host = seconds(lambda: jax.device_put(next(served)["real"]["images"]), steps)
         print(f"batches from the disk cache   {batch / host:>9.0f} images/s, {1e3 * host:.2f} ms a batch")
         everything, gather = jnp.asarray(images), jax.jit(lambda array, index: array[index])
-        gather(everything, domain.plan.batch(0))
+        gather(everything, plan.batch(0))
         served = batches({"real": domain}, 0, steps, pixels=False)
         device = seconds(lambda: gather(everything, next(served)["real"]["images"]), steps)
         print(f"batches from device memory    {batch / device:>9.0f} images/s, {1e3 * device:.2f} ms a batch")
 
-        plan = [[paths[i] for i in domain.plan.batch(step)] for step in range(20)]
+        files = [[paths[i] for i in plan.batch(step)] for step in range(20)]
         with multiprocessing.get_context("spawn").Pool(cores) as pool:
             load = functools.partial(load_batch, size=size)
-            pool.map(load, plan[:cores])  # the workers are up
-            plain = seconds(lambda: list(pool.imap(load, plan))) / len(plan)  # they read ahead as they can
+            pool.map(load, files[:cores])  # the workers are up
+            plain = seconds(lambda: list(pool.imap(load, files))) / len(files)  # they read ahead as they can
         print(f"plain loader, {cores} processes     {batch / plain:>9.0f} images/s, {1e3 * plain:.1f} ms a batch")
 
     one = {"labels": np.zeros(batch, np.int32), "images": np.asarray(everything[:batch])}

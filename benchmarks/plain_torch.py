@@ -86,7 +86,7 @@ def triplet(features, labels):
 
 
 def distill(student, teacher, labels):
-    """Decoupled distillation with β 0.8, as in its authors' code."""
+    """Decoupled distillation by eq. 5 and 6 of the paper, β 0.8."""
     target = F.one_hot(labels, student.shape[1]).bool()
 
     def parts(logits):

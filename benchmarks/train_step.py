@@ -5,12 +5,14 @@
 
 GFLOP is the count of a step's matrix products by hand (`gmac` below), without what augmentation, remat or element by
 element work adds; GFLOP/s and the share of the peak are of it. "program" is what the program says, where the device
-tells. Images count in all domains. `--torch` (pip install '.[bench]') measures plain PyTorch beside it, turn by turn in
-the same process: its training step, which augments nothing, beside our whole "step" or the "network" alone, and its
-"embedding". Peak: the data sheet's for bfloat16 if the device is known, else that of one large product here.
+tells. Images count in all domains. Peak: the data sheet's for bfloat16 if the device is known, else that of one large
+product here. `--torch` measures plain PyTorch beside it, turn by turn in the same process: its training step, which
+augments nothing, beside our whole "step" or the "network" alone, and its "embedding"
+(pip install -c constraints.txt -e '.[bench]').
 """
 
 import argparse
+import importlib.util
 import itertools
 import statistics
 import time
@@ -27,6 +29,8 @@ from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.compiled import one_order
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.files import writable_folder
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES, initialise
 from nrsrd_jax.models.vit import PATCH
@@ -277,6 +281,12 @@ def main() -> None:
     parser.add_argument("--parts", action="store_true", help="also time the step's pieces")
     parser.add_argument("--trace", default="", metavar="DIR", help="keep a profile of three steps of each line")
     options = parser.parse_args()
+    if any(side % PATCH for side in options.size):
+        raise InputError(f"--size {options.size[0]} {options.size[1]}: take multiples of {PATCH} pixels")
+    if options.trace:
+        writable_folder(options.trace, "--trace")
+    if options.torch is not None and not importlib.util.find_spec("torch"):
+        raise InputError("--torch needs PyTorch: pip install -c constraints.txt -e '.[bench]'")
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%F')}")
     for precision in options.precision:
         highest, source = peak(compute_dtype(precision))

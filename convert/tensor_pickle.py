@@ -128,7 +128,7 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
 
     def top(kind: type) -> Any:
         if not stack or not isinstance(stack[-1], kind):
-            raise Refused(f"its pickle fills a {kind.__name__} that is none")
+            raise Refused(f"its pickle adds to something that is no {kind.__name__}")
         return stack[-1]
 
     def named(module: Any, attribute: Any) -> Global:
@@ -236,7 +236,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 def _size(sides: Any) -> tuple[int, ...]:
     if not isinstance(sides, tuple) or len(sides) > MAX_DIMENSIONS:
-        raise Refused("a torch.Size that is none")
+        raise Refused("a torch.Size that is no tuple of few numbers")
     return sides
 
 

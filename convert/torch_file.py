@@ -1,7 +1,7 @@
 """PyTorch's .pth files, read and written without PyTorch, and without running anything that a file asks for.
 
 A .pth is a pickle beside raw storages: in a zip archive (torch >= 1.6), or one after the other (the legacy format).
-Tensors stay on disk until their `np.asarray`. Formats: https://docs.pytorch.org/docs/stable/notes/serialization.html.
+Tensors stay on disk until `np.asarray` reads them. Formats: https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 import math

@@ -1,6 +1,8 @@
-"""Makes the README's pictures from the demo's images: docs/crops.jpg, and docs/ranked.jpg of a trained run.
+"""Makes two of the README's pictures from the demo's images: docs/crops.jpg, and docs/ranked.jpg of a trained run.
 
-python demo/pictures.py [WORKDIR]       default runs/demo-nrsrd
+  python demo/pictures.py [WORKDIR]       default runs/demo-nrsrd
+
+docs/report.jpg is a picture of eval.py's page, docs/analysis.jpg the analysis' images.png.
 """
 
 import sys
@@ -65,7 +67,6 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
 
 def main() -> None:
     workdir = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-nrsrd")
-    (ROOT / "docs").mkdir(exist_ok=True)
     crops().save(ROOT / "docs/crops.jpg", quality=88)
     ranked(workdir).save(ROOT / "docs/ranked.jpg", quality=88)
     print(f"wrote {ROOT / 'docs/crops.jpg'} and {ROOT / 'docs/ranked.jpg'}")

@@ -61,9 +61,8 @@ class Checkpoints:
                 shutil.rmtree(scores, ignore_errors=True)
         wait_for_all("scores")
         handlers = {"optimizer": ocp.StandardCheckpointHandler(), **_handlers()}
-        self._manager = ocp.CheckpointManager(
-            (Path(workdir) / FOLDER).absolute(), options=options, item_handlers=handlers
-        )
+        self._directory = (Path(workdir) / FOLDER).absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
         """Writes the state, on an accelerator in the background once it is hashed.
@@ -71,7 +70,7 @@ class Checkpoints:
         It counts only once whole: a kill while saving leaves the last one, and so does a full disk, an InputError. A
         step that is saved stays as it is.
         """
-        step, directory = int(state.step), Path(self._manager.directory)
+        step = int(state.step)
         if step == self._manager.latest_step():
             return
         hashes = {"weights_sha256": weights_hash(state.variables), "optimizer_sha256": weights_hash(state.opt_state)}
@@ -82,7 +81,7 @@ class Checkpoints:
         )
         with self._saving(f"the checkpoint of step {step}"):
             if is_first():
-                check_space(directory, (state.variables, state.opt_state))
+                check_space(self._directory, (state.variables, state.opt_state))
             if not self._manager.save(step, args=items, metrics=metrics):
                 raise OSError(errno.EEXIST, "it holds later steps, another process trains here")
 
@@ -95,13 +94,12 @@ class Checkpoints:
             full = "RESOURCE_EXHAUSTED" in str(error) or "space" in str(error)  # TensorStore raises ValueError then
             if not (full or isinstance(error, OSError)):
                 raise
-            directory = Path(self._manager.directory)
-            steps = saved_steps(directory.parent)
+            steps = saved_steps(self._directory.parent)
             last = f"the last good one is {steps[-1]}" if steps else "there is no other yet"
             reason = str(error).partition("\n")[0][:300]
             mend = "Make room" if full else "Mend that"
             raise InputError(
-                f"cannot save {what} in {directory}: {reason}; {last}. {mend}, then the same command goes on"
+                f"cannot save {what} in {self._directory}: {reason}; {last}. {mend}, then the same command goes on"
             ) from error
 
     def restore(self, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
@@ -110,8 +108,8 @@ class Checkpoints:
         Damaged ones are told of and set aside. InputError if all are, or if the run began with other images, or another
         teacher, than `description` tells of.
         """
-        directory, damaged = Path(self._manager.directory), []
-        for step in reversed(saved_steps(directory.parent)):
+        damaged = []
+        for step in reversed(saved_steps(self._directory.parent)):
             restored = None
             try:
                 restored = self._restore_step(step, state, shardings, description)
@@ -123,11 +121,11 @@ class Checkpoints:
             assert restored
             if is_first():
                 for name in damaged:
-                    _set_aside(directory / str(name))
+                    _set_aside(self._directory / str(name))
             wait_for_all("set aside")
             self._manager.reload()
             return restored
-        raise InputError(f"all checkpoints in {directory} are damaged; remove the folder to begin anew")
+        raise InputError(f"all checkpoints in {self._directory} are damaged; remove the folder to begin anew")
 
     def _restore_step(
         self, step: int, state: TrainState, shardings: TrainState, description: Description
@@ -137,7 +135,7 @@ class Checkpoints:
             saved = Description.from_json(model).provenance
             data, teacher = saved["data"], saved["teacher"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: {error}") from error
+            raise self._damaged(step, str(error)) from error
         for name in ("train", "aux_bright", "aux_dark"):
             if data.get(name) != description.provenance["data"].get(name):
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
@@ -151,7 +149,7 @@ class Checkpoints:
         )
         for name, values in restored.items():
             if weights_hash(values) != saved.get(f"{name}_sha256"):
-                raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged: its {name} changed since")
+                raise self._damaged(step, f"its {name} changed since it was saved")
         step_array = place(np.int32(step), shardings.step)
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
 
@@ -161,7 +159,10 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
             if "PERMISSION_DENIED" in str(error):
                 raise InputError(str(error).partition("\n")[0][:300]) from error
-            raise Damaged(f"{Path(self._manager.directory) / str(step)} is damaged") from error
+            raise self._damaged(step, "it cannot be read") from error
+
+    def _damaged(self, step: int, reason: str) -> Damaged:
+        return Damaged(f"{self._directory / str(step)} is damaged: {reason}")
 
     def close(self) -> None:
         """Waits for what is being written. InputError as `save`."""

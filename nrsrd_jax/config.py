@@ -148,7 +148,7 @@ def get_config(variant: str = "nrsrd") -> Config:
     ).lock()
 
 
-# Options that may change between a run and its resumption without changing what is learned.
+# Options that may change between a run and its resumption without changing what is learned, but for rounding.
 FREE = (
     *("variant", "data.root", "data.exclude", "data.cache", "data.cache_dir", "aux.bright_root", "aux.dark_root"),
     "teacher.checkpoint",  # that the teacher is still the one is seen by its hash

@@ -143,13 +143,16 @@ def test_fused_attention_is_used_where_it_works(library, monkeypatch, capsys):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert works()
     assert not capsys.readouterr().err
-    monkeypatch.setattr(attention, "fused_attend", lambda q, k, v, tokens: q)
-    assert not works()
-    assert "off" in capsys.readouterr().err
+    real = attention.fused_attend
+    for factor in (1.1, jnp.nan, jnp.inf):
+        monkeypatch.setattr(attention, "fused_attend", lambda *given, factor=factor: factor * real(*given))
+        assert not works()
+        assert "off" in capsys.readouterr().err
+    for error in (NotImplementedError, AssertionError, RuntimeError):
 
-    def refuse(*_):
-        raise NotImplementedError("The head dim must be even")
+        def refuse(*_, error=error):
+            raise error("The head dim must be even")
 
-    monkeypatch.setattr(attention, "fused_attend", refuse)
-    assert not works()
-    assert "The head dim must be even" in capsys.readouterr().err
+        monkeypatch.setattr(attention, "fused_attend", refuse)
+        assert not works()
+        assert "The head dim must be even" in capsys.readouterr().err

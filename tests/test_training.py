@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -159,6 +160,13 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(place, tmp_path):
     best = max(scores, key=lambda step: (scores[step], step))
     assert kept == {best, *sorted(scores)[-2:]}
     assert checkpoint.find_checkpoint(tmp_path / "run").name == str(best)
+    assert checkpoint.run_of(checkpoint.find_checkpoint(tmp_path / "run")) == tmp_path / "run"
+
+    last = max(scores)  # where an evaluation was made up for, the log alone has its score
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(last) / "metrics")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
+        print(json.dumps({"step": last, "mAP": 1.0 + max(scores.values())}), file=log)
+    assert checkpoint.find_checkpoint(tmp_path / "run").name == str(last)
 
 
 def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_at_once(place, tmp_path, caplog):

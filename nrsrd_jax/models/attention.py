@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..precision import at_least_float32
 
@@ -42,8 +43,9 @@ def norm_ratio_penalty(
 ) -> jax.Array:
     """γ = λ‖K‖ / (‖Q‖ + ε), [B, H, M, N] (paper, eq. 2); rank one over (query, key).
 
-    It is kept in float32 and subtracted from the logits as they are: where it is used M is 1 (the CLS query of the
-    last block), so it costs no bias matrix, and its deviations over the keys, often thousandths, survive bfloat16.
+    It is kept in float32 and subtracted from the logits as they are: M is 1 (the CLS query of the last block) unless
+    all maps are asked for, so it costs no bias matrix, and its deviations over the keys, often thousandths, survive
+    bfloat16.
     """
     return strength * k_norm_BHN[:, :, None, :] / (q_norm_BHM[..., None] + epsilon)
 
@@ -96,9 +98,9 @@ def fusion_works() -> bool:
 
     try:
         fused = output_and_gradients(lambda q, k, v: fused_attend(q, k, v, tokens))
-        difference = jnp.abs(fused - output_and_gradients(plain)).max()
+        difference = np.abs(np.asarray(fused) - np.asarray(output_and_gradients(plain))).max()  # NumPy's max shows NaN
         reason = "" if difference < 0.05 else f"it is {difference:.2g} off"
-    except (NotImplementedError, RuntimeError, ValueError) as error:  # what JAX's checks and XLA raise
+    except Exception as error:  # whatever JAX's checks, cuDNN and XLA raise: training goes on without
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if reason:
         print(f"note: cuDNN's attention is not used, so training is slower ({reason})", file=sys.stderr)

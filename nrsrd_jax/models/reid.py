@@ -26,9 +26,11 @@ class ReID(nn.Module):
 
     `features` [B, D] float32, CLS before the neck: what triplet loss and retrieval read;
     `neck` [B, D] after the BNNeck; `logits` [B, classes] and `aux_logits` [B, aux_classes] of the two classifiers,
-    where the model has them; `blocks`, per block: `attention` [B, H, M, N], `q_norm`, `k_norm`, `v_norm` [B, H, ·],
-    `logit_spread` and with NRA `leverage` [B, H]: the standard deviations over keys of the CLS query's plain logits
-    and of γ, in nats. M is N in every block but the last, where it is 1 unless `maps` is set.
+    where the model has them; `blocks`, a dict per block: `attention` [B, H, M, N], `q_norm`, `k_norm`, `v_norm`
+    [B, H, ·], `logit_spread` [B, H] and with NRA `norm_ratio`, which is λ, and `leverage` [B, H]. The last two of
+    [B, H] are the standard deviations over keys of the CLS query's plain logits and of γ, in nats. M is N in every
+    block but the last, where it is 1. Where cuDNN computes the attention a block's dict is empty but for the last.
+    With `maps` all are there, and M is N everywhere.
 
     With `domains` image i is of domain i % domains, and BatchNorm treats each in its turn.
     """
