@@ -272,12 +272,12 @@ def main() -> None:
     parser.add_argument(
         "--size", type=positive, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels"
     )
-    parser.add_argument("--steps", type=positive, default=5, help=f"in each of {ROUNDS} rounds")
+    parser.add_argument("--steps", type=positive, default=5, help=f"in each of {ROUNDS} rounds; default 5")
     parser.add_argument("--remat", action="store_true", help="train.remat")
     parser.add_argument(
         "--torch", nargs="*", choices=COMPARED, help="measure plain PyTorch beside these of ours; network and embedding"
     )
-    parser.add_argument("--compile", action="store_true", help="only compile, which fills the caches of both")
+    parser.add_argument("--compile", action="store_true", help="only compile, which fills JAX's and PyTorch's caches")
     parser.add_argument("--parts", action="store_true", help="also time the step's pieces")
     parser.add_argument("--trace", default="", metavar="DIR", help="keep a profile of three steps of each line")
     options = parser.parse_args()

@@ -1,7 +1,6 @@
-"""Evaluates the demo's two students beside an untrained network, a colour histogram and
-the pretrained backbone: the end of `make demo`.
+"""Evaluates the demo's two students beside an untrained network, a colour histogram and the pretrained backbone.
 
-python demo/compare.py        after configs/demo.py:baseline and :nrsrd were trained, in runs/
+python demo/compare.py        after configs/demo.py:baseline and :nrsrd were trained, in runs/: the end of `make demo`
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load
-from nrsrd_jax.command import one_line
+from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models.reid import initialise
@@ -33,7 +32,9 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
     return np.stack(rows).astype(np.float32)
 
 
-def main(runs: dict[str, Path]) -> None:
+def main() -> None:
+    Parser(__doc__).parse_args()
+    runs = {name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")}
     config = configuration.load(runs["nrsrd"] / "config.json")
     targets = read_targets(config)
     (target,) = targets.values()
@@ -58,4 +59,4 @@ def main(runs: dict[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    one_line(lambda: main({name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")}))
+    one_line(main)

@@ -5,7 +5,6 @@
 docs/report.jpg is a picture of eval.py's page, docs/analysis.jpg the analysis' images.png.
 """
 
-import sys
 from pathlib import Path
 
 import jax
@@ -13,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nrsrd_jax.command import one_line
+from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
+from nrsrd_jax.data.protocol import make_target
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.evaluation import squared_distances
 from nrsrd_jax.lowlight import PRESETS, degrade
+from nrsrd_jax.report.ranked import LEFT_OUT, RIGHT, read_ranking
 from nrsrd_jax.sheet import EDGE, HEIGHT, LEFT, WIDTH, brighten, sheet
 
 ROOT = Path(__file__).parent.parent
@@ -43,15 +44,15 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
     data = datasets.load("night600", ROOT / "demo/night")
     embedder = Embedder.load(workdir)
     features = [embedder(read(split.paths, embedder.description.image_size)) for split in (data.query, data.gallery)]
-    distances = squared_distances(features[0], features[1])(np.arange(len(data.query)))
-    order = np.argsort(distances, axis=1, kind="stable")
+    distances = squared_distances(features[0], features[1])
+    lists, _ = read_ranking(distances, *make_target(data, "cross-camera").labels, top=top)
     rows, marks = [], []
     for q in np.linspace(0, len(data.query) - 1, queries).astype(int):
-        same = (data.gallery.pids == data.query.pids[q]) & (data.gallery.cameras == data.query.cameras[q])
-        best = [g for g in order[q] if not same[g]][:top]
-        paths = [data.query.paths[q], *(data.gallery.paths[g] for g in best)]
+        counted = [(g, word == RIGHT) for g, word in zip(lists[q].gallery, lists[q].outcome, strict=True)
+                   if word != LEFT_OUT][:top]  # fmt: skip
+        paths = [data.query.paths[q], *(data.gallery.paths[g] for g, _ in counted)]
         rows.append(("query,\nthen nearest", brighten(read(paths))))
-        marks.append([data.gallery.pids[g] == data.query.pids[q] for g in best])
+        marks.append([right for _, right in counted])
     picture = sheet(rows)
     draw = ImageDraw.Draw(picture)
     for y, row in enumerate(marks):
@@ -66,7 +67,9 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
 
 
 def main() -> None:
-    workdir = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo-nrsrd")
+    parser = Parser(__doc__)
+    parser.add_argument("workdir", type=Path, nargs="?", default=Path("runs/demo-nrsrd"), help="default: %(default)s")
+    workdir = parser.parse_args().workdir
     crops().save(ROOT / "docs/crops.jpg", quality=88)
     ranked(workdir).save(ROOT / "docs/ranked.jpg", quality=88)
     print(f"wrote {ROOT / 'docs/crops.jpg'} and {ROOT / 'docs/ranked.jpg'}")

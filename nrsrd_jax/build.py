@@ -56,8 +56,9 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
     path = config.teacher.checkpoint
     if not path or not expanded(path).exists():
         raise InputError(
-            f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py "
-            f"--config configs/teacher.py --config.data.root={config.aux.bright_root} --workdir runs/teacher"
+            f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py --config "
+            f"configs/teacher.py --config.data.root={config.aux.bright_root} "
+            f"--config.image_size={','.join(map(str, config.image_size))} --workdir {path or 'runs/teacher'}"
         )
     description, variables = checkpoint.load(path, mesh)
     identities = tuple(records.bright.identities.tolist())

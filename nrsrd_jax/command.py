@@ -92,7 +92,10 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
 
 def _parse(argv: list[str]) -> list[str]:
     with _one_line_errors():
-        rest = flags.FLAGS(argv)
+        try:
+            rest = flags.FLAGS(argv)
+        except SystemExit:  # --help has been shown, and absl ends with 1
+            sys.exit(0)
         _ = flags.FLAGS.config.to_dict  # a config file that cannot be read shows only when it is used
         return rest
 

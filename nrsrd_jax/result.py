@@ -1,11 +1,13 @@
 """Evaluating a checkpoint, and the record of what was run: result.json."""
 
+import functools
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -116,7 +118,10 @@ def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str
     """What was named (or the newest run), the checkpoint in it, and the config, as `evaluate_run` says."""
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
-    source = expanded(directory or workdir or newest_run())
+    if not (workdir or directory):
+        workdir = str(newest_run())
+        print(f"evaluating the newest run, {workdir}; --workdir names another")
+    source = expanded(directory or workdir)
     path = find_checkpoint(source)
     if config is None:
         home = run_of(path)
@@ -210,8 +215,19 @@ def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, An
         "source": trained.get("source"),
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
+        | {"python": platform.python_version(), "commit": commit()},
     }
+
+
+def commit() -> str | None:
+    """The git commit of this code, ending in -dirty if files were changed since; None where it is in no checkout."""
+    here = Path(__file__)
+    git = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
+    try:
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:

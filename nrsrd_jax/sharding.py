@@ -14,7 +14,7 @@ def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[An
     """A mesh of all devices, (data, model). InputError if they do not divide evenly."""
     devices = jax.devices() if devices is None else devices
     if len(devices) % model_parallel:
-        raise InputError(f"train.model_parallel {model_parallel} does not divide {len(devices)} devices")
+        raise InputError(f"train.model_parallel {model_parallel} does not divide {len(devices)} devices; lower it")
     data = len(devices) // model_parallel
     if batch_size % data:
         raise InputError(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from .data import pipeline
 from .data.images import check_readable
 from .description import Description
 from .embedding import Embedder
-from .errors import InputError, Stopped
+from .errors import InputError
 from .files import expanded, write_whole
 from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
 from .metrics_log import MetricsLog, logged_scores
@@ -61,8 +62,8 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         degradation = degradation_options(config)
         mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
         check_same_run(config, workdir)
+        backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here
         records = read_records(config)
-        backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here, before decoding
         done = max(checkpoint.saved_steps(workdir), default=0)
     fused = compute_dtype(config.train.precision) == jnp.bfloat16 and fusion_works()
     about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), fused]
@@ -124,6 +125,11 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
             print("starting from random weights (init.checkpoint names none)")
     if teacher:
         print(f"the teacher is {config.teacher.checkpoint}")
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)) / 1e6
+    print(
+        f"{mesh.size} × {mesh.devices.flat[0].device_kind}, {compute_dtype(config.train.precision).name}, "
+        f"{size:.1f} M parameters, {config.train.batch_size * len(domains)} images a step; the run is in {workdir}"
+    )
     with together():
         if is_first():
             configuration.save(config, workdir / "config.json")
@@ -202,7 +208,9 @@ class Loop:
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()
                     jax.distributed.shutdown()  # of several processes none leaves while others still talk to it
-                    raise Stopped(f"stopped after step {done} of {total}, saved; the same command goes on from there")
+                    self.termination.end(
+                        f"stopped after step {done} of {total}, saved; the same command goes on from there"
+                    )
         return scores
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:

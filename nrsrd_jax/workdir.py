@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -47,33 +48,43 @@ def owned(workdir: Path) -> Iterator[None]:
 
 
 class Termination:
-    """Within `with`, SIGTERM, which a cluster sends before it takes a machine away, ends the run in order.
+    """Within `with`, SIGTERM, which a cluster sends before it takes a machine away, and Ctrl-C end the run in order.
 
-    Before the first step there is nothing to save: it raises Stopped at once. `told()`, asked after each, says
-    whether it came; several processes agree on the step, and there JAX takes the signal. Outside the main thread it is
-    as if it never came: whoever runs that ends it.
+    Before the first step there is nothing to save: they raise Stopped and KeyboardInterrupt at once, as a second Ctrl-C
+    does. `told()`, asked after each step, says whether one came; several processes agree on the step, and there JAX
+    takes SIGTERM. Outside the main thread it is as if they never came: whoever runs that ends it.
     """
 
     def __init__(self):
         self._steps = 0  # of this process, not of the run
-        self._came = False
+        self._came: int | None = None
 
     def __enter__(self) -> "Termination":
-        self._previous = None
+        self._previous = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._handle)
+            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _handle(self, *_) -> None:
-        self._came = True
+    def _handle(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and (self._came or not self._steps):
+            raise KeyboardInterrupt
+        self._came = number
         if not self._steps:
-            raise Stopped("stopped before it took a step; the same command goes on from there")
+            self.end("stopped before it took a step; the same command goes on from there")
+        if number == signal.SIGINT:  # print may be what it came in the middle of
+            os.write(2, b"\nsaving after the next logged step, then ending; Ctrl-C again ends at once\n")
 
     def told(self) -> bool:
         """Whether to end after this step."""
         self._steps += 1  # JAX agrees on the one after the last that a process has asked about, or on the first
-        return self._came or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._steps))
+        return bool(self._came) or (
+            jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._steps)
+        )
+
+    def end(self, message: str) -> NoReturn:
+        """KeyboardInterrupt if it was told by Ctrl-C, else Stopped."""
+        raise KeyboardInterrupt if self._came == signal.SIGINT else Stopped(message)

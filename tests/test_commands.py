@@ -42,16 +42,9 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     assert evaluated.stdout.splitlines()[-1].startswith("mAP ")
     result = json.loads((tmp_path / "r.json").read_text())
     assert result.keys() >= {"mAP", "mINP", "rank1", "rank5", "rank10", "queries", "queries_without_match"}
-    assert result.keys() >= {
-        "config",
-        "data",
-        "weights_sha256",
-        "versions",
-        "protocol",
-        "devices",
-        "seconds",
-        "selected_by",
-    }
+    assert result.keys() >= {"config", "data", "weights_sha256", "protocol", "devices", "seconds", "selected_by"}
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result["versions"]["commit"] or "").removesuffix("-dirty") == git.stdout.strip()
     assert (result["queries"], result["queries_without_match"]) == (4, 0)
     logged = json.loads((work / "metrics.jsonl").read_text().splitlines()[-1])
     assert result["mAP"] == pytest.approx(logged["mAP"])
@@ -99,6 +92,7 @@ def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
 def test_every_module_has_help(module):
     done = subprocess.run([sys.executable, "-m", f"nrsrd_jax.{module}", "--help"], cwd=ROOT, capture_output=True,
                           text=True, timeout=60, check=False)  # fmt: skip
+    assert done.returncode == 0
     assert f"python -m nrsrd_jax.{module} " in done.stdout
     assert not done.stderr
 
@@ -106,6 +100,7 @@ def test_every_module_has_help(module):
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help_shows_how_to_use_it(script):
     done = run(script, "--help")
+    assert done.returncode == 0
     assert f"python {script} " in done.stdout
     assert "--workdir" in done.stdout
     assert "--config:" in done.stdout

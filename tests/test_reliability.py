@@ -78,6 +78,30 @@ def test_told_to_end_before_the_first_step_it_ends_at_once_and_after_a_step_in_o
         assert termination.told()
 
 
+def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeypatch):
+    with Termination(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with Termination() as termination:
+        assert not termination.told()
+        signal.raise_signal(signal.SIGINT)
+        assert termination.told()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    told, asked = Termination.told, []
+
+    def after_the_second_step(termination):
+        asked.append(termination)
+        if len(asked) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return told(termination)
+
+    monkeypatch.setattr(Termination, "told", after_the_second_step)
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(place, model__depth=1, train__save_every=100), tmp_path / "run", jax.devices()[:1])
+    assert checkpoint.saved_steps(tmp_path / "run") == [2]
+
+
 def test_an_edited_description_is_refused(finished, tmp_path):
     path = tmp_path / "checkpoint"
     shutil.copytree(finished / "checkpoints" / str(max(checkpoint.saved_steps(finished))), path)

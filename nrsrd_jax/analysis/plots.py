@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..files import written_whole
 from ..sheet import brighten
@@ -105,7 +106,7 @@ def single_images(study: Study) -> Figure:
         name, maps = study.compared
         columns["compared:\nattention"] = patch_attention(maps)
         columns |= {f"its {norm}": values for norm, values in norm_columns(maps).items()}
-        title += f"; compared: {name}"
+        title += f"; compared: {Path(name).name}"
     shown = evenly(len(study.paths), SHOWN)
     chosen = {name: values[shown] for name, values in columns.items()}
     names = [study.paths[index].name[:24] for index in shown]
@@ -213,7 +214,7 @@ def joint(study: Study) -> Figure:
             axes.legend(fontsize=7, title="mean")
         axes.set(xlabel="‖K‖ of a patch", ylabel="‖Q‖ of a patch" if light == given else "")
         axes.set_title(light_name(light), fontsize=8)
-    figure.colorbar(drawn, ax=panels, label="patches")
+    figure.colorbar(drawn, ax=panels, label="patches", ticks=MaxNLocator(integer=True))
     figure.suptitle(f"Q and K norms in the last block: {study.about}", fontsize=8)
     return figure
 

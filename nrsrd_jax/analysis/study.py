@@ -47,7 +47,7 @@ class Study:
 
     @property
     def about(self) -> str:
-        return f"{self.name}, {len(self.paths)} images"
+        return f"{Path(self.name).name}, {len(self.paths)} images"
 
 
 def make_study(

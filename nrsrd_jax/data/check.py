@@ -24,7 +24,9 @@ from .datasets import Dataset, Split
 from .images import FORMATS, in_parallel, moments, read_rgb
 from .protocol import NO_CAMERAS, make_target
 from .readers import SOURCES, SPLITS, Source
+from .sampling import BatchPlan
 
+DEFAULT_BATCH = 64, 4  # images, of each identity: train.batch_size and train.instances
 SMALLEST_SIDE = 8  # pixels; less shows nobody
 SHOWN = 5  # examples in a line
 LISTED = 20  # queries without a match that get a line each
@@ -69,12 +71,12 @@ def check(name: str, data: Dataset, protocol: str = "") -> tuple[Findings, Pixel
 
 def _check_published(source: Source, protocol: str, splits: dict[str, Split], findings: Findings) -> None:
     cameras = np.unique(np.concatenate([split.cameras for split in splits.values()]))
-    counts = {(f"{name}: images", len(splits[name])): n for name, n in source.images(protocol).items()}
-    counts |= {(f"{name}: identities", len(splits[name].identities)): n for name, n in source.identities.items()}
+    counts = {(f"{name} images", len(splits[name])): n for name, n in source.images(protocol).items()}
+    counts |= {(f"{name} identities", len(splits[name].identities)): n for name, n in source.identities.items()}
     counts |= {("cameras", len(cameras)): source.cameras} if source.cameras else {}
-    for (what, found), published in counts.items():
-        if found != published:
-            findings.warnings.append(f"{what} are {found}, published are {published} ({found - published:+d})")
+    others = [f"{what} {found} ({published})" for (what, found), published in counts.items() if found != published]
+    if others:
+        findings.warnings.append(f"counts are not the published ones, which stand behind: {', '.join(others)}")
 
 
 def _check_images(data: Dataset, findings: Findings) -> Pixels:
@@ -115,6 +117,11 @@ def _check_identities(name: str, data: Dataset, findings: Findings) -> None:
     train, query, gallery = splits = data.train, data.query, data.gallery
     if len(train.identities) < 2 and (len(train) or not len(query)):
         findings.faults.append(f"train: {len(train.identities)} identities; to tell people apart takes at least 2")
+    elif len(train):
+        try:
+            BatchPlan(train.labels, *DEFAULT_BATCH, seed=0)
+        except InputError as error:
+            findings.warnings.append(f"train: {error}")
     twice = [path for split in splits for path, n in collections.Counter(split.paths).items() if n > 1]
     if twice:
         findings.warnings.append(f"{len(twice)} images stand twice in a split ({shown(twice[0])})")
@@ -159,10 +166,14 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> str:
         lines.append(f"training pixels' {label} (0..1) " + ",".join(f"{value:.4f}" for value in values))
     counts, _ = np.histogram(pixels.brightness, np.linspace(0, 256, 17))
     lines.append("brightness of the images (0..255)")
-    for index, count in enumerate(counts):
+    filled = np.flatnonzero(counts)
+    for index in range(filled.min(initial=16), filled.max(initial=-1) + 1):
+        count = counts[index]
         bar = "█" * round(40 * count / max(counts.max(), 1))
         lines.append(f"{16 * index:>4}–{16 * index + 15:<4}{count:>7} {bar}")
-    lines += [f"{split} list {getattr(data, split).hash()}" for split in SPLITS if len(getattr(data, split))]
+    lines += [
+        f"SHA-256 of the {split} list {getattr(data, split).hash()}" for split in SPLITS if len(getattr(data, split))
+    ]
     return "\n".join([*lines, f"{len(findings.faults)} faults, {len(findings.warnings)} warnings"])
 
 
@@ -184,7 +195,7 @@ def main() -> None:
         with written_whole(options.fix_list) as partial:
             partial.write_bytes(b"".join(line + b"\n" for line in lines))
         hint = f"; leave them out with --config.data.exclude={options.fix_list}" if lines else ""
-        print(f"{len(lines)} paths written{hint}")
+        print(f"{len(lines)} paths written to {options.fix_list}{hint}")
         if len(lines) < len(listed):
             print(f"{len(listed) - len(lines)} have a line break in their names: rename those")
     sys.exit(1 if findings.faults else 0)

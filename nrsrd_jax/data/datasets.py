@@ -63,7 +63,8 @@ def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection
     if data.unnamed:
         raise InputError(
             f"{data.unnamed[0]}: no identity and camera in its name, as {name} writes them "
-            f"({len(data.unnamed)} such images); rename, remove or exclude them"
+            f"({len(data.unnamed)} such images); rename or remove them, or list them with "
+            f"`python -m nrsrd_jax.data.check {name} {root} --fix-list bad.txt` and set data.exclude=bad.txt"
         )
     return data
 
@@ -77,7 +78,9 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
         raise InputError(f"the root of data set {name} is empty: give its folder as data.root or eval.data.root")
     root = expanded(root)
     if not root.exists():
-        raise InputError(f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root")
+        raise InputError(
+            f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root, or mend that"
+        )
     protocol = protocol or source.protocols[0]
     if protocol not in source.protocols:
         choices = ", ".join(filter(None, source.protocols)) or "it has none"

@@ -54,7 +54,7 @@ def plot_illumination(path: Path, targets: Mapping[str, dict[str, Any]], title: 
         lights = [row["light"] for row in target["illumination"]]
         for metric, label, marker in (("mAP", "mAP", "o"), ("rank1", "Rank-1", "s")):
             values, colour = [100 * row[metric] for row in target["illumination"]], f"C{2 * index + (marker == 's')}"
-            axes.plot(lights, values, marker=marker, label=f"{name} {label}", color=colour)
+            axes.plot(lights, values, marker=marker, label=f"{name} {label}", color=colour, clip_on=False)
             axes.axhline(100 * target[metric], color=colour, linestyle="--", linewidth=1)
     axes.set(xscale="log", xlabel="light, with the sensor's noise", ylabel="mAP, Rank-1 (%)", ylim=(0, None))
     axes.set_title(title, fontsize="small")
