@@ -199,6 +199,13 @@ def saved_score(workdir: Path, step: int) -> float | None:
         return None
 
 
+def known_score(workdir: Path, step: int) -> float | None:
+    """The mAP that training gave a checkpoint; only the log has it if the evaluation failed at first. None if none."""
+    saved = saved_score(workdir, step)
+    logged = [row["mAP"] for row in read_metrics(workdir) if "mAP" in row and row["step"] == step]
+    return logged[-1] if saved is None and logged else saved
+
+
 def run_of(checkpoint: Path) -> Path | None:
     """The work directory that a checkpoint is in; None if it is of no run."""
     home = checkpoint.parents[1] if checkpoint.parent.name == FOLDER else checkpoint
@@ -225,12 +232,9 @@ def find_checkpoint(directory: str | Path) -> Path:
     if not steps:
         raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
 
-    # A checkpoint whose evaluation failed at first was evaluated later, and only the log tells.
-    logged = {row["step"]: row["mAP"] for row in read_metrics(directory) if "mAP" in row}
-
     def score(step: int) -> tuple[float, int]:
-        saved = saved_score(directory, step)
-        return logged.get(step, -1.0) if saved is None else saved, step
+        known = known_score(directory, step)
+        return -1.0 if known is None else known, step
 
     return directory / FOLDER / str(max(steps, key=score))
 

@@ -55,7 +55,7 @@ class Description:
     def from_json(cls, values: dict[str, Any]) -> "Description":
         """What `to_json` gave; ValueError, KeyError or TypeError if it did not."""
         hashes = values["provenance"]
-        if not isinstance(hashes, dict) or hashes.get("model_sha256") != description_hash(values):
+        if not isinstance(hashes, dict) or hashes.get("model_sha256") not in (None, description_hash(values)):
             raise ValueError("its description of the model is not the one that was saved")
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
         norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])

@@ -21,7 +21,7 @@ import numpy as np
 from . import config as configuration
 from .analysis.maps import Probe
 from .build import degradation_options
-from .checkpoint import find_checkpoint, newest_run, run_of, weights_hash
+from .checkpoint import find_checkpoint, known_score, newest_run, run_of, weights_hash
 from .compiled import keep_compiled
 from .config import Config
 from .data.images import mean_luminance
@@ -86,8 +86,12 @@ def evaluate_run(
     results = evaluate(embedder, config, targets, fingerprint)
     rows = {name: describe(results[name], target, config) for name, target in targets.items()}
     result = headline(results) | {"targets": rows} | provenance(embedder, config, path)
-    named = path == source.absolute()
-    result["selected_by"] = "name" if named else "best mAP on the run's query and gallery while training, else the last"
+    if path == source.absolute():
+        result["selected_by"] = "its name"
+    elif known_score(source, int(path.name)) is not None:
+        result["selected_by"] = "the best mAP on the run's query and gallery while training"
+    else:
+        result["selected_by"] = "being the last of a run that was not evaluated"
     write_result(written["result"], result, begin)  # what comes next may fail
     if features:
         export_features(written["features"], results, targets)

@@ -264,7 +264,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--images", "nowhere.jpg"], "--images nowhere.jpg: there is no such file or folder"),
     (["--images", "."], "no pictures"),
-    ([], "is no work directory of a run: name the images with --images"),
+    ([], "is of no run: name the images with --images"),
     (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities in 0..1"),
     (["--images", "a.png", "--limit", "0"], "take 1 to 500 images"),
     (["--images", "a.png", "--masks", "lost"], "--masks lost is no folder"),

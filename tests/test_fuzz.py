@@ -18,7 +18,7 @@ from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
-from nrsrd_jax.description import Description, description_hash
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import logged_scores, read_metrics
 from nrsrd_jax.models.reid import initialise
@@ -127,14 +127,12 @@ def saved(tmp_path_factory):
 @settings(often, max_examples=60)
 @given(data=st.data())
 def test_descriptions_of_a_model(saved, data):
-    """One value of it changed and its hash with it, or the text cut off: read, or refused in one line."""
+    """One value of it changed, where it has no hash of itself, or the text cut off: read, or refused in one line."""
     path, text = saved
     values = json.loads(text)
+    del values["provenance"]["model_sha256"]
     name = data.draw(st.sampled_from(sorted(values)))
-    values[name] = data.draw(JSON)
-    if isinstance(values["provenance"], dict):
-        values["provenance"]["model_sha256"] = description_hash(values)
-    changed = json.dumps(values)
+    changed = json.dumps(values | {name: data.draw(JSON)})
     (path / "model" / "metadata").write_text(
         data.draw(st.sampled_from([changed, text[: len(text) // 2], changed[:-1]]))
     )
