@@ -4,7 +4,8 @@
 #   pip install -c constraints.txt -e '.[cuda,bench]'
 # Everything compiles first, side by side; then each part is timed alone, the most wanted first, as long as time is left.
 # FILE (gpu.md) is written at the end. SMALL=1 tries the script itself on small networks, on a CPU too.
-PYTHON=$(command -v "${PYTHON:-python3}") FILE=${1:-gpu.md}
+FILE=${1:-gpu.md}
+PYTHON=$(command -v "${PYTHON:-python3}") || { echo "error: there is no such PYTHON" >&2; exit 2; }
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 : >>"$FILE" || exit 2
 FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE")
@@ -25,9 +26,10 @@ part() {  # seconds at most, a program and its arguments
   [ "$left" -lt "$limit" ] && limit=$left
   [ "$limit" -lt 5 ] && { echo "\$ $* (no time left)"; return; }
   echo "\$ $*"
-  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM  # `timeout` has a process group of its own
   timeout -k 5 "$limit" "$PYTHON" "$@" 2>&1 &
-  wait $! || echo "(ended by status $?)"
+  children=$!
+  trap 'kill $children 2>/dev/null; exit 130' INT TERM  # `timeout` has a process group of its own
+  wait $children || echo "(ended by status $?)"
 }
 
 step="benchmarks/train_step.py --precision bfloat16 --steps 10"
@@ -38,13 +40,16 @@ if [ "$SMALL" ]; then
 fi
 
 figures() {
-  trap 'kill $(jobs -p) 2>/dev/null; exit 130' INT TERM
+  children=
+  trap 'kill $children 2>/dev/null; exit 130' INT TERM
   nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader 2>/dev/null
   for backbone in $base $small; do
     for batch in $many; do
       part 150 $step --compile --backbone $backbone --batch $batch --torch step &
+      children="$children $!"
     done
     part 150 $step --compile --backbone $backbone --variant nrsrd --batch $nrsrd --torch step &
+    children="$children $!"
   done
   wait
   echo "after $(($(date +%s) - begin)) s everything is compiled"
