@@ -1,5 +1,7 @@
 """Small rendered data sets for the tests: every identity is one colour, so a small model can learn them."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -68,7 +70,17 @@ def train_command(config, workdir: Path) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *run, *options]
 
 
-def small_model(norm_ratio=None):
-    """The description and random variables of a two-block model for images of 32×16."""
-    description = Description("vit_tiny", 2, (32, 16), (0.5,) * 3, (0.5,) * 3, norm_ratio=norm_ratio)
-    return description, initialise(description.create_model(), jax.random.key(0), (32, 16))
+def run(*command, cwd=ROOT, status=0) -> subprocess.CompletedProcess:
+    """`python SCRIPT …` or `python -m MODULE …`, on the CPU; `status` is what it must end with."""
+    script, *arguments = map(str, command)
+    command = [sys.executable, script if script == "-m" else str(ROOT / script), *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def small_model(depth=2, size=(32, 16), seed=0, **fields):
+    """The description, with these `fields`, and random variables of a vit_tiny."""
+    description = Description("vit_tiny", depth, size, (0.5,) * 3, (0.5,) * 3, **fields)
+    return description, jax.jit(lambda key: initialise(description.create_model(), key, size))(jax.random.key(seed))

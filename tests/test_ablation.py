@@ -2,13 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from people import write_images, write_night
+from people import run, write_images, write_night
 
 from nrsrd_jax import ablation
 from nrsrd_jax.ablation import TABLES, Row, markdown, row_config, run_ablation, statistics
@@ -143,9 +141,6 @@ def test_backbones_name_their_own_weights(file):
     (["configs/demo.py", "--seeds=0"], "seeds"),
 ])  # fmt: skip
 def test_a_wrong_command_is_one_line(tmp_path, arguments, message):
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", str(tmp_path / "w")]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 2
+    done = run("-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", tmp_path / "w", status=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

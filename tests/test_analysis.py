@@ -1,15 +1,12 @@
 """The analysis tells what is in the norms: planted ones come out again, and the command writes figures and tables."""
 
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from people import write_images
+from people import run, small_model, write_images
 from PIL import Image
 
 from nrsrd_jax.analysis import plots, statistics, tables
@@ -21,7 +18,6 @@ from nrsrd_jax.checkpoint import load, save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.sharding import make_mesh
 
 GRID = 8, 4
@@ -195,8 +191,7 @@ def test_every_figure_is_drawn_of_constant_norms_too():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A small model with NRA whose λ was trained to 2."""
-    description = Description("vit_tiny", 2, (64, 32), (0.5,) * 3, (0.5,) * 3, norm_ratio=NormRatio())
-    variables = jax.jit(lambda key: initialise(description.create_model(), key, (64, 32)))(jax.random.key(0))
+    description, variables = small_model(size=(64, 32), norm_ratio=NormRatio())
     variables["params"]["base"]["blocks_1"]["attn"]["norm_ratio"] = np.float32(2)
     path = tmp_path_factory.mktemp("weights") / "c"
     save_weights(path, description, variables, {})
@@ -239,17 +234,10 @@ def test_a_model_without_nra_is_shown_what_it_would_do(checkpoint, tmp_path):
     np.testing.assert_allclose(probe(pixels(), 2.0).attention, Probe.load(checkpoint)(pixels()).attention, atol=1e-6)
 
 
-def analysis(*arguments, cwd):
-    command = [sys.executable, "-m", "nrsrd_jax.analysis", *map(str, arguments)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_path):
     write_images(tmp_path / "images", range(3))
-    done = analysis("--checkpoint", checkpoint, "--images", "images", "--lights", "1,0.1", "--centre", "--compare",
-                    checkpoint, "--output", "out", cwd=tmp_path)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run("-m", "nrsrd_jax.analysis", "--checkpoint", checkpoint, "--images", "images", "--lights", "1,0.1",
+               "--centre", "--compare", checkpoint, "--output", "out", cwd=tmp_path)  # fmt: skip
     assert done.stdout.splitlines()[-1] == "figures (PNG, SVG) and tables (CSV) are in out"
     assert "Q norms are high in the centre: " in done.stdout
     assert "NRA at λ = 2: γ spreads" in done.stdout
@@ -281,7 +269,6 @@ def test_a_mistake_is_named(checkpoint, tmp_path, monkeypatch, arguments, messag
 
 
 def test_a_mistake_is_one_line(tmp_path):
-    done = analysis("--checkpoint", "lost", "--images", "lost.jpg", cwd=tmp_path)
-    assert done.returncode == 2
+    done = run("-m", "nrsrd_jax.analysis", "--checkpoint", "lost", "--images", "lost.jpg", cwd=tmp_path, status=2)
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1

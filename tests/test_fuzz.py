@@ -4,13 +4,13 @@ import contextlib
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
+from people import small_model
 from PIL import Image
 
 from nrsrd_jax import checkpoint, command
@@ -18,10 +18,8 @@ from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
-from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import logged_scores, read_metrics
-from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.report.curves import read_curves
 from nrsrd_jax.sharding import make_mesh
 
@@ -117,10 +115,8 @@ def test_options_of_the_command_line(name, value):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3)
-    variables = jax.jit(lambda key: initialise(description.create_model(), key, (32, 16)))(jax.random.key(0))
     path = tmp_path_factory.mktemp("weights") / "c"
-    save_weights(path, description, variables, {})
+    save_weights(path, *small_model(1), {})
     return path, (path / "model" / "metadata").read_text()
 
 

@@ -1,12 +1,10 @@
 """The degradation obeys its physics."""
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from people import run
 from PIL import Image
 
 from nrsrd_jax.lowlight import PRESETS, degrade, noise_level
@@ -139,13 +137,11 @@ def test_the_noise_level_of_a_shaded_picture_is_found(sigma):
 def test_the_sheet_shows_every_preset_and_prints_how_dark_it_is(tmp_path):
     for name in ("a.png", "b.png"):
         Image.fromarray(np.full((60, 30, 3), 128, np.uint8)).save(tmp_path / name)
-    command = [sys.executable, "-m", "nrsrd_jax.lowlight", "a.png", "b.png", "--output", "sheet.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    command = ["-m", "nrsrd_jax.lowlight", "a.png", "b.png", "--output"]
+    lines = run(*command, "sheet.png", cwd=tmp_path).stdout.splitlines()
     assert lines[0] == "as given  luminance mean 128.0, standard deviation   0.0; noise  0.0"
     assert [line.split()[0] for line in lines[1:-1]] == list(PRESETS)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height > 6 * 128
-    done = subprocess.run([*command, "--output", "x.txt"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "error: --output x.txt: name a .png, .jpg or .webp file\n")
+    refused = run(*command, "x.txt", cwd=tmp_path, status=2)
+    assert refused.stderr == "error: --output x.txt: name a .png, .jpg or .webp file\n"

@@ -33,7 +33,7 @@ def report(tmp_path_factory):
             ending = [BROKEN, ", 'quoted\" & so", "\n&lt;b&gt;", "\udcff"][index % 4]
             path.rename(path.with_name(f"{path.stem}{ending}.jpg"))
     write_night(place / "plain", frames=1)
-    save_weights(place / HOSTILE / "run", *small_model(NormRatio()), {})
+    save_weights(place / HOSTILE / "run", *small_model(norm_ratio=NormRatio()), {})
     (place / HOSTILE / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     config = small_config(place, **{"eval.rerank.k1": 4, "eval.rerank.k2": 1})  # makes these numbers others
     config.eval.data.name, config.eval.data.root = "night600,market1501", f"{root},{place / 'plain'}"
@@ -255,7 +255,7 @@ def test_the_page_is_never_wider_than_the_screen(chromium, report, width, scheme
 def test_a_page_that_would_be_too_large_leaves_out_pictures_of_the_best(tmp_path, monkeypatch, chromium):
     """It says how many, keeps all lists, and shows the worst query."""
     write_night(tmp_path / "night", frames=1)
-    save_weights(tmp_path / "weights", *small_model(None), {})
+    save_weights(tmp_path / "weights", *small_model(), {})
 
     def size():
         _, files = evaluate_run("", str(tmp_path / "weights"), "", small_config(tmp_path), report=str(tmp_path / "out"))

@@ -176,7 +176,7 @@ def test_no_text_ends_the_script_that_holds_it():
 @pytest.mark.parametrize("norm_ratio", [None, NormRatio()])
 def test_maps_are_those_of_the_probe(norm_ratio):
     """Within half of a step of 255: norms on one scale for all, attention on each image's own."""
-    description, variables = small_model(norm_ratio)
+    description, variables = small_model(norm_ratio=norm_ratio)
     probe = Probe(description, variables, make_mesh())
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 16, 3), np.uint8)
     rows = np.array([4, 0, 2])
@@ -208,7 +208,7 @@ def test_maps_are_those_of_the_probe(norm_ratio):
 )
 def test_a_report_that_cannot_be_written_ends_before_images_are_embedded(tmp_path, monkeypatch, name, message):
     write_night(tmp_path / "night", frames=1)
-    save_weights(tmp_path / "weights", *small_model(None), {})
+    save_weights(tmp_path / "weights", *small_model(), {})
     (tmp_path / "file").touch()
     (tmp_path / "taken" / "index.html").mkdir(parents=True)
     monkeypatch.setattr(Embedder, "__call__", lambda *_, **__: pytest.fail("embedded"))

@@ -2,23 +2,20 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
-from people import small_config, write_images, write_night
+from people import small_config, small_model, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax import embedding
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.protocol import make_target
-from nrsrd_jax.description import Description
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.evaluation import rank_features, rank_metrics
 from nrsrd_jax.illumination import darkener, read_lights
 from nrsrd_jax.inputs import read_targets
-from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.rerank import k_reciprocal
 from nrsrd_jax.result import evaluate_run, full_table
 
@@ -32,9 +29,7 @@ def place(tmp_path):
 
 
 def save_random_weights(path, seed):
-    description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3)
-    variables = initialise(description.create_model(), jax.random.key(seed), (32, 16))
-    save_weights(path, description, variables, {})
+    save_weights(path, *small_model(1, seed=seed), {})
 
 
 def run(place, options=(), **arguments):
