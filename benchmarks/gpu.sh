@@ -7,8 +7,11 @@
 FILE=${1:-gpu.md}
 PYTHON=$(command -v "${PYTHON:-python3}") || { echo "error: there is no such PYTHON" >&2; exit 2; }
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
-: >>"$FILE" || exit 2
-FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE")
+FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE") || exit 2
+{ [ -e "$FILE" ] && [ ! -d "$FILE" ] && [ -w "$FILE" ]; } || { [ ! -e "$FILE" ] && [ -w "$(dirname "$FILE")" ]; } || {
+  echo "error: cannot write $FILE" >&2
+  exit 2
+}
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 "$PYTHON" -c 'import jax, torch, nrsrd_jax.training' || {
@@ -17,7 +20,6 @@ export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 }
 begin=$(date +%s) scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-trap 'exit 130' INT TERM
 export JAX_COMPILATION_CACHE_DIR="$scratch/jax" TORCHINDUCTOR_CACHE_DIR="$scratch/torch" XDG_CACHE_HOME="$scratch"
 
 part() {  # seconds at most, a program and its arguments
@@ -72,4 +74,9 @@ figures() {
   echo "all in $(($(date +%s) - begin)) s"
 }
 
-figures | tee "$scratch/figures" && mv "$scratch/figures" "$FILE"
+: >"$scratch/figures"
+figures >"$scratch/figures" &
+job=$!
+trap 'kill $job; exit 130' INT TERM
+tail -n +1 -f --pid=$job "$scratch/figures" &
+wait $job && wait && cat "$scratch/figures" >"$FILE"

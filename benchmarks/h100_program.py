@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--dump", default="", metavar="FILE", help="the text of the program, of several the last")
     options = parser.parse_args()
     if options.dump:
-        writable_file(options.dump, "--dump")
+        options.dump = writable_file(options.dump, "--dump")
     device = pretend_an_h100_is_here()
     reid.fusion_works = lambda: not options.plain
 

@@ -284,7 +284,7 @@ def main() -> None:
     if any(side % PATCH for side in options.size):
         raise InputError(f"--size {options.size[0]} {options.size[1]}: take multiples of {PATCH} pixels")
     if options.trace:
-        writable_folder(options.trace, "--trace")
+        options.trace = writable_folder(options.trace, "--trace")
     if options.torch is not None and not importlib.util.find_spec("torch"):
         raise InputError("--torch needs PyTorch: pip install -c constraints.txt -e '.[bench]'")
     print(f"{jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}, {time.strftime('%F')}")

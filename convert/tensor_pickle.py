@@ -234,6 +234,14 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return Tensor(storage, shape, offset, strides)
 
 
+def _ordered_dict() -> dict:  # no arguments: their keys would be neither checked nor counted
+    return {}
+
+
+def _namespace() -> Namespace:
+    return Namespace()
+
+
 def _size(sides: Any) -> tuple[int, ...]:
     if not isinstance(sides, tuple) or len(sides) > MAX_DIMENSIONS:
         raise Refused("a torch.Size that is no tuple of few numbers")
@@ -264,8 +272,8 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
 }
 _CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": dict,  # no arguments: their keys would be neither checked nor counted
-    "argparse.Namespace": lambda: Namespace(),
+    "collections.OrderedDict": _ordered_dict,
+    "argparse.Namespace": _namespace,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,

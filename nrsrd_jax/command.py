@@ -94,8 +94,8 @@ def _parse(argv: list[str]) -> list[str]:
     with _one_line_errors():
         try:
             rest = flags.FLAGS(argv)
-        except SystemExit:  # --help has been shown, and absl ends with 1
-            sys.exit(0)
+        except SystemExit as end:
+            sys.exit(0 if end.code == 1 else end.code)  # absl ends with 1 after --help
         _ = flags.FLAGS.config.to_dict  # a config file that cannot be read shows only when it is used
         return rest
 

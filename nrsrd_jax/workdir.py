@@ -5,11 +5,12 @@ import fcntl
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -60,23 +61,32 @@ class Termination:
         self._came: int | None = None
 
     def __enter__(self) -> "Termination":
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGTERM, signal.SIGINT)}
+            heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type | None, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._came and not error:  # too late for this run; what holds more of them ends all the same
+            outer = getattr(self._previous[self._came], "__self__", None)
+            if isinstance(outer, Termination):
+                outer._handle(self._came)
 
-    def _handle(self, number: int, _: object) -> None:
+    def _handle(self, number: int, _: object = None) -> None:
         if number == signal.SIGINT and (self._came or not self._steps):
             raise KeyboardInterrupt
-        self._came = number
+        self._came = self._came or number
         if not self._steps:
             self.end("stopped before it took a step; the same command goes on from there")
-        if number == signal.SIGINT:  # print may be what it came in the middle of
-            os.write(2, b"\nsaving after the next logged step, then ending; Ctrl-C again ends at once\n")
+        if number == signal.SIGINT:
+            with contextlib.suppress(OSError):  # print may be what it came in the middle of
+                os.write(2, b"\nsaving after the next logged step, then ending; Ctrl-C again ends at once\n")
+            for output in (1, 2):  # Ctrl-C reaches `| tee` too, which then no longer reads: no reason not to save
+                if stat.S_ISFIFO(os.fstat(output).st_mode):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
     def told(self) -> bool:
         """Whether to end after this step."""

@@ -10,6 +10,7 @@ from people import run, small_config, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax.checkpoint import load
+from nrsrd_jax.config import get_config
 from nrsrd_jax.data.images import MAX_PIXELS, decode, read_rgb
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.sharding import make_mesh
@@ -59,7 +60,7 @@ def planted(tmp_path):
 
 def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
     done = check("night600", planted, "--fix-list", tmp_path / "bad.txt", status=1)
-    lines = done.stdout.splitlines()
+    lines, usual = done.stdout.splitlines(), get_config().train
     for kind, part in [
         ("fault", "0001_c1_zero.jpg"), ("fault", "0001_c1_cut.jpg"), ("fault", "0001_c1_text.jpg"),
         ("fault", "0001_c1_big.png: 6000×9000 pixels are more than"), ("fault", "nobody.jpg: no identity and camera"),
@@ -67,7 +68,7 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
         ("warning", "train: 1 identities with a single image (77)"),
         ("warning", "files that are no images (Thumbs.db)"),
         ("warning", "0300_c1_000000.jpg: a query without a match"), ("warning", "(14462)"),
-        ("warning", "identities, but a batch of 64 takes 16 with 4 images each"),
+        ("warning", f"identities, but a batch of {usual.batch_size} takes {usual.batch_size // usual.instances} with"),
         ("warning", "1 identities are in training and in test (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
         ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
     ]:  # fmt: skip

@@ -78,6 +78,12 @@ def test_told_to_end_before_the_first_step_it_ends_at_once_and_after_a_step_in_o
         assert termination.told()
 
 
+def end_a_row(number):
+    with Termination() as row:
+        row.told()
+        signal.raise_signal(number)
+
+
 def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeypatch):
     with Termination(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
@@ -87,6 +93,10 @@ def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeyp
         assert termination.told()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+    for number, ends in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)):  # in a row's last step
+        with Termination(), pytest.raises(ends):
+            end_a_row(number)
 
     told, asked = Termination.told, []
 

@@ -57,7 +57,7 @@ def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
         curves[devices, model_parallel] = [line["loss"] for line in steps_of(workdir)][:5]
     assert len(curves[1, 1]) == 5
     for layout, curve in curves.items():
-        np.testing.assert_allclose(curve[0], curves[1, 1][0], rtol=1e-6, err_msg=str(layout))
+        np.testing.assert_allclose(curve[:2], curves[1, 1][:2], rtol=1e-5, err_msg=str(layout))
         np.testing.assert_allclose(curve, curves[1, 1], rtol=1e-4, err_msg=str(layout))  # rounding grows in training
 
 

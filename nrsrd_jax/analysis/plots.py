@@ -15,7 +15,7 @@ from ..files import written_whole
 from ..sheet import brighten
 from .maps import Maps
 from .statistics import VECTORS, centre_distance, joint_histogram, patch_attention, patch_norms, trend
-from .study import Study, evenly, light_name
+from .study import Study, evenly, light_name, short
 from .tables import by_image
 
 COLOURS: dict[str, str] = {"q": "C0", "k": "C1", "v": "C2"}
@@ -106,7 +106,7 @@ def single_images(study: Study) -> Figure:
         name, maps = study.compared
         columns["compared:\nattention"] = patch_attention(maps)
         columns |= {f"its {norm}": values for norm, values in norm_columns(maps).items()}
-        title += f"; compared: {Path(name).name}"
+        title += f"; compared: {short(name)}"
     shown = evenly(len(study.paths), SHOWN)
     chosen = {name: values[shown] for name, values in columns.items()}
     names = [study.paths[index].name[:24] for index in shown]

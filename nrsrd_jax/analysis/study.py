@@ -47,7 +47,7 @@ class Study:
 
     @property
     def about(self) -> str:
-        return f"{Path(self.name).name}, {len(self.paths)} images"
+        return f"{short(self.name)}, {len(self.paths)} images"
 
 
 def make_study(
@@ -88,7 +88,7 @@ def make_study(
     return Study(
         name=str(source),
         paths=paths,
-        preset=degradation.get("preset", "maet"),
+        preset=degradation.get("preset", "maet") + (" with changes" if len(degradation) > 1 else ""),
         grid=probe.grid,
         images=images,
         maps=maps,
@@ -104,6 +104,11 @@ def make_study(
 def evenly(count: int, limit: int) -> list[int]:
     """Indices of at most `limit` of `count` things, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, count - 1, limit).round().astype(int)).tolist()
+
+
+def short(name: str) -> str:
+    """A path's end, short enough for a figure's title."""
+    return name if len(name) <= 40 else f"…{name[-39:]}"
 
 
 def light_name(light: float | None) -> str:
