@@ -23,6 +23,8 @@ trap 'rm -rf "$scratch"' EXIT
 export JAX_COMPILATION_CACHE_DIR="$scratch/jax" TORCHINDUCTOR_CACHE_DIR="$scratch/torch" XDG_CACHE_HOME="$scratch"
 
 part() {  # seconds at most, a program and its arguments
+  children=
+  trap 'kill $children 2>/dev/null; exit 130' INT TERM  # `timeout` has a process group of its own
   limit=$1 left=$((475 + begin - $(date +%s)))
   shift
   [ "$left" -lt "$limit" ] && limit=$left
@@ -30,7 +32,6 @@ part() {  # seconds at most, a program and its arguments
   echo "\$ $*"
   timeout -k 5 "$limit" "$PYTHON" "$@" 2>&1 &
   children=$!
-  trap 'kill $children 2>/dev/null; exit 130' INT TERM  # `timeout` has a process group of its own
   wait $children || echo "(ended by status $?)"
 }
 
