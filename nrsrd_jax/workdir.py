@@ -85,8 +85,9 @@ class Termination:
             with contextlib.suppress(OSError):  # print may be what it came in the middle of
                 os.write(2, b"\nsaving after the next logged step, then ending; Ctrl-C again ends at once\n")
             for output in (1, 2):  # Ctrl-C reaches `| tee` too, which then no longer reads: no reason not to save
-                if stat.S_ISFIFO(os.fstat(output).st_mode):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+                with contextlib.suppress(OSError):
+                    if stat.S_ISFIFO(os.fstat(output).st_mode):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
     def told(self) -> bool:
         """Whether to end after this step."""
