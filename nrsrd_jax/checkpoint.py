@@ -202,8 +202,10 @@ def saved_score(workdir: Path, step: int) -> float | None:
 def known_score(workdir: Path, step: int) -> float | None:
     """The mAP that training gave a checkpoint; only the log has it if the evaluation failed at first. None if none."""
     saved = saved_score(workdir, step)
+    if saved is not None:
+        return saved
     logged = [row["mAP"] for row in read_metrics(workdir) if "mAP" in row and row["step"] == step]
-    return logged[-1] if saved is None and logged else saved
+    return logged[-1] if logged else None
 
 
 def run_of(checkpoint: Path) -> Path | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -31,8 +30,7 @@ from .errors import InputError
 from .files import expanded, write_whole
 from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
 from .metrics_log import MetricsLog, logged_scores
-from .models.attention import fusion_works
-from .models.reid import backbone_settings
+from .models.reid import attention_is_fused, backbone_settings
 from .precision import compute_dtype
 from .schedule import make_optimizer
 from .scoring import evaluate, headline
@@ -65,7 +63,7 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here
         records = read_records(config)
         done = max(checkpoint.saved_steps(workdir), default=0)
-    fused = compute_dtype(config.train.precision) == jnp.bfloat16 and fusion_works()
+    fused = attention_is_fused(compute_dtype(config.train.precision))
     about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), fused]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(config, mesh)

@@ -68,8 +68,13 @@ def create_model(
 
     In bfloat16 cuDNN computes the attention where it can.
     """
-    fused = dtype == jnp.bfloat16 and fusion_works()
-    return ReID(backbone_settings(backbone, depth) | {"fused": fused} | options, classes, aux_classes, dtype)
+    fused = {"fused": attention_is_fused(dtype)}
+    return ReID(backbone_settings(backbone, depth) | fused | options, classes, aux_classes, dtype)
+
+
+def attention_is_fused(dtype: jnp.dtype | None) -> bool:
+    """Whether cuDNN computes the attention of a model of this width here."""
+    return dtype == jnp.bfloat16 and fusion_works()
 
 
 def backbone_settings(name: str, depth: int = 0) -> dict[str, Any]:
