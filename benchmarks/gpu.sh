@@ -2,8 +2,10 @@
 # The figures of one NVIDIA GPU, in one call of under 8 minutes, without a network: benchmarks/gpu.sh [FILE]
 # Needs the package's dependencies, jax with CUDA and torch in the Python that PYTHON names:
 #   pip install -c constraints.txt -e '.[cuda,bench]'
-# Everything compiles first, side by side; then each part is timed alone, the most wanted first, as long as time is left.
-# FILE (gpu.md) is written at the end. SMALL=1 tries the script itself on small networks, on a CPU too.
+# The most wanted figure comes first. Then the others' programs compile side by side, and each part is timed alone,
+# as long as time is left.
+# FILE (gpu.md) is written at the end, after LIMIT seconds (475) at the latest. TRACE=DIR keeps a profile of the first
+# part. SMALL=1 tries the script itself on small networks, on a CPU too.
 FILE=${1:-gpu.md}
 PYTHON=$(command -v "${PYTHON:-python3}") || { echo "error: there is no such PYTHON" >&2; exit 2; }
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
@@ -13,7 +15,7 @@ FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE") || exit 2
   exit 2
 }
 cd "$(dirname "$0")/.." || exit 2
-export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 "$PYTHON" -c 'import jax, torch, nrsrd_jax.training' || {
   echo "error: PYTHON=$PYTHON lacks jax, torch or the package's dependencies: pip install -e '.[cuda,bench]'" >&2
   exit 2
@@ -25,7 +27,7 @@ export JAX_COMPILATION_CACHE_DIR="$scratch/jax" TORCHINDUCTOR_CACHE_DIR="$scratc
 part() {  # seconds at most, a program and its arguments
   children=
   trap 'kill $children 2>/dev/null; exit 130' INT TERM  # `timeout` has a process group of its own
-  limit=$1 left=$((475 + begin - $(date +%s)))
+  limit=$1 left=$((${LIMIT:-475} + begin - $(date +%s)))
   shift
   [ "$left" -lt "$limit" ] && limit=$left
   [ "$limit" -lt 5 ] && { echo "\$ $* (no time left)"; return; }
@@ -36,31 +38,36 @@ part() {  # seconds at most, a program and its arguments
 }
 
 step="benchmarks/train_step.py --precision bfloat16 --steps 10"
-base=vit_base_ics small=vit_small_ics plain=vit_base many="64 128 256" one=128 nrsrd=64 size=night600
+base=vit_base_ics small=vit_small_ics plain=vit_base others="64 256" one=128 nrsrd=64 size=night600
 if [ "$SMALL" ]; then
   step="benchmarks/train_step.py --steps 1"
-  base=vit_tiny_ics small=vit_tiny plain=vit_tiny many="4 8" one=8 nrsrd=4 size=small
+  base=vit_tiny_ics small=vit_tiny plain=vit_tiny others="4" one=8 nrsrd=4 size=small
 fi
 
 figures() {
   children=
   trap 'kill $children 2>/dev/null; exit 130' INT TERM
   nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader 2>/dev/null
+  # The most wanted figure first: while nothing else runs, XLA chooses its kernels without disturbance.
+  part 150 $step --backbone $base --batch $one --torch step ${TRACE:+--trace "$TRACE"}
   for backbone in $base $small; do
-    for batch in $many; do
-      part 150 $step --compile --backbone $backbone --batch $batch --torch step &
+    for batch in $others; do
+      part 150 $step --compile --backbone $backbone --batch $batch &
       children="$children $!"
     done
-    part 150 $step --compile --backbone $backbone --variant nrsrd --batch $nrsrd --torch step &
+    part 150 $step --compile --backbone $backbone --variant nrsrd --batch $nrsrd &
     children="$children $!"
   done
-  wait
+  part 150 $step --compile --backbone $small --batch $one --torch step &
+  children="$children $!"
+  wait $children
   echo "after $(($(date +%s) - begin)) s everything is compiled"
-  part 90 $step --backbone $base --batch $many --torch step
-  part 60 $step --backbone $base --variant nrsrd --batch $nrsrd --torch step
-  part 75 $step --backbone $small --batch $many --torch step
-  part 50 $step --backbone $small --variant nrsrd --batch $nrsrd --torch step
-  part 20 benchmarks/evaluation.py --size $size --part our_metrics --part our_reranked
+  part 60 $step --backbone $base --batch $others
+  part 40 $step --backbone $base --variant nrsrd --batch $nrsrd
+  part 60 $step --backbone $small --batch $one --torch step
+  part 40 $step --backbone $small --batch $others
+  part 40 $step --backbone $small --variant nrsrd --batch $nrsrd
+  part 45 benchmarks/evaluation.py --size $size --part our_metrics --part our_reranked
   # Epochs from JPEG files to logged losses, with the smallest network: what the input can feed.
   part 45 train.py --config configs/demo.py:baseline --config.init.checkpoint= --config.train.epochs=5 \
     --config.eval.every=0 --config.data.cache_dir="$scratch/images" --workdir "$scratch/run"

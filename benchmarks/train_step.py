@@ -26,7 +26,6 @@ import optax
 
 from nrsrd_jax.build import loss_function, make_step, preparation, state_builder
 from nrsrd_jax.command import Parser, one_line, positive
-from nrsrd_jax.compiled import one_order
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
@@ -34,7 +33,7 @@ from nrsrd_jax.files import writable_folder
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES, initialise
 from nrsrd_jax.models.vit import PATCH
-from nrsrd_jax.precision import compute_dtype
+from nrsrd_jax.precision import compute_dtype, one_order
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.sharding import make_mesh, over_data
 from nrsrd_jax.step import Teacher, make_update

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from .data.images import cache_folder
 from .errors import InputError
+from .precision import one_order
 from .sharding import replicated
 from .state import TrainState
 
@@ -43,11 +44,6 @@ class CompiledStep:
             with jax.disable_jit(), jax.debug_nans(True):
                 self._step(*arguments)
         return result
-
-
-def one_order() -> dict[str, str | bool]:
-    """The compiler's options for a step that adds in the same order every time: the same seed gives the same run."""
-    return {"xla_gpu_exclude_nondeterministic_ops": True} if jax.default_backend() == "gpu" else {}
 
 
 def keep_compiled() -> None:

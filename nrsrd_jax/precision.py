@@ -1,4 +1,4 @@
-"""Which numbers are computed in which width."""
+"""Which numbers are computed in which width, and in which order."""
 
 import jax
 import jax.numpy as jnp
@@ -18,3 +18,8 @@ def compute_dtype(precision: str) -> jnp.dtype:
     if precision not in ("float32", "bfloat16"):
         raise InputError(f"train.precision is {precision!r}; choose auto, float32 or bfloat16")
     return jnp.dtype(precision)
+
+
+def one_order() -> dict[str, str | bool]:
+    """Compiler options for a program that adds in the same order every time, so the same seed gives the same run."""
+    return {"xla_gpu_exclude_nondeterministic_ops": True} if jax.default_backend() == "gpu" else {}

@@ -134,13 +134,14 @@ class Attention(nn.Module):
 
     norm_ratio: NormRatio | None
     fused: int = 0  # by cuDNN over the first so many tokens, without maps; 0: as written here
+    layer: int = 0  # the block's number
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, queries: int) -> tuple[jax.Array, dict[str, jax.Array]]:
         q, k, v = QKV(self.dtype, name="qkv")(x, queries)
         if self.fused:
-            y, maps = attention.fused_attend(q, k, v, self.fused), {}
+            y, maps = attention.fused_attend(q, k, v, self.fused, self.layer), {}
         else:
             logits = attention.attention_logits(q, k)  # [B, H, M, N]
             maps = {"logit_spread": jnp.std(logits[:, :, 0], axis=-1)}  # [B, H], of the CLS query
@@ -181,6 +182,7 @@ class Block(nn.Module):
     norm_ratio: NormRatio | None
     drop_path: float
     fused: int = 0  # Attention's
+    layer: int = 0
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -191,7 +193,7 @@ class Block(nn.Module):
         def images(x):
             return x.reshape(batch, -1, x.shape[-1])
 
-        attend = Attention(self.norm_ratio, self.fused, self.dtype, name="attn")
+        attend = Attention(self.norm_ratio, self.fused, self.layer, self.dtype, name="attn")
         y, maps = attend(images(LayerNorm(self.dtype, name="norm1")(x)), queries)
         x = rows(images(x)[:, :queries]) + drop(y)
         y = Mlp(self.dtype, name="mlp")(LayerNorm(self.dtype, name="norm2")(x))
@@ -231,7 +233,7 @@ class VisionTransformer(nn.Module):
             block_class = nn.remat(Block, static_argnums=(2, 3, 4))
 
         def run(index: int, x: jax.Array, queries: int, norm_ratio: NormRatio | None, fused: int):
-            block = block_class(norm_ratio, float(rates[index]), fused, self.dtype, name=f"blocks_{index}")
+            block = block_class(norm_ratio, float(rates[index]), fused, index, self.dtype, name=f"blocks_{index}")
             x, maps = block(x, batch, queries, train)
             blocks.append(maps)
             return x
