@@ -1,19 +1,22 @@
-"""What all commands share: flags are parsed, and a mistake of the user's ends in one line."""
+"""What all commands share: they parse flags, and end with one line where the user made a mistake."""
 
 import argparse
 import contextlib
+import difflib
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from .errors import InputError, Stopped, printable
+from .config import flatten, get_config
+from .errors import InputError, Stopped, say
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -57,9 +60,10 @@ def positive(text: str) -> int:
 
 
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Calls `main()`; an InputError, or what the file system refuses, is printed as one line, and the exit status is 2.
+    """Call `main()` and end the process with one line instead of a traceback where the user or the machine is at fault.
 
-    Ctrl-C prints `interrupted`; the status is 130. `Stopped` is no error.
+    The exit status is 2 after an InputError, an error of the file system or too little memory, that of `Stopped`
+    after a signal, and 130 after Ctrl-C, which prints `interrupted`.
     """
     warnings.filterwarnings("ignore", module="PIL")  # of odd pictures: what matters about them is an error of ours
     for stream in (sys.stdout, sys.stderr):
@@ -71,13 +75,17 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
     except InputError as error:
         _leave(f"error: {error}", 2)
     except Stopped as end:
-        _leave(str(end), 0, sys.stdout)
+        _leave(str(end), end.status, error=False)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None:
             raise
         _leave(f"error: {error.filename}: {error.strerror}", 2)
+    except MemoryError:
+        _leave("error: this machine has too little free memory for that; free some, or give the command less", 2)
+    except RecursionError:  # Our own code does not recurse deeply: a file that was read does.
+        _leave("error: a file is nested too deeply to be one that this program wrote", 2)
     except RuntimeError as error:  # of JAX, which is not imported here, so that --help is quick
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -87,10 +95,12 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
             2,
         )
     except KeyboardInterrupt:
-        _leave(f"\n{interrupted}", 130)
+        sys.stderr.write("\n")
+        _leave(interrupted, 130)
 
 
 def _parse(argv: list[str]) -> list[str]:
+    argv = _with_our_configs(argv)
     with _one_line_errors():
         try:
             rest = flags.FLAGS(argv)
@@ -98,6 +108,25 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(0 if end.code == 1 else end.code)  # absl ends with 1 after --help
         _ = flags.FLAGS.config.to_dict  # a config file that cannot be read shows only when it is used
         return rest
+
+
+def _with_our_configs(argv: list[str]) -> list[str]:
+    """Return the arguments with `--config configs/NAME.py` found here where the current folder has no such file."""
+
+    def found(value: str) -> str:
+        name, colon, variant = value.partition(":")
+        ours = CONFIGS.parent / name
+        return f"{ours}{colon}{variant}" if not os.path.exists(name) and ours.is_file() else value
+
+    after = ["", *argv]
+    return [
+        found(argument)
+        if before in ("--config", "-config")
+        else f"--config={found(argument.partition('=')[2])}"
+        if argument.startswith(("--config=", "-config="))
+        else argument
+        for before, argument in zip(after, argv, strict=False)
+    ]
 
 
 @contextlib.contextmanager
@@ -110,31 +139,75 @@ def _one_line_errors() -> Iterator[None]:
             _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants: leave out the colon")
         if "InputError: " in text:
             _fail(text.rpartition("InputError: ")[2].strip().splitlines()[0])
+        if text.endswith("is not a dict."):
+            group = text.partition("--")[2].partition("=")[0]
+            _fail(f"--{group} is a group of options; give one of them: {_options_of(group.partition('.')[2])}")
         lines = text.strip().splitlines()
         _fail(lines[0] + (f" {lines[-1].strip()}" if len(lines) > 1 else ""))
     except (AttributeError, KeyError) as error:
-        cause = error.args[0]
-        text = cause.args[0] if isinstance(cause, KeyError) else cause
-        _fail("unknown option: " + " ".join(str(text).replace("'", "").split()))
+        _fail(_unknown_option(error))
     except OSError as error:
         _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
     except Exception as error:  # whatever a config file does
-        _fail(f"the config file fails: {type(error).__name__}: {error}")
+        _fail(f"the config file fails{_place(error)}: {type(error).__name__}: {error}")
 
 
-def _leave(message: str, status: int, stream: TextIO | None = None) -> NoReturn:
-    """Prints the message (to stderr) and ends the process at once.
+def _unknown_option(error: Exception) -> str:
+    """Return the message about an option that does not exist, on the command line or in a config file."""
+    options = flatten(get_config())
+    for argument in sys.argv[1:]:
+        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
+        if argument.startswith(("--config.", "-config.")) and name not in options:
+            return f"there is no option --config.{name}; {_nearest(name)}"
+    cause = error.args[0] if error.args else ""
+    text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
+    # ml_collections quotes the key first, and appends all of its neighbours' values.
+    name = text.split('"')[1] if text.count('"') > 1 else text.strip("'\"")
+    return f"the config file{_place(error)} sets {name}, which is not an option; {_nearest(name)}"
 
-    In an orderly exit threads of XLA and Orbax go on talking, or crash where a signal came in the middle of JAX.
+
+def _nearest(name: str) -> str:
+    """Return a hint for an option's name that does not exist: similar names, or else those of its group."""
+    options = list(flatten(get_config()))
+    last = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, options, 3, 0.75)
+    close += [
+        option
+        for option in options
+        if option.rpartition(".")[2] in difflib.get_close_matches(last, [option.rpartition(".")[2]], 1, 0.75)
+    ]
+    if close:
+        return "did you mean " + " or ".join(dict.fromkeys(close[:3])) + "?"
+    return f"choose one of {_options_of(name.rpartition('.')[0])}"
+
+
+def _options_of(group: str) -> str:
+    """Return the names of a group's options, or of all groups if there is no such group."""
+    names = [name for name in flatten(get_config()) if name.startswith(f"{group}.")]
+    return ", ".join(names or sorted({name.partition(".")[0] for name in flatten(get_config())}))
+
+
+def _place(error: BaseException) -> str:
+    """Return where in the config file an error arose, " FILE, line N", or "" if it did not arise there."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
+    ours = str(Path(__file__).parent)
+    named = [frame for frame in frames if not frame.filename.startswith(ours)]
+    return f" ({named[-1].filename}, line {named[-1].lineno})" if named else ""
+
+
+def _leave(message: str, status: int, error: bool = True) -> NoReturn:
+    """Print the message and end the process at once.
+
+    In an orderly exit, threads of XLA and Orbax continue to write, or crash if a signal came in the middle of JAX.
     """
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
-        print(printable(message), file=stream or sys.stderr, flush=True)
+        say(message, error=error)
     os._exit(status)
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"error: {printable(message)}", file=sys.stderr)
+    say(f"error: {message}", error=True)
     sys.exit(2)
 
 

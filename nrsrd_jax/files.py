@@ -1,9 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and never through a link that the user did not name."""
 
 import contextlib
+import csv
+import io
 import os
-from collections.abc import Iterator
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from .errors import InputError
 
@@ -21,11 +27,10 @@ def writable_folder(folder: str | Path, option: str) -> Path:
     folder = expanded(folder)
     if folder.is_file():
         raise InputError(f"{option} {folder} is a file; name a folder")
-    trial = folder / f".trial.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise InputError(f"{option}: cannot write in {folder}: {error.strerror}; name another folder") from error
     return folder
@@ -49,27 +54,119 @@ def readable(image: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, which then becomes `path`: a kill leaves the old file or the new one.
+def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
+    """Yield a new file beside `path` to write to, which then replaces `path`.
 
-    A symbolic link stays one, to the new file. InputError if it cannot be written, or is a device or folder.
+    After a kill or a power cut, `path` holds either the old content or all of the new one.
+
+    Args:
+        path: the file to write.
+        follow: whether `path` may be a symbolic link, whose target is then replaced. Only for a file that the user
+            named with an option: a link that lay in a folder could make us destroy any file of the user's.
+
+    Raises:
+        InputError: `path` is a symbolic link (without `follow`), a folder or a device, or cannot be written.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        raise InputError(f"cannot write {path}: it is no regular file; name another")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    path = path.resolve() if follow else _no_link(path)
+    if os.path.lexists(path) and not path.is_file():
+        raise InputError(f"cannot write {path}: it is not a regular file; name another")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         yield partial
+        _flush(partial)
         os.replace(partial, path)
+        with contextlib.suppress(OSError):  # Some network file systems cannot flush a folder.
+            _flush(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A text file in UTF-8, whole; what cannot be encoded is escaped. InputError if it cannot be written."""
-    with written_whole(path) as partial:
+def write_whole(path: Path, text: str, follow: bool = False) -> None:
+    """Write a text file in UTF-8 as `written_whole` does; characters that UTF-8 lacks are escaped."""
+    with written_whole(path, follow) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], follow: bool = False) -> None:
+    """Write rows with the same keys as a CSV file, with a header, as `write_whole` does.
+
+    A text that a spreadsheet would run as a formula (`=…`, `+…`, `-…`, `@…`) gets a `'` in front; numbers stay.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_cell(name) for name in rows[0]])
+    writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    write_whole(path, text.getvalue(), follow)
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
+def locked_open(path: Path) -> TextIO:
+    """Open a lock file for reading and writing without changing it; create it if it is missing.
+
+    Raises:
+        InputError: it is a symbolic link, has a second name (a hard link), or is not a regular file.
+        OSError: it cannot be opened.
+    """
+    return _open_own(path, os.O_RDWR, "r+")
+
+
+def append_open(path: Path) -> TextIO:
+    """Open a text file in UTF-8 for appending; create it if it is missing. Raises as `locked_open` does."""
+    return _open_own(path, os.O_WRONLY | os.O_APPEND, "a")
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return a regular file's bytes.
+
+    Raises:
+        InputError: it is not a regular file, or holds more than `limit` bytes.
+        OSError: it cannot be read.
+    """
+    # Opening a named pipe for reading waits for a writer, unless O_NONBLOCK is set.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(f"{path} is not a regular file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(f"{path} has more than {limit} bytes; that is not what belongs there")
+    return content
+
+
+def _no_link(path: Path) -> Path:
+    if path.is_symlink():
+        raise InputError(f"cannot write {path}: it is a symbolic link; remove it, or name its target yourself")
+    return path
+
+
+def _open_own(path: Path, flags: int, mode: str) -> TextIO:
+    _no_link(path)
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    file = open(os.open(path, flags, 0o666), mode, encoding="utf-8")  # noqa: SIM115
+    about = os.fstat(file.fileno())
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        file.close()
+        raise InputError(f"cannot write {path}: it is not a regular file with one name; remove it")
+    return file
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from .command import Parser, one_line
 from .data.images import LUMINANCE, read_rgb
-from .errors import InputError
+from .errors import InputError, say
 from .files import written_whole
 from .sheet import HEIGHT, WIDTH, brighten, sheet
 
@@ -203,14 +203,15 @@ def describe(images: list[np.ndarray]) -> str:
 def main() -> None:
     parser = Parser(__doc__, "python -m nrsrd_jax.lowlight")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
+    parser.add_argument("--output", type=Path, help="default: sheet.png")
     options = parser.parse_args()
-    if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"--output {options.output}: name a .png, .jpg or .webp file")
+    output = options.output or Path("sheet.png")
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--output {output}: name a .png, .jpg or .webp file")
     if len(options.images) > MAX_IMAGES:
         raise InputError(f"{len(options.images)} images; a sheet of more than {MAX_IMAGES} shows nothing: choose some")
-    if not os.access(options.output.absolute().parent, os.W_OK):
-        raise InputError(f"cannot write --output {options.output}: its folder is missing, or not yours to write in")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise InputError(f"cannot write --output {output}: its folder is missing, or not yours to write in")
     given = [np.asarray(read_rgb(path)) for path in options.images]  # each at its own size: resizing smooths noise
     for path, image in zip(options.images, given, strict=True):
         if min(image.shape[:2]) < 3:
@@ -222,13 +223,13 @@ def main() -> None:
         versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
     rows = []
     for name, images in versions.items():
-        print(f"{name:<10}{describe(images)}")
+        say(f"{name:<10}{describe(images)}")
         small = np.stack([np.asarray(Image.fromarray(image).resize((WIDTH, HEIGHT))) for image in images])
         rows += [(name, small), (f"{name},\nbrightened", brighten(small))]
     picture = sheet(rows)
-    with written_whole(options.output) as partial:
-        picture.save(partial, {".png": "PNG", ".webp": "WEBP"}.get(options.output.suffix.lower(), "JPEG"))
-    print(f"written to {options.output}")
+    with written_whole(output, follow=options.output is not None) as partial:
+        picture.save(partial, {".png": "PNG", ".webp": "WEBP"}.get(output.suffix.lower(), "JPEG"))
+    say(f"written to {output}")
 
 
 if __name__ == "__main__":

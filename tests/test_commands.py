@@ -50,7 +50,15 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
 
 
 @pytest.mark.parametrize(("script", "arguments", "message"), [
-    ("train.py", ["--config", "configs/night600.py:baseline", "--config.model.bakbone=vit_tiny"], "bakbone"),
+    (
+        "train.py",
+        ["--config", "configs/night600.py:baseline", "--config.model.bakbone=vit_tiny"],
+        "there is no option --config.model.bakbone; did you mean model.backbone?",
+    ),
+    ("train.py", ["--config.epochs=3"], "did you mean train.epochs?"),
+    ("train.py", ["--config.optim.learning_rate=3"], "choose one of optim.bias_factor, optim.final_factor, optim.lr"),
+    ("train.py", ["--config.nope=3"], "choose one of augment, aux, data"),
+    ("train.py", ["--config.train=3"], "--config.train is a group of options; give one of them: train.batch_size"),
     ("train.py", ["--config", "configs/nigth600.py"], "configs/nigth600.py"),
     ("train.py", ["--config", "configs/night600.py:nrsdr"], "there is no variant 'nrsdr'; choose one of baseline"),
     ("train.py", ["--config", "configs/night600.py", "--config.train.epochs=many"], "many"),
@@ -73,6 +81,22 @@ def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_key_in_a_config_file_is_named_with_its_line(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from nrsrd_jax import config\n\n\ndef get_config():\n    c = config.get_config()\n"
+        "    c.optim.learning = 3\n    return c\n"
+    )
+    done = run("train.py", "--config", tmp_path / "own.py", cwd=tmp_path, status=2)
+    assert f"({tmp_path}/own.py, line 6) sets learning, which is not an option; choose one of" in done.stderr
+    assert "momentum" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_config_of_this_project_is_found_from_any_folder(tmp_path):
+    done = run("train.py", "--config", "configs/demo.py:teacher", "--config.data.root=/nowhere", cwd=tmp_path, status=2)
+    assert "no folder /nowhere for data set bright" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["lowlight", "analysis", "ablation", "data.check"])

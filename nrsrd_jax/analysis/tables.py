@@ -3,8 +3,6 @@
 Blocks and heads count from 1, rows and columns of patches from 0; light is empty for the images as they are.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import printable
-from ..files import write_whole
+from ..files import write_csv
 from .maps import Maps, token_norm
 from .statements import Statement
 from .statistics import (
@@ -44,11 +42,7 @@ def write_all(study: Study, statements: Sequence[Statement], folder: Path) -> No
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
-    write_whole(path, text.getvalue())
+    write_csv(path, [{name: _rounded(value) for name, value in row.items()} for row in rows])
 
 
 def _rounded(value: Any) -> Any:

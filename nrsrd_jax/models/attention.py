@@ -5,12 +5,12 @@ B batch, M query tokens, N key tokens, H heads, K head width
 
 import dataclasses
 import functools
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import say
 from ..precision import at_least_float32, one_order
 
 
@@ -115,5 +115,5 @@ def fusion_works() -> bool:
     except Exception as error:  # whatever JAX's checks, cuDNN and XLA raise: training goes on without
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if reason:
-        print(f"note: cuDNN's attention is not used, so training is slower ({reason})", file=sys.stderr)
+        say(f"note: cuDNN's attention is not used, so training is slower ({reason})", error=True)
     return not reason
