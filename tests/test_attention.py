@@ -156,3 +156,18 @@ def test_fused_attention_is_used_where_it_works(library, monkeypatch, capsys):
         monkeypatch.setattr(attention, "fused_attend", refuse)
         assert not works()
         assert "The head dim must be even" in capsys.readouterr().err
+
+
+def test_no_two_blocks_make_the_same_call_of_fused_attention(library, monkeypatch):
+    """XLA fails on equal calls in a program that must be deterministic; the numbers must not differ for that."""
+    theirs, scales = jax.nn.dot_product_attention, []
+
+    def noted(*args, **options):
+        scales.append(options["scale"])
+        return theirs(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
+    model = create_model("vit_base", depth=12, fused=True)
+    jax.eval_shape(lambda key: initialise(model, key, (32, 16)), jax.random.key(0))
+    assert len(set(scales)) == len(scales) == 11
+    assert {np.float32(scale) for scale in scales} == {np.float32(0.125)}
