@@ -1,46 +1,54 @@
 """Imports a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
 
-  python convert/from_torch.py ckpt.pth [--output DIR] [--image_size 256,128] [--dry_run]
+  python convert/from_torch.py ckpt.pth [--output DIR] [--image_size 256,128] [--key KEY] [--ignore PATTERN] [--dry_run]
 
 Prints a row for each tensor and writes a checkpoint that eval.py, --config.init.checkpoint and
 --config.teacher.checkpoint take. Anything missing, unknown or of a wrong shape is an error, and nothing is written.
-Reads .pth (zip and legacy) and .safetensors; PyTorch is not needed, and nothing in the file is run.
+Reads .pth (zip and legacy) and .safetensors, also in shards (their index, or the folder), and the names of
+TransReID-SSL, PersonViT, DINO, timm and Hugging Face. PyTorch is not needed, and nothing in the file is run.
 """
 
 import argparse
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import foreign_names
 import numpy as np
 import torch_names
-from state_dict import Array, read
+from foreign_names import Array
+from state_dict import read
 from tensor_pickle import STORAGES
 
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.description import MAX_DEPTH, Description
-from nrsrd_jax.errors import InputError, printable
+from nrsrd_jax.errors import InputError, printable, say
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.reid import BACKBONES
 from nrsrd_jax.models.vit import PATCH, resize_position_embedding
 
-FLOATS = ("float32", "float16", "bfloat16")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+MAX_LISTED = 20  # faults in the error; all of them are in the report
 MAX_KEPT = 2**31  # bytes
 HALF = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass
 class Report:
-    """A row for each tensor: (name, shape, what became of it, how or why); and what is wrong."""
+    """A row for each tensor: (name, shape, what became of it, how or why); what is wrong; and what to know."""
 
+    origin: str = ""
     rows: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, name: str, value: Any, verdict: str, note: str) -> None:
         shape = "–" if value is None else "×".join(map(str, value.shape)) or "scalar"
@@ -50,14 +58,14 @@ class Report:
         self.add(name, value, "FAULT", note)
         self.faults.append(f"{printable(name, 100)}: {note}")
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
         names, shapes = (max((len(row[i]) for row in self.rows), default=0) for i in (0, 1))
         lines = [f"{name:<{names}}  {shape:>{shapes}}  {what:<8} {note}" for name, shape, what, note in self.rows]
         verdicts = [row[2] for row in self.rows]
         counts = [
             f"{verdicts.count(verdict)} {verdict}" for verdict in ("mapped", "resized", "new", "ignored", "FAULT")
         ]
-        return "\n".join([*lines, ", ".join(counts)])
+        return [*([f"weights found {self.origin}"] if self.origin else []), *lines, ", ".join(counts)]
 
 
 def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -74,7 +82,7 @@ def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], di
 
 
 def describe(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None) -> Description:
-    """The model that these tensors are of. InputError if it is none of ours."""
+    """Return the description of the model that these tensors make up. Raises InputError for an unknown model."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     cls_token, position = (shapes.get(f"base.{name}", ()) for name in ("cls_token", "pos_embed"))
     if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
@@ -117,7 +125,7 @@ def own_description(notes: str) -> Description | None:
 
 
 def guess_size(patches: int) -> tuple[int, int]:
-    """(height, width) in pixels of the images that a position embedding of so many patches is for."""
+    """Return (height, width) in pixels of the images that a position embedding of this many patches is for."""
     for ratio in (1, 2, 3):  # height over width of the grid: ImageNet's, LUPerson's, 384×128; no number fits two
         columns = math.isqrt(patches // ratio)
         if columns and columns * columns * ratio == patches:
@@ -129,20 +137,32 @@ def guess_size(patches: int) -> tuple[int, int]:
 
 
 def convert(
-    path: Path, image_size: tuple[int, int] | None = None, source_size: tuple[int, int] | None = None
+    path: Path,
+    image_size: tuple[int, int] | None = None,
+    source_size: tuple[int, int] | None = None,
+    key: str = "",
+    ignored: Sequence[str] = (),
 ) -> tuple[Description, dict, dict[str, np.ndarray], Report]:
-    """The model in a file, its variables, the tensors kept for to_torch.py, and the report.
+    """Return the model in a file, its variables, the tensors kept for to_torch.py, and the report.
 
-    Sizes are (height, width) in pixels: of the images that the model shall take (default: the file's own), and that the
-    file's position embedding is for (default: guessed). InputError for a file that cannot be read or holds no ViT; what
-    else is wrong is in the report.
+    Args:
+        path: a checkpoint, an index of shards, or a folder with either.
+        image_size: (height, width) in pixels of the images that the model will take; default: the file's own.
+        source_size: (height, width) that the file's position embedding is for; default: guessed.
+        key: which ViT to take, where the file holds several.
+        ignored: glob patterns of tensors without a rule that are left out.
+
+    Raises:
+        InputError: the file cannot be read, or holds no ViT. Anything else that is wrong is in the report.
     """
-    report, state = Report(), read(path)
+    state = read(path, key)
+    report = Report(state.origin)
     for name, reason in state.beside.items():
         report.add(name, None, "ignored", reason)
     for name, reason in state.faults.items():
         report.fault(name, None, reason)
     tensors, old = without_old_layouts(state.tensors)
+    old |= state.remarks
     source = describe(tensors, state.notes, source_size)
     target = dataclasses.replace(source, image_size=image_size or source.image_size)
     grids = [(height // PATCH, width // PATCH) for height, width in (source.image_size, target.image_size)]
@@ -151,19 +171,34 @@ def convert(
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     kept: dict[str, np.ndarray] = {}
     types: dict[str, str] = {}  # by variable, where not float32: to_torch.py gives them back
+    rounded = 0
+    unused = set(ignored)
     for name, tensor in tensors.items():
         if name not in table:
-            ignore(name, tensor, torch_names.ignored(name, source, jpm), kept, report)
+            rule = torch_names.ignored(name, source, jpm)
+            names = (name, state.sources.get(name, name)) if rule is None else ()
+            matching = [pattern for pattern in ignored if any(fnmatch.fnmatchcase(each, pattern) for each in names)]
+            unused.difference_update(matching)
+            ignore(name, tensor, (False, f"--ignore {matching[0]}") if matching else rule, kept, report)
             continue
-        slot, values = table[name], np.asarray(tensor)
-        if fault := misfit(values, slot.shape):
+        slot = table[name]
+        if fault := misfit(tensor, slot.shape):
             report.fault(name, tensor, fault)
             continue
+        values = np.asarray(tensor)
+        with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is a fault.
+            single = values.astype(np.float32, copy=False)
+        if not np.isfinite(single).all():
+            report.fault(name, tensor, "holds numbers that are not finite, or beyond float32")
+            continue
         steps = [slot.transform, *([old[name]] if name in old else [])]
-        if values.dtype != np.float32:
+        if values.dtype == np.float64:
+            steps.append("from float64, rounded to float32")
+            rounded += 1
+        elif values.dtype != np.float32:
             types["/".join(slot.path)] = str(values.dtype)
             steps.append(f"from {values.dtype}")
-        values = slot.from_torch(values.astype(np.float32, copy=False))
+        values = slot.from_torch(single)
         resize = name == "base.pos_embed" and grids[0] != grids[1]
         if resize:
             values = resize_position_embedding(values, *grids)
@@ -171,8 +206,12 @@ def convert(
             steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
         put(variables, slot.path, values)
         report.add(name, tensor, "resized" if resize else "mapped", ", ".join(steps))
-    if sum(array.nbytes for array in kept.values()) > MAX_KEPT:
-        raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
+    for pattern in sorted(unused):
+        report.fault(f"--ignore {pattern}", None, "matches no tensor without a rule")
+    if rounded:
+        report.warnings.append(f"{rounded} tensors in float64 were rounded to float32, and are exported as float32")
+    if foreign_names.POOLED in state.remarks.values():
+        report.warnings.append(f"the last norm is {foreign_names.POOLED}")
     fresh_neck = not source.classes and not any(name.startswith("bottleneck.") for name in tensors)
     for name, slot in table.items():
         if name in tensors:
@@ -183,7 +222,13 @@ def convert(
             report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
         else:
             report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
-    origin = {"file": path.name, "sha256": sha256(path), "jpm": jpm, "types": types, "described": bool(state.notes)}
+    origin = {
+        "file": path.name,
+        "sha256": sha256(*state.files or [path]),
+        "jpm": jpm,
+        "types": types,
+        "described": bool(state.notes),
+    }
     provenance = {"made_by": "convert/from_torch.py", "source": origin}
     return dataclasses.replace(target, provenance=provenance), variables, kept, report
 
@@ -193,23 +238,24 @@ def ignore(
 ) -> None:
     """Enters a tensor without a place in the model into the report, and into `kept` if its rule says so."""
     if rule is None:
-        report.fault(name, tensor, "unknown: no tensor of the model, and no rule lets it be ignored")
+        report.fault(name, tensor, "unknown: not a tensor of the model, and no rule for it; --ignore leaves it out")
     elif rule[0] and (tensor.dtype not in STORAGES.values() or 0 in tensor.shape):
         report.fault(name, tensor, f"an empty tensor, or of a type that PyTorch has not: {tensor.dtype}")
     else:
         report.add(name, tensor, "ignored", rule[1])
         if rule[0]:
+            total = sum(array.nbytes for array in kept.values()) + math.prod(tensor.shape) * tensor.dtype.itemsize
+            if total > MAX_KEPT:
+                raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
             kept[name] = np.asarray(tensor)
 
 
-def misfit(values: np.ndarray, shape: tuple[int, ...]) -> str:
-    """What is wrong with a tensor that shall have this shape; "" if nothing is."""
-    if values.shape != shape:
-        return f"has shape {values.shape}; the model has {shape}"
-    if str(values.dtype) not in FLOATS:
-        return f"is {values.dtype}; weights are {', '.join(FLOATS)}"
-    if not np.isfinite(values.astype(np.float32, copy=False)).all():
-        return "holds numbers that are not finite"
+def misfit(tensor: Array, shape: tuple[int, ...]) -> str:
+    """Return why a tensor cannot take the place of one of this shape, "" if it can. Its numbers are not read."""
+    if tensor.shape != shape:
+        return f"has shape {tensor.shape}; the model has {shape}"
+    if str(tensor.dtype) not in FLOATS:
+        return f"is {tensor.dtype}; weights are {', '.join(FLOATS)}"
     return ""
 
 
@@ -220,9 +266,14 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
     tree[last] = value
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: Path) -> str:
+    """Return the hash of a file, or of several, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def size(text: str) -> tuple[int, int]:
@@ -236,13 +287,13 @@ def size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("file", type=Path, help="the checkpoint")
+    parser.add_argument("file", type=Path, help="the checkpoint, the index of its shards, or the folder with either")
     parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
     parser.add_argument(
         "--image_size",
         type=size,
         metavar="H,W",
-        help="of the images that the model shall take, in "
+        help="of the images that the model will take, in "
         "pixels, multiples of 16: the position embedding is resized to them; default: as it is",
     )
     parser.add_argument(
@@ -251,31 +302,52 @@ def main() -> None:
         metavar="H,W",
         help="of the images that the file's position embedding is for, where the number of patches cannot tell",
     )
+    parser.add_argument(
+        "--key", default="", help="which ViT to take, where the file holds several: as the error lists them"
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out the tensors without a rule whose name, in the report or the file, fits; "
+        "for example 'criterion.*'; can be repeated",
+    )
     parser.add_argument("--dry_run", action="store_true", help="only report")
     options = parser.parse_args()
-    if not options.file.is_file():
+    if not options.file.is_file() and not options.file.is_dir():
         raise InputError(f"there is no file {options.file}")
-    stem = options.file.with_suffix("")
-    output = options.output or (stem if stem != options.file else stem.with_name(stem.name + "-jax"))
+    output = options.output or default_output(options.file)
     if not options.dry_run and os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     try:
-        description, variables, kept, report = convert(options.file, options.image_size, options.source_size)
+        description, variables, kept, report = convert(
+            options.file, options.image_size, options.source_size, options.key, options.ignore
+        )
     except InputError as error:
         raise InputError(f"{options.file}: {error}") from error
     if not options.dry_run and not report.faults:
         save_weights(output, description, variables, kept)
-    print(report)
+    say(*report.lines())
     if report.faults:
-        faults = "\n  ".join(report.faults)
-        raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written\n  {faults}")
-    print(summary(description))
+        listed = "; ".join(report.faults[:MAX_LISTED]) + "; and more, in the rows above" * (
+            len(report.faults) > MAX_LISTED
+        )
+        raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written: {listed}")
+    say(*report.warnings, *summary(description))
     if not options.dry_run:
-        print(f"written to {output}")
+        say(f"written to {output}")
 
 
-def summary(description: Description) -> str:
-    """What the model is, what had to be assumed of it, and what it can be used for."""
+def default_output(file: Path) -> Path:
+    """Return the path without its ending, or with "-jax" behind it if that is the path itself."""
+    whole = file.resolve() if file.is_dir() else file
+    stem = whole.with_name(whole.name.removesuffix(".index.json")).with_suffix("") if whole.name else whole
+    return stem if stem != whole else stem.with_name(f"{stem.name or 'weights'}-jax")
+
+
+def summary(description: Description) -> list[str]:
+    """Return lines on what the model is, what had to be assumed of it, and what it can be used for."""
     height, width = description.image_size
     lines = [f"{description.backbone} of {description.depth} blocks for images of {height}×{width}"]
     if not description.provenance["source"]["described"]:
@@ -286,7 +358,7 @@ def summary(description: Description) -> str:
         lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
     else:
         lines.append("it has no classifier, so it can initialise, but not be a teacher")
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

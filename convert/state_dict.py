@@ -1,71 +1,195 @@
-"""From a checkpoint file to the state dict in it, under the names of the official Re-ID model."""
+"""From a checkpoint file to the state dict in it, under the names of the official Re-ID model.
+
+The state dict is found by its structure: a dictionary with tensors, one of them named `….cls_token`.
+"""
 
 import dataclasses
-import re
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch_file
-from safetensors import SafetensorError, safe_open
-from tensor_pickle import Tensor
+import foreign_names
+import weights_file
+from foreign_names import Array
+from tensor_pickle import Inert
 
 from nrsrd_jax.errors import InputError, printable
 
-WRAPPERS = ("model", "state_dict", "teacher")  # in the order in which the official loader looks
-Array = Tensor | np.ndarray
+LISTS = (list, tuple)
+MAX_LEVELS = 8  # of dictionaries inside dictionaries
+MAX_STEPS = 32  # of a name, between dots, that are searched for the prefix of a model
+MAX_ROWS = 100  # of what lies beside the weights
 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """Tensors by official name; `beside` names what lay beside them, `faults` what should not be there."""
+    """Tensors by official name, and what is to be said about them."""
 
     tensors: dict[str, Array]
-    beside: dict[str, str]
-    faults: dict[str, str]
+    beside: dict[str, str]  # what lay beside them
+    faults: dict[str, str]  # what should not be there
     notes: str  # to_torch.py's description of the model, "" if it did not make the file
+    remarks: dict[str, str] = dataclasses.field(default_factory=dict)  # how a tensor came to its official name
+    origin: str = ""  # where in the file the tensors were found
+    files: tuple[Path, ...] = ()  # all that were read
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)  # the file's own names, by official name
 
 
-def read(path: Path) -> StateDict:
-    """The state dict of a .pth or .safetensors file. InputError if there is none."""
-    content, notes = _load(path)
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A ViT in a dictionary of the file: its names there begin with `prefix`."""
+
+    path: tuple[str, ...]
+    content: list[tuple[str, Any]]  # names without `module.` and the like, and values
+    prefix: str
+    layout: str  # "embeddings." for Hugging Face's names
+    alone: bool  # whether the dictionary holds no other ViT
+
+    @property
+    def key(self) -> str:
+        """Return what --key calls it."""
+        return "/".join([*self.path, *([] if self.alone else [self.prefix.rstrip(".") or "."])]) or "."
+
+    @property
+    def parent(self) -> str:
+        """Return the prefix of the Re-ID model around the backbone: "model." for "model.base."."""
+        return "".join(part + "." for part in self.prefix.split(".")[:-2])
+
+    @property
+    def words(self) -> set[str]:
+        return {*self.path, *self.prefix.split(".")}
+
+
+def read(path: Path, key: str = "") -> StateDict:
+    """Return the state dict of a file, of shards by their index, or of a folder with either.
+
+    Args:
+        path: the file or folder.
+        key: which ViT to take where there are several, by the name that the error about them gives it.
+
+    Raises:
+        InputError: there is no ViT, or there are several and `key` names none of them.
+    """
+    content, notes, files = weights_file.load(path)
+    dictionaries = _dictionaries(content)
+    if not dictionaries:
+        raise InputError("it holds no state dict: there is no dictionary with tensors in it")
+    found = [vit for place, dictionary in dictionaries for vit in _vits(place, dictionary)]
+    if not found:
+        raise InputError(_no_vit([dictionary for _, dictionary in dictionaries]))
+    vit = _choose(found, key)
+    tensors, beside, faults, sources = _official(vit, _rivals(vit, found))
+    tensors, joined = foreign_names.from_hugging_face(tensors) if vit.layout else (tensors, {})
+    tensors, pooled = foreign_names.with_final_norm(tensors)
+    where = [f"under {'/'.join(vit.path)}"] * bool(vit.path) + [f"behind the prefix {vit.prefix}"] * bool(vit.prefix)
+    origin = ", ".join(where + ["by Hugging Face's names"] * bool(vit.layout))
+    beside = _few(_siblings(content, vit.path) | beside)
+    return StateDict(tensors, beside, faults, notes, joined | pooled, origin, tuple(files), sources)
+
+
+def _dictionaries(content: Any) -> list[tuple[tuple[str, ...], dict]]:
+    """Return all dictionaries that hold tensors, and where they are, the outermost first."""
+    found: list[tuple[tuple[str, ...], dict]] = []
+    seen: set[int] = set()
+    queue: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
+    while queue:
+        path, value = queue.popleft()
+        if id(value) in seen:  # A pickle can put one container into many places, or into itself.
+            continue
+        seen.add(id(value))
+        items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ())
+        if isinstance(value, dict) and any(isinstance(item, Array) for _, item in items):
+            found.append((path, value))
+        if len(path) < MAX_LEVELS:
+            queue.extend(((*path, str(name)), item) for name, item in items if isinstance(item, (dict, *LISTS)))
+    return found
+
+
+def _vits(path: tuple[str, ...], dictionary: dict) -> list[Found]:
+    content = [(foreign_names.without_wrappers(name), value) for name, value in dictionary.items()]
+    ends = {name.removesuffix("cls_token") for name, value in content if isinstance(value, Array)
+            and (name == "cls_token" or name.endswith(".cls_token"))}  # fmt: skip
+    layouts = {end: foreign_names.layout(end, content) for end in sorted(ends)}
+    return [Found(path, content, end.removesuffix(layout), layout, len(ends) == 1) for end, layout in layouts.items()]
+
+
+def _choose(found: list[Found], key: str) -> Found:
+    if key:
+        chosen = [vit for vit in found if vit.key == key] or [vit for vit in found if vit.key.endswith(f"/{key}")]
+    else:
+        # A DINO or iBOT checkpoint holds both; the official loader takes the teacher.
+        teachers = [vit for vit in found if "teacher" in vit.words]
+        students = [vit for vit in found if "student" in vit.words]
+        chosen = teachers if len(found) == len(teachers) + len(students) and len(teachers) == 1 else found
+    if len(chosen) == 1:
+        return chosen[0]
+    counts = [len(_official(vit, _rivals(vit, found))[0]) for vit in found[:10]]
+    listed = ", ".join(
+        f"{printable(vit.key, 100)} ({count} tensors)" for vit, count in zip(found, counts, strict=False)
+    )
+    listed += ", …" * (len(found) > 10)
+    if key:
+        raise InputError(f"--key {printable(key, 100)} names no ViT in it; there are: {listed}")
+    raise InputError(f"it holds {len(found)} ViTs: {listed}; choose one with --key")
+
+
+def _rivals(vit: Found, found: list[Found]) -> list[Found]:
+    """Return the ViTs in the same dictionary."""
+    return [other for other in found if other.content is vit.content]
+
+
+def _siblings(content: Any, path: tuple[str, ...]) -> dict[str, str]:
+    """Return what lies beside each step of the path to the weights."""
     beside = {}
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            beside |= {
-                str(name): f"beside the weights, which are in {wrapper!r}" for name in content if name != wrapper
-            }
-            content = content[wrapper]
-    if not isinstance(content, dict) or not any(isinstance(value, Array) for value in content.values()):
-        raise InputError("it holds no state dict: no names with tensors, and none under " + ", ".join(WRAPPERS))
-    plain = [(re.sub(r"^(module\.)+", "", str(name)), value) for name, value in content.items()]
-    prefix = next((prefix for prefix in ("backbone.", "base.", "") if f"{prefix}cls_token" in dict(plain)), None)
-    if prefix is None:
-        some = ", ".join(printable(name, 100) for name, _ in plain[:4])
-        raise InputError(f"it holds no ViT: there is no cls_token; its names are {some}, …")
+    for step in path:
+        items = {str(name): item for name, item in content.items()} if isinstance(content, dict) else {
+            str(name): item for name, item in enumerate(content)}  # fmt: skip
+        beside |= {name: f"beside the weights, which are in '{printable(step, 100)}'" for name in items if name != step}
+        content = items[step]
+    return beside
+
+
+def _official(
+    vit: Found, rivals: list[Found]
+) -> tuple[dict[str, Array], dict[str, str], dict[str, str], dict[str, str]]:
+    """Return the tensors of a ViT and of the Re-ID model around it, what lies beside, faults, and the file's names."""
+    owners = {"": vit}
+    owners |= {other.parent: other for other in rivals if other.parent and not vit.prefix.startswith(other.parent)}
+    owners |= {vit.parent: vit} | {other.prefix: other for other in rivals}
     tensors: dict[str, Array] = {}
-    faults = {}
-    for name, value in plain:
-        official = "base." + name.removeprefix(prefix) if name.startswith(prefix) else name
-        if official in tensors:
+    beside, faults, sources, others = {}, {}, {}, dict.fromkeys((other.key for other in rivals if other is not vit), 0)
+    for name, value in vit.content:
+        steps = name.split(".", MAX_STEPS)[:-1]
+        prefixes = ("".join(step + "." for step in steps[:count]) for count in range(len(steps), -1, -1))
+        owner = owners[next(prefix for prefix in prefixes if prefix in owners)]
+        if owner is not vit:
+            others[owner.key] += 1
+            continue
+        inside, around = name.startswith(vit.prefix), name.startswith(vit.parent)
+        official = "base." + name[len(vit.prefix) :] if inside else name[len(vit.parent) * around :]
+        if not isinstance(value, Array):
+            beside[name] = f"not a tensor but {value.name if isinstance(value, Inert) else type(value).__name__}"
+        elif official in tensors:
             faults[official] = "stands there twice, under different prefixes"
         elif not official.isprintable():
             faults[official] = "a name that cannot be shown"
-        elif isinstance(value, Array):
-            tensors[official] = value
         else:
-            faults[official] = f"not a tensor but a {type(value).__name__}"
-    return StateDict(tensors, beside, faults, notes)
+            tensors[official], sources[official] = value, name
+    beside |= {key: f"another ViT, of {count} tensors" for key, count in others.items()}
+    return tensors, beside, faults, sources
 
 
-def _load(path: Path) -> tuple[Any, str]:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if not start.endswith(b"{") or start.startswith(b"PK"):  # safetensors: eight bytes of size, then JSON
-        return torch_file.load(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-            return content, (file.metadata() or {}).get(torch_file.NOTES, "")
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last: a type that numpy has not
-        raise InputError(f"the file is damaged, or of a type that is not read: {error}") from error
+def _few(beside: dict[str, str]) -> dict[str, str]:
+    """Return the first rows, and the number of the others."""
+    if len(beside) <= MAX_ROWS:
+        return beside
+    return dict(list(beside.items())[:MAX_ROWS]) | {"…": f"{len(beside) - MAX_ROWS} more beside the weights"}
+
+
+def _no_vit(dictionaries: list[dict]) -> str:
+    names = [str(name) for dictionary in dictionaries for name in dictionary]
+    some = ", ".join(printable(name, 100) for name in list(max(dictionaries, key=len))[:4])
+    what = foreign_names.other_model(names)
+    if what:
+        return f"it holds {what}; only a ViT with a class token is read, as of TransReID-SSL, PersonViT, DINO, timm"
+    return f"it holds no ViT: there is no cls_token; its names are {some}"

@@ -1,16 +1,18 @@
 """Pickles of tensors, run without PyTorch and without running anything that a file asks for.
 
 A pickle is a program. Here it runs on a machine of about thirty instructions that build containers, numbers, text and
-tensors, and nothing else; whatever else it asks for is refused by name. It cannot recurse, and what it may take of
-memory and time is bounded: so many instructions, so long a text, no tensor larger than its storage.
+tensors. Known plain data beside the weights (NumPy scalars, paths, devices, …) becomes an Inert placeholder: its type
+is a name in a table, never imported or called. Anything else is refused by name. The machine cannot recurse, and its
+memory and time are bounded: limits on instructions and text, and no tensor larger than its storage.
 Instructions: https://docs.python.org/3/library/pickletools.html, https://peps.python.org/pep-0307/.
 """
 
 import dataclasses
 import math
 import pickletools
+import sys
 from collections.abc import Callable
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
 import ml_dtypes
 import numpy as np
@@ -30,7 +32,10 @@ STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes some 50,000
-MAX_TEXT = 2**16  # bytes of one name
+MAX_TEXT = 2**24  # bytes of one text; a NumPy array beside the weights is one
+MAX_LINE = 2**12  # bytes of the name of a type
+MAX_KEY = 2**32  # larger integers can be made to collide in a dictionary
+WINDOW = 2**20  # bytes that a Cursor reads at a time
 MAX_ARGUMENTS = MAX_DIMENSIONS = 8
 
 
@@ -40,11 +45,14 @@ class Refused(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """`count` numbers somewhere in the file; `read` gives their bytes, and is Refused if they are damaged."""
+    """`count` numbers somewhere in the file.
+
+    `read(begin, end)` returns a range of their bytes, and raises Refused if they are damaged.
+    """
 
     dtype: np.dtype
     count: int
-    read: Callable[[], memoryview]
+    read: Callable[[int, int], bytes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +69,12 @@ class Tensor:
         return self.storage.dtype
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The numbers, read-only, straight from the file's pages; for np.asarray."""
-        flat = np.frombuffer(self.storage.read(), self.dtype)[self.offset :]
-        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        """Read the numbers from the file, for np.asarray. The array is read-only."""
+        size = self.dtype.itemsize
+        reach = sum((side - 1) * stride for side, stride in zip(self.shape, self.strides, strict=True))
+        end = self.offset if 0 in self.shape else self.offset + reach + 1
+        flat = np.frombuffer(self.storage.read(self.offset * size, end * size), self.dtype)
+        strides = [stride * size for stride in self.strides]
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         return np.array(view, dtype, copy=copy)
 
@@ -75,16 +86,37 @@ class Global:
     name: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inert:
+    """Stand in for a piece of plain data beside the weights. Its content is not kept."""
+
+    name: str
+
+
 class Namespace(dict):
-    """The attributes of an argparse.Namespace."""
+    """The attributes of an argparse.Namespace, or the content of another container of options."""
+
+
+class Slices(Protocol):
+    """Bytes that are read by slices: a memoryview, or a part of a file."""
+
+    def __getitem__(self, part: slice, /) -> Any: ...
 
 
 class Cursor:
     """A position in a file's bytes, as pickletools reads them."""
 
-    def __init__(self, data: memoryview, position: int = 0):
-        self._data = data
+    def __init__(self, data: Slices, position: int = 0, end: int = sys.maxsize):
+        self._data, self._end = data, end
         self.position = position
+        self._window, self._begin = b"", position
+
+    def _peek(self, size: int) -> bytes:
+        start = self.position - self._begin
+        if start + size > len(self._window):
+            end = min(self.position + max(size, WINDOW), self._end)
+            self._window, self._begin, start = bytes(self._data[self.position : end]), self.position, 0
+        return self._window[start : start + size]
 
     def tell(self) -> int:
         return self.position
@@ -92,22 +124,30 @@ class Cursor:
     def read(self, size: int) -> bytes:
         if size > MAX_TEXT:
             raise Refused(f"its pickle has a text of {size} bytes")
-        piece = bytes(self._data[self.position : self.position + size])
+        piece = self._peek(size)
         self.position += len(piece)
         return piece
 
     def readline(self) -> bytes:
-        piece = bytes(self._data[self.position : self.position + MAX_TEXT])
+        piece = self._peek(MAX_LINE)
         line = piece[: piece.find(b"\n") + 1]
         self.position += len(line)
         return line
 
 
 def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
-    """What the pickle at the cursor builds; the cursor ends behind it. `storage` makes a Storage of a persistent id.
+    """Return what the pickle at the cursor builds; the cursor ends behind it.
 
-    Containers come as plain dicts, lists and tuples, an argparse.Namespace as the dict of its attributes. Refused, or
-    another ValueError, LookupError or TypeError, for what is damaged or no plain data.
+    Containers become plain dicts, lists and tuples, an argparse.Namespace the dict of its attributes, other known
+    plain data Inert. Keys that are not text or small integers become text.
+
+    Args:
+        cursor: where the pickle begins.
+        storage: makes a Storage of a persistent id; without it the pickle may not refer to storages.
+
+    Raises:
+        Refused: the pickle is damaged, or asks for something else than plain data. Damage can also raise another
+            ValueError, a LookupError or a TypeError.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -127,15 +167,26 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
         return items
 
     def top(kind: type) -> Any:
-        if not stack or not isinstance(stack[-1], kind):
+        if not stack or not isinstance(stack[-1], (kind, Inert)):
             raise Refused(f"its pickle adds to something that is no {kind.__name__}")
         return stack[-1]
+
+    def add(items: list[Any]) -> None:
+        target = top(list)
+        if not isinstance(target, Inert):
+            target.extend(items)
+
+    def fill(items: list[Any]) -> None:
+        target = top(dict)
+        keys = [_key(key, len(target) + i) for i, key in enumerate(items[::2])] if isinstance(target, dict) else []
+        if keys:
+            target.update(zip(keys, items[1::2], strict=True))
 
     def named(module: Any, attribute: Any) -> Global:
         if type(module) is not str or type(attribute) is not str:
             raise Refused("its pickle asks for something without a name")
         name = f"{module}.{attribute}"
-        if name not in _CALLS and name not in _STORAGE_NAMES:
+        if name not in _CALLS and name not in _INERT and name not in _NAMES:
             raise Refused(
                 f"it asks for {printable(name, 100)!r}, no part of a tensor or of plain data; nothing was run. If you "
                 "trust the file, save its state dict alone with PyTorch: torch.save(model.state_dict(), file)"
@@ -167,17 +218,18 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
             case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
                 stack.append(tuple([pop() for _ in range(int(name[-1]))][::-1]))
             case "APPEND":
-                items = [pop()]
-                top(list).extend(items)
-            case "APPENDS":
-                items = above_mark()
-                top(list).extend(items)
+                add([pop()])
+            case "APPENDS" | "ADDITEMS":
+                add(above_mark())
             case "SETITEM":
-                items = [pop(), pop()][::-1]
-                _fill(top(dict), items)
+                fill([pop(), pop()][::-1])
             case "SETITEMS":
-                items = above_mark()
-                _fill(top(dict), items)
+                fill(above_mark())
+            case "EMPTY_SET":
+                stack.append(Inert("set"))
+            case "FROZENSET":
+                above_mark()
+                stack.append(Inert("frozenset"))
             case "GLOBAL":
                 stack.append(named(*str(argument).split(" ", 1)))
             case "STACK_GLOBAL":
@@ -185,13 +237,16 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 stack.append(named(module, name))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = pop(), pop()
-                if not isinstance(function, Global) or function.name not in _CALLS or not isinstance(arguments, tuple):
+                name = function.name if isinstance(function, Global) else ""
+                if (name not in _CALLS and name not in _INERT) or not isinstance(arguments, tuple):
                     raise Refused("its pickle calls what is no function")
-                if len(arguments) > MAX_ARGUMENTS:
-                    raise Refused(f"its pickle calls {function.name} with {len(arguments)} arguments")
-                stack.append(_CALLS[function.name](*arguments))
+                if (name in _CALLS and len(arguments) > MAX_ARGUMENTS) or len(arguments) < _INERT.get(name, 0):
+                    raise Refused(f"its pickle calls {name} with {len(arguments)} arguments")
+                stack.append(_CALLS[name](*arguments) if name in _CALLS else Inert(name))
             case "BUILD":
                 state, target = pop(), top(dict)
+                if isinstance(target, Inert):
+                    continue
                 if not isinstance(state, dict):
                     raise Refused("its pickle has an object whose state is no dictionary")
                 work += len(state)
@@ -208,11 +263,16 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
     raise Refused("its pickle has no end")
 
 
-def _fill(target: dict, items: list[Any]) -> None:
-    keys, values = items[::2], items[1::2]
-    if any(type(key) not in (str, int) for key in keys):  # a deeply nested tuple would overflow the stack
-        raise Refused("its pickle has a dictionary key that is neither text nor a number")
-    target.update(zip(keys, values, strict=True))
+def _key(key: Any, position: int) -> str | int:
+    """Return a dictionary key as text, whose hashes nobody can foresee, or as an integer too small to collide."""
+    if type(key) is str or (type(key) is int and 0 <= key < MAX_KEY):
+        return key
+    if key is None or type(key) in (int, float, bool):
+        return str(key)
+    if isinstance(key, Inert):
+        return f"{key.name} {position}"
+    # A deeply nested tuple would overflow the stack when it is hashed.
+    raise Refused("its pickle has a dictionary key that is neither text nor a number")
 
 
 def _natural(value: Any) -> int:
@@ -235,6 +295,10 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
 
 
 def _ordered_dict() -> dict:  # no arguments: their keys would be neither checked nor counted
+    return {}
+
+
+def _default_dict(_factory: Any = None) -> dict:
     return {}
 
 
@@ -261,7 +325,7 @@ def storage_identifier(identifier: Any, length: int) -> tuple[np.dtype, str, int
 
 _VALUES = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -273,10 +337,50 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 }
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered_dict,
-    "argparse.Namespace": _namespace,
+    "collections.defaultdict": _default_dict,
+    **dict.fromkeys(
+        (
+            *("argparse.Namespace", "types.SimpleNamespace", "yacs.config.CfgNode", "easydict.EasyDict"),
+            *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"),
+            *("lightning.pytorch.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict"),
+        ),
+        _namespace,
+    ),
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.Size": _size,
 }
-_STORAGE_NAMES = {f"torch.{name}" for name in STORAGES}
+# Python 2's name and NumPy 1's, which pickles still use, beside those of today.
+_BUILTINS, _NUMPY = ("builtins", "__builtin__"), ("numpy.core", "numpy._core")
+_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+# Types of plain data beside the weights: what is called with at least so many arguments becomes Inert.
+_INERT: dict[str, int] = {
+    **{f"{module}.multiarray.scalar": 2 for module in _NUMPY},
+    **{f"{module}.multiarray._reconstruct": 3 for module in _NUMPY},
+    **{f"{module}.numeric._frombuffer": 4 for module in _NUMPY},
+    "numpy.dtype": 1,
+    **{f"{module}.{name}": 0 for module in ("pathlib", "pathlib._local") for name in _PATHS},
+    "torch.device": 1,
+    "torch.torch_version.TorchVersion": 1,
+    "torch.serialization._get_layout": 1,
+    "_codecs.encode": 1,
+    **{f"{module}.{name}": 0 for module in _BUILTINS for name in ("set", "frozenset", "bytes", "bytearray")},
+    **{f"{module}.{name}": 1 for module in _BUILTINS for name in ("complex", "slice", "range", "xrange")},
+    **{f"collections.{name}": 0 for name in ("Counter", "deque")},
+    **{f"datetime.{name}": 1 for name in ("datetime", "date", "time", "timedelta", "timezone")},
+    "decimal.Decimal": 1,
+    "uuid.UUID": 0,
+}
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_FLOATS = ["float16", "float32", "float64", "complex64", "complex128"]
+_TORCH_TYPES = ["bool", "bfloat16", "complex32", "qint8", "quint8", "qint32", "float8_e4m3fn", "float8_e5m2"]
+_NUMPY_TYPES = ["ndarray", "bool", "bool_", "str_", "bytes_", "object_", "float128", "longdouble"]
+# Names that may stand in a pickle and that nothing may call.
+_NAMES = {
+    *(f"torch.{name}" for name in STORAGES),
+    *(f"torch.{name}" for name in (*_INTEGERS, *_FLOATS, *_TORCH_TYPES)),
+    *(f"numpy.{name}" for name in (*_INTEGERS, *_FLOATS, *_NUMPY_TYPES)),
+    *(f"{module}.{name}" for module in _BUILTINS for name in ("list", "dict", "tuple", "int", "float", "str", "bool")),
+}

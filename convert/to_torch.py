@@ -9,6 +9,7 @@ auxiliary domain's classifier `classifier_aux.weight`: leave them out for a mode
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch_names
 from nrsrd_jax.checkpoint import find_checkpoint, load, load_kept
 from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.description import Description
-from nrsrd_jax.errors import InputError
+from nrsrd_jax.errors import InputError, say
 from nrsrd_jax.files import expanded, written_whole
 from nrsrd_jax.sharding import make_mesh
 
@@ -36,7 +37,7 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     source = description.provenance.get("source") or {}
     jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
     if not set(types.values()) <= {"float16", "bfloat16"}:
-        raise InputError(f"{path} is damaged: it tells of tensors of unknown types")
+        raise InputError(f"{path} is damaged: it names tensors of unknown types")
     tensors = {}
     for name, slot in torch_names.slots(description, jpm).items():
         values = variables
@@ -71,17 +72,17 @@ def main() -> None:
     directory = expanded(options.directory).absolute()
     name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
     output = options.output or directory.parent / name
-    if output.exists():
+    if os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)
     notes = json.dumps(dataclasses.asdict(description))
-    with written_whole(output) as partial:
+    with written_whole(output, follow=options.output is not None) as partial:
         if options.format == "safetensors":
             contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
             partial.write_bytes(safetensors.numpy.save(contiguous, {torch_file.NOTES: notes}))
         else:
             torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)
-    print(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")
+    say(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")
 
 
 if __name__ == "__main__":

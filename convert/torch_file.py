@@ -1,44 +1,81 @@
 """PyTorch's .pth files, read and written without PyTorch, and without running anything that a file asks for.
 
 A .pth is a pickle beside raw storages: in a zip archive (torch >= 1.6), or one after the other (the legacy format).
-Tensors stay on disk until `np.asarray` reads them. Formats: https://docs.pytorch.org/docs/stable/notes/serialization.html.
+Tensors stay on disk until `np.asarray` reads them. The file is read, not mapped: a mapped file that another program
+shortens would kill the process. Formats:
+https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 import math
-import mmap
+import os
 import pickle
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from tensor_pickle import STORAGES, Cursor, Refused, Storage, run, storage_identifier
+from tensor_pickle import MAX_TEXT, STORAGES, Cursor, Refused, Storage, run, storage_identifier
+
+from nrsrd_jax.errors import printable
 
 NOTES = "nrsrd_jax.json"  # a record of ours that PyTorch passes over: the model's description
 NEITHER = "this is not a PyTorch checkpoint: it begins like neither the zip nor the legacy format"
+CHANGED = "the file changed while it was read; wait until it is complete"
 DAMAGE = (  # what zipfile, struct and pickletools raise on nonsense, beside InputError's own ValueError
     *(ValueError, TypeError, LookupError, OverflowError),
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError),
 )
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+PIECE = 2**22  # bytes read at a time for a checksum
+
+
+class Pages:
+    """The bytes of a file, read by slices. Raises Refused if the file has changed since the first look."""
+
+    def __init__(self, path: str | Path):
+        self._path = path
+        with open(path, "rb") as file:
+            self._version = _version(file)
+
+    def __len__(self) -> int:
+        return self._version[0]
+
+    def __getitem__(self, part: slice) -> bytes:
+        begin, end, _ = part.indices(len(self))
+        with open(self._path, "rb") as file:
+            if _version(file) != self._version:
+                raise Refused(CHANGED)
+            file.seek(begin)
+            piece = file.read(max(end - begin, 0))
+        if len(piece) < end - begin:
+            raise Refused(CHANGED)
+        return piece
+
+
+def _version(file: IO[bytes]) -> tuple[int, ...]:
+    """Return the size of an open file, and what changes when it is written or replaced."""
+    about = os.fstat(file.fileno())
+    return about.st_size, about.st_mtime_ns, about.st_dev, about.st_ino
 
 
 def load(path: str | Path) -> tuple[Any, str]:
-    """What `torch.save` put into the file, with a Tensor for each tensor, and our notes ("" if there are none).
+    """Return what `torch.save` put into the file, and our notes ("" without them).
 
-    Containers come back as plain dicts, lists and tuples, an argparse.Namespace as the dict of its attributes.
-    Refused, an InputError, for anything that is damaged or is more than plain data.
+    A tensor becomes a Tensor. Containers become plain dicts, lists and tuples, an argparse.Namespace the dict of its
+    attributes, other known plain data a placeholder.
+
+    Raises:
+        Refused: the file is damaged, or holds more than plain data. It is an InputError.
     """
     try:
-        with open(path, "rb") as file:
-            pages = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except ValueError as error:
-        raise Refused("the file is empty") from error
+        pages = Pages(path)
+        start = pages[:64]
     except OSError as error:
         raise Refused(f"cannot be read: {error.strerror}") from error
-    start = bytes(pages[:64])
+    if not start:
+        raise Refused("the file is empty")
     try:
         if start.startswith(b"PK\x03\x04"):
             return _load_zip(path, pages)
@@ -55,69 +92,81 @@ def load(path: str | Path) -> tuple[Any, str]:
     raise Refused(NEITHER)
 
 
-def _load_zip(path: str | Path, pages: memoryview) -> tuple[Any, str]:
+def _load_zip(path: str | Path, pages: Pages) -> tuple[Any, str]:
     with zipfile.ZipFile(path) as archive:
         records = _records(archive.infolist(), pages)
     roots = [name.removesuffix("data.pkl") for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise Refused(f"the archive has {len(roots)} records */data.pkl; a checkpoint has one")
     root = roots[0]
-    if root + "byteorder" in records and bytes(records[root + "byteorder"][0]) != b"little":
-        raise Refused("its numbers are not little-endian")
-
     intact: set[str] = set()
 
-    def checked(name: str) -> memoryview:
-        data, checksum = records[name]
-        if name not in intact and zlib.crc32(data) != checksum:
-            raise Refused(f"the bytes of {name!r} do not match their checksum: the file is damaged")
-        intact.add(name)
-        return data
+    def checked(name: str, begin: int, end: int) -> bytes:
+        first, last, checksum = records[name]
+        if name not in intact:
+            found = 0
+            for piece in range(first, last, PIECE):
+                found = zlib.crc32(pages[piece : min(piece + PIECE, last)], found)
+            if found != checksum:
+                raise Refused(f"the bytes of {shown(name)} do not match their checksum: the file is damaged")
+            intact.add(name)
+        return pages[first + begin : min(first + end, last)]
+
+    if root + "byteorder" in records and checked(root + "byteorder", 0, 9) != b"little":
+        raise Refused("its numbers are not little-endian")
 
     def storage(identifier: Any) -> Storage:
         dtype, key, count = storage_identifier(identifier, 5)
         name = f"{root}data/{key}"
         if name not in records:
-            raise Refused(f"storage {key!r} is not in the archive")
-        size = len(records[name][0])
+            raise Refused(f"storage {shown(key)} is not in the archive")
+        size = records[name][1] - records[name][0]
         if size != count * dtype.itemsize:
-            raise Refused(f"storage {key!r} has {size} bytes; {count} × {dtype} take {count * dtype.itemsize}")
-        return Storage(dtype, count, lambda: checked(name))
+            raise Refused(f"storage {shown(key)} has {size} bytes; {count} × {dtype} take {count * dtype.itemsize}")
+        return Storage(dtype, count, lambda begin, end: checked(name, begin, end))
 
-    content = run(Cursor(checked(root + "data.pkl")), storage)
-    return content, bytes(checked(root + NOTES)).decode() if root + NOTES in records else ""
+    checked(root + "data.pkl", 0, 0)
+    content = run(Cursor(pages, *records[root + "data.pkl"][:2]), storage)
+    return content, checked(root + NOTES, 0, MAX_TEXT).decode() if root + NOTES in records else ""
 
 
-def _records(entries: list[zipfile.ZipInfo], pages: memoryview) -> dict[str, tuple[memoryview, int]]:
-    """{name: (bytes, checksum)} of an archive that hides nothing: stored plainly, side by side, inside the file."""
+def shown(name: str) -> str:
+    return f"'{printable(name, 100)}'"
+
+
+def _records(entries: list[zipfile.ZipInfo], pages: Pages) -> dict[str, tuple[int, int, int]]:
+    """Return {name: (begin, end, checksum)} of an archive that hides nothing.
+
+    Its records are stored plainly, side by side, inside the file.
+    """
     records, end = {}, 0
     for entry in sorted(entries, key=lambda e: e.header_offset):
         name, begin = entry.filename, entry.header_offset
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
-            raise Refused(f"record {name!r} is compressed or encrypted; torch.save stores plainly")
+            raise Refused(f"record {shown(name)} is compressed or encrypted; torch.save stores plainly")
         if name in records:
-            raise Refused(f"the archive has two records {name!r}")
+            raise Refused(f"the archive has two records {shown(name)}")
         signature, name_length, extra_length = struct.unpack("<4s22xHH", pages[begin : begin + 30])
         data = begin + 30 + name_length + extra_length
         if signature != b"PK\x03\x04" or begin < end or data + entry.file_size > len(pages):
-            raise Refused(f"record {name!r} overlaps another, or lies outside the file")
+            raise Refused(f"record {shown(name)} overlaps another, or lies outside the file")
         end = data + entry.file_size
-        records[name] = pages[data:end], entry.CRC
+        records[name] = data, end, entry.CRC
     return records
 
 
-def _load_legacy(pages: memoryview) -> Any:
+def _load_legacy(pages: Pages) -> Any:
     file = Cursor(pages)
     declared: dict[str, tuple[np.dtype, int]] = {}
-    found: dict[str, memoryview] = {}
+    found: dict[str, int] = {}
 
     def storage(identifier: Any) -> Storage:
         dtype, key, count = storage_identifier(identifier, 6)
         if identifier[5] is not None:
-            raise Refused(f"storage {key!r} is a view of another; save the file again with a newer PyTorch")
+            raise Refused(f"storage {shown(key)} is a view of another; save the file again with a newer PyTorch")
         if declared.setdefault(key, (dtype, count)) != (dtype, count):
-            raise Refused(f"storage {key!r} is declared twice, and differently")
-        return Storage(dtype, count, lambda: found[key])
+            raise Refused(f"storage {shown(key)} is declared twice, and differently")
+        return Storage(dtype, count, lambda begin, end: pages[found[key] + begin : found[key] + end])
 
     if run(file) != LEGACY_MAGIC or run(file) != 1001:
         raise Refused(NEITHER)
@@ -132,8 +181,8 @@ def _load_legacy(pages: memoryview) -> Any:
         dtype, count = declared[key]
         begin, size = position + 8, count * dtype.itemsize
         if struct.unpack("<q", pages[position:begin])[0] != count or begin + size > len(pages):
-            raise Refused(f"storage {key!r} is cut off, or not of the size that its tensors expect")
-        found[key] = pages[begin : begin + size]
+            raise Refused(f"storage {shown(key)} is cut off, or not of the size that its tensors expect")
+        found[key] = begin
         position = begin + size
     return content
 

@@ -23,6 +23,11 @@ IGNORED = (
     (r"b2\..*", True, "JPM's branch of local features"),
     (r"(bottleneck|classifier)_[1-4]\..*", True, "neck or classifier of one of JPM's local features"),
     (r"(base\.)?(head|dist|pre_logits).*", False, "head of the pretraining, as the official loader ignores it"),
+    (r"base\.(mask_token|masked_embed)", False, "stands for masked patches in pretraining"),
+    (r"base\.decoder(_\w+)?(\..*)?", False, "decoder of the pretraining"),
+    (r"base\.fc_norm\..*", False, "norm of a head over averaged patches"),
+    (r"base\.pooler\..*", False, "Hugging Face's pooler, behind the features"),
+    (r"(.*\.)?(n_averaged|num_updates|decay|initted)", False, "counter or rate of the averaging that made the weights"),
 )
 JPM_STALE = "JPM never runs it: b1, which it does run, is taken instead"
 

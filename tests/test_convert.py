@@ -1,5 +1,6 @@
 """Weights come in and go out whole: nothing lost, nothing swallowed, every form that people arrive with."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 import state_dict
 import to_torch
 import torch_file
@@ -160,7 +162,7 @@ def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
     del broken["base.blocks.2.mlp.fc1.bias"]
     broken["base.blocks.0.norm1.weight"] = np.ones(191, np.float32)
     broken["base.blocks.1.norm1.bias"] = np.full(192, np.nan, np.float32)
-    broken["base.norm.bias"] = np.zeros(192)
+    broken["base.norm.bias"] = np.zeros(192, np.int64)
     broken["base.blocks.1.attn.relative_position"] = np.ones(3, np.float32)
     broken["fcneck.weight"] = np.ones((4, 192), np.float32)
     broken["module.base.norm.weight"] = broken["base.norm.weight"]
@@ -169,7 +171,7 @@ def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
     for fault in (
         "error: ", ": 7 faults, nothing was written",
         "base.blocks.2.mlp.fc1.bias: missing; the model has it with shape (768,)",
-        "base.blocks.0.norm1.weight: has shape (191,); the model has (192,)", "base.norm.bias: is float64",
+        "base.blocks.0.norm1.weight: has shape (191,); the model has (192,)", "base.norm.bias: is int64",
         "base.blocks.1.norm1.bias: holds numbers that are not finite", "fcneck.weight: unknown",
         "base.blocks.1.attn.relative_position: unknown", "base.norm.weight: stands there twice",
     ):  # fmt: skip
@@ -328,12 +330,40 @@ def test_tensors_of_any_shape_are_converted_or_named(tmp_path, monkeypatch, data
             )
             tensors[new] = np.zeros(shape, kind)
     (tmp_path / "in.pth").write_bytes(b"")
-    monkeypatch.setattr(from_torch, "read", lambda path: state_dict.StateDict(tensors, {}, {}, ""))
+    monkeypatch.setattr(from_torch, "read", lambda path, key: state_dict.StateDict(tensors, {}, {}, ""))
     try:
         report = from_torch.convert(tmp_path / "in.pth")[-1]
     except InputError:
         return
-    assert "\x1b" not in str(report)
+    assert "\x1b" not in "".join(report.lines())
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_safetensors_and_indexes_are_read_or_refused_cleanly(tmp_path, whole, data):
+    small = {name: value for name, value in whole.items() if value.size < 1000}
+    safetensors.numpy.save_file(small, tmp_path / "a-00001-of-00002.safetensors")
+    index = json.dumps({"weight_map": dict.fromkeys(small, "a-00001-of-00002.safetensors")}).encode()
+    for path in (tmp_path / "a-00001-of-00002.safetensors", tmp_path / "a.safetensors.index.json"):
+        content = bytearray(index if path.suffix == ".json" else path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            content[data.draw(st.integers(0, min(len(content), 3000) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, 9, 1, 0]))])
+    with contextlib.suppress(InputError):
+        from_torch.convert(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ('{"weight_map": {"a": "../../etc/passwd"}}', "outside its own folder"),
+    ('{"weight_map": {"a": "/dev/zero", "b": "x\\u0000y"}}', "outside its own folder"),
+    ('{"weight_map": {"a": 3}}', "not an index"), ('{"weight_map": []}', "not an index"),
+    ('{"architectures": ["ViTModel"]}', "not an index"), ('{"a":' * 100_000, "not an index"),
+])  # fmt: skip
+def test_an_index_that_is_none_is_said_in_one_line(tmp_path, text, message):
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        from_torch.convert(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_dry_run_reports_and_writes_nothing(tmp_path):
@@ -347,8 +377,8 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize(("script", "arguments", "message"), [
     ("from_torch.py", ["nowhere.pth"], "error: there is no file nowhere.pth"),
-    ("from_torch.py", ["."], "error: there is no file ."),
-    ("from_torch.py", [GOLDEN / "plain_zip.pth"], "it holds no state dict"),
+    ("from_torch.py", ["."], "error: .: this is a folder with 0 files of weights"),
+    ("from_torch.py", [GOLDEN / "plain_zip.pth"], "it holds no ViT: there is no cls_token"),
     ("from_torch.py", [GOLDEN / "README.md", "--output", "x"], "README.md: this is not a PyTorch checkpoint"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "argument --image_size"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),

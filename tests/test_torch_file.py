@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import pickle
 import re
 import struct
@@ -172,6 +173,50 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
         torch_file.load(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, name):
+    """A mapped file would end the process with a bus error."""
+    path = tmp_path / "a.pth"
+    path.write_bytes((GOLDEN / f"{name}.pth").read_bytes())
+    content = torch_file.load(path)[0]
+    with path.open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(Refused, match="the file changed while it was read"):
+        plain(content)
+
+
+def test_plain_data_beside_the_weights_is_neither_imported_nor_kept(tmp_path):
+    """Each is a placeholder that names its type."""
+    for value, name in (
+        (np.float64(2), "numpy._core.multiarray.scalar"), (np.arange(3), "numpy._core.multiarray._reconstruct"),
+        (np.dtype("f4"), "numpy.dtype"), (pathlib.PurePosixPath("/a/b"), "pathlib.PurePosixPath"), ({1, 2}, "set"),
+    ):  # fmt: skip
+        found = torch_file.load(archive(tmp_path / "a.pth", pickle.dumps(value, 2)))[0]
+        assert isinstance(found, tensor_pickle.Inert)
+        assert found.name.endswith(name)
+    options = torch_file.load(
+        archive(tmp_path / "a.pth", b"\x80\x02cyacs.config\nCfgNode\n)\x81X\x01\x00\x00\x00aK\x01s.")
+    )
+    assert options[0] == {"a": 1}
+    assert "yacs" not in sys.modules
+
+
+@pytest.mark.parametrize("asked", [
+    b"cnumpy\nndarray\n)R.", b"ctorch\nfloat32\n)R.", b"c__builtin__\nlist\n)R.", b"ctorch\ndevice\n)R.",
+    b"cnumpy.core.multiarray\n_reconstruct\nNR.", b"c__builtin__\ngetattr\n.", b"cpathlib\nos\n.",
+    b"cdatetime\nsys\n.", b"c_codecs\nlookup\n.",
+])  # fmt: skip
+def test_a_placeholder_opens_no_door(tmp_path, asked):
+    assert refusal(archive(tmp_path / "a.pth", b"\x80\x04" + asked))
+
+
+def test_keys_are_text_or_small_integers(tmp_path):
+    content = {2**32 - 1: 0, 2**32: 1, -1: 2, 0.5: 3, None: 4, "a": 5, np.int64(7): 6}
+    found = torch_file.load(archive(tmp_path / "a.pth", pickle.dumps(content, 2)))[0]
+    assert list(found)[:6] == [2**32 - 1, str(2**32), "-1", "0.5", "None", "a"]
+    assert list(found.values()) == list(content.values())
+
+
 def refusal(path):
     """Why a file is refused, "" if it is not."""
     try:
@@ -184,6 +229,10 @@ def refusal(path):
 BOMBS = {
     "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",  # a C unpickler would make room for two billion entries
     "nested tuple as a key": b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",
+    "keys that collide": b"\x80\x02}("
+    + b"".join(pickle.dumps((2**61 - 1) * i, 2)[2:-1] + b"N" for i in range(1, 10**5)) + b"u.",
+    "long arguments, many times": b"\x80\x02](" + b"N" * 10**5 + b"tq\x00("
+    + b"cpathlib\nPosixPath\nh\x00R" * 10**5 + b"t.",
     "nested": b"\x80\x02" + b"(" * 900_000 + b"t" * 900_000 + b".",
     "text": b"\x80\x02\x8d" + struct.pack("<Q", 2**62) + b"a.",
     "many": b"\x80\x02](" + b"}" * 4 * 10**6 + b"e.",

@@ -1,0 +1,112 @@
+"""From the path that a user gives to the content of the file or files there.
+
+Reads .pth (zip and legacy), .safetensors, and either in shards: an index, or the folder with an index.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch_file
+from safetensors import SafetensorError, deserialize
+
+from nrsrd_jax.errors import InputError, printable
+from nrsrd_jax.files import read_bounded
+
+INDEX = ".index.json"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+SHARD = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.safetensors|\.bin)")  # Hugging Face's names
+MAX_BYTES = 2**32  # of safetensors, which are read as a whole; a ViT-B in float64 takes 0.7 GB
+MAX_INDEX = 2**24  # bytes
+TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": ml_dtypes.bfloat16,
+    "BOOL": "?",
+    "C64": "<c8",
+    **{f"{sign}{bits}": f"<{kind}{bits // 8}" for sign, kind in (("I", "i"), ("U", "u")) for bits in (8, 16, 32, 64)},
+}
+
+
+def load(path: Path) -> tuple[Any, str, list[Path]]:
+    """Return the content at a path, our notes ("" without them), and the files that were read.
+
+    Raises:
+        InputError: there is no checkpoint, it is damaged, or it is one shard of several.
+    """
+    path = _in_folder(path) if path.is_dir() else path
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.lstrip().startswith(b"{") and b"\0" not in start:
+        return _load_shards(path)
+    if (shard := SHARD.fullmatch(path.name)) and int(shard[3]) > 1:
+        index = path.with_name(f"{shard[1]}{shard[4]}{INDEX}")
+        rest = (
+            f"give {index}" if index.is_file() else f"put all of them and {index.name} into one folder, and give that"
+        )
+        raise InputError(f"this is one of {int(shard[3])} shards: {rest}")
+    return *_load_one(path, start, MAX_BYTES), [path]
+
+
+def _in_folder(folder: Path) -> Path:
+    """Return the index of shards in a folder, or its only file of weights."""
+    indexes = sorted(folder.glob(f"*{INDEX}"))
+    found = indexes or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(printable(path.name, 100) for path in found[:6])
+    raise InputError(f"this is a folder with {len(found)} files of weights{': ' if found else ''}{names}; name a file")
+
+
+def _load_one(path: Path, start: bytes, limit: int) -> tuple[Any, str]:
+    if not start[8:].startswith(b"{") or start.startswith(b"PK"):  # safetensors: eight bytes of size, then JSON
+        return torch_file.load(path)
+    try:
+        data = read_bounded(path, limit)
+        tensors = deserialize(data)
+    except SafetensorError as error:
+        raise InputError(f"the file is damaged, or not complete: {printable(error, 300)}") from error
+    content = {}
+    for name, tensor in tensors:
+        if tensor["dtype"] not in TYPES:
+            raise InputError(f"the type {tensor['dtype']} of {printable(name, 100)} is not read; save it as float32")
+        content[name] = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # deserialize has checked it
+    return content, header.get("__metadata__", {}).get(torch_file.NOTES, "")
+
+
+def _load_shards(index: Path) -> tuple[dict[str, Any], str, list[Path]]:
+    """Join the shards that an index names; they must lie beside it and hold what the index says."""
+    try:
+        places = json.loads(read_bounded(index, MAX_INDEX))["weight_map"]
+        shards = sorted(set(places.values()))
+        plain = all(re.fullmatch(r"\w[\w.-]{0,200}", shard) for shard in shards)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError("this is JSON, but not an index of shards: it has no weight_map of names") from error
+    if not plain:
+        raise InputError("the index names shards outside its own folder; nothing was read")
+    content: dict[str, Any] = {}
+    left = MAX_BYTES
+    for shard in shards:
+        path = index.with_name(shard)
+        if not path.is_file():
+            raise InputError(f"the index names {len(shards)} shards, but {shard} is missing beside it")
+        with path.open("rb") as file:
+            start = file.read(64)
+        try:
+            tensors, _ = _load_one(path, start, left)
+        except InputError as error:
+            raise InputError(f"shard {shard}: {error}") from error
+        if not isinstance(tensors, dict):
+            raise InputError(f"shard {shard} holds no names with tensors")
+        left -= sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, np.ndarray))
+        expected = {name for name, place in places.items() if place == shard}
+        if tensors.keys() != expected:
+            name = printable(min(tensors.keys() ^ expected, key=str), 100)
+            raise InputError(f"shard {shard} and the index disagree about {name}: they are of different downloads")
+        content |= tensors
+    return content, "", [index, *(index.with_name(shard) for shard in shards)]

@@ -1,0 +1,391 @@
+"""Checkpoints as people have them are found, named and read; what is not read is said in one line."""
+
+import argparse
+import collections
+import datetime
+import json
+import pathlib
+import pickle
+import zipfile
+from types import SimpleNamespace
+
+import from_torch
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch_file
+import torch_names
+from people import run, small_model
+
+from nrsrd_jax.checkpoint import weights_hash
+from nrsrd_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A small Re-ID model of five people under the official names, and the hash of its variables."""
+    description, variables = small_model(1, classes=5)
+    table, tensors = torch_names.slots(description), {}
+    for name, slot in table.items():
+        value = variables
+        for key in slot.path:
+            value = value[key]
+        tensors[name] = np.ascontiguousarray(slot.to_torch(np.asarray(value)))
+    return tensors, weights_hash(jax.tree.map(np.asarray, variables))
+
+
+@pytest.fixture(scope="module")
+def bare(whole):
+    """The backbone alone, under timm's names."""
+    return {name.removeprefix("base."): value for name, value in whole[0].items() if name.startswith("base.")}
+
+
+def prefixed(prefix, tensors):
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+def save(path, content):
+    """Write a file as torch.save does: arrays in dictionaries are tensors, anything else is pickled as it is."""
+    arrays = []
+
+    def build(value):
+        if isinstance(value, np.ndarray):
+            arrays.append(value)
+            kind = {dtype: name for name, dtype in torch_file.STORAGES.items()}[value.dtype]
+            strides = tuple(int(np.prod(value.shape[i + 1 :])) for i in range(value.ndim))
+            plain = torch_file._plain
+            storage = b"(" + plain("storage") + f"ctorch\n{kind}\n".encode() + plain(str(len(arrays) - 1))
+            storage += plain("cpu") + plain(value.size) + b"tQ" + plain(0) + plain(value.shape) + plain(strides)
+            return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + plain(False) + b"ccollections\nOrderedDict\n)RtR"
+        if type(value) is dict:
+            return b"}(" + b"".join(build(key) + build(item) for key, item in value.items()) + b"u"
+        if type(value) is list:
+            return b"](" + b"".join(map(build, value)) + b"e"
+        if type(value) is bytes:  # a pickle that a test wrote
+            return value
+        return pickle.dumps(value, 2)[2:-1]
+
+    program = build(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + program + b".")
+        for i, array in enumerate(arrays):
+            archive.writestr(f"archive/data/{i}", np.ascontiguousarray(array).tobytes())
+    return path
+
+
+def backbone_hash(variables):
+    return weights_hash({"params": {"base": variables["params"]["base"]}, "batch_stats": {}})
+
+
+def rows(report):
+    return {name: (verdict, note) for name, _, verdict, note in report.rows}
+
+
+NESTED = {
+    "bare": lambda w: w,
+    "under a name of somebody's own": lambda w: {"my weights": w, "epoch": 3},
+    "two levels deep": lambda w: {"checkpoint": {"net": w}, "lr": 0.1},
+    "in a list": lambda w: {"models": [w]},
+    "DeepSpeed": lambda w: {"module": w, "ds_version": "0.9"},
+    "with an optimiser of tensors": lambda w: {
+        "model": w, "optimizer": {"state": {0: {"exp_avg": np.ones(3, np.float32)}}, "param_groups": [{"lr": 1}]}},
+    "EMA alone": lambda w: {"state_dict_ema": w},
+    "EMA of timm": lambda w: {"model_ema": prefixed("module.", w)},
+    "torch.compile": lambda w: prefixed("_orig_mod.", w),
+    "DDP, then compiled, twice": lambda w: prefixed("_orig_mod.module.module.", w),
+    "FSDP": lambda w: prefixed("_fsdp_wrapped_module.", w),
+    "SWA": lambda w: {"n_averaged": np.array(7), **prefixed("module.", w)},
+    "Lightning": lambda w: {"state_dict": prefixed("model.", w), "pytorch-lightning_version": "2.1", "loops": {}},
+    "Lightning, compiled inside": lambda w: {"state_dict": prefixed("net._orig_mod.", w)},
+    "a deep prefix": lambda w: {"state_dict": prefixed("system.student_net.encoder.", w)},
+    "DINO": lambda w: {"student": prefixed("module.backbone.", zeros(w)), "teacher": prefixed("backbone.", w)},
+    "Lightning's DINO": lambda w: {"state_dict": prefixed("student.vit.", zeros(w)) | prefixed("teacher.vit.", w)},
+}  # fmt: skip
+
+
+def zeros(tensors):
+    return {name: np.zeros_like(value) for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize("form", NESTED)
+def test_the_weights_are_found_wherever_they_lie(tmp_path, bare, whole, form):
+    save(tmp_path / "in.pth", NESTED[form](bare))
+    _, variables, _, report = from_torch.convert(tmp_path / "in.pth")
+    assert not report.faults
+    assert backbone_hash(variables) == backbone_hash(from_torch.convert(save(tmp_path / "w.pth", whole[0]))[1])
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.model._orig_mod.", "net.reid."])
+def test_a_whole_model_inside_another_keeps_its_neck_and_classifier(tmp_path, whole, prefix):
+    save(tmp_path / "in.ckpt", {"state_dict": prefixed(prefix, whole[0])})
+    description, variables, _, report = from_torch.convert(tmp_path / "in.ckpt")
+    assert not report.faults
+    assert description.classes == 5
+    assert weights_hash(variables) == whole[1]
+    assert "state_dict" in report.lines()[0]
+
+
+@pytest.mark.parametrize(("form", "keys"), [
+    (lambda a, b: {"model": a, "model_ema": b}, ("model", "model_ema")),
+    (lambda a, b: {"state_dict": a, "state_dict_ema": b, "epoch": 1}, ("state_dict", "state_dict_ema")),
+    (lambda a, b: {"state_dict": prefixed("model.", a) | prefixed("ema.module.", b)},
+     ("state_dict/model", "state_dict/ema")),
+    (lambda a, b: a | prefixed("ema.", b), (".", "ema")),
+    (lambda a, b: {"x": {"m": a}, "y": {"m": b}}, ("x/m", "y/m")),
+    (lambda a, b: {"state_dict": prefixed("base_encoder.", a) | prefixed("momentum_encoder.", b)},
+     ("state_dict/base_encoder", "state_dict/momentum_encoder")),
+])  # fmt: skip
+def test_of_several_models_one_is_chosen_by_key(tmp_path, bare, form, keys):
+    save(tmp_path / "in.pth", form(bare, zeros(bare)))
+    with pytest.raises(InputError, match="2 ViTs") as caught:
+        from_torch.convert(tmp_path / "in.pth")
+    assert all(f"{key} ({len(bare)} tensors)" in str(caught.value) for key in keys)
+    assert "choose one with --key" in str(caught.value)
+    for key, empty in zip(keys, (False, True), strict=True):
+        _, variables, _, report = from_torch.convert(tmp_path / "in.pth", key=key)
+        assert not report.faults
+        assert bool(variables["params"]["base"]["pos_embed"].any()) is not empty
+    with pytest.raises(InputError, match="--key nothing names no ViT in it; there are: "):
+        from_torch.convert(tmp_path / "in.pth", key="nothing")
+
+
+@pytest.mark.parametrize("content", [3, "text", None, [1, [2]], {}, np.ones(3, np.float32), [np.ones(3, np.float32)]])
+def test_a_file_without_names_for_its_tensors_is_said_in_one_line(tmp_path, content):
+    with pytest.raises(InputError, match="it holds no state dict"):
+        from_torch.convert(save(tmp_path / "in.pth", content))
+
+
+def hugging_face(bare, version):
+    """The names that transformers 4 or 5 gives to the same tensors."""
+    named = {}
+    for name, value in bare.items():
+        if ".attn.qkv." in name:
+            for part, third in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+                named[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = third
+        else:
+            named[name] = value
+    changes = (
+        ("cls_token", "embeddings.cls_token"), ("pos_embed", "embeddings.position_embeddings"),
+        ("patch_embed.proj.", "embeddings.patch_embeddings.projection."), ("blocks.", "encoder.layer."),
+        (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after."),
+        (".attn.proj.", ".attention.output.dense."),
+        (".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."),
+    )  # fmt: skip
+    out = {}
+    newer = (("encoder.layer.", "layers."), (".attention.attention.query", ".attention.q_proj"),
+             (".attention.attention.key", ".attention.k_proj"), (".attention.attention.value", ".attention.v_proj"),
+             (".attention.output.dense", ".attention.o_proj"), (".intermediate.dense", ".mlp.fc1"),
+             (".output.dense", ".mlp.fc2"))  # fmt: skip
+    for name, value in named.items():
+        for old, new in changes + newer * (version == 5):
+            name = name.replace(old, new)
+        out[name.replace("norm.", "layernorm.") if name.startswith("norm.") else name] = value
+    return out
+
+
+@pytest.mark.parametrize(("around", "version"), [("", 4), ("model.", 4), ("", 5)])
+@pytest.mark.parametrize("prefix", ["", "vit.", "backbone.", "deit."])
+def test_a_hugging_face_vit_is_read_with_its_heads_aside(tmp_path, bare, around, version, prefix):
+    pooler = {"pooler.dense.weight": np.ones((192, 192), np.float32)}
+    tensors = prefixed(around + prefix, hugging_face(bare, version) | pooler)
+    tensors[f"{around}classifier.weight"] = np.ones((1000, 192), np.float32)
+    tensors[f"{around}classifier.bias"] = np.ones(1000, np.float32)
+    _, variables, _, report = from_torch.convert(save(tmp_path / "in.bin", tensors))
+    assert not report.faults
+    assert "query, key and value joined" in rows(report)["base.blocks.0.attn.qkv.weight"][1]
+    assert backbone_hash(variables) == backbone_hash(from_torch.convert(save(tmp_path / "w.pth", bare))[1])
+
+
+def test_a_hugging_face_vit_without_a_key_is_named(tmp_path, bare):
+    tensors = hugging_face(bare, 4)
+    del tensors["encoder.layer.0.attention.attention.key.weight"]
+    report = from_torch.convert(save(tmp_path / "in.pth", tensors))[-1]
+    assert any("base.blocks.0.attn.qkv.weight: missing" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_are_read_by_their_index_or_their_folder(tmp_path, bare, suffix):
+    folder, half = tmp_path / "vit", len(bare) // 2
+    folder.mkdir()
+    shards = [f"model-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    parts = [dict(list(bare.items())[:half]), dict(list(bare.items())[half:])]
+    for name, part in zip(shards, parts, strict=True):
+        if suffix == "bin":
+            torch_file.save(folder / name, part)
+        else:
+            safetensors.numpy.save_file(part, folder / name)
+    places = {name: shard for shard, part in zip(shards, parts, strict=True) for name in part}
+    index = folder / f"model.{suffix}.index.json"
+    with pytest.raises(InputError, match=f"one of 2 shards: put all of them and model.{suffix}.index.json into one"):
+        from_torch.convert(folder / shards[0])
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    for given in (index, folder):
+        description, variables, _, report = from_torch.convert(given)
+        assert not report.faults
+        np.testing.assert_array_equal(variables["params"]["base"]["cls_token"], bare["cls_token"])
+        assert description.provenance["source"]["sha256"] == from_torch.sha256(index, *(folder / s for s in shards))
+    with pytest.raises(InputError, match="this is one of 2 shards: give "):
+        from_torch.convert(folder / shards[1])
+    (folder / shards[1]).rename(tmp_path / "away")
+    with pytest.raises(InputError, match=f"names 2 shards, but {shards[1]} is missing"):
+        from_torch.convert(index)
+    (tmp_path / "away").rename(folder / shards[1])
+    index.write_text(json.dumps({"weight_map": places | {"more": shards[1]}}))
+    with pytest.raises(InputError, match="disagree about more"):
+        from_torch.convert(index)
+
+
+def test_a_folder_without_one_file_of_weights_is_explained(tmp_path, bare):
+    with pytest.raises(InputError, match="a folder with 0 files of weights"):
+        from_torch.convert(tmp_path)
+    torch_file.save(tmp_path / "model.pth", bare)
+    assert not from_torch.convert(tmp_path)[-1].faults
+    torch_file.save(tmp_path / "model_ema.pth", bare)
+    with pytest.raises(InputError, match=r"2 files of weights: model.pth, model_ema.pth; name a file"):
+        from_torch.convert(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_float64_is_rounded_with_a_note(tmp_path, whole, suffix):
+    doubled = {name: value.astype(np.float64) for name, value in whole[0].items()}
+    if suffix == ".pth":
+        torch_file.save(tmp_path / "in.pth", doubled)
+    else:
+        safetensors.numpy.save_file(doubled, tmp_path / "in.safetensors")
+    shown = run("convert/from_torch.py", tmp_path / f"in{suffix}", "--dry_run").stdout
+    assert f"{len(doubled)} tensors in float64 were rounded to float32" in shown
+    assert "from float64, rounded to float32" in shown
+    doubled["base.cls_token"][0, 0, 0] = 1e300
+    report = from_torch.convert(save(tmp_path / "big.pth", doubled))[-1]
+    assert report.faults == ["base.cls_token: holds numbers that are not finite, or beyond float32"]
+
+
+def test_safetensors_in_bfloat16_are_read(tmp_path, bare):
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in bare.items()}
+    header, data = {}, b""
+    for name, value in half.items():
+        header[name] = {"dtype": "BF16", "shape": value.shape, "data_offsets": [len(data), len(data) + value.nbytes]}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    (tmp_path / "in.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    _, variables, _, report = from_torch.convert(tmp_path / "in.safetensors")
+    assert not report.faults
+    np.testing.assert_array_equal(variables["params"]["base"]["cls_token"], half["cls_token"].astype(np.float32))
+
+
+def test_ignore_leaves_out_tensors_without_a_rule_and_shows_them(tmp_path, bare):
+    extra = {"criterion.centers": np.ones(3, np.float32), "model.aux.weight": np.ones(3, np.float32)}
+    save(tmp_path / "in.ckpt", {"state_dict": prefixed("model.", bare) | extra})
+    faults = from_torch.convert(tmp_path / "in.ckpt")[-1].faults
+    assert len(faults) == 2
+    assert all("--ignore leaves it out" in fault for fault in faults)
+    report = from_torch.convert(tmp_path / "in.ckpt", ignored=["criterion.*", "model.aux.*"])[-1]
+    assert not report.faults
+    assert rows(report)["criterion.centers"] == ("ignored", "--ignore criterion.*")
+    assert rows(report)["base.aux.weight"] == ("ignored", "--ignore model.aux.*")
+    shown = run(
+        "convert/from_torch.py", tmp_path / "in.ckpt", "--dry_run", "--ignore", "criterion.*", "--ignore", "*.aux.*"
+    )
+    assert "criterion.centers" in shown.stdout
+
+
+@pytest.mark.parametrize("pattern", ["nothing.*", "base.blocks.*", "base.cls_token"])
+def test_ignore_takes_no_tensor_that_the_model_has(tmp_path, bare, pattern):
+    report = from_torch.convert(save(tmp_path / "in.pth", bare), ignored=[pattern])[-1]
+    assert report.faults == [f"--ignore {pattern}: matches no tensor without a rule"]
+
+
+@pytest.mark.parametrize("extra", [
+    {"head.weight": np.ones((9, 192), np.float32), "head.bias": np.ones(9, np.float32)},
+    {"fc_norm.weight": np.ones(192, np.float32), "fc_norm.bias": np.ones(192, np.float32)},
+    {"head_dist.weight": np.ones((9, 192), np.float32), "pre_logits.fc.weight": np.ones(3, np.float32)},
+    {"mask_token": np.ones((1, 1, 8), np.float32), "decoder_blocks.0.norm1.weight": np.ones(8, np.float32)},
+    {"masked_embed": np.ones((1, 192), np.float32)},
+])  # fmt: skip
+def test_timm_and_pretraining_heads_are_ignored_by_a_rule(tmp_path, bare, extra):
+    report = from_torch.convert(save(tmp_path / "in.pth", bare | extra))[-1]
+    assert not report.faults
+    assert all(rows(report)[f"base.{name}"][0] == "ignored" for name in extra)
+
+
+def test_a_model_that_averages_its_patches_is_read_with_a_warning(tmp_path, bare):
+    pooled = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: v for name, v in bare.items()}
+    shown = run("convert/from_torch.py", save(tmp_path / "in.pth", pooled), "--dry_run").stdout
+    assert "the last norm is from fc_norm, which normalises the mean of the patches there" in shown
+
+
+def personvit(bare):
+    """PersonViT's pretraining, an iBOT checkpoint: names and neighbours as its code writes them."""
+    heads = {f"head.{name}": np.ones(4, np.float32) for name in ("mlp.0.weight", "last_layer.weight_g", "mlp2.0.bias")}
+    student = prefixed("module.backbone.", zeros(bare) | {"masked_embed": np.ones((1, 192), np.float32)})
+    return {
+        "student": student, "teacher": prefixed("backbone.", bare) | heads, "optimizer": {"state": {}},
+        "epoch": 260, "args": argparse.Namespace(arch="vit_base", data_path="/data/LUP"),
+        "ibot_loss": {"center": np.ones((1, 8), np.float32), "center2": np.ones((1, 1, 8), np.float32)},
+        "fp16_scaler": {"scale": 65536.0},
+    }  # fmt: skip
+
+
+def test_personvit_is_read_before_and_after_training_on_people(tmp_path, bare, whole):
+    description, variables, _, report = from_torch.convert(save(tmp_path / "checkpoint0260.pth", personvit(bare)))
+    assert not report.faults
+    assert rows(report)["ibot_loss"][0] == rows(report)["head.mlp2.0.bias"][0] == "ignored"
+    np.testing.assert_array_equal(variables["params"]["base"]["cls_token"], bare["cls_token"])
+    tuned = whole[0] | {"base.fc.weight": np.ones((1000, 192), np.float32), "base.fc.bias": np.ones(1000, np.float32)}
+    tuned["bottleneck.num_batches_tracked"] = np.array(9)
+    description, variables, _, report = from_torch.convert(save(tmp_path / "transformer_120.pth", tuned))
+    assert not report.faults
+    assert description.classes == 5
+    assert weights_hash(variables) == whole[1]
+
+
+@pytest.mark.parametrize(("names", "what"), [
+    (["backbone.stages.0.blocks.0.attn.w_msa.relative_position_bias_table", "backbone.semantic_embed_w.0.weight"],
+     "a Swin Transformer of SOLIDER"),
+    (["layers.0.blocks.0.attn.relative_position_bias_table"], "a Swin Transformer"),
+    (["visual.class_embedding", "visual.conv1.weight"], "a ViT of CLIP"),
+    (["class_token", "conv_proj.weight"], "a ViT with torchvision's names"),
+    (["conv1.weight", "layer1.0.conv1.weight"], "a ResNet"),
+    (["pos_embed", "blocks.0.attn.qkv.weight"], "a ViT without a class token"),
+])  # fmt: skip
+def test_another_model_is_named_in_one_line(tmp_path, names, what):
+    save(tmp_path / "in.pth", {"teacher": {name: np.ones(3, np.float32) for name in names}, "epoch": 1})
+    with pytest.raises(InputError, match=f"it holds {what}") as caught:
+        from_torch.convert(tmp_path / "in.pth")
+    assert "only a ViT with a class token is read" in str(caught.value)
+
+
+BESIDE = {
+    "a NumPy scalar": np.float64(0.93), "a NumPy int": np.int64(3), "a NumPy bool": np.bool_(True),
+    "a NumPy array": np.arange(5.0), "a large NumPy array": np.arange(50_000.0), "NumPy text": np.array(["a", "bc"]),
+    "a NumPy dtype": np.dtype("float16"), "a NumPy type": np.float32, "a date": np.datetime64("2024-01-01"),
+    "a path": pathlib.PurePosixPath("/data/people/of/many/parts/and/more/of/them"), "no path": pathlib.PurePosixPath(),
+    "a Windows path": pathlib.PureWindowsPath("C:/data"), "a local path": pathlib.Path("runs"),
+    "a device": b"ctorch\ndevice\n(X\x04\x00\x00\x00cudaK\x00tR", "a type": b"ctorch\nbfloat16\n",
+    "a version": b"ctorch.torch_version\nTorchVersion\n(X\x03\x00\x00\x002.1t\x81",
+    "options": argparse.Namespace(root=pathlib.PurePosixPath("a"), best=np.float32(1), classes={1, 2}),
+    "a simple namespace": SimpleNamespace(a=1), "an ordered dict": collections.OrderedDict(a=np.float64(2)),
+    "a default dict": collections.defaultdict(list, {"loss": [np.float32(1)]}), "a counter": collections.Counter("aab"),
+    "a deque": collections.deque([1, 2], 5), "sets": [{1}, frozenset({2})], "numbers": [1j, range(3), b"x", 2**70],
+    "a time": [datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC), datetime.timedelta(1)],
+    "odd keys": {0.5: 1, None: 2, True: 3, -1: 4, 2**65: 5, np.int64(3): 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_plain_data_beside_the_weights_does_not_matter(tmp_path, bare, what):
+    value = BESIDE[what]
+    program = value if type(value) is bytes else pickle.dumps(value, 2)[2:-1]
+    save(tmp_path / "in.pth", {"what": program, "model": bare})
+    report = from_torch.convert(tmp_path / "in.pth")[-1]
+    assert not report.faults
+    assert rows(report)["what"] == ("ignored", "beside the weights, which are in 'model'")
+
+
+def test_a_number_among_the_tensors_is_shown_and_left_out(tmp_path, bare):
+    report = from_torch.convert(save(tmp_path / "in.pth", bare | {"epoch": 3, "best": np.float64(1)}))[-1]
+    assert not report.faults
+    assert rows(report)["epoch"] == ("ignored", "not a tensor but int")
+    assert rows(report)["best"][1].startswith("not a tensor but numpy.")
