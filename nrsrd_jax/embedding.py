@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from . import augment, checkpoint
+from .data import sealed
 from .description import Description
-from .files import written_whole
+from .errors import say
 from .models.reid import ReID
 from .precision import compute_dtype
 from .sharding import make_mesh, over_data, place, replicated
@@ -83,8 +84,13 @@ class Embedder:
         batches = device_batches(images, size, self.mesh, progress, alter)
         features = [(self._forward(self.variables, batch), count) for batch, count in batches]
         if not features:
-            return np.zeros((0, self.variables["params"]["base"]["cls_token"].shape[-1]), np.float32)
+            return np.zeros((0, self.width), np.float32)
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
+
+    @property
+    def width(self) -> int:
+        """How many numbers a feature has."""
+        return self.variables["params"]["base"]["cls_token"].shape[-1]
 
     def fingerprint(self) -> str:
         """A hash of what shapes the features of given images: weights, model, mirroring, precision, platform."""
@@ -114,18 +120,21 @@ def device_batches(
         yield place(padded, over_data(mesh)), len(batch)
 
 
-def cached_features(path: Path, embed: Callable[[], np.ndarray], count: int) -> np.ndarray:
-    """The features [count, D] kept in `path`; if there are none, or damaged ones, of `embed()`, which then are kept.
+def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Return the features [N, D] kept in `path`, or those of `embed()`, which then are kept.
 
-    InputError if they cannot be written.
+    Damaged features are embedded again, with a warning. InputError if they cannot be written.
     """
     try:
-        features = np.load(path, allow_pickle=False)
-        if features.dtype == np.float32 and features.ndim == 2 and len(features) == count:
-            return features
-    except (OSError, ValueError, EOFError):
-        pass  # none, or a damaged file
+        if kept := sealed.read(path, np.float32, shape):
+            return np.array(kept[0])
+    except ValueError as error:
+        say(f"warning: the features in {path} are not taken: {error}; embedding again", error=True)
     features = embed()
-    with written_whole(path) as partial, open(partial, "wb") as file:
-        np.save(file, features)
+
+    def fill(out: np.ndarray) -> bytes:
+        out[:] = features
+        return b""
+
+    sealed.write(path, np.float32, shape, fill)
     return features

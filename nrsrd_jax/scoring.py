@@ -81,7 +81,8 @@ def _features(
     key = [fingerprint, decoding_key(split.paths, embedder.description.image_size, "bilinear")]
     key += [light, degradation, SEED, stream] if alter else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    return cached_features(cache_folder(config.data.cache_dir) / f"features-{name}.npy", embed, len(split))
+    path = cache_folder(config.data.cache_dir) / f"features-{name}.npy"
+    return cached_features(path, embed, (len(split), embedder.width))
 
 
 def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh: Mesh | None = None) -> Evaluation:

@@ -145,11 +145,30 @@ def test_features_of_other_weights_or_images_or_damaged_ones_are_not_used(place,
     else:
         for path in (place / "cache").glob("features-*"):
             path.write_bytes(path.read_bytes()[:-100])
-        assert run(place)["mAP"] == first["mAP"]  # and mended
+        assert run(place)["mAP"] == first["mAP"]  # Embedded again, and kept.
         monkeypatch.setattr(embedding, "CACHE_VERSION", 0)
     forbid(monkeypatch)
     with pytest.raises(AssertionError, match="embedded again"):
         run(place)
+
+
+def test_a_rotten_cache_changes_no_number(place, capsys):
+    """Decoded images of which a part became zeros are decoded again, with a warning, and so are poisoned features."""
+    first = run(place)
+    for path in (place / "cache").glob("*.npy"):
+        if path.name.startswith("features"):
+            path.write_bytes(b"PK\3\4junk")
+        else:
+            content = bytearray(path.read_bytes())
+            content[1000:3000] = bytes(2000)
+            path.write_bytes(content)
+    capsys.readouterr()
+    again = run(place)
+    assert again["targets"]["night600"]["by_brightness"] == first["targets"]["night600"]["by_brightness"]
+    warnings = capsys.readouterr().err.splitlines()
+    assert sum("decoding again" in line for line in warnings) == 2
+    assert sum("embedding again" in line for line in warnings) == 2
+    assert len(warnings) == 4
 
 
 def test_flip_takes_the_mean_of_an_image_and_its_mirror_image(place):

@@ -1,84 +1,157 @@
 """Image files -> uint8 arrays, decoded once into a memory map on disk."""
 
+import contextlib
+import dataclasses
 import fcntl
 import hashlib
+import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import grain
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
-from ..errors import InputError
-from ..files import expanded, readable
+from ..errors import InputError, printable, say
+from ..files import expanded, locked_open, read_bounded, readable
+from . import sealed
+from .picture import MAX_BYTES, take_apart
 
 Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 CACHE_VERSION = 2  # to be raised when the same file would decode to other pixels
 LUMINANCE = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
 THREADS = os.cpu_count() or 1
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # others may start programs: EPS starts Ghostscript
-MAX_PIXELS = 2**24  # of one image: 50 MB decoded
+UPRIGHT = {  # by EXIF's orientation, what turns the picture
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """An image as RGB, upright; Pillow's name of its pixels' kind as stored; the SHA-256 of the file's bytes."""
+
+    image: Image.Image
+    mode: str
+    digest: bytes
+
+    def resized(self, size: tuple[int, int], resampling: str) -> np.ndarray:
+        """Return the pixels at (height, width), uint8 [height, width, 3], as Pillow resizes them."""
+        return np.asarray(self.image.resize((size[1], size[0]), RESAMPLING[resampling]))
 
 
 def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
     """One image as RGB uint8 [height, width, 3], resized by Pillow. InputError names an unreadable file."""
-    return np.asarray(read_rgb(path).resize((size[1], size[0]), RESAMPLING[resampling]))
+    return read_picture(path).resized(size, resampling)
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """An image as RGB, upright as its EXIF says: 16-bit grey scaled to 8, what is transparent on black.
+    """Return an image as `read_picture` reads it, and nothing else of it."""
+    return read_picture(path).image
 
-    InputError names a file that is unreadable, has more than MAX_PIXELS pixels, or has pixels that are no colours.
+
+def read_picture(path: Path) -> Read:
+    """Read an image as RGB, upright as its EXIF says: 16-bit grey scaled to 8, what is transparent on black.
+
+    Raises:
+        InputError: the file is unreadable, no JPEG, PNG, WebP or BMP, has more than MAX_PIXELS pixels, or would cost
+            its decoder more memory or time than such a picture does.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("not a regular file")
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(f"{width}×{height} pixels are more than the {MAX_PIXELS} that a crop may have")
-            return _to_rgb(ImageOps.exif_transpose(image))
+        content = _content(path)
+        picture = take_apart(content)
+        with Image.open(io.BytesIO(picture.content), formats=[picture.format]) as image:
+            rgb = _to_rgb(image)
+        turned = rgb.transpose(UPRIGHT[picture.orientation]) if picture.orientation in UPRIGHT else rgb
+        return Read(turned, image.mode, hashlib.sha256(content).digest())
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise InputError(f"cannot read the image {path}: {error}; mend or remove it") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"cannot read the image {path}: {printable(error, 200)}; fix or remove it")
+
+
+def _content(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")
+    return read_bounded(path, MAX_BYTES)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError("its pixels are 32-bit numbers, of unknown range")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     return image.convert("RGB")
 
 
-def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray) -> None:
-    """Decodes into `out` [N, height, width, 3] with all cores; one InputError tells of every unreadable file."""
-    faults = []
-    for index, image in in_parallel(lambda path: decode(path, size, resampling), paths, "decoding"):
-        if isinstance(image, InputError):
-            faults.append(image)
-        else:
-            out[index] = image
-    _refuse(faults, len(paths))
+def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray) -> bytes:
+    """Decode images into `out` [N, height, width, 3] with all cores, and return their files' `joint_digest`.
+
+    One InputError tells of every unreadable file.
+    """
+
+    def read(path: Path) -> tuple[np.ndarray, bytes]:
+        picture = read_picture(path)
+        return picture.resized(size, resampling), picture.digest
+
+    digests = [b""] * len(paths)
+    for index, (pixels, digest) in _all(read, paths, "decoding"):
+        out[index], digests[index] = pixels, digest
+    return joint_digest(digests)
 
 
 def check_readable(paths: Sequence[Path]) -> None:
     """One InputError that tells of every unreadable file, as `decode_many`; nothing is kept."""
-    results = in_parallel(lambda path: read_rgb(path).size, paths, "checking")
-    _refuse([result for _, result in results if isinstance(result, InputError)], len(paths))
+    for _ in _all(lambda path: read_rgb(path).size, paths, "checking"):
+        pass
 
 
-def _refuse(faults: list[InputError], count: int) -> None:
+def pixels_sha256(paths: Sequence[Path]) -> str:
+    """Return a hash of the files' bytes, in this order, whatever they are called and wherever they lie.
+
+    It tells MSMT17 V1 from V2, whose faces are blurred in files of the same names. InputError names a lost file.
+    """
+    digests = [b""] * len(paths)
+    for index, digest in _all(_digest, paths, "hashing"):
+        digests[index] = digest
+    return joint_digest(digests).hex()
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(_content(path)).digest()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def joint_digest(digests: Sequence[bytes]) -> bytes:
+    """Return one SHA-256 for those of many files, in this order."""
+    return hashlib.sha256(b"".join(digests)).digest()
+
+
+def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) -> Iterator[tuple[int, Result]]:
+    """Yield as `in_parallel`, but at the end raise one InputError for all that came."""
+    faults = []
+    for index, result in in_parallel(function, paths, title):
+        if isinstance(result, InputError):
+            faults.append(result)
+        else:
+            yield index, result
     if faults:
-        more = f" (and {len(faults) - 1} more of {count} images)" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more of {len(paths)} images)" if len(faults) > 1 else ""
         raise InputError(
             f"{faults[0]}{more}; `python -m nrsrd_jax.data.check` lists them, data.exclude leaves them out"
         )
@@ -112,49 +185,48 @@ def cached_images(
 ) -> np.ndarray:
     """All images as a read-only uint8 memory map [N, height, width, 3], decoded on the first call.
 
-    The file is named by a hash of the list (paths, sizes and times of change), the size and the filter. Its writer
-    holds a lock and renames it into place when whole: a second process waits, and after a killed one the next
-    begins anew. `cache_dir` defaults to $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
+    The file is named by a hash of the list (paths, sizes and times of change), the size and the filter, and sealed: a
+    damaged one is decoded again, with a warning. Its writer holds a lock and renames it into place when whole: a
+    second process waits, and after a killed one the next begins anew. `cache_dir` defaults to
+    $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
     """
+    return _cached(paths, size, resampling, cache_dir)[0]
+
+
+def cached_pixels_sha256(
+    paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path = ""
+) -> str:
+    """Return `pixels_sha256` of the files as they were when `cached_images` decoded them."""
+    return _cached(paths, size, resampling, cache_dir)[1].hex()
+
+
+def _cached(
+    paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path
+) -> tuple[np.ndarray, bytes]:
     directory = cache_folder(cache_dir)
     target = directory / f"{decoding_key(paths, size, resampling)}.npy"
+    shape = len(paths), *size, 3
     try:
-        images = _open(target, len(paths))
-        if images is None:
-            directory.mkdir(parents=True, exist_ok=True)
-            with open(target.with_suffix(".lock"), "w") as lock:
-                _lock(lock, target)
-                if _open(target, len(paths)) is None:
-                    _write(target, paths, size, resampling)
-            images = np.load(target, mmap_mode="r", allow_pickle=False)
-        return images
-    except OSError as error:
+        with contextlib.suppress(ValueError):
+            if kept := sealed.read(target, np.uint8, shape):
+                return kept
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked_open(target.with_suffix(".lock")) as lock:
+            _lock(lock, target)
+            try:
+                kept = sealed.read(target, np.uint8, shape)
+            except ValueError as error:
+                say(f"warning: the decoded images in {target} are not taken: {error}; decoding again", error=True)
+                kept = None
+            return kept or sealed.write(target, np.uint8, shape, lambda out: decode_many(paths, size, resampling, out))
+    except (OSError, InputError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
         raise InputError(
-            f"cannot keep decoded images in {directory}: {error.strerror or error}; set data.cache_dir, or "
+            f"cannot keep decoded images in {directory}: {cause.strerror or cause}; set data.cache_dir, or "
             "data.cache=none"
         ) from error
-
-
-def _open(target: Path, count: int) -> np.ndarray | None:
-    """The whole cache, or None where there is none or a damaged one."""
-    try:
-        images = np.load(target, mmap_mode="r", allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    return images if len(images) == count else None
-
-
-def _write(target: Path, paths: Sequence[Path], size: tuple[int, int], resampling: str) -> None:
-    partial = target.with_suffix(".partial")
-    try:
-        out = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(paths), *size, 3))
-        with open(partial, "r+b") as file:  # a full disk shows here, and not as a fault of memory while decoding
-            os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-        decode_many(paths, size, resampling, out)
-        out.flush()
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def cache_folder(cache_dir: str | Path) -> Path:
@@ -168,7 +240,7 @@ def _lock(file, target: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"another process is decoding into {target}; waiting for it", file=sys.stderr)
+        say(f"another process is decoding into {target}; waiting for it", error=True)
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

@@ -1,0 +1,195 @@
+"""Picture files, taken apart before a decoder sees them: JPEG, PNG, WebP and BMP, and of these only the pixels.
+
+A decoder allocates and computes what the file tells it to, and Pillow's readers of what stands beside the pixels do so
+too: a few kilobytes can ask for gigabytes or minutes. So what is not needed is left out, what is needed is bounded, and
+no other format is read (TIFF has tiles of any size, EPS starts Ghostscript).
+"""
+
+import dataclasses
+import re
+import struct
+from collections.abc import Iterator
+
+MAX_BYTES = 70_000_000  # of a file: a picture of MAX_PIXELS in four channels, stored
+MAX_PIXELS = 2**24  # of one image: 50 MB decoded
+MAX_SCANS = 100  # of a JPEG file; progressive ones have about ten
+MAX_SCANNED = 20 * MAX_PIXELS  # pixels × scans: a second of work
+MAX_PARTS = 20_000  # segments or chunks; PNG writers begin one every 8 KB
+MAX_BESIDE = 2**20  # bytes that are searched for an orientation
+MAX_TABLES = 2**18  # bytes in front of a JPEG file's first scan, which the decoder needs; 1 KB is usual
+
+# A marker's second byte is not 0 (then 0xFF is data), not 0xFF (a fill byte), and no restart within a scan.
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+# Huffman, arithmetic and quantisation tables, restart interval, JFIF and Adobe (which say what the colours are).
+_NEEDED = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE}
+_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
+_XMP = b"http://ns.adobe.com/xap/1.0/"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Pillow's name of the format, the file without what is beside the pixels, and EXIF's orientation in 1..8."""
+
+    format: str
+    content: bytes
+    orientation: int = 1
+
+
+def take_apart(content: bytes) -> Picture:
+    """Return the picture in a file's bytes. ValueError says what is wrong with it, or more than may be."""
+    if content.startswith(b"\xff\xd8\xff"):
+        return _jpeg(content)
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png(content)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return _webp(content)
+    if content.startswith(b"BM"):
+        return _bmp(content)
+    raise ValueError("cannot identify image file: it is not JPEG, PNG, WebP or BMP")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}×{height} pixels are more than the {MAX_PIXELS} that a crop may have")
+
+
+def _jpeg(content: bytes) -> Picture:
+    """Read the first picture of a file: phones append others to it (MPO)."""
+    kept, beside, scans, pixels, first, end = [content[:2]], {}, 0, 0, 0, len(content)
+    for code, begin, stop in _segments(content):
+        if code == _END:
+            end = stop
+            break
+        if code == _SCAN:
+            scans, first = scans + 1, first or begin - 2
+            if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
+                raise ValueError(f"{scans} scans of {pixels} pixels are more than a JPEG file may have")
+        elif first:
+            continue
+        elif code in _NEEDED:
+            kept.append(content[begin - 2 : stop])
+            if code in _FRAMES:
+                height, width = struct.unpack_from(">HH", content, begin + 3)
+                _check_size(width, height)
+                pixels = max(pixels, width * height)
+        elif code == _APP1:
+            name, _, value = content[begin + 2 : stop].partition(b"\0")
+            if name in (b"Exif", _XMP):
+                beside.setdefault(name, value)
+    if sum(map(len, kept)) > MAX_TABLES:
+        raise ValueError(f"its tables have more than {MAX_TABLES} bytes")
+    # Without a scan the decoder is given no data, and says that the file is cut off.
+    orientation = _orientation(beside.get(b"Exif", b""), beside.get(_XMP, b""))
+    return Picture("JPEG", b"".join([*kept, content[first or end : end]]), orientation)
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the markers of a JPEG file as libjpeg finds them: code, where what follows begins, and where it ends."""
+    position = 2
+    for _ in range(MAX_PARTS):
+        match = _MARKER.search(content, position)
+        if match is None:
+            return
+        code, begin = match[1][0], match.end()
+        alone = code in (0x01, 0xD8, _END)
+        length = 0 if alone else int.from_bytes(content[begin : begin + 2], "big")
+        if not alone and length < 2:
+            raise ValueError("a JPEG segment has no length")
+        position = begin + length
+        yield code, begin, position
+    raise ValueError(f"more than {MAX_PARTS} segments")
+
+
+def _png(content: bytes) -> Picture:
+    if content[12:16] != b"IHDR" or len(content) < 33:
+        raise ValueError("a PNG file without a header")
+    _check_size(*struct.unpack_from(">II", content, 16))
+    kept, exif, xmp, position = [content[:8]], b"", b"", 8
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(content):
+            break
+        length, kind = struct.unpack_from(">I4s", content, position)
+        end = position + 12 + length
+        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+            kept.append(content[position:end])
+        elif kind == b"eXIf":
+            exif = content[position + 8 : end][:MAX_BESIDE]
+        elif kind == b"iTXt" and content.startswith(b"XML:com.adobe.xmp\0", position + 8):
+            xmp = content[position + 8 : end][:MAX_BESIDE]
+        if kind == b"IEND":
+            break
+        position = end
+    else:
+        raise ValueError(f"more than {MAX_PARTS} chunks")
+    return Picture("PNG", b"".join(kept), _orientation(exif, xmp))
+
+
+def _webp(content: bytes) -> Picture:
+    kept, beside, position = [], {}, 12
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(content):
+            break
+        kind, length = struct.unpack_from("<4sI", content, position)
+        position += 8
+        body = content[position : position + length]
+        if kind in (b"ANIM", b"ANMF"):
+            raise ValueError("an animation is not read; save one of its pictures")
+        if kind in (b"VP8X", b"ALPH", b"VP8 ", b"VP8L"):
+            if kind != b"ALPH":
+                _check_size(*_webp_size(kind, body))
+            if kind == b"VP8X":
+                # Of what the flags say stands beside the pixels, only transparency is kept.
+                body = bytes([body[0] & 0x10]) + body[1:]
+            kept += [struct.pack("<4sI", kind, len(body)), body, b"\0" * (len(body) % 2)]
+        elif kind in (b"EXIF", b"XMP "):
+            beside.setdefault(kind, body[:MAX_BESIDE])
+        position += length + length % 2
+    else:
+        raise ValueError(f"more than {MAX_PARTS} chunks")
+    body = b"WEBP" + b"".join(kept)
+    orientation = _orientation(beside.get(b"EXIF", b""), beside.get(b"XMP ", b""))
+    return Picture("WEBP", struct.pack("<4sI", b"RIFF", len(body)) + body, orientation)
+
+
+def _webp_size(kind: bytes, body: bytes) -> tuple[int, int]:
+    if len(body) < 10:
+        raise ValueError("a WebP file that is cut off")
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8 ":
+        width, height = struct.unpack_from("<HH", body, 6)
+        return width & 0x3FFF, height & 0x3FFF
+    bits = int.from_bytes(body[1:5], "little")
+    return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+
+
+def _bmp(content: bytes) -> Picture:
+    if len(content) < 34:
+        raise ValueError("a BMP file that is cut off")
+    old = content[14:18] == b"\x0c\0\0\0"
+    width, height = struct.unpack_from("<HH" if old else "<ii", content, 18)
+    _check_size(abs(width), abs(height))
+    # Pillow's reader of run lengths is slow, and a run may skip 255 rows at once.
+    if not old and content[30:34] not in (b"\0\0\0\0", b"\3\0\0\0"):
+        raise ValueError("a compressed BMP file is not read; save it as PNG")
+    return Picture("BMP", content)
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """Return EXIF's orientation, or XMP's where EXIF has none; 1 is upright."""
+    tiff = exif.removeprefix(b"Exif\0").removeprefix(b"\0")
+    order = ">" if tiff.startswith(b"MM") else "<"
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == 0x0112:
+                (value,) = struct.unpack_from(order + {1: "B", 4: "I"}.get(kind, "H"), tiff, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # There is no EXIF, or it is cut off.
+    match = _XMP_ORIENTATION.search(xmp)
+    return int(match[1]) if match else 1

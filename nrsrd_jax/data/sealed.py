@@ -1,0 +1,123 @@
+"""Arrays kept on disk under a seal: .npy files that end in a digest of their content, their shape and their name.
+
+A file that is damaged, cut off, or another array's is found before a number of it is used. The seal finds what went
+wrong by accident. It is no signature: whoever may write in the folder can make one.
+"""
+
+import contextlib
+import hashlib
+import io
+import math
+import os
+import stat
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..files import written_whole
+
+BLOCK = 2**20  # bytes that are checked at a time
+NOTE = 32  # bytes that the writer may add, such as a hash of what the array was made from
+SEAL = 32
+ABANDONED = 24 * 3600  # seconds since a partial file was written to, after which its writer is dead
+
+Shape = tuple[int, ...]
+_seen: set[tuple] = set()  # files that this process has checked
+
+
+def read(path: Path, dtype: npt.DTypeLike, shape: Shape) -> tuple[np.ndarray, bytes] | None:
+    """Return the array in a file, as a read-only memory map, and its note; None if there is no such file.
+
+    Only what this process has not seen yet is read and checked.
+
+    Raises:
+        ValueError: the file does not hold what was written for this name, type and shape.
+    """
+    try:
+        # Opening a named pipe for reading waits for a writer, unless O_NONBLOCK is set.
+        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"it cannot be read ({error.strerror})") from error
+    with file:
+        header, about = _header(dtype, shape), os.fstat(file.fileno())
+        end = len(header) + _size(dtype, shape)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is not a regular file")
+        if about.st_size != end + NOTE + SEAL:
+            raise ValueError(f"it has {about.st_size} bytes, not {end + NOTE + SEAL}: cut off, or of an old version")
+        seen = (path.name, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        try:
+            note, seal = (os.pread(file.fileno(), size, at) for size, at in ((NOTE, end), (SEAL, end + NOTE)))
+            if os.pread(file.fileno(), len(header), 0) != header:
+                raise ValueError("it holds an array of another type or shape")
+            if seen not in _seen and _digest(file.fileno(), path.name, header, end, note) != seal:
+                raise ValueError("its content is not what was written")
+        except OSError as error:
+            raise ValueError(f"it cannot be read ({error.strerror})") from error
+        _seen.add(seen)
+        return np.memmap(file, dtype, "r", len(header), shape), note
+
+
+def write(
+    path: Path, dtype: npt.DTypeLike, shape: Shape, fill: Callable[[np.ndarray], bytes]
+) -> tuple[np.ndarray, bytes]:
+    """Write an array, and return what `read` would.
+
+    Args:
+        fill: puts the values into the array that it is given, and returns the note.
+
+    Raises:
+        InputError: it cannot be written, or the file is a symbolic link.
+    """
+    _sweep(path.parent)
+    header = _header(dtype, shape)
+    end = len(header) + _size(dtype, shape)
+    with written_whole(path) as partial, open(partial, "r+b") as file:
+        file.write(header)
+        file.flush()
+        # A full disk shows here, and not as a fault of memory while the array is filled.
+        os.posix_fallocate(file.fileno(), 0, end + NOTE + SEAL)
+        array = np.memmap(file, dtype, "r+", len(header), shape)
+        note = fill(array).ljust(NOTE, b"\0")
+        array.flush()
+        file.seek(end)
+        file.write(note + _digest(file.fileno(), path.name, header, end, note))
+        return np.memmap(file, dtype, "r", len(header), shape), note
+
+
+def _header(dtype: npt.DTypeLike, shape: Shape) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+def _size(dtype: npt.DTypeLike, shape: Shape) -> int:
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def _digest(file: int, name: str, header: bytes, end: int, note: bytes) -> bytes:
+    """Return the SHA-256 of everything but the array, of which it takes the CRC-32 of each block."""
+
+    # Reading, not mapping: a disk's error is then an OSError, and not the end of the process.
+    def check(start: int) -> bytes:
+        return zlib.crc32(os.pread(file, min(BLOCK, end - start), start)).to_bytes(4, "big")
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        blocks = b"".join(threads.map(check, range(len(header), end, BLOCK)))
+    return hashlib.sha256(b"\0".join((os.fsencode(name), header, note, blocks))).digest()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the partial files of writers that were killed."""
+    for partial in folder.glob("*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.lstat().st_mtime > ABANDONED:
+                partial.unlink()

@@ -1,0 +1,206 @@
+"""Pictures are read as Pillow reads them, and what a file asks for beyond its pixels costs nothing."""
+
+import contextlib
+import io
+import re
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from nrsrd_jax.data.images import decode, read_picture, read_rgb
+from nrsrd_jax.data.picture import MAX_BYTES, take_apart
+from nrsrd_jax.errors import InputError
+
+ORIENTATION = 0x0112
+few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def encoded(image, name, **options):
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return file.getvalue()
+
+
+def noise(mode, size=(9, 7)):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def placed(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    return path
+
+
+@few
+@given(
+    st.sampled_from(["JPEG", "PNG", "WEBP", "BMP"]),
+    st.sampled_from(["RGB", "L", "CMYK", "RGBA", "P", "LA"]),
+    st.integers(0, 9),
+    st.booleans(),
+    st.sampled_from([b"", b"\xff\xda" * 9, b"icc" * 30_000]),
+)
+def test_what_stands_beside_the_pixels_changes_none_of_them(tmp_path, name, mode, orientation, progressive, icc):
+    """EXIF turns the picture as Pillow does; a colour profile, even of several segments, is left out."""
+    if (name, mode) in {(n, m) for n in ("JPEG", "BMP") for m in ("RGBA", "LA", "P", "CMYK")} - {("JPEG", "CMYK")}:
+        mode = "RGB"
+    if name != "JPEG" and mode == "CMYK":
+        mode = "RGBA"
+    image = noise("RGBA").convert("L").convert("LA") if mode == "LA" else noise(mode)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {} if name == "BMP" else {"exif": exif, "icc_profile": icc}
+    if name == "JPEG":
+        options |= {"progressive": progressive, "comment": b"\xff\xda\xff\xd9"}
+    content = encoded(image, name, **options)
+    expected = Image.open(io.BytesIO(content))
+    expected = ImageOps.exif_transpose(expected)
+    if expected.has_transparency_data:
+        expected = expected.convert("RGBA")
+        expected = Image.alpha_composite(Image.new("RGBA", expected.size, "black"), expected)
+    np.testing.assert_array_equal(read_rgb(placed(tmp_path, content)), expected.convert("RGB"))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_picture_on_its_side_is_turned_whoever_wrote_its_exif(tmp_path, order):
+    """Cameras write big-endian EXIF; without EXIF, editors say it in XMP."""
+    image = noise("RGB")
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IHHHIHH", 8, 1, ORIENTATION, 3, 1, 6, 0)
+    for content in (
+        encoded(image, "JPEG", exif=b"Exif\0\0" + tiff),
+        encoded(image, "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
+        encoded(image, "WEBP", exif=tiff, xmp=b"<tiff:Orientation>3</tiff:Orientation>"),
+    ):
+        assert read_rgb(placed(tmp_path, content)).size == (7, 9)
+
+
+def test_a_phones_picture_with_others_behind_it_is_its_first(tmp_path):
+    """MPO, as phones and 3D cameras write it under the name .jpg."""
+    first, second = noise("RGB"), Image.new("RGB", (5, 5))
+    content = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    picture = read_picture(placed(tmp_path, content))
+    np.testing.assert_array_equal(picture.image, Image.open(io.BytesIO(encoded(first, "JPEG"))))
+    assert take_apart(content + b"\xff\xda" * 1000).content == take_apart(content).content
+
+
+def scans(count, size=(64, 64)):
+    """A progressive JPEG file whose last scan is repeated."""
+    content = encoded(Image.new("RGB", size), "JPEG", progressive=True)
+    begins = [match.start() for match in re.finditer(rb"\xff\xda", content)]
+    return content[:-2] + content[begins[-1] : -2] * (count - len(begins)) + b"\xff\xd9"
+
+
+def segment(code, body):
+    return bytes([0xFF, code]) + struct.pack(">H", len(body) + 2) + body
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def riff(*chunks):
+    body = b"WEBP" + b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+                              for kind, data in chunks)  # fmt: skip
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def exif_bomb():
+    """Thousands of entries, each of which is all of the file."""
+    entries = b"".join(struct.pack("<HHII", tag, 7, 50_000, 8) for tag in range(0x8000, 0x8000 + 5000))
+    return b"II*\0" + struct.pack("<IH", 8, 5000) + entries
+
+
+def tiff(tile=(65520, 32768)):
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: tile[0], 323: tile[1], 324: 200, 325: 18}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(80)
+
+
+JPEG, PNG, WEBP, BMP = (encoded(noise("RGB"), name) for name in ("JPEG", "PNG", "WEBP", "BMP"))
+LOSSLESS = encoded(noise("RGB"), "WEBP", lossless=True)
+HOSTILE = {
+    "TIFF with a tile of 2 GiB": (tiff, "not JPEG, PNG, WebP or BMP"),
+    "GIF": (lambda: encoded(noise("RGB"), "GIF"), "not JPEG, PNG, WebP or BMP"),
+    "EPS": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 64\n", "not JPEG, PNG, WebP or BMP"),
+    "JPEG of 101 scans": (lambda: scans(101), "101 scans of 4096 pixels"),
+    "JPEG of few scans of many pixels": (lambda: scans(21, (4096, 4096)), "21 scans of 16777216 pixels"),
+    "JPEG of too many pixels": (lambda: JPEG.replace(b"\0\7\0\x09", b"\xff\xff\xff\xff"), "65535×65535 pixels"),
+    "JPEG of a million segments": (lambda: JPEG[:2] + segment(0xFE, b"") * 10**6 + JPEG[2:], "more than .* segments"),
+    "JPEG of many tables": (lambda: JPEG[:2] + segment(0xDB, b"\0" * 65 * 900) * 9 + JPEG[2:], "its tables"),
+    "JPEG of 0xFF": (lambda: JPEG[:2] + b"\xff" * 10**7, "cannot read"),
+    "JPEG of junk": (lambda: JPEG[:3] + bytes(10**7), "cannot read"),
+    "PNG of too many pixels": (
+        lambda: PNG[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + PNG[24:], "2147483647×2147483647 pixels"),
+    "PNG of a million chunks": (lambda: PNG[:33] + chunk(b"IDAT", b"") * 10**6 + PNG[33:], "more than .* chunks"),
+    "PNG without its header": (lambda: PNG[:8] + chunk(b"IDAT", b"") * 9, "without a header"),
+    "WebP canvas of too many pixels": (
+        lambda: riff((b"VP8X", bytes(4) + b"\xff" * 6), (b"VP8 ", WEBP[20:])), "16777216×16777216 pixels"),
+    "WebP frame of too many pixels": (
+        lambda: riff((b"VP8 ", WEBP[20:26] + b"\xff\x3f\xff\x3f" + WEBP[30:])), "16383×16383 pixels"),
+    "lossless WebP of too many pixels": (
+        lambda: riff((b"VP8L", LOSSLESS[20:21] + b"\xff" * 4 + LOSSLESS[25:])), "16384×16384 pixels"),
+    "WebP animation": (
+        lambda: encoded(noise("RGB"), "WEBP", save_all=True, append_images=[Image.new("RGB", (9, 7))]), "animation"),
+    "BMP of run lengths that skip 4 GB": (
+        lambda: BMP[:18] + struct.pack("<iiHHI", 2**24, 1, 1, 8, 1) + BMP[34:] + b"\0\2\0\xff" * 99, "compressed BMP"),
+    "BMP upside down, of too many pixels": (
+        lambda: BMP[:18] + struct.pack("<ii", 2**30, -(2**30)) + BMP[26:], "1073741824×1073741824 pixels"),
+    "BMP of an odd header": (lambda: BMP[:14] + struct.pack("<I", 2**31) + BMP[18:], "cannot read"),
+    "BMP that is cut off": (lambda: BMP[:30], "cut off"),
+    "a large file": (lambda: bytes(MAX_BYTES + 1), f"more than {MAX_BYTES} bytes"),
+    "an empty file": (lambda: b"", "not JPEG"),
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def cheap(megabytes):
+    """Less than a second of work and `megabytes` more resident memory, the decoders' included."""
+
+    def resident(name):
+        return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    before, begin = resident("VmRSS"), time.process_time()
+    yield
+    assert time.process_time() - begin < 1
+    assert resident("VmHWM") - before < megabytes
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_picture_is_refused_in_a_line_at_once(tmp_path, name):
+    make, reason = HOSTILE[name]
+    path = placed(tmp_path, make())
+    with cheap(100), pytest.raises(InputError, match=reason) as refusal:
+        decode(path, (4, 4), "bilinear")
+    assert str(path) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("content", [
+    JPEG[:2] + segment(0xE1, b"Exif\0\0" + exif_bomb()) + JPEG[2:],
+    JPEG[:2] + segment(0xE2, b"MPF\0" + exif_bomb()) + JPEG[2:],
+    PNG[:33] + chunk(b"eXIf", exif_bomb()) + PNG[33:],
+    PNG[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(10**8))) * 9 + PNG[33:],
+    PNG[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8))) * 9 + PNG[33:],
+    riff((b"VP8X", b"\x0c\0\0\0\x08\0\0\x06\0\0"), (b"VP8 ", WEBP[20:]), (b"EXIF", exif_bomb())),
+], ids=["EXIF", "MPF", "PNG EXIF", "PNG text", "PNG profile", "WebP EXIF"])  # fmt: skip
+def test_a_bomb_beside_the_pixels_does_not_go_off(tmp_path, content):
+    path = placed(tmp_path, content)
+    with cheap(20):
+        assert read_rgb(path).size == (9, 7)
+
+
+def test_a_picture_that_asks_for_much_and_holds_nothing_is_refused(tmp_path):
+    whole = encoded(Image.new("RGB", (4096, 4096)), "JPEG", progressive=True)
+    path = placed(tmp_path, whole[:800])
+    del whole
+    with cheap(100), pytest.raises(InputError, match="truncated"):
+        read_rgb(path)
