@@ -15,7 +15,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from .config import flatten, get_config
+from .config import Config, flatten, get_config
 from .errors import InputError, Stopped, say
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -209,6 +209,21 @@ def _leave(message: str, status: int, error: bool = True) -> NoReturn:
 def _fail(message: str) -> NoReturn:
     say(f"error: {message}", error=True)
     sys.exit(2)
+
+
+def read_config(arguments: list[str]) -> Config:
+    """Return the config of --config FILE[:VARIANT] and --config.KEY=VALUE, for a command that parses its own flags.
+
+    Without FILE: the baseline on Night600. A wrong option ends the process with one line and status 2.
+    """
+    values = flags.FlagValues()
+    argv = _with_our_configs(["", *arguments])
+    with _one_line_errors():
+        baseline = f"{CONFIGS / 'night600.py'}:baseline"
+        config_flags.DEFINE_config_file("config", baseline, flag_values=values, sys_argv=argv)
+        values(argv)
+        _ = values.config.to_dict
+        return values.config
 
 
 def config_name() -> str:

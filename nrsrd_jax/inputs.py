@@ -1,18 +1,25 @@
 """From a run's options to the images it learns from and is tested on."""
 
 import dataclasses
-import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
 
 from .config import Config, fixed_statistic
 from .data import datasets, pipeline
-from .data.images import THREADS, cached_images, check_readable, decode_many, moments
-from .data.protocol import NO_CAMERAS, PROTOCOLS, Target, make_target
+from .data.images import (
+    THREADS,
+    cached_images,
+    cached_pixels_sha256,
+    check_readable,
+    decode_many,
+    moments,
+    pixels_sha256,
+)
+from .data.protocol import PROTOCOLS, Target, advice, make_target
 from .data.sampling import BatchPlan
-from .errors import InputError
+from .errors import InputError, say
 
 Statistic = tuple[float, ...]
 
@@ -46,26 +53,18 @@ class Records:
 def read_records(config: Config) -> Records:
     """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
     exclude = datasets.read_exclude(config.data.exclude)
-    sources = _read_sources(config.data, exclude)
-    targets = read_targets(config) if config.eval.data.name else _make_targets(sources, config)
-    train = datasets.join([data.train for data in sources.values()])
-    splits, dark = {"real": train}, None
-    if config.aux.enabled:
-        splits["aux"], dark = _read_aux(config.aux.bright_root, config.aux.dark_root, exclude)
-    sizes = config.train.batch_size, config.train.instances, config.train.seed
-    plans = {name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())}
-    for plan in plans.values():
-        plan.steps(1)
-    return Records(train, targets, splits.get("aux"), dark, plans)
+    sources = read_sources(config.data, exclude)
+    targets = make_targets(config, read_sources(config.eval.data, exclude) if config.eval.data.name else sources)
+    splits, dark = make_domains(config, sources, exclude)
+    return Records(splits["real"], targets, splits.get("aux"), dark, make_plans(config, splits))
 
 
 def read_targets(config: Config) -> dict[str, Target]:
     """The tests, by data set. InputError if there are no queries, or none has a match."""
     choice = test_data(config)
-    sources = _read_sources(choice, datasets.read_exclude(config.data.exclude))
-    targets = _make_targets(sources, config)
+    targets = make_targets(config, read_sources(choice, datasets.read_exclude(config.data.exclude)))
     if not targets:
-        raise InputError(f"data set {choice.name} in {choice.root} has no queries to evaluate with")
+        raise InputError(_no_queries(choice))
     return targets
 
 
@@ -74,8 +73,11 @@ def test_data(config: Config) -> Config:
     return config.eval.data if config.eval.data.name else config.data
 
 
-def _make_targets(sources: dict[str, datasets.Dataset], config: Config) -> dict[str, Target]:
-    """The tests on those data sets that have queries; says how many of these have a match. InputError if none has."""
+def make_targets(config: Config, sources: dict[str, datasets.Dataset]) -> dict[str, Target]:
+    """Make the tests on those data sets that have queries; say how many have a match. InputError if none has.
+
+    InputError also if eval.data names data sets without queries.
+    """
     protocol = config.eval.protocol
     targets = {name: make_target(data, protocol) for name, data in sources.items() if len(data.query)}
     for name, target in targets.items():
@@ -83,13 +85,40 @@ def _make_targets(sources: dict[str, datasets.Dataset], config: Config) -> dict[
         if not matched:
             raise InputError(
                 f"none of the {queries} queries of {name} has a match by the {protocol} protocol, "
-                f"in which {PROTOCOLS[protocol].meaning}: nothing can be evaluated; {NO_CAMERAS}"
+                f"in which {PROTOCOLS[protocol].meaning}: nothing can be evaluated; {advice(sources[name])}"
             )
-        print(f"{name}: {matched} of {queries} queries have a match among {len(target.gallery)}, {protocol}")
+        say(f"{name}: {matched} of {queries} queries have a match among {len(target.gallery)}, {protocol}")
+    if not targets and config.eval.data.name:
+        raise InputError(_no_queries(config.eval.data))
     return targets
 
 
-def _read_sources(choice: Config, exclude: Collection[Path]) -> dict[str, datasets.Dataset]:
+def _no_queries(choice: Config) -> str:
+    return f"data set {choice.name} in {choice.root} has no queries to evaluate with"
+
+
+def make_domains(
+    config: Config, sources: dict[str, datasets.Dataset], exclude: Collection[Path]
+) -> tuple[dict[str, datasets.Split], datasets.Split | None]:
+    """Return the images to learn from, "real", and with an auxiliary domain "aux", and the dark twins of the latter."""
+    splits, dark = {"real": datasets.join([data.train for data in sources.values()])}, None
+    if config.aux.enabled:
+        splits["aux"], dark = _read_aux(config.aux.bright_root, config.aux.dark_root, exclude)
+    return splits, dark
+
+
+def make_plans(config: Config, splits: dict[str, datasets.Split]) -> dict[str, BatchPlan]:
+    """Plan the batches of each domain. InputError if they cannot be drawn."""
+    sizes = config.train.batch_size, config.train.instances, config.train.seed
+    plans = {name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())}
+    for plan in plans.values():
+        plan.steps(1)
+    return plans
+
+
+def read_sources(
+    choice: Config, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.load
+) -> dict[str, datasets.Dataset]:
     """The data sets that name, root and protocol stand for, by name; numbered where a name stands there twice."""
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
     roots = [root.strip() for root in choice.root.split(",")] if len(names) > 1 else [choice.root]
@@ -103,7 +132,7 @@ def _read_sources(choice: Config, exclude: Collection[Path]) -> dict[str, datase
     labels = [f"{n}-{p}" if p and names.count(n) > 1 else n for n, p in zip(names, protocols, strict=True)]
     labels = [f"{n}-{i}" if labels.count(n) > 1 else n for i, n in enumerate(labels, start=1)]
     parts = zip(labels, names, roots, protocols, strict=True)
-    return {key: datasets.load(n, root, protocol=protocol, exclude=exclude) for key, n, root, protocol in parts}
+    return {key: read(n, root, protocol=protocol, exclude=exclude) for key, n, root, protocol in parts}
 
 
 def _read_aux(
@@ -115,7 +144,7 @@ def _read_aux(
     paired, dark = datasets.find_dark_twins(bright, dark_root, exclude)
     if len(paired) < len(bright):
         lost = len(bright) - len(paired)
-        print(f"warning: {lost} of {len(bright)} bright images have no twin in {dark_root}: left out", file=sys.stderr)
+        say(f"warning: {lost} of {len(bright)} bright images have no twin in {dark_root}: left out", error=True)
     return paired, dark
 
 
@@ -146,6 +175,22 @@ def read_test_images(config: Config, split: datasets.Split) -> np.ndarray:
     images = np.empty((len(split), *config.image_size, 3), np.uint8)
     decode_many(split.paths, config.image_size, "bilinear", images)
     return images
+
+
+def stamps(config: Config, target: Target) -> dict[str, str]:
+    """Return what tells test images from others of the same names: version, and a hash of the images' files each.
+
+    The lists' hashes are of names, identities and cameras alone. InputError if an image cannot be read.
+    """
+
+    def pixels(split: datasets.Split) -> str:
+        if config.data.cache == "none":
+            return pixels_sha256(split.paths)
+        return cached_pixels_sha256(split.paths, config.image_size, "bilinear", config.data.cache_dir)
+
+    version = {"version": target.version} if target.version else {}
+    hashes = {f"{part}_pixels_sha256": pixels(getattr(target, part)) for part in ("query", "gallery")}
+    return version | hashes
 
 
 def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic, Statistic]:

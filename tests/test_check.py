@@ -1,24 +1,42 @@
 """`python -m nrsrd_jax.data.check` finds what would stop or spoil training, and what it lists can be left out."""
 
+import contextlib
+import io
 import os
 import re
+import sys
 import zlib
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
-from people import run, small_config, write_images, write_night
+from people import small_config, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax.checkpoint import load
-from nrsrd_jax.config import get_config
-from nrsrd_jax.data.images import MAX_PIXELS, decode, read_rgb
+from nrsrd_jax.data.check import main
+from nrsrd_jax.data.images import decode, read_rgb
+from nrsrd_jax.data.picture import MAX_PIXELS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.sharding import make_mesh
-from nrsrd_jax.training import train
+from nrsrd_jax.training import check_run, train
+
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+SMALL = "--config.train.batch_size=16", "--config.train.instances=2"
 
 
 def check(*arguments, status=0):
-    return run("-m", "nrsrd_jax.data.check", *arguments, status=status)
+    """`python -m nrsrd_jax.data.check …` in this process; `status` is what it must end with."""
+    with (
+        mock.patch.object(sys, "argv", ["check", *map(str, arguments)]),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        pytest.raises(SystemExit) as end,
+    ):
+        main()
+    assert end.value.code == status, out.getvalue()
+    return SimpleNamespace(stdout=out.getvalue())
 
 
 def big_png(path, width, height):
@@ -60,23 +78,23 @@ def planted(tmp_path):
 
 def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
     done = check("night600", planted, "--fix-list", tmp_path / "bad.txt", status=1)
-    lines, usual = done.stdout.splitlines(), get_config().train
+    lines = done.stdout.splitlines()
     for kind, part in [
         ("fault", "0001_c1_zero.jpg"), ("fault", "0001_c1_cut.jpg"), ("fault", "0001_c1_text.jpg"),
         ("fault", "0001_c1_big.png: 6000×9000 pixels are more than"), ("fault", "nobody.jpg: no identity and camera"),
         ("fault", "0001_c1_loop.jpg"), ("warning", "0001_c1_dot.jpg: 1×1 pixels show nobody"),
         ("warning", "train: 1 identities with a single image (77)"),
-        ("warning", "files that are no images (Thumbs.db)"),
+        ("warning", "not read: 1 hidden or of the system (Thumbs.db)"),
         ("warning", "0300_c1_000000.jpg: a query without a match"),
         ("warning", "the published ones, which stand behind: train images 42 (14462), query images 5 (2180), gallery"),
-        ("warning", f"identities, but a batch of {usual.batch_size} takes {usual.batch_size // usual.instances} with"),
+        ("fault", "9 identities, but a batch of 64 takes 16 with 4 images each"),
         ("warning", "1 identities are in training and in test (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
         ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
     ]:  # fmt: skip
         assert sum(line.startswith(f"{kind}: ") and part in line for line in lines) == 1, part
-    assert lines[-2] == "6 faults, 10 warnings"
+    assert lines[-2] == "7 faults, 9 warnings"
     assert lines[-1].startswith("7 paths written")
-    again = check("night600", planted, "--exclude", tmp_path / "bad.txt")
+    again = check("night600", planted, "--exclude", tmp_path / "bad.txt", *SMALL)
     config = small_config(tmp_path, train__epochs=1)
     with pytest.raises(InputError, match=r"nobody\.jpg"):
         train(config, tmp_path / "run")
@@ -100,7 +118,7 @@ def test_without_a_cache_a_broken_image_stops_the_run_too(tmp_path):
 
 def test_a_clean_set_has_its_numbers(tmp_path):
     root = write_night(tmp_path)
-    done = check("night600", root)
+    done = check("night600", root, *SMALL)
     shown = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:4]}
     assert shown == {"train": ["32", "8", "2"], "query": ["4", "4", "1"], "gallery": ["12", "6", "2"]}
     everything = np.stack([read_rgb(path) for path in sorted(root.glob("bounding_box_train/*.jpg"))]) / 255
@@ -109,21 +127,103 @@ def test_a_clean_set_has_its_numbers(tmp_path):
         assert line.endswith(",".join(f"{value:.4f}" for value in values))
 
 
-def test_no_query_with_a_match_is_a_fault(tmp_path):
-    root = write_night(tmp_path)
+def without_matches(tmp_path):
+    """The queries' other camera is lost; the training images still have two."""
+    root = write_night(tmp_path / "night")
     for path in (root / "bounding_box_test").glob("*_c2_*"):
         path.unlink()
-    done = check("night600", root, status=1)
-    assert "fault: query: none has a gallery image of its identity from another camera; for data" in done.stdout
+    return root
 
 
-def test_data_without_cameras_is_pointed_to_its_protocol(tmp_path):
-    root = write_night(tmp_path)
+def without_cameras(tmp_path):
+    root = write_night(tmp_path / "night")
     for path in root.rglob("*_c2_*"):
         path.unlink()
-    done = check("night600", root)
-    assert "warning: query: none has a gallery image of its identity from another camera; for data" in done.stdout
-    assert "set --config.eval.protocol=all-cameras" in done.stdout
+    return root
+
+
+def too_few_people(tmp_path):
+    root = write_night(tmp_path / "night")
+    for path in (root / "bounding_box_train").glob("0000_*"):
+        path.unlink()
+    return root
+
+
+def one_person(tmp_path):
+    root = write_night(tmp_path / "night")
+    for path in (root / "bounding_box_train").iterdir():
+        if not path.name.startswith("0000"):
+            path.unlink()
+    return root
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (without_matches, "none of the 4 queries of night600 has a match by the cross-camera protocol"),
+    (without_cameras, "for data without cameras set --config.eval.protocol=all-cameras"),
+    (too_few_people, "the training images show 7 identities, but a batch of 16 takes 8 with 2 images each"),
+    (one_person, "the training images show a single identity"),
+])  # fmt: skip
+def test_what_training_refuses_is_a_fault_in_the_same_words(tmp_path, make, message):
+    root = make(tmp_path)
+    lines = check("night600", root, *SMALL, status=1).stdout.splitlines()
+    (fault,) = [line for line in lines if line.startswith("fault: ")]
+    assert message in fault
+    with pytest.raises(InputError) as refusal:
+        train(small_config(tmp_path), tmp_path / "run")
+    assert fault == f"fault: {refusal.value}"
+    assert lines[-1].startswith("1 faults")
+
+
+def test_all_cameras_is_advised_only_for_data_without_cameras(tmp_path):
+    """Else it would count the easy matches from the query's own camera."""
+    done = check("night600", without_matches(tmp_path), *SMALL, status=1)
+    assert "all-cameras" not in done.stdout
+    assert "look at the identities and cameras in the names (cameras read: 1, 2)" in done.stdout
+
+
+def test_one_camera_is_enough_for_a_test_without_cameras(tmp_path):
+    root = without_cameras(tmp_path)
+    done = check("night600", root, *SMALL, "--config.eval.protocol", "all-cameras")
+    assert "queries have a match among 6, all-cameras" in done.stdout
+    assert check_run(small_config(tmp_path, eval__protocol="all-cameras"), tmp_path / "run").records.targets
+
+
+def test_a_config_file_says_what_to_look_at(tmp_path):
+    """Training, test and auxiliary images are all read, and what train.py would miss beside them is a fault too."""
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "aux", range(8))
+    (tmp_path / "own.py").write_text(
+        "from nrsrd_jax import config\n\n\ndef get_config(variant='baseline'):\n    c = config.get_config(variant)\n"
+        f"    c.data.root, c.aux.bright_root = {str(tmp_path / 'night')!r}, {str(tmp_path / 'aux')!r}\n"
+        "    c.train.batch_size, c.train.instances, c.teacher.checkpoint = 16, 2, 'nowhere'\n    return c\n"
+    )
+    done = check("--config", f"{tmp_path / 'own.py'}:mdl")
+    assert [line for line in done.stdout.splitlines() if line.endswith(":")] == ["night600:", "aux.bright_root:"]
+    assert done.stdout.splitlines()[-1].startswith("0 faults")
+    assert "train a teacher with" in check(f"--config={tmp_path / 'own.py'}:nrsrd", status=1).stdout
+    (tmp_path / "aux/0001_c1_000000.jpg").write_bytes(b"")
+    assert "fault: " + str(tmp_path / "aux/0001_c1") in check("--config", f"{tmp_path / 'own.py'}:mdl", status=1).stdout
+    check("--config", f"{tmp_path / 'own.py'}:baseline")
+
+
+def test_options_that_name_no_data_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"eval.protocol is 'x'; choose one of"):
+        check("night600", tmp_path, "--config.eval.protocol=x")
+    for arguments in ((), ("night600",), ("night600", tmp_path, "--config.data.nope=1")):
+        check(*arguments, status=2)
+
+
+def test_a_data_set_without_training_images_is_a_fault(tmp_path):
+    write_images(tmp_path / "query/1", [1], cameras=(1,))
+    write_images(tmp_path / "gallery/1", [1], cameras=(2,))
+    assert "fault: there are no training images" in check("folders", tmp_path, status=1).stdout
+
+
+def test_frame_numbers_that_stand_where_a_camera_should_are_warned_about(tmp_path):
+    write_images(tmp_path, range(4), cameras=range(3001, 3020))
+    assert "warning: 19 cameras" not in check("bright", tmp_path, *SMALL, status=1).stdout
+    write_images(tmp_path, range(8), cameras=range(3001, 3061), frames=1)
+    assert "warning: 60 cameras for" in check("bright", tmp_path, *SMALL).stdout
 
 
 def test_what_is_no_picture_file_starts_nothing(tmp_path):
@@ -190,8 +290,7 @@ def test_a_picture_on_its_side_is_turned(tmp_path):
 @pytest.mark.parametrize(("make", "message"), [
     (lambda path: big_png(path, 5000, 5000), f"more than the {MAX_PIXELS} that a crop may have"),
     (lambda path: big_png(path, 2**31 - 1, 2**31 - 1), "cannot read the image"),
-    (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "32-bit numbers"),
-    (lambda path: Image.fromarray(np.full((4, 4), 2**20, np.int32)).save(path, "TIFF"), "32-bit numbers"),
+    (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "it is not JPEG, PNG, WebP or BMP"),
 ])  # fmt: skip
 def test_pictures_that_are_no_crops_are_refused_by_name(tmp_path, make, message):
     make(tmp_path / "a.png")

@@ -34,7 +34,17 @@ def test_night600_layout(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "pid", "camera"),
-    [("0001_c1_000.jpg", 1, 1), ("123456_c8s1_7.jpg", 123456, 8), ("7_c12_0.jpg", 7, 12), ("0002_c3001.jpg", 2, 3)],
+    [
+        ("0001_c1_000.jpg", 1, 1),
+        ("123456_c8s1_7.jpg", 123456, 8),
+        ("7_c12_0.jpg", 7, 12),
+        ("0002_c3001.jpg", 2, 3001),
+        ("0001_c002_0.jpg", 1, 2),
+        ("-2_c013s2_0.jpg", -2, 13),
+        ("0002_c1s1_000451_03.jpg", 2, 1),
+        ("5_c0004.jpg", 5, 4),
+        ("0001_c1 (2).jpg", 1, 1),
+    ],
 )
 def test_identity_and_camera_come_from_the_name(tmp_path, name, pid, camera):
     write_night(tmp_path)
@@ -181,13 +191,13 @@ def test_an_unreadable_image_is_named_and_nothing_is_cached(tmp_path, content):
 
 
 def build_slowly(paths, cache, delay):
-    decode = images.decode
+    read = images.read_picture
 
-    def slow(*args):
+    def slow(path):
         time.sleep(delay)
-        return decode(*args)
+        return read(path)
 
-    images.decode = slow
+    images.read_picture = slow
     np.save(cache / f"seen-{os.getpid()}", images.cached_images(paths, (32, 16), "bicubic", cache))
 
 

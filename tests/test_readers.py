@@ -1,13 +1,18 @@
 """Every layout on disk gives the right splits, identities and cameras."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from people import small_config, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax.data import datasets
+from nrsrd_jax.data.readers import SOURCES
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_records, read_targets
 from nrsrd_jax.result import evaluate_run
@@ -73,7 +78,9 @@ def test_a_folder_per_identity(tmp_path):
     assert rows(data.train) == [("a_c1_0.jpg", 0, 1), ("b_cam12.PNG", 1, 12)]
     assert rows(data.query) == [("x-c2.WebP", 2, 2)]
     assert rows(data.gallery) == [("c1_4.jpeg", 0, 1), ("c3.bmp", 2, 3)]
-    assert [path.name for path in data.ignored] == ["Thumbs.db"]
+    assert {reason: [path.name for path in paths] for reason, paths in data.skipped.items()} == {
+        "hidden or of the system": ["Thumbs.db"]
+    }
 
 
 def test_folders_without_cameras_or_splits(tmp_path):
@@ -82,7 +89,7 @@ def test_folders_without_cameras_or_splits(tmp_path):
     assert rows(data.train) == [("b.jpg", 7, 0), ("a.jpg", 12, 0)]
     assert len(data.query) == 0
     write(tmp_path, "0012/x_c4.jpg")
-    with pytest.raises(InputError, match="no identity and camera in its name"):
+    with pytest.raises(InputError, match=r"2 of 3 file names do not have one camera .*b.jpg.*x_c4.jpg, camera 4"):
         datasets.load("folders", tmp_path)
 
 
@@ -107,8 +114,9 @@ def test_a_manifest_without_cameras(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("path,pid,camera\n", "m.csv has no column split; it takes path,pid,camera,split"), ("", "has no column"),
-    ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it takes a path"),
+    ("path,pid,camera\n", "m.csv has no column split in its first line .*takes the columns path"),
+    ("", "has no column"),
+    ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it takes a path, .* not \"test\""),
     ("path,pid,camera,split\na\0,1,1,train\n", "line 2"),
     ("path,pid,camera,split\na,1\n", "line 2: it takes a path"), ('path,pid,camera,split\n"a', "cannot read"),
 ])  # fmt: skip
@@ -128,7 +136,7 @@ def test_excluded_images_are_left_out(tmp_path):
     (tmp_path / "far.txt").write_text("bounding_box_train/0001_c1_000000.jpg\n")
     with pytest.raises(InputError, match=r"none of the 1 files in data.exclude .* exists"):
         datasets.read_exclude(tmp_path / "far.txt")
-    with pytest.raises(InputError, match=r"cannot read data.exclude .*: No such file"):
+    with pytest.raises(InputError, match=r"data.exclude: cannot read the list .*: No such file"):
         datasets.read_exclude(tmp_path / "none.txt")
 
 
@@ -188,3 +196,192 @@ def test_a_name_that_is_no_identity_is_named_and_not_taken_for_another(tmp_path,
 def test_spaces_in_a_manifest_make_nobody_new(tmp_path):
     text = "path,pid,camera,split\nimages/b.jpg, 7 ,1,train\nimages/c.jpg,7,1, train\nimages/b.jpg,-1,1,train\n"
     assert datasets.load("manifest", manifest(tmp_path, text)).train.pids.tolist() == [7, 7]
+
+
+def touch(root, *names):
+    """Empty files: readers look at names alone."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+# How each reader's names are written, from identity, camera and a running number; where; and the folders beside.
+PRINTED = {
+    "night600": ("{0:04d}_c{1}_{2:06d}.jpg", "bounding_box_train", ("query", "bounding_box_test")),
+    "market1501": ("{0:04d}_c{1}s1_{2:06d}_03.jpg", "bounding_box_train", ("query", "bounding_box_test")),
+    "rgbnt201": ("{0:06d}_cam{1}_0_{2:02d}.jpg", "train_171/RGB", ("test/RGB",)),
+    "nightreid": ("{0:04d}{3}C1_{2:03d}.jpg", "bounding_box_train", ("query", "bounding_box_test")),
+    "knight": ("{0}/cam{1}_{2:03d}.jpg", "Person", ()),
+    "bright": ("{0:04d}_c{1:03d}_{2}.jpg", ".", ()),
+    "folders": ("{0}/{2}_c{1}.jpg", "train", ()),
+    "manifest": ("{0}_{1}_{2}.jpg", ".", ()),
+    "msmt17": ("{0:04d}/{0:04d}_000_{1:02d}_0303morning_{2:04d}.jpg", "train", ("test",)),
+}
+CAMERAS = "L1", "L2", "L3", "R1", "R2", "R3"
+people = st.integers(-1, 3) | st.integers(-(10**20), 10**20)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(people, st.integers(0, 20) | st.integers(0, 10**10)), min_size=1, max_size=5), st.data())
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_name_is_read_back_as_it_was_written_or_refused(name, pairs, data):
+    """Never as another identity or camera; identities and cameras without numbers are told apart alike."""
+    pattern, home, beside = PRINTED[name]
+    written = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for i, (pid, camera) in enumerate(pairs):
+            written[pattern.format(pid, camera, i, CAMERAS[camera % 6])] = (
+                pid,
+                camera % 6 if name == "nightreid" else camera,
+            )
+        touch(root / home, *written)
+        touch(root, *(f"{place}/{next(iter(written))}" for place in beside))
+        if name == "manifest":
+            zero = st.sampled_from(["{}", " {} ", "{}.0"])
+            lines = [
+                f"{path},{data.draw(zero).format(p)},{data.draw(zero).format(c)},train"
+                for path, (p, c) in written.items()
+            ]
+            (root / "m.csv").write_text("\n".join(["path,pid,camera,split", *lines]))
+        for part in ("train", "val", "query", "gallery") if name == "msmt17" else ():
+            text = "".join(f"{path} {pid}\n" for path, (pid, _) in written.items())
+            (root / f"list_{part}.txt").write_text(text if part == "train" else "")
+        try:
+            found = datasets.survey(name, root / "m.csv" if name == "manifest" else root)
+        except InputError:
+            return
+        assert not any(len(paths) for reason, paths in found.skipped.items() if "junk" not in reason)
+        splits = (found.train, found.query, found.gallery) if name == "knight" else (found.train,)
+        back = {
+            path.relative_to(root / home).as_posix(): (int(pid), int(camera))
+            for split in splits
+            for path, pid, camera in zip(split.paths, split.pids, split.cameras, strict=True)
+        }
+    expected = {path: written[path] for path in back}
+    if name in ("folders", "manifest"):  # names that are no numbers are ranked
+        for i in (0, 1):
+            pairs_of = {(values[i], expected[path][i]) for path, values in back.items()}
+            assert len(pairs_of) == len({a for a, _ in pairs_of}) == len({b for _, b in pairs_of})
+    else:
+        assert back == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["10001R3C_0.jpg", "0001_c1x_0.jpg", "0001_c1s1x.jpg", "copy 0001_c1_0.jpg", "a0001_c2.jpg"]
+)
+def test_half_a_name_is_not_taken(tmp_path, name):
+    home = touch(tmp_path, *(f"bounding_box_train/{n}" for n in ("0001R3C_0.jpg", "0001_c1_0.jpg", name)),
+                 "query/0001_c1_0.jpg", "bounding_box_test/0001_c1_0.jpg")  # fmt: skip
+    for source in ("market1501", "nightreid"):
+        train = datasets.survey(source, home).train
+        read = dict(zip([path.name for path in train.paths], train.pids.tolist(), strict=True))
+        assert read.get(name) in (None, 10001)
+
+
+def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
+    """7c4a is not camera 4; nor is a UUID's c123."""
+    names = ("5eda92d8-64ac-c123-d707-107e855c3844.jpg", "7c4a.jpg", "xc3.jpg", "c3x.jpg")
+    data = datasets.load("folders", touch(tmp_path, *(f"train/a/{name}" for name in names), "train/b/c.jpg"))
+    assert set(data.train.cameras) == {0}
+    assert (
+        "no file name has a camera as a field of its own (c3, cam3): every image has camera 0"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("name", "camera"), [("c3", 3), ("x-CAM012.y", 12), ("0001_c013_4", 13), ("a c2 b", 2)])
+def test_a_camera_is_a_field_of_its_own_with_all_its_digits(tmp_path, name, camera):
+    assert datasets.load("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [camera]
+
+
+def test_two_cameras_in_a_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="1 of 1 file names do not have one camera"):
+        datasets.load("folders", touch(tmp_path, "train/a/c1_c2.jpg"))
+
+
+NIGHT = ("bounding_box_train/1_c1_0.jpg", "query/1_c1_0.jpg", "bounding_box_test/1_c2_0.jpg")
+
+
+def test_what_is_not_read_is_counted_in_one_line(tmp_path, capsys):
+    touch(tmp_path, *NIGHT, *(f"bounding_box_train/{name}" for name in (
+        "1_c1_0.TIF", "1_c1_1.tif", "1_c1_0.gif", "none", "._1_c1_0.jpg", "desktop.ini", "-1_c1_0.jpg", 
+        "@eaDir/1_c1_0.jpg", ".ipynb_checkpoints/1_c1_0-checkpoint.jpg", "__MACOSX/1_c1_0.jpg", "notes/read.txt",
+        "1_c1_1.JFIF")))  # fmt: skip
+    assert len(datasets.load("market1501", tmp_path).train) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    for part in ("2 with suffix .tif", "1 with suffix .gif", "1 with suffix none", "5 hidden",
+                 "1 of identity -1 (junk)", "1 sub-folders without images"):  # fmt: skip
+        assert part in line
+
+
+def test_hidden_folders_are_no_people(tmp_path):
+    people = [f"train/{name}/c1_0.jpg" for name in ("1", "2", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "@EADIR")]
+    data = datasets.load("folders", touch(tmp_path, *people, ".git/train/3/c1_0.jpg"))
+    assert data.train.pids.tolist() == [1, 2]
+    assert len(data.skipped["hidden or of the system"]) == 5
+
+
+@pytest.mark.parametrize("name", ["unknown", "UNKNOWN", "nan", "None", "?", "null", "_unknown_"])
+def test_a_folder_of_unknown_people_is_nobody(tmp_path, name):
+    data = datasets.load(
+        "folders", touch(tmp_path, "train/1/c1_0.jpg", f"train/{name}/c1_0.jpg", f"train/{name}/c2_0.jpg")
+    )
+    assert data.train.pids.tolist() == [1]
+    assert len(data.skipped["of unknown identity"]) == 2
+
+
+def test_folders_001_and_1_are_one_person_and_accents_do_not_matter(tmp_path):
+    data = datasets.load("folders", touch(tmp_path, "train/001/c1.jpg", "train/2/c1.jpg", "gallery/1/c2.jpg"))
+    assert data.train.pids.tolist() == [1, 2]
+    assert data.gallery.pids.tolist() == [1]
+    touch(tmp_path, "train/c\u00e9line/c1.jpg", "gallery/ce\u0301line/c2.jpg", "train/-1/c1.jpg")
+    data = datasets.load("folders", tmp_path)
+    assert data.gallery.pids.tolist() == [data.train.pids[0], data.train.pids[2]]
+    assert len(data.train) == 3
+
+
+@pytest.mark.parametrize(("name", "extra"), [
+    ("market1501", "bounding_box_train/more/deep/2_c1_0.jpg"), ("folders", "train/1/c1/c1_0.jpg"),
+    ("knight", "2/more/cam1_0.jpg"), ("bright", "more/1_c1_0.jpg"), ("folders", "Test/1/c1_0.jpg"),
+])  # fmt: skip
+def test_images_in_sub_folders_are_refused_with_their_count(tmp_path, name, extra):
+    usual = {
+        "market1501": NIGHT,
+        "folders": ("train/1/c1_0.jpg",),
+        "knight": ("2/cam1_0.jpg",),
+        "bright": ("1_c1_0.jpg",),
+    }[name]
+    root = touch(tmp_path, *usual, extra)
+    if extra.startswith("Test"):
+        (line,) = datasets.load(name, root).remarks()
+        assert line == "not read: 1 in folders other than train, query and gallery"
+        return
+    with pytest.raises(InputError, match=r"^1 images lie in sub-folders, .* would not be read"):
+        datasets.load(name, root)
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "manifest"])
+@pytest.mark.parametrize("outside", ["Archive", "Some/Archive"])
+def test_an_archive_unpacked_one_level_deeper_is_found(tmp_path, name, outside):
+    inside = {
+        "msmt17": ("list_train.txt", "train/1.jpg"), "rgbnt201": ("train_171/RGB/1_cam1.jpg",),
+        "knight": ("Person/1/cam1_0.jpg",), "bright": ("1_c1_0.jpg",), "folders": ("Train/1/c1_0.jpg",),
+    }.get(name, NIGHT)  # fmt: skip
+    home = touch(tmp_path / outside, *inside)
+    touch(tmp_path / "__MACOSX" / outside, *inside)
+    with pytest.raises(
+        InputError, match=rf"{tmp_path} is not the folder of data set {name}: it is in {home}; give that"
+    ):
+        datasets.load(name, tmp_path)
+    if "/" not in outside:
+        touch(tmp_path / "Copy", *inside)
+        with pytest.raises(InputError, match=rf"2 folders in it are: {home}, {tmp_path / 'Copy'}; give one"):
+            datasets.load(name, tmp_path)
+
+
+def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
+    (tmp_path / "m.zip").touch()
+    with pytest.raises(InputError, match=r"m.zip is a file: unpack it"):
+        datasets.load("market1501", tmp_path / "m.zip")

@@ -3,17 +3,20 @@
 import dataclasses
 import hashlib
 import os
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, say
 from ..files import expanded
-from .readers import SOURCES, SPLITS, Rows
+from .listing import SPLITS, Rows, found_below
+from .lists import path_in, read_lines
+from .naming import JUNK
+from .readers import SOURCES, Source
 
-JUNK = -1  # Market-1501's identity for detections that count neither for nor against
+QUOTES = ' \t"'  # what may stand around a path in a list
+OF_JUNK = f"of identity {JUNK} (junk)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +47,35 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The splits; `unnamed` images, whose names tell no identity and camera; `ignored` files, which are no images."""
+    """The splits, and what was not read.
+
+    Attributes:
+        unnamed: images whose names tell no identity and camera.
+        skipped: by reason, files that are left out. The reason follows a count: "3 hidden".
+        notes: what the user must know of how the names were read.
+        source: the kind of data set, one of SOURCES.
+        protocol: its way of testing.
+        version: of the data set, where it has several.
+    """
 
     train: Split
     query: Split
     gallery: Split
     unnamed: tuple[Path, ...] = ()
-    ignored: tuple[Path, ...] = ()
+    skipped: dict[str, tuple[Path, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    source: str = ""
+    protocol: str = ""
+    version: str = ""
+
+    def remarks(self) -> list[str]:
+        """Return one line of what was not read and why, if anything was, after the notes."""
+        counts = ", ".join(f"{len(paths)} {reason}" for reason, paths in self.skipped.items())
+        return [*self.notes, *([f"not read: {counts}"] if counts else [])]
 
 
 def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
-    """A data set's splits. InputError if it, a folder of it, or an image's name cannot be understood.
+    """A data set's splits; says in a line what was not read. InputError if it or a name cannot be understood.
 
     `name` is one of SOURCES, `root` its folder (of a manifest: the file), `exclude` are images to leave out. Images
     named for junk (identity −1) are dropped; distractors (identity 0) stay.
@@ -66,11 +87,12 @@ def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection
             f"({len(data.unnamed)} such images); rename or remove them, or list them with "
             f"`python -m nrsrd_jax.data.check {name} {root} --fix-list bad.txt` and set data.exclude=bad.txt"
         )
+    say(*(f"{name} in {root}: {remark}" for remark in data.remarks()))
     return data
 
 
 def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
-    """As `load`, but images without identity and camera are told of in `unnamed`."""
+    """As `load`, but says nothing, and images without identity and camera are in `unnamed`."""
     if name not in SOURCES:
         raise InputError(f"data.name is {name!r}; choose one of {', '.join(SOURCES)}")
     source = SOURCES[name]
@@ -79,17 +101,25 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
     root = expanded(root)
     if not root.exists():
         raise InputError(
-            f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root, or mend that"
+            f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root, or fix that"
         )
     protocol = protocol or source.protocols[0]
     if protocol not in source.protocols:
         choices = ", ".join(filter(None, source.protocols)) or "it has none"
         raise InputError(f"data.protocol is {protocol!r}; of {name} choose one of: {choices}")
+    _refuse_another_place(name, source, root)
     listing = source.read(root, protocol)
     left_out = {os.path.realpath(path) for path in exclude}
 
     def wanted(path: Path) -> bool:
         return not left_out or os.path.realpath(path) not in left_out
+
+    nested = list(filter(wanted, dict.fromkeys(listing.nested)))
+    if nested:
+        raise InputError(
+            f"{len(nested)} images lie in sub-folders, where {name} has none, and would not be read ({nested[0]}, …): "
+            "move them up, or give the folder that they belong to"
+        )
 
     def split(rows: Rows) -> Split:
         rows = [row for row in rows if row[1] != JUNK and wanted(row[0])]
@@ -98,7 +128,26 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
 
     unnamed = tuple(filter(wanted, dict.fromkeys(listing.unnamed)))
     train, query, gallery = (split(listing.rows[name]) for name in SPLITS)
-    return Dataset(train, query, gallery, unnamed, tuple(dict.fromkeys(listing.ignored)))
+    junk = [path for rows in listing.rows.values() for path, pid, _ in rows if pid == JUNK]
+    skipped = {reason: tuple(dict.fromkeys(paths)) for reason, paths in {**listing.skipped, OF_JUNK: junk}.items()}
+    skipped = {reason: paths for reason, paths in skipped.items() if paths}
+    return Dataset(train, query, gallery, unnamed, skipped, tuple(listing.notes), name, protocol, listing.version)
+
+
+def _refuse_another_place(name: str, source: Source, root: Path) -> None:
+    """InputError if the data set lies in a sub-folder of `root`, as in an archive's own, or is not unpacked."""
+    if root.is_file() and name != "manifest":
+        raise InputError(f"{root} is a file: unpack it, and give the folder of data set {name}")
+    if source.here(root):
+        return
+    found = found_below(root, source.here)
+    if len(found) == 1:
+        raise InputError(f"{root} is not the folder of data set {name}: it is in {found[0]}; give that")
+    if found:
+        some = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
+        raise InputError(
+            f"{root} is not the folder of data set {name}; {len(found)} folders in it are: {some}; give one of them"
+        )
 
 
 def load_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:
@@ -141,16 +190,27 @@ def read_exclude(file: str | Path) -> frozenset[Path]:
     if not str(file):
         return frozenset()
     try:
-        lines = expanded(file).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read data.exclude {file}: {error.strerror}") from error
-    paths = frozenset(Path(os.fsdecode(line.removesuffix(b"\r"))) for line in lines if line.strip())
+        lines = [line for _, line in read_lines(expanded(file), any_bytes=True) if line.strip(QUOTES)]
+    except InputError as error:
+        raise InputError(f"data.exclude: {error}") from error
+    paths = frozenset(_excluded(line) for line in lines)
     lost = sorted(path for path in paths if not os.path.lexists(path))
+    if unencoded := [path for path in lost if any("\udc80" <= c <= "\udcff" for c in str(path))]:
+        raise InputError(
+            f"{unencoded[0]} in data.exclude {file} does not exist, and is not UTF-8; the list is probably saved as "
+            "Latin-1: save it as UTF-8"
+        )
     if lost and len(lost) == len(paths):
         raise InputError(
             f"none of the {len(paths)} files in data.exclude {file} exists ({lost[0]}, …); paths are absolute or "
             "relative to the current folder"
         )
     if lost:
-        print(f"warning: {len(lost)} of the {len(paths)} files in {file} do not exist ({lost[0]}, …)", file=sys.stderr)
+        say(f"warning: {len(lost)} of the {len(paths)} files in {file} do not exist ({lost[0]}, …)", error=True)
     return paths
+
+
+def _excluded(line: str) -> Path:
+    """The file that a line names; spaces and quotes around the name are taken off unless they are part of it."""
+    exact = path_in(Path(), line)
+    return exact if os.path.lexists(exact) else path_in(Path(), line.strip(QUOTES))

@@ -12,7 +12,6 @@ import numpy as np
 from ..files import readable
 from .datasets import Dataset, Split
 
-NO_CAMERAS = "for data without cameras set --config.eval.protocol=all-cameras"
 Views = tuple[np.ndarray, np.ndarray]  # a number per query [Q] and per gallery image [G]
 
 
@@ -24,6 +23,7 @@ class Target:
     gallery: Split
     query_views: np.ndarray  # int [Q]
     gallery_views: np.ndarray  # int [G]
+    version: str = ""  # of the data set, where it has several
 
     @property
     def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -48,7 +48,18 @@ class Protocol(NamedTuple):
 
 def make_target(data: Dataset, protocol: str) -> Target:
     """The test on a data set by one of PROTOCOLS. InputError if an image cannot be read."""
-    return Target(data.query, data.gallery, *PROTOCOLS[protocol].views(data.query, data.gallery))
+    return Target(data.query, data.gallery, *PROTOCOLS[protocol].views(data.query, data.gallery), data.version)
+
+
+def advice(data: Dataset) -> str:
+    """Say what to do if no query has a match: only data without cameras may be tested without regard to them.
+
+    Otherwise matches from the query's own camera, which are easy, would count as well.
+    """
+    cameras = np.unique(np.concatenate([split.cameras for split in (data.train, data.query, data.gallery)]))
+    if len(cameras) == 1:
+        return "for data without cameras set --config.eval.protocol=all-cameras"
+    return f"look at the identities and cameras in the names (cameras read: {', '.join(map(str, cameras[:9]))})"
 
 
 def _cameras(query: Split, gallery: Split) -> Views:
@@ -83,5 +94,5 @@ def _digest(path: Path) -> bytes:
 
 PROTOCOLS = {
     "cross-camera": Protocol("gallery images of the query's identity and camera are left out (Market-1501)", _cameras),
-    "all-cameras": Protocol("the whole gallery counts, but for exact copies of the query", _copies),
+    "all-cameras": Protocol("the whole gallery counts, except exact copies of the query", _copies),
 }

@@ -1,40 +1,40 @@
 """How each kind of data set lies on disk: where its splits are, and where identity and camera are written.
 
-Camera numbers are as in the file names, or the rank of a camera's name; only their equality matters.
+Camera numbers are as in the file names, or the rank of a camera's name; only their equality matters. A name that is not
+understood as a whole is not understood at all: half a number would be another identity or camera.
 """
 
-import csv
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-SPLITS = ("train", "query", "gallery")
-Rows = list[tuple[Path, int, int]]  # path, identity, camera
-
-
-@dataclasses.dataclass
-class Listing:
-    """What a reader finds: rows per split; images without identity and camera; files that are no images."""
-
-    rows: dict[str, Rows] = dataclasses.field(default_factory=lambda: {split: [] for split in SPLITS})
-    unnamed: list[Path] = dataclasses.field(default_factory=list)
-    ignored: list[Path] = dataclasses.field(default_factory=list)
+from .listing import (
+    HIDDEN,
+    NO_FOLDER,
+    NOBODY,
+    OTHER_FOLDER,
+    SPLITS,
+    Listing,
+    Rows,
+    is_hidden,
+    sub_folders,
+)
+from .lists import path_in, quoted, read_lines, read_table
+from .naming import as_numbers, camera_fields, is_unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A kind of data set: `read(root, protocol)` lists it; `protocols` are its ways of testing, the first the default.
 
-    As published, where known: `published` images by protocol and split, `identities` by split, `cameras` in all.
-    `download` says how to get the data.
+    `here(root)` tells whether `root` looks like its folder. As published, where known: `published` images by protocol
+    and split, `identities` by split, `cameras` in all. `download` says how to get the data.
     """
 
     read: Callable[[Path, str], Listing]
+    here: Callable[[Path], bool]
     download: str
     published: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     identities: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -48,19 +48,22 @@ class Source:
         return self.published.get(protocol or self.protocols[0], {})
 
 
+def _holds(*names: str) -> Callable[[Path], bool]:
+    return lambda root: any((root / name).exists() for name in names)
+
+
 def _folders(
     train: str, query: str, gallery: str, pattern: str, cameras: tuple[str, ...] = ()
 ) -> Callable[[Path, str], Listing]:
-    """A reader of one folder per split, `a|b` the first that exists. `pattern` finds identity and camera in a name."""
+    """A reader of one folder per split, `a|b` the first that exists. Names begin as `pattern`: identity and camera."""
 
     def read(root: Path, protocol: str) -> Listing:
         listing = Listing()
         for split, folders in zip(SPLITS, (train, query, gallery), strict=True):
             if not folders:
                 continue
-            folder = _first_folder(root, folders.split("|"))
-            for path in _images(folder, listing):
-                if match := re.search(pattern, path.name):
+            for path in listing.images(_first_folder(root, folders.split("|"))):
+                if match := re.match(pattern, path.name):
                     camera = cameras.index(match[2]) if cameras else int(match[2])
                     listing.rows[split].append((path, int(match[1]), camera))
                 else:
@@ -77,53 +80,64 @@ def _first_folder(root: Path, folders: Sequence[str]) -> Path:
     raise InputError(f"{root} has no folder {' or '.join(folders)}")
 
 
-def _images(folder: Path, listing: Listing, required: bool = True) -> list[Path]:
-    """The images in a folder, sorted; other files are noted. InputError if there are none and some are `required`."""
-    files = sorted(path for path in folder.iterdir() if not path.is_dir())
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    listing.ignored += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
-    if not images and required:
-        raise InputError(f"{folder} has no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
-    return images
-
-
 def _read_nightreid(root: Path, protocol: str) -> Listing:
     query, gallery, *_ = NIGHTREID[protocol]
     cameras = ("L1", "L2", "L3", "R1", "R2", "R3")
-    return _folders("bounding_box_train", query, gallery, r"(\d{4})([LR][123])C", cameras)(root, protocol)
+    return _folders("bounding_box_train", query, gallery, r"(\d{4,18})([LR][123])C", cameras)(root, protocol)
 
 
 def _read_msmt17(root: Path, protocol: str) -> Listing:
     """V1 (train/, test/) or V2 (mask_*_v2/): lists of "path pid"; the camera is the name's third field."""
     train = _first_folder(root, ("train", "mask_train_v2"))
     test = _first_folder(root, ("test", "mask_test_v2"))
-    listing = Listing()
+    versions = ["V2" if folder.name.startswith("mask_") else "V1" for folder in (train, test)]
+    mixed = len(set(versions)) > 1
+    listing = Listing(version="{} in training, {} in test".format(*versions) if mixed else versions[0])
     lists = (("train", "train", train), ("train", "val", train), ("query", "query", test), ("gallery", "gallery", test))
     for split, name, folder in lists:
-        path = root / f"list_{name}.txt"
-        if not path.is_file():
-            raise InputError(f"{path} is missing; MSMT17 comes with it")
-        for line in filter(str.strip, os.fsdecode(path.read_bytes()).splitlines()):
-            match = re.fullmatch(r"(\S*?[^/\s_]+_[^/\s_]+_(\d{1,9})\S*)\s+(-?\d{1,18})\s*", line)
-            if match is None:
-                raise InputError(f'{path}: {line!r} is not "path identity" with the camera as the name\'s third field')
-            listing.rows[split].append((folder / match[1], int(match[3]), int(match[2])))
+        file = root / f"list_{name}.txt"
+        if not file.is_file():
+            raise InputError(f"{file} is missing; MSMT17 comes with it")
+        for number, line in read_lines(file):
+            if not (line := line.strip()):
+                continue
+            # The identity stands behind the last separator, so that a path may hold spaces.
+            identity = re.split(r"[\s,;]", line)[-1]
+            entry = line.removesuffix(identity).rstrip(" \t,;")
+            path = path_in(folder, entry)
+            match = re.match(r"[^_]+_[^_]+_(\d{1,9})(?![^\W_])", path.name)
+            if match is None or not re.fullmatch(r"-?\d{1,18}", identity):
+                raise InputError(
+                    f'{file}, line {number}: {quoted(line)} is not "path identity" with the camera as the name\'s '
+                    "third field"
+                )
+            if _lies_hidden(entry):
+                listing.skipped[HIDDEN].append(path)
+            else:
+                listing.rows[split].append((path, int(identity), int(match[1])))
     return listing
+
+
+def _lies_hidden(entry: str) -> bool:
+    """Whether a listed path is hidden, or in a hidden folder below the list's."""
+    parts = entry.replace("\\", "/").split("/")
+    return any(is_hidden(part) for part in (parts if parts[0] else parts[-1:]) if part not in (".", ".."))
 
 
 def _read_knight(root: Path, protocol: str) -> Listing:
     """<id>/camX_NNN.jpg: even identities train, odd ones test; query and gallery are the protocol's two cameras."""
     listing, cameras = Listing(), [int(camera) for camera in protocol.split("-")]
-    for folder in _identity_folders(_first_folder(root, ("NightPerson/Person", "Person", "."))):
+    people: dict[int, Rows] = {}
+    for folder in _identity_folders(_first_folder(root, ("NightPerson/Person", "Person", ".")), listing):
         if not re.fullmatch(r"\d{1,18}", folder.name):
             raise InputError(f"{folder}: Knight's folders are called by identity numbers")
-        pid = int(folder.name)
-        rows = []
-        for path in _images(folder, listing, required=False):
-            if match := re.match(r"cam(\d)_", path.name):
-                rows.append((path, pid, int(match[1])))
+        rows = people.setdefault(int(folder.name), [])
+        for path in listing.images(folder, required=False):
+            if match := re.match(r"cam(\d{1,9})(?![^\W_])", path.name):
+                rows.append((path, int(folder.name), int(match[1])))
             else:
                 listing.unnamed.append(path)
+    for pid, rows in people.items():
         if pid % 2 == 0:
             listing.rows["train"] += rows
         elif set(cameras) <= {row[2] for row in rows}:
@@ -132,72 +146,114 @@ def _read_knight(root: Path, protocol: str) -> Listing:
     return listing
 
 
-def _identity_folders(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.iterdir() if path.is_dir())
+def _identity_folders(folder: Path, listing: Listing) -> list[Path]:
+    images, found = listing.entries(folder)
+    listing.skipped[NO_FOLDER] += images
     if not found:
         raise InputError(f"{folder} has no folders, one per identity")
     return found
 
 
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders train, query and gallery, in any case, as far as they exist."""
+    homes: dict[str, Path] = {}
+    for folder in sub_folders(root):
+        split = folder.name.casefold()
+        if split in homes:
+            raise InputError(f"{homes[split]} and {folder} both are a split of that name: keep one")
+        if split in SPLITS:
+            homes[split] = folder
+    return homes
+
+
 def _read_identity_folders(root: Path, protocol: str) -> Listing:
     """train/, query/ and gallery/ (or none of them: all for training), in each a folder per identity.
 
-    The camera is in a file's name, as c3 or cam3; if it is in none, every image has camera 0.
+    The camera is a field of its own in a file's name, c3 or cam3. If no name has one, every image has camera 0.
     """
     listing = Listing()
-    homes = {split: root / split for split in SPLITS if (root / split).is_dir()} or {"train": root}
-    found = [
-        (split, folder.name, path, re.search(r"(?:^|[^a-zA-Z])c(?:am)?(\d{1,9})", path.name))
-        for split, home in homes.items()
-        for folder in _identity_folders(home)
-        for path in _images(folder, listing, required=False)
-    ]
-    if not found:
+    homes = _split_folders(root)
+    if homes:
+        images, folders = listing.entries(root)
+        listing.skipped[NO_FOLDER] += images
+        for folder in folders:
+            if folder not in homes.values():
+                listing.skipped[OTHER_FOLDER] += listing.images_below(folder)
+    found = []
+    for split, home in (homes or {"train": root}).items():
+        for folder in _identity_folders(home, listing):
+            images = listing.images(folder, required=False)
+            if is_unknown(folder.name):
+                listing.skipped[NOBODY] += images
+            else:
+                found += [(split, folder.name, path) for path in images]
+    if not found and not listing.nested:
         raise InputError(f"{root} has no images in its folders")
-    with_cameras = any(match for *_, match in found)
-    numbers = _numbers([identity for _, identity, _, _ in found])
-    for (split, _, path, match), pid in zip(found, numbers, strict=True):
-        if match or not with_cameras:
-            listing.rows[split].append((path, pid, int(match[1]) if match else 0))
-        else:
-            listing.unnamed.append(path)
+    cameras = _cameras_in_names([path for *_, path in found], root)
+    if found and cameras is None:
+        listing.notes.append("no file name has a camera as a field of its own (c3, cam3): every image has camera 0")
+    numbers = as_numbers([name for _, name, _ in found])
+    for (split, _, path), pid, camera in zip(found, numbers, cameras or [0] * len(found), strict=True):
+        listing.rows[split].append((path, pid, camera))
     return listing
+
+
+def _cameras_in_names(paths: Sequence[Path], root: Path) -> list[int] | None:
+    """The camera in each file's name; None if no name has one. InputError if some have."""
+    fields = [camera_fields(path.stem) for path in paths]
+    if not any(fields):
+        return None
+    without = [path for path, cameras in zip(paths, fields, strict=True) if len(cameras) != 1]
+    if without:
+        example = next(path for path, cameras in zip(paths, fields, strict=True) if cameras)
+        raise InputError(
+            f"{root}: {len(without)} of {len(paths)} file names do not have one camera as a field of its own "
+            f"({without[0]}), others have ({example}, camera {min(camera_fields(example.stem))}): rename them so that "
+            "all have it (c3 or cam3 between separators) or none, or list the images in a manifest"
+        )
+    return [min(cameras) for cameras in fields]
 
 
 def _read_manifest(file: Path, protocol: str) -> Listing:
-    """A CSV file with the columns path, pid, split (train, query or gallery), perhaps camera; paths relative to it."""
+    """A table with the columns path, pid, split (train, query or gallery), perhaps camera; paths relative to it."""
     listing = Listing()
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            columns = set(reader.fieldnames or ())
-            if missing := {"path", "pid", "split"} - columns:
-                raise InputError(f"{file} has no column {', '.join(sorted(missing))}; it takes path,pid,camera,split")
-            without_cameras = {} if "camera" in columns else {"camera": "0"}
-            rows = [(reader.line_num, without_cameras | {k: (v or "").strip() for k, v in row.items()
-                                                         if isinstance(v, str | None)})
-                    for row in reader]  # fmt: skip
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the manifest {file}: {error}") from error
-    for number, row in rows:
-        if row["split"] not in SPLITS or not all(row[n] for n in ("path", "pid", "camera")) or "\0" in row["path"]:
-            raise InputError(f"{file}, line {number}: it takes a path, a pid, a camera and train, query or gallery")
-    numbers = (_numbers([row[name] for _, row in rows]) for name in ("pid", "camera"))
-    for (_, row), pid, camera in zip(rows, *numbers, strict=True):
-        listing.rows[row["split"]].append((file.parent / row["path"], pid, camera))
+    if not file.is_file():
+        inside = sorted(path.name for path in file.glob("*.[ct]sv"))
+        raise InputError(f"{file} is not a file; a manifest is a CSV file ({', '.join(inside[:5]) or 'none is in it'})")
+    table = read_table(file, ("path", "pid", "split"), ("camera",))
+    with_cameras = any(not is_unknown(row.get("camera", "")) for _, row in table)
+    rows = []
+    for number, row in table:
+        split = row["split"].casefold()
+        if not row["path"] or split not in SPLITS:
+            raise InputError(
+                f"{file}, line {number}: it takes a path, a pid and train, query or gallery, not {quoted(row['split'])}"
+            )
+        camera = row.get("camera", "")
+        if with_cameras and (is_unknown(camera) or camera.startswith("-")):
+            raise InputError(
+                f"{file}, line {number}: {quoted(camera)} is not a camera, other rows have one: give one in every row, "
+                "or leave the column out"
+            )
+        if re.fullmatch(r"\d[.,]\d+E\+\d+", row["pid"]):
+            raise InputError(f"{file}, line {number}: a spreadsheet has rounded the pid {quoted(row['pid'])}")
+        path = path_in(file.parent, row["path"])
+        if _lies_hidden(row["path"]):
+            listing.skipped[HIDDEN].append(path)
+        elif is_unknown(row["pid"]):
+            listing.skipped[NOBODY].append(path)
+        else:
+            rows.append((split, path, row["pid"], camera if with_cameras else "0"))
+    if rows and not with_cameras:
+        listing.notes.append("no row has a camera: every image has camera 0")
+    numbers = (as_numbers([row[i] for row in rows]) for i in (2, 3))
+    for (split, path, *_), pid, camera in zip(rows, *numbers, strict=True):
+        listing.rows[split].append((path, pid, camera))
     return listing
 
 
-def _numbers(names: Sequence[str]) -> list[int]:
-    """Names as numbers: what they say if all are whole numbers, else the rank of each among them."""
-    if all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
-        return [int(name) for name in names]
-    ranks = {name: rank for rank, name in enumerate(sorted(set(names)))}
-    return [ranks[name] for name in names]
-
-
-# The official pattern takes one digit; two are taken where no further digit follows, for sets of ten cameras and more.
-MARKET_PATTERN = r"(?<![-\w])(-?\d{1,18})_c(\d\d(?!\d)|\d)"
+# A camera is all digits of its field, which may end in a sequence as Market-1501's "c1s1" does.
+MARKET_PATTERN = r"(-?\d{1,18})_c(\d{1,9})(?:s\d{1,9})?(?![^\W_])"
 NIGHTREID = {  # by protocol: query and gallery folder, and how many images they hold
     "528": ("query", "bounding_box_test", 1394, 26111),
     "528-no-distractors": ("query", "bounding_box_test-528-noDistractors", 1394, 14300),
@@ -207,6 +263,7 @@ NIGHTREID = {  # by protocol: query and gallery folder, and how many images they
 SOURCES = {
     "night600": Source(
         _folders("bounding_box_train", "query_3|query", "bounding_box_test", MARKET_PATTERN),
+        _holds("bounding_box_train"),
         "ask its authors for Night600 (Lu et al., IEEE Transactions on Multimedia 2023)",
         {"": {"train": 14462, "query": 2180, "gallery": 14351}},
         identities={"train": 300},
@@ -214,6 +271,7 @@ SOURCES = {
     ),
     "market1501": Source(
         _folders("bounding_box_train", "query", "bounding_box_test", MARKET_PATTERN),
+        _holds("bounding_box_train"),
         "get Market-1501 (Zheng et al., ICCV 2015) from its authors",
         {"": {"train": 12936, "query": 3368, "gallery": 15913}},
         identities={"train": 751, "query": 750},
@@ -221,6 +279,7 @@ SOURCES = {
     ),
     "msmt17": Source(
         _read_msmt17,
+        _holds("list_train.txt"),
         "get MSMT17 (Wei et al., CVPR 2018) from its authors",
         {"": {"train": 32621, "query": 11659, "gallery": 82161}},
         identities={"train": 1041, "query": 3060},
@@ -228,7 +287,8 @@ SOURCES = {
         same_numbers=False,  # the test identities begin at 0 again
     ),
     "rgbnt201": Source(
-        _folders("train_171/RGB", "test/RGB", "test/RGB", r"(?<!\d)(\d{1,18})_cam(\d)"),
+        _folders("train_171/RGB", "test/RGB", "test/RGB", r"(\d{1,18})_cam(\d{1,9})(?![^\W_])"),
+        _holds("train_171"),
         "get RGBNT201 (Zheng et al., AAAI 2021) from its authors",
         {"": {"train": 3951, "query": 836, "gallery": 836}},
         identities={"train": 171, "query": 30},
@@ -236,18 +296,33 @@ SOURCES = {
     ),
     "nightreid": Source(
         _read_nightreid,
+        _holds("bounding_box_train"),
         "ask the authors of NightReID for it",
         {name: {"train": 15514, "query": q, "gallery": g} for name, (_, _, q, g) in NIGHTREID.items()},
         cameras=6,
         protocols=tuple(NIGHTREID),
     ),
-    "knight": Source(_read_knight, "ask the authors of Knight for it", cameras=3, protocols=("1-2", "1-3", "2-3")),
+    "knight": Source(
+        _read_knight,
+        lambda root: _holds("NightPerson/Person", "Person")(root) or any(f.name.isdecimal() for f in sub_folders(root)),
+        "ask the authors of Knight for it",
+        cameras=3,
+        protocols=("1-2", "1-3", "2-3"),
+    ),
     "bright": Source(
-        _folders("bounding_box_train|.", "", "", r"(?<![-\w])(-?\d{1,18})_c(\d{1,9})"),
+        _folders("bounding_box_train|.", "", "", MARKET_PATTERN),
+        lambda root: (
+            _holds("bounding_box_train")(root) or any(re.match(MARKET_PATTERN, f.name) for f in root.iterdir())
+        ),
         "any well-lit Re-ID images named <pid>_c<camera>_*.jpg will do, for example the bright half of Syn_Dark",
     ),
     "folders": Source(
-        _read_identity_folders, "make train/, query/ and gallery/, in each a folder per identity", distractor=None
+        _read_identity_folders,
+        lambda root: bool(_split_folders(root)),
+        "make train/, query/ and gallery/, in each a folder per identity",
+        distractor=None,
     ),
-    "manifest": Source(_read_manifest, "write a CSV file with the columns path,pid,camera,split", distractor=None),
+    "manifest": Source(
+        _read_manifest, Path.exists, "write a CSV file with the columns path,pid,camera,split", distractor=None
+    ),
 }

@@ -1,0 +1,130 @@
+"""The one reader of text lists: manifests, MSMT17's lists and data.exclude, as any editor or spreadsheet saves them."""
+
+import csv
+import io
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import InputError, printable
+from ..files import read_bounded
+
+MAX_BYTES = 2**28  # of a list: 268 MB, two million long paths
+MAX_LINE = 10_000  # characters; a path has at most 4,096 bytes
+SHOWN = 80  # characters of a foreign line in a message
+BYTE_ORDER_MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+
+
+def read_lines(file: Path, any_bytes: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (line number, line) of a text file in UTF-8 or UTF-16, with or without a byte order mark.
+
+    Lines end in LF, CR LF or CR; the end is taken off. Other characters that Unicode counts as line breaks may stand
+    in file names, and stay.
+
+    Args:
+        file: the list.
+        any_bytes: whether bytes that are not UTF-8 may stand in it, as file names may hold them (os.fsdecode).
+
+    Raises:
+        InputError: it cannot be read, is not a regular file, is not text, or is longer than MAX_BYTES or MAX_LINE.
+    """
+    try:
+        content = read_bounded(file, MAX_BYTES)
+    except OSError as error:
+        raise InputError(f"cannot read the list {file}: {error.strerror}") from error
+    encoding = _encoding(content)
+    try:
+        text = content.decode(encoding, "surrogateescape" if any_bytes and encoding == "utf-8" else "strict")
+    except UnicodeDecodeError as error:
+        if encoding.startswith("utf-8"):
+            number = content.count(b"\n", 0, error.start) + 1
+            raise InputError(
+                f"{file}, line {number} is not UTF-8; the file is probably saved as Latin-1 (or in another code page): "
+                "save it as UTF-8"
+            ) from error
+        raise InputError(f"{file} is damaged {encoding.upper()} text: save it as UTF-8") from error
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        line = line.removesuffix("\n")
+        if len(line) > MAX_LINE:
+            raise InputError(f"{file}, line {number} has more than {MAX_LINE} characters ({quoted(line)})")
+        if "\0" in line:
+            raise InputError(f"{file}, line {number} holds a NUL character ({quoted(line)}): save the list as UTF-8")
+        yield number, line
+
+
+def _encoding(content: bytes) -> str:
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if content.startswith(mark):
+            return encoding
+    # UTF-16 without a mark: every second byte of Latin text is zero.
+    head = content[:1000]
+    if head.count(0) > len(head) / 4:
+        return "utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"
+    return "utf-8"
+
+
+def read_table(file: Path, required: Iterable[str], optional: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return (line number, {column: cell}) of a table whose cells are separated by commas, semicolons or tabs.
+
+    The first line that is not blank names the columns, in any case. Blank rows are left out, cells are stripped; a
+    cell that is missing at the end of a row is "". Columns that are neither required nor optional are left out.
+
+    Raises:
+        InputError: as `read_lines` does, or a required column is missing, a column is there twice, or a row has more
+            cells than there are columns.
+    """
+    required, optional = tuple(required), tuple(optional)
+    lines = read_lines(file)
+    takes = f"it takes the columns {','.join((*required, *optional))}"
+    start, header = next(((n, line) for n, line in lines if line.strip(" ,;\t")), (0, ""))
+    separator = max(",;\t", key=header.count)
+    text = itertools.chain([header], (line for _, line in lines))
+    rows = csv.reader((f"{line}\n" for line in text), delimiter=separator, strict=True)
+    try:
+        names = [cell.strip().casefold() for cell in next(rows)]
+        if missing := [name for name in required if name not in names]:
+            raise InputError(f"{file} has no column {', '.join(missing)} in its first line {quoted(header)}; {takes}")
+        if twice := [name for name in (*required, *optional) if names.count(name) > 1]:
+            raise InputError(f"{file} has the column {twice[0]} twice; {takes}")
+        places = {name: names.index(name) for name in (*required, *optional) if name in names}
+        table = []
+        for row in rows:
+            number = start + rows.line_num - 1
+            cells = [cell.strip() for cell in row]
+            if any(cells[len(names) :]):
+                raise InputError(
+                    f"{file}, line {number} has {len(cells)} cells, its first line {len(names)}: put a path with "
+                    f"{separator!r} in double quotes"
+                )
+            if any(cells):
+                table.append((number, {k: cells[i] if i < len(cells) else "" for k, i in places.items()}))
+    except csv.Error as error:
+        raise InputError(f"cannot read the manifest {file}, line {start + rows.line_num - 1}: {error}") from error
+    return table
+
+
+def path_in(folder: Path, text: str) -> Path:
+    """Return the path of a list's entry, relative to `folder`.
+
+    Backslashes separate folders, as on Windows, unless a file of that very name exists. InputError for a Windows
+    drive.
+    """
+    path = folder / text
+    if "\\" not in text or os.path.lexists(path):
+        return path
+    if re.match(r"[A-Za-z]:\\|\\\\", text):
+        raise InputError(f"{quoted(text)} is a path on a Windows drive: write paths relative to the list's folder")
+    return folder / text.replace("\\", "/")
+
+
+def quoted(text: str) -> str:
+    """Return foreign text for a message, in quotes, escaped and cut."""
+    return f'"{printable(text, SHOWN)}"'
