@@ -1,4 +1,4 @@
-"""Evaluates a training run or a checkpoint on a data set's query and gallery; prints a table, writes result.json.
+"""Evaluates a training run or a checkpoint on a data set's query and gallery; prints a table and writes a result.
 
   python eval.py                                       the newest run under runs/
   python eval.py --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
@@ -11,6 +11,9 @@
 --config.eval.protocol=all-cameras for data without cameras, --config.eval.flip=True to embed mirrored images too,
 --config.eval.expand=3 to average each query with its 3 nearest. Features are kept in the cache; a second evaluation of
 the same weights and images takes seconds.
+
+RUN/result.json is the plain evaluation. Any other data set or option has a file of its own, RUN/result-….json: no
+evaluation replaces the result of another. --output names the file, and replaces it.
 """
 
 from absl import flags
@@ -19,7 +22,7 @@ from nrsrd_jax.command import config_overrides, define_config, run
 
 WORKDIR = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
-OUTPUT = flags.DEFINE_string("output", "", "The result file; default: result.json in the run or checkpoint.")
+OUTPUT = flags.DEFINE_string("output", "", "The result's file; default: beside the weights, named after the test.")
 RERANK = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank has k1, k2, λ.")
 FEATURES = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")
 ILLUMINATION = flags.DEFINE_string("illumination", "", "Light intensities in 0..1, with commas: a curve and a plot.")
@@ -28,6 +31,7 @@ CONFIG = define_config("Says which data; default: what the run was trained with;
 
 
 def main() -> None:
+    from nrsrd_jax.errors import counted, say
     from nrsrd_jax.illumination import read_lights
     from nrsrd_jax.result import evaluate_run, full_table
 
@@ -39,10 +43,11 @@ def main() -> None:
         lights=read_lights(ILLUMINATION.value),
         report=REPORT.value,
     )
-    print(full_table(result))
-    print(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
-    print(f"{result['queries']} queries; left out as without a match: {result['queries_without_match']}")
-    print(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {', '.join(map(str, files))}")
+    say(*full_table(result).split("\n"))
+    say(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
+    queries = counted(result["queries"], "query", "queries")
+    say(f"{queries}; left out as without a match: {result['queries_without_match']}")
+    say(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load
 from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.errors import say
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.result import evaluate_run, table
@@ -52,10 +53,10 @@ def main() -> None:
     }
     for name, run in runs.items():
         rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))
-        print(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
-    print(table(rows))
-    print(f"every query's ranked list, on a page: {runs['nrsrd'] / 'report' / 'index.html'}")
-    print(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
+        say(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
+    say(*table(rows).split("\n"))
+    say(f"every query's ranked list, on a page: {runs['nrsrd'] / 'report' / 'index.html'}")
+    say(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
 
 
 if __name__ == "__main__":

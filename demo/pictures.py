@@ -17,6 +17,7 @@ from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
 from nrsrd_jax.data.protocol import make_target
 from nrsrd_jax.embedding import Embedder
+from nrsrd_jax.errors import say
 from nrsrd_jax.evaluation import squared_distances
 from nrsrd_jax.lowlight import PRESETS, degrade
 from nrsrd_jax.report.ranked import LEFT_OUT, RIGHT, read_ranking
@@ -72,7 +73,7 @@ def main() -> None:
     workdir = parser.parse_args().workdir
     crops().save(ROOT / "docs/crops.jpg", quality=88)
     ranked(workdir).save(ROOT / "docs/ranked.jpg", quality=88)
-    print(f"wrote {ROOT / 'docs/crops.jpg'} and {ROOT / 'docs/ranked.jpg'}")
+    say(f"wrote {ROOT / 'docs/crops.jpg'} and {ROOT / 'docs/ranked.jpg'}")
 
 
 if __name__ == "__main__":

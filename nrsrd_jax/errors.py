@@ -46,3 +46,8 @@ def say(*lines: object, error: bool = False) -> None:
     stream = sys.stderr if error else sys.stdout
     stream.write("".join(printable(line) + "\n" for line in lines))
     stream.flush()
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number with its noun: counted(1, "query", "queries") is "1 query"; without `several` an s is added."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"

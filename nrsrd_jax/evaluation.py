@@ -21,6 +21,7 @@ QUERY_BLOCK = 256  # queries at a time and device,
 BLOCK_DISTANCES = 2**26  # if so many are no more than these distances,
 BLOCK_PLACES = 2**16  # and these places
 CHUNK = 16  # gallery images that are compared at once
+ROWS = 2**10  # features that are scaled at once
 
 TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}  # of the scores
 Distances = Callable[[np.ndarray], jax.Array | np.ndarray]  # indices of queries [B] -> their distances [B, G]
@@ -127,29 +128,64 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
     Rounding may put one below 0. The gallery stays on the devices, blocks are split over them. ValueError if a feature
     is not finite, or the widths differ.
     """
+    query, gallery, _ = centred_rows(query, gallery)
+    return distances_of(query, gallery, mesh or make_mesh())
+
+
+def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale features [Q, D] and [G, D] to length 1 and subtract the gallery's mean, which changes no distance.
+
+    Features of a network may be nearly parallel. Without their common part, float32 tells their distances apart as well
+    as float64 does with it.
+
+    Returns:
+        Both as float32, and the mean [D] as float64.
+
+    Raises:
+        ValueError: a feature is not finite, or the widths differ.
+    """
     if np.shape(query)[1:] != np.shape(gallery)[1:]:
         raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
-    return unit_distances(unit_rows(query), unit_rows(gallery), mesh or make_mesh())
+    mean = unit_rows(gallery).mean(0, dtype=np.float64) if len(gallery) else np.zeros(np.shape(gallery)[1:])
+    return unit_rows(query, mean), unit_rows(gallery, mean), mean
 
 
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Features [N, D] as float32 rows of length 1; rows of zeros stay. ValueError if they are no finite rows."""
+def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarray:
+    """Scale features [N, D] to length 1 and subtract a vector `minus` [D], in float64; rows of zeros are not scaled.
+
+    Returns:
+        The result in float32, [N, D].
+
+    Raises:
+        ValueError: they are not rows, or one is not finite.
+    """
     features = np.asarray(features)
-    if features.dtype == np.float64 and features.ndim == 2 and features.size:  # some do not fit in float32
-        largest = np.abs(features).max(1, keepdims=True)
-        features = features / np.where(np.isfinite(largest) & (largest > 0), largest, 1)
-    rows = np.array(features, np.float32)
-    if rows.ndim != 2:
-        raise ValueError(f"features are {rows.shape}; they must be rows [N, D]")
-    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    if not np.isfinite(lengths).all():
-        raise ValueError(f"{np.sum(~np.isfinite(lengths))} of {len(rows)} features are not finite")
-    return np.divide(rows, np.where(lengths > 0, lengths, 1)[:, None], out=rows, casting="same_kind")
+    if features.ndim != 2:
+        raise ValueError(f"features are {features.shape}; they must be rows [N, D]")
+    result = np.empty(features.shape, np.float32)
+    broken = 0
+    for start in range(0, len(features), ROWS):
+        rows = features[start : start + ROWS].astype(np.float64)
+        # Squares of very large or small values would not fit, even in float64.
+        largest = np.abs(rows).max(1, initial=0, keepdims=True)
+        broken += int(np.sum(~np.isfinite(largest)))
+        if broken:
+            continue
+        rows /= np.where(largest > 0, largest, 1)
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        rows /= np.where(lengths > 0, lengths, 1)
+        rows -= minus
+        result[start : start + ROWS] = rows
+    if broken:
+        raise ValueError(f"{broken} of {len(features)} features are not finite")
+    return result
 
 
-def unit_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
-    """As `squared_distances`, of what `unit_rows` gave."""
-    squares, gallery_squares = (np.einsum("nd,nd->n", rows, rows) for rows in (query, gallery))
+def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
+    """As `squared_distances`, of what `centred_rows` gave."""
+    squares, gallery_squares = (
+        np.einsum("nd,nd->n", rows, rows, dtype=np.float64).astype(np.float32) for rows in (query, gallery)
+    )
     of_gallery = jax.device_put((gallery, gallery_squares), replicated(mesh))
     devices = mesh.shape["data"]
 

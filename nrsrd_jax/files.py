@@ -138,9 +138,14 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """
     # Opening a named pipe for reading waits for a writer, unless O_NONBLOCK is set.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
             raise InputError(f"{path} is not a regular file")
-        content = file.read(limit + 1)
+        # To ask for `limit` bytes would allocate as many, also for a small file.
+        size = min(about.st_size, limit)
+        content = file.read(size + 1)
+        if len(content) > size:
+            content += file.read(limit - size)
     if len(content) > limit:
         raise InputError(f"{path} has more than {limit} bytes; that is not what belongs there")
     return content
@@ -155,7 +160,7 @@ def _no_link(path: Path) -> Path:
 def _open_own(path: Path, flags: int, mode: str) -> TextIO:
     _no_link(path)
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    file = open(os.open(path, flags, 0o666), mode, encoding="utf-8")  # noqa: SIM115
+    file: TextIO = open(os.open(path, flags, 0o666), mode, encoding="utf-8")  # noqa: SIM115  # pyright: ignore[reportAssignmentType]
     about = os.fstat(file.fileno())
     if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
         file.close()

@@ -6,7 +6,6 @@ devices, the sets are sparse matrices: memory is O(N·k) and a few blocks, where
 """
 
 import functools
-import sys
 import time
 
 import jax
@@ -17,7 +16,8 @@ from jax import lax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from .evaluation import Distances, unit_distances, unit_rows
+from .errors import say
+from .evaluation import Distances, centred_rows, distances_of
 from .sharding import make_mesh
 
 BLOCK = 256  # images at a time and device
@@ -62,9 +62,9 @@ def reranked_distances(
     _check_parameters(k1, k2, lambda_value)
     _check_features(query_features, gallery_features)
     mesh = mesh or make_mesh()
-    features = unit_rows(np.concatenate([query_features, gallery_features]))
+    features = np.concatenate(centred_rows(query_features, gallery_features)[:2])
     queries = len(query_features)
-    distances = unit_distances(features, features, mesh)
+    distances = distances_of(features, features, mesh)
     devices = mesh.shape["data"]
     size, bound = BLOCK * devices, memory_bound(len(features), features.shape[1], k1, k2, devices)
     neighbours, farthest = _nearest(distances, len(features), queries, max(k1 + 1, k2), size, bound)
@@ -114,7 +114,7 @@ def _nearest(
             seconds = (time.perf_counter() - begin) * len(starts) + 3e-5 * images + 4e-4 * queries
             if seconds > WORTH_TELLING:
                 text = f"re-ranking {images} images: at most {bound / 2**30:.1f} GiB, about {seconds:.0f} s"
-                print(text, file=sys.stderr)
+                say(text, error=True)
     return neighbours, np.where(farthest > 0, farthest, 1)
 
 
@@ -187,14 +187,14 @@ def expand_queries(
         raise ValueError(f"query expansion takes at least 1 of the nearest, not {nearest}")
     _check_features(query_features, gallery_features)
     mesh = mesh or make_mesh()
-    query, gallery = unit_rows(query_features), unit_rows(gallery_features)
-    distances = unit_distances(query, gallery, mesh)
+    query, gallery, mean = centred_rows(query_features, gallery_features)
+    distances = distances_of(query, gallery, mesh)
     size, k = BLOCK * mesh.shape["data"], min(nearest, len(gallery))
-    expanded = np.empty_like(query)
+    expanded = np.empty(query.shape)
     for start in range(0, len(query), size):
         rows = np.arange(start, min(start + size, len(query)))
         found = np.asarray(_nearest_and_farthest(distances(rows), k)[0])
-        expanded[rows] = (query[rows] + gallery[found].sum(1)) / (1 + k)
+        expanded[rows] = mean + (query[rows] + gallery[found].sum(1, dtype=np.float64)) / (1 + k)
     return expanded
 
 

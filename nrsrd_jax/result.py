@@ -27,13 +27,14 @@ from .config import Config
 from .data.images import mean_luminance
 from .data.protocol import PROTOCOLS, Target
 from .embedding import Embedder
-from .errors import InputError
+from .errors import InputError, counted, say
 from .evaluation import TITLES, RankMetrics
 from .files import expanded, writable_file, write_whole, written_whole
 from .illumination import SEED
-from .inputs import read_targets, read_test_images, test_data
+from .inputs import read_targets, read_test_images, stamps, test_data
 from .report.curves import plot_illumination
 from .report.page import report_file, write_report
+from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
 
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
@@ -52,12 +53,24 @@ def evaluate_run(
     lights: tuple[float, ...] = (),
     report: str = "",
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluates a run's best checkpoint, or the one in `directory`; returns the result and the files written, it first.
+    """Evaluate a run's best checkpoint, or the one in `directory`.
 
-    Without `config` the run's own is used, or night600's for a checkpoint of no run, with `overrides`
-    ({"data.root": …}) on top. Without `workdir` and `directory` it is the newest run. `rerank` switches re-ranking on,
-    `features` names an .npz file for the features, `lights` are intensities to degrade the test images to, `report` is
-    a folder for a page of all this. InputError if the checkpoint or the data cannot be used.
+    Args:
+        workdir: a training run. Without it and `directory` the newest run is taken.
+        directory: a checkpoint.
+        output: the result's file. Without it `result_file.choose_file` names one beside the weights.
+        config: says which data; without it the run's own is used, or night600's for a checkpoint without a run.
+        overrides: single options of the config, as {"data.root": …}.
+        rerank: switches re-ranking on.
+        features: an .npz file to write the features to.
+        lights: intensities to degrade the test images to.
+        report: a folder for a page of all this.
+
+    Returns:
+        The result, and the files written, the result's first.
+
+    Raises:
+        InputError: the checkpoint or the data cannot be used, or a file cannot be written.
     """
     keep_compiled()
     source, path, config = _choose(workdir, directory, config, overrides)
@@ -66,11 +79,15 @@ def evaluate_run(
     degradation_options(config)  # a wrong one ends here
     if features and Path(features).suffix != ".npz":
         raise InputError(f"--features {features}: name a .npz file")
-    written = {"result": writable_file(output or source / "result.json", "--output")}
+    written = {"result": writable_file(output or source / PLAIN, "--output")}
+    if not output:
+        refuse_links(source)
     if features:
         written["features"] = writable_file(features, "--features")
     if lights:
-        written["plot"] = written["result"].with_name(f"{written['result'].stem}-illumination.png")
+        written["plot"] = _plot_beside(written["result"])
+        if written["plot"].is_symlink():
+            raise InputError(f"{written['plot']} is a symbolic link; remove it, or name another --output")
     if report:
         written["page"] = report_file(report)
     if len({file.resolve() for file in written.values()}) < len(written):
@@ -85,21 +102,26 @@ def evaluate_run(
     begin = time.perf_counter()
     results = evaluate(embedder, config, targets, fingerprint)
     rows = {name: describe(results[name], target, config) for name, target in targets.items()}
-    result = headline(results) | {"targets": rows} | provenance(embedder, config, path)
+    result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
+    result |= provenance(embedder, config, path)
     if path == source.absolute():
         result["selected_by"] = "its name"
     elif known_score(source, int(path.name)) is not None:
         result["selected_by"] = "the best mAP on the run's query and gallery while training"
     else:
         result["selected_by"] = "being the last of a run that was not evaluated"
-    write_result(written["result"], result, begin)  # what comes next may fail
+    if not output:
+        written["result"] = choose_file(source, result, embedder.description.provenance.get("data"))
+        written |= {"plot": _plot_beside(written["result"])} if lights else {}
+    # The result is written at once, because what comes next may fail.
+    write_result(written["result"], result, begin, follow=bool(output))
     if features:
         export_features(written["features"], results, targets)
     if lights:
         for name, curve in sweep(embedder, config, targets, fingerprint, lights).items():
             rows[name]["illumination"] = curve
         result["degradation"] = degradation_options(config) | {"seed": SEED}
-        write_result(written["result"], result, begin)
+        write_result(written["result"], result, begin, follow=bool(output))
         plot_illumination(written["plot"], rows, f"{source}, degraded by preset {config.degradation.preset}")
     if report:
         images = {
@@ -111,11 +133,15 @@ def evaluate_run(
     return result, list(written.values())
 
 
-def write_result(path: Path, result: dict[str, Any], begin: float) -> None:
-    """result.json, with the time it is and the seconds since `begin`."""
+def _plot_beside(result_file: Path) -> Path:
+    return result_file.with_name(f"{result_file.stem}-illumination.png")
+
+
+def write_result(path: Path, result: dict[str, Any], begin: float, follow: bool) -> None:
+    """Write the result with the time and the seconds since `begin`; `follow` a link only if the user named the file."""
     result["seconds"] = round(time.perf_counter() - begin, 2)
     result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    write_whole(path, json.dumps(result, indent=1) + "\n", follow)
 
 
 def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str, Any]) -> tuple[Path, Path, Config]:
@@ -124,7 +150,7 @@ def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
     if not (workdir or directory):
         workdir = str(newest_run())
-        print(f"evaluating the newest run, {workdir}; --workdir names another")
+        say(f"evaluating the newest run, {workdir}; --workdir names another")
     source = expanded(directory or workdir)
     path = find_checkpoint(source)
     if config is None:
@@ -164,6 +190,7 @@ def describe(evaluation: Evaluation, target: Target, config: Config) -> dict[str
         | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
         | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
         | {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
+        | stamps(config, target)
         | {"seconds": evaluation.seconds}
     )
 
@@ -195,7 +222,7 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
             arrays |= {f"{prefix}{part}_{column}": values for column, values in columns.items()}
         arrays[f"{prefix}average_precision"] = result.metrics.average_precision
         arrays[f"{prefix}first_match"] = result.metrics.first_match
-    with written_whole(path) as partial, open(partial, "wb") as file:
+    with written_whole(path, follow=True) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 
 
@@ -234,8 +261,18 @@ def commit() -> str | None:
         return None
 
 
+def find_warnings(targets: Mapping[str, Target]) -> list[str]:
+    """Return what makes the numbers meaningless, a sentence for each data set with such a fault."""
+    return [
+        f"{name}: all {counted(len(target.gallery), 'gallery image')} show one person, so that no ranking can be "
+        "wrong: its mAP and Rank-1 of 100 % say nothing; add images of other people to the gallery"
+        for name, target in targets.items()
+        if len(np.unique(target.gallery.pids)) == 1
+    ]
+
+
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Named results as a table on screen, in per cent."""
+    """Return named results as a table on screen, in per cent."""
     width = max(map(len, rows))
     lines = [f"{'%':<{width}}" + "".join(f"{title:>9}" for title in TITLES.values())]
     for name, values in rows.items():
@@ -244,18 +281,24 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def full_table(result: dict[str, Any]) -> str:
-    """What a result has to show: each data set, by camera and brightness, without re-ranking, by light; the mean."""
-    tables = []
+    """Return what a result has to show, a table for each data set: by camera, brightness and light; then the mean.
+
+    What is not re-ranked has a table of its own. Warnings come last.
+    """
+    tables, ending = [], ", re-ranked" if result["rerank"] else ""
     for name, target in result["targets"].items():
-        rows = {name + (", re-ranked" if result["rerank"] else ""): target}
-        if "without_rerank" in target:
-            rows[f"{name}, not re-ranked"] = target["without_rerank"]
+        rows = {name + ending: target}
         for kind, title in (("by_camera", "camera"), ("by_brightness", "brightness")):
             if len(target[kind]) > 1:
-                rows |= {f"  {title} {group} ({x['queries']} queries)": x for group, x in target[kind].items()}
+                rows |= {
+                    f"  {title} {group} ({counted(x['queries'], 'query', 'queries')}){ending}": x
+                    for group, x in target[kind].items()
+                }
         for point in target.get("illumination", ()):
-            rows[f"  light {point['light']:g}, {result['degradation']['preset']}"] = point
+            rows[f"  light {point['light']:g}, {result['degradation']['preset']}{ending}"] = point
         tables.append(table(rows))
-    if len(tables) > 1:
-        tables.append(table({f"mean of {len(tables)} data sets": result}))
-    return "\n".join(tables)
+        if "without_rerank" in target:
+            tables.append(table({f"{name}, not re-ranked": target["without_rerank"]}))
+    if len(result["targets"]) > 1:
+        tables.append(table({f"mean of {len(result['targets'])} data sets{ending}": result}))
+    return "\n".join([*tables, *(f"warning: {warning}" for warning in result["warnings"])])

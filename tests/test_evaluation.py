@@ -150,6 +150,49 @@ def test_blocks_and_devices_change_nothing(golden, monkeypatch):
         np.testing.assert_allclose(m.average_precision, expected.average_precision, atol=1e-6)
 
 
+def nearly_parallel(seed=0, queries=60, gallery=150, width=64, identities=12):
+    """Features of random networks: all cosines above 0.9999. Some gallery images are copies of others."""
+    rng = np.random.default_rng(seed)
+    ids, cameras = ([rng.integers(n, size=count) for count in (queries, gallery)] for n in (identities, 3))
+    centres, common = rng.standard_normal((identities, width)), 300 * rng.standard_normal(width)
+    query, own = (common + centres[i] + 0.5 * rng.standard_normal((len(i), width)) for i in ids)
+    own[gallery // 2 :: 7] = own[: len(own[gallery // 2 :: 7])]
+    return query.astype(np.float32), own.astype(np.float32), (*ids, *cameras)
+
+
+def exact_distances(query, gallery):
+    rows = [np.float64(x) / np.linalg.norm(np.float64(x), axis=1, keepdims=True) for x in (query, gallery)]
+    return np.square(rows[0][:, None] - rows[1]).sum(-1)
+
+
+@pytest.mark.parametrize(("devices", "block"), [(1, 1), (1, 7), (8, 3), (8, 256)])
+def test_nearly_parallel_features_rank_as_in_float64(monkeypatch, devices, block):
+    """In every order of blocks and on any number of devices; copies in the gallery stay as near as each other."""
+    query, gallery, labels = nearly_parallel()
+    exact = exact_distances(query, gallery)
+    assert exact.max() / 2 < 1e-4  # 1 - cosine
+    expected = rank_metrics(exact, *labels)
+    monkeypatch.setattr(evaluation, "QUERY_BLOCK", block)
+    mesh = make_mesh(0, devices=jax.devices()[:devices])
+    found = rank_features(query, gallery, *labels, mesh=mesh)
+    np.testing.assert_array_equal(found.first_match, expected.first_match)
+    np.testing.assert_array_equal(found.average_precision, expected.average_precision)
+    distances = np.asarray(squared_distances(query, gallery, mesh)(np.arange(len(query))))
+    np.testing.assert_allclose(distances, exact, atol=1e-6 * exact.max())
+    np.testing.assert_array_equal(np.argsort(distances, kind="stable"), np.argsort(exact, kind="stable"))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**31), st.floats(0, 1e4))
+def test_what_all_features_have_in_common_changes_no_distance(seed, common):
+    """However large it is, distances keep six digits of the largest one."""
+    rng = np.random.default_rng(seed)
+    query, gallery = (rng.standard_normal((n, 16)) + common * np.eye(16)[0] for n in (3, 20))
+    exact = exact_distances(query, gallery)
+    distances = np.asarray(squared_distances(query, gallery)(np.arange(3)))
+    np.testing.assert_allclose(distances, exact, atol=2e-6 * exact.max())
+
+
 def test_groups_of_queries():
     m = rank_metrics(np.array([[0.1, 0.2], [0.1, 0.2]]), [1, 2], [1, 2], [0, 0], [1, 1])
     assert m.of(np.array([True, False])).summary() == {

@@ -167,6 +167,24 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
     assert read_curves(tmp_path / "elsewhere") == []
 
 
+def test_every_loss_term_is_drawn_on_an_axis_that_shows_it(tmp_path):
+    """Whatever its name. Numbers of another kind are no losses."""
+    others = {"learning_rate": 1e-3, "gradient_norm": 9.0, "images_per_second": 300.0, "time": 1e9, "leverage": 1.0}
+    terms = {"loss": 8.0, "id_real": 3.0, "contrastive": 2.0, "distill": 2e-3, "my_term": 1e-3, "nothing": 0.0}
+    rows = [{"step": i, "epoch": 1, "accuracy_real": 0.5} | terms | others for i in range(1, 4)]
+    rows += [{"step": 3, "epoch": 1, "mAP": 0.5, "rank1": 0.5, "night600/mAP": 0.5, "queries": 4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    charts = {chart["title"]: [series["name"] for series in chart["series"]] for chart in read_curves(tmp_path)}
+    accuracy, evaluation = charts.pop("Accuracy on training batches"), charts.pop("Evaluation")
+    assert (accuracy, evaluation) == (["accuracy_real"], ["mAP", "Rank-1"])
+    del charts["NRA: λ, and spreads over keys (nats)"]
+    assert charts == {
+        "Loss and its terms": ["loss", "id_real", "contrastive"],
+        "Loss terms: distill, my_term": ["distill", "my_term"],
+        "Loss terms: nothing": ["nothing"],
+    }
+
+
 def test_no_text_ends_the_script_that_holds_it():
     text = embedded({"<!--": "</script>&amp;\u2028'\""})
     assert not set(text) & set("<>&")

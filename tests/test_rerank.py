@@ -2,14 +2,16 @@
 
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrsrd_jax import rerank
-from nrsrd_jax.evaluation import rank_by, rank_metrics
+from nrsrd_jax.evaluation import rank_by, rank_metrics, squared_distances
 from nrsrd_jax.rerank import expand_queries, k_reciprocal, reranked_distances
+from nrsrd_jax.sharding import make_mesh
 
 
 def unit(features):
@@ -135,6 +137,36 @@ def test_query_expansion_by_hand():
     query, gallery = np.array([[2.0, 0]]), np.array([[0, 1.0], [3, 0], [0.6, 0.8]])
     np.testing.assert_allclose(expand_queries(query, gallery, 2), [[(1 + 1 + 0.6) / 3, 0.8 / 3]], rtol=1e-6)
     np.testing.assert_allclose(expand_queries(query, gallery, 9), [[2.6 / 4, 1.8 / 4]], rtol=1e-6)
+
+
+def nearly_parallel(seed=0):
+    """Features of 40 queries and 120 gallery images of 10 people, all cosines above 0.9999."""
+    rng = np.random.default_rng(seed)
+    centres, common = rng.standard_normal((10, 64)), 300 * rng.standard_normal(64)
+    rows = common + centres[np.arange(160) % 10] + 0.7 * rng.standard_normal((160, 64))
+    assert (unit(rows) @ unit(rows).T).min() > 0.9999
+    return rows[:40].astype(np.float32), rows[40:].astype(np.float32)
+
+
+@pytest.mark.parametrize(("devices", "block"), [(1, 7), (8, 3), (8, 256)])
+def test_nearly_parallel_features_are_reranked_as_in_float64(monkeypatch, devices, block):
+    """Neighbours, distances and order; also of expanded queries."""
+    query, gallery = nearly_parallel()
+    monkeypatch.setattr(rerank, "BLOCK", block)
+    mesh = make_mesh(0, devices=jax.devices()[:devices])
+    found = np.asarray(reranked_distances(query, gallery, mesh=mesh)(np.arange(40)))
+    expected = dense(query.astype(np.float64), gallery.astype(np.float64), 20, 6, 0.3)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_array_equal(np.argsort(found, kind="stable"), np.argsort(expected, kind="stable"))
+
+    rows = unit(query.astype(np.float64)), unit(gallery.astype(np.float64))
+    nearest = np.argsort(np.square(rows[0][:, None] - rows[1]).sum(-1), axis=1)[:, :3]
+    mean = (rows[0] + rows[1][nearest].sum(1)) / 4
+    expanded = expand_queries(query, gallery, 3, mesh)
+    np.testing.assert_allclose(expanded, mean, rtol=0, atol=1e-9)
+    exact = np.square(unit(mean)[:, None] - rows[1]).sum(-1)
+    distances = np.asarray(squared_distances(expanded, gallery, mesh)(np.arange(40)))
+    np.testing.assert_array_equal(np.argsort(distances), np.argsort(exact))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

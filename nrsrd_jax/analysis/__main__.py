@@ -16,8 +16,8 @@ from ..build import degradation_options
 from ..checkpoint import find_checkpoint, run_of
 from ..command import Parser, one_line
 from ..config import Config
-from ..data.readers import IMAGE_SUFFIXES
-from ..errors import InputError
+from ..data.listing import IMAGE_SUFFIXES, is_hidden
+from ..errors import InputError, say
 from ..files import expanded, writable_folder
 from ..illumination import read_lights
 from ..inputs import read_targets
@@ -33,7 +33,8 @@ def find_images(places: Sequence[Path], limit: int) -> list[Path]:
     found: list[Path] = []
     for place in map(expanded, places):
         if place.is_dir():
-            found += sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = (path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            found += sorted(path for path in images if not is_hidden(path.name))
         elif place.exists():
             found.append(place)
         else:
@@ -93,10 +94,7 @@ def main() -> None:
     checked = statements.check(study)
     tables.write_all(study, checked, output)
     plots.write_all(study, output)
-    for statement in checked:
-        print(statement)
-    print(statements.leverage_sentence(study))
-    print(f"figures (PNG, SVG) and tables (CSV) are in {output}")
+    say(*checked, statements.leverage_sentence(study), f"figures (PNG, SVG) and tables (CSV) are in {output}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import scipy.stats
 from PIL import Image
 
 from ..data.images import read_rgb
-from ..data.readers import IMAGE_SUFFIXES
+from ..data.listing import IMAGE_SUFFIXES
 from ..errors import InputError
 from .maps import Maps, token_norm
 

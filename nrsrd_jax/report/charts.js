@@ -3,7 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 4", "2 3", "10 3 2 3", "4 2", "12 5", "1 4", "8 2 2 2"];
-const MARGIN = { left: 50, right: 14, top: 10, bottom: 42 };
+const MARGIN = { left: 58, right: 14, top: 10, bottom: 42 };
 
 function svg(tag, attributes = {}, text = "") {
   const node = document.createElementNS(SVG, tag);
@@ -29,7 +29,11 @@ function scale(axis, from, to) {
   return (value) => from + ((at(value) - low) / span) * (to - from);
 }
 
-const shown = (value) => (Math.abs(value) >= 10000 ? value.toLocaleString("en") : String(Number(value.toPrecision(4))));
+function shown(value) {
+  if (Math.abs(value) >= 10000) return value.toLocaleString("en");
+  const rounded = Number(value.toPrecision(4));
+  return rounded && Math.abs(rounded) < 0.001 ? rounded.toExponential() : String(rounded);
+}
 
 /**
  * Draws into `host`, and again when its width changes.
@@ -62,7 +66,7 @@ function plot(spec, width) {
   }
   for (const value of spec.x.ticks || ticks(spec.x.low, spec.x.high, width < 420 ? 4 : 7)) {
     root.append(svg("line", { class: "tick", x1: x(value), x2: x(value), y1: box.bottom, y2: box.bottom + 5 }));
-    root.append(svg("text", { x: x(value), y: box.bottom + 18, "text-anchor": "middle" }, shown(value)));
+    root.append(svg("text", { x: x(value), y: box.bottom + 18, "text-anchor": "middle" }, (spec.x.text || shown)(value)));
   }
   root.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
   root.append(svg("text", { class: "label", x: (box.left + box.right) / 2, y: height - 5, "text-anchor": "middle" }, spec.x.label));
@@ -130,34 +134,34 @@ const extent = (points, axis) => points.reduce(([low, high], point) => [Math.min
 function drawCmc(host, data) {
   const series = Object.entries(data.cmc).map(([name, shares]) => ({ name, points: shares.map((share, rank) => [rank + 1, 100 * share]) }));
   const ranks = series[0].points.length;
-  const low = Math.min(90, Math.floor(Math.min(...series.map(({ points }) => points[0][1])) / 10) * 10);
   chart(host, {
     x: { label: "rank", low: 1, high: Math.max(2, ranks), ticks: [1, 5, 10, 20, 30, 40, 50].filter((rank) => rank <= ranks) },
-    y: { label: "queries with a match (%)", low, high: 100 },
+    y: { label: "queries with a match (%)", low: 0, high: 100 },
     series,
     summary: `CMC curve: ${[1, 5, 10].filter((rank) => rank <= ranks).map((rank) => `rank ${rank} ${series[0].points[rank - 1][1].toFixed(1)} %`).join(", ")}`,
   });
 }
 
-function drawDistances(section, data) {
+function drawSimilarities(section, data) {
+  const percent = (value, more = 0) => `${value.toFixed(data.digits + more)} %`;
   const { edges, ...counts } = data.bars;
   const share = (bars, total) => bars.flatMap((count, i) => [[edges[i], (100 * count) / Math.max(1, total)], [edges[i + 1], (100 * count) / Math.max(1, total)]]);
   const series = ["genuine", "impostor"].map((name) => ({ name, fill: true, points: share(counts[name], data.pairs[name]) }));
   const high = Math.max(...series.map(({ points }) => extent(points, 1)[1])) * 1.12;
-  const redraw = chart(section.querySelector('[data-chart="distances"]'), {
-    x: { label: data.distance, low: edges[0], high: edges[edges.length - 1] },
+  const redraw = chart(section.querySelector('[data-chart="similarities"]'), {
+    x: { label: data.similarity, low: edges[0], high: edges[edges.length - 1], text: (value) => String(Number(value.toFixed(data.digits))) },
     y: { label: "share of its pairs (%)", low: 0, high },
     series,
-    summary: "Distribution of the distances of genuine and impostor pairs",
+    summary: "Distribution of the similarities of genuine and impostor pairs",
   });
   const choice = section.querySelector('[data-control="rate"]');
   if (!choice) return;
   const show = () => {
     const [, threshold, falseRate, trueRate] = data.thresholds[choice.value];
-    redraw({ lines: [{ x: threshold, label: `threshold ${threshold.toPrecision(4)}` }] });
+    redraw({ lines: [{ x: threshold, label: `threshold ${percent(threshold)}` }] });
     const matched = trueRate === null ? "no genuine pairs" : `true-match rate ${(100 * trueRate).toFixed(1)} %`;
     section.querySelector('[data-output="threshold"]').textContent =
-      `A pair counts as a match if its distance is below ${threshold.toPrecision(5)}: ${matched}, false-match rate ${falseRate.toPrecision(3)}.`;
+      `A pair counts as a match if its similarity is above ${percent(threshold, 1)}: ${matched}, false-match rate ${falseRate.toPrecision(3)}.`;
   };
   const usual = data.thresholds.findIndex(([oneIn]) => oneIn === data.usual);
   choice.value = usual < 0 ? data.thresholds.length - 1 : usual;

@@ -7,32 +7,57 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..evaluation import TITLES
 from ..files import written_whole
-from ..metrics_log import read_metrics
+from ..metrics_log import MACHINE, read_metrics
 
 MOST_TICKS = 8  # beside each other in a plot
 MOST_POINTS = 300  # of a curve; of more, neighbours are averaged
 NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
+OPTIMISER = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
+NO_LOSS = {"step", "epoch", *NORM_RATIO, *OPTIMISER, *TITLES, *MACHINE}
+SAME_AXIS = 10  # a curve whose largest value is less than such a part of another's has a chart of its own
 
 
 def read_curves(workdir: Path) -> list[dict]:
-    """Charts as {"title", "unit", "series": [{"name", "points": [[step, value], …]}]}; none if nothing was logged."""
+    """Return charts as {"title", "unit", "series": [{"name", "points": [[step, value], …]}]}; [] if nothing was logged.
+
+    Every number that training logs and that is known as nothing else is a term of the loss, whatever its name.
+    """
     curves: dict[str, list[tuple[float, float]]] = {}
+    trained: set[str] = set()
     for row in read_metrics(workdir):
+        trained |= set() if "mAP" in row else row.keys()
         for name, value in row.items():
             if name != "step":
                 curves.setdefault(name, []).append((row["step"], value))
     percent = {name: [(step, 100 * value) for step, value in points] for name, points in curves.items()}
-    losses = [name for name in curves if name == "loss" or name.startswith(("id_", "triplet_", "distill"))]
-    accuracies = [name for name in curves if name.startswith("accuracy_")]
+    accuracies = [name for name in curves if name.startswith("accuracy")]
+    losses = {name: curves[name] for name in curves if name in trained - NO_LOSS - set(accuracies)}
     charts = [
-        _chart("Loss and its terms", "nats", {name: curves[name] for name in losses}),
+        *(
+            _chart("Loss and its terms" if "loss" in group else f"Loss terms: {', '.join(group)}", "loss", group)
+            for group in _of_one_size(losses)
+        ),
         _chart("Accuracy on training batches", "%", {name: percent[name] for name in accuracies}),
-        _chart("NRA: λ, and spreads over keys (nats)", "", {x: curves[x] for x in NORM_RATIO if "leverage" in curves}),
+        _chart("NRA: λ, and spreads over keys (nats)", "", {x: curves[x] for x in NORM_RATIO if x in curves}),
         _chart("Evaluation", "%", {label: percent[name] for name, label in EVALUATION.items() if name in percent}),
     ]
     return [chart for chart in charts if chart["series"]]
+
+
+def _of_one_size(curves: dict[str, list[tuple[float, float]]]) -> list[dict[str, list[tuple[float, float]]]]:
+    """Split curves into groups that one axis shows, that of the loss first."""
+    largest = {name: max(abs(value) for _, value in points) for name, points in curves.items()}
+    groups: list[list[str]] = []
+    for name in sorted(curves, key=lambda name: -largest[name]):
+        if groups and SAME_AXIS * largest[name] >= largest[groups[-1][0]]:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    groups.sort(key=lambda group: "loss" not in group)
+    return [{name: points for name, points in curves.items() if name in group} for group in groups]
 
 
 def _chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) -> dict:

@@ -6,6 +6,7 @@ const SPARE = 6; // rows drawn beyond what is seen
 const MARKS = ["✓", "✗", "–"];
 const WORDS = ["right", "wrong"];
 const CLASSES = ["right", "wrong", "junk"];
+const counted = (number, one, several) => `${number} ${number === 1 ? one : several}`;
 
 class Browser {
   constructor(section, data) {
@@ -46,7 +47,7 @@ class Browser {
     };
     this.found = names.map((_, query) => query).filter((query) => (!camera || String(cameras[query]) === camera) && this.outcome(query)[outcome]).sort(compare);
     this.space.style.height = `${this.found.length * ROW}px`;
-    this.section.querySelector('[data-output="found"]').textContent = `${this.found.length} of ${names.length} queries`;
+    this.section.querySelector('[data-output="found"]').textContent = `${this.found.length} of ${counted(names.length, "query", "queries")}`;
     this.list.scrollTop = 0;
     const query = wanted ?? (this.found.includes(this.query) ? this.query : this.found[0]);
     if (query === undefined) {
@@ -64,12 +65,12 @@ class Browser {
       this.filter(query);
     }
     this.query = query;
+    this.drawDetail(); // The list takes the detail's height.
     const top = this.found.indexOf(query) * ROW;
     const { scrollTop, clientHeight } = this.list;
     if (top < scrollTop) this.list.scrollTop = top;
     else if (top + ROW > scrollTop + clientHeight) this.list.scrollTop = top + ROW - clientHeight;
     this.drawRows();
-    this.drawDetail();
     if (told) history.replaceState(null, "", `#${encodeURIComponent(this.data.name)}/${query}`);
   }
 
@@ -139,13 +140,13 @@ class Browser {
     const facts = element("p", { class: "facts" }, `identity ${ids[query]} · camera ${cameras[query]} · ${this.score(query)}`);
     const entries = lists[query];
     const cards = element("ol", { class: "cards" }, ...entries.map((entry) => this.card(entry)));
-    const more = hidden[query] ? [element("p", { class: "note" }, `${hidden[query]} more gallery images are as near, but left out (${this.data.left_out}); they are not shown.`)] : [];
+    const more = hidden[query] ? [element("p", { class: "note" }, `Not shown: ${counted(hidden[query], "more gallery image", "more gallery images")} as similar, but left out (${this.data.left_out}).`)] : [];
     const head = element("div", { class: "head" }, element("div", {}, title, facts), element("div", { class: "walk" }, ...walk));
-    const ranking = element("div", { class: "ranking" }, element("h4", {}, "Ranked list"), element("p", { class: "note" }, `d: ${this.data.distance}`), cards, ...more);
+    const ranking = element("div", { class: "ranking" }, element("h4", {}, "Ranked list"), element("p", { class: "note" }, `In per cent: ${this.data.similarity.replace(" (%)", "")} to the query.`), cards, ...more);
     this.detail.replaceChildren(head, element("div", { class: "body" }, this.figure(query), ranking));
   }
 
-  card([index, outcome, rank, distance]) {
+  card([index, outcome, rank, similarity]) {
     const { names, ids, cameras } = this.data.gallery;
     const word = WORDS[outcome] ?? this.data.left_out;
     const far = rank > 10 ? " far" : "";
@@ -154,7 +155,7 @@ class Browser {
       { class: `card ${CLASSES[outcome]}${far}` },
       element("span", { class: "verdict" }, element("span", { class: "mark", "aria-hidden": "true" }, MARKS[outcome]), ` ${rank ? `${far ? "first match, " : ""}rank ${rank}: ` : ""}${word}`),
       this.picture("gallery", index, `gallery image ${names[index]}`),
-      element("span", { class: "facts" }, `d = ${distance.toPrecision(4)}`, element("br"), `identity ${ids[index]}`, element("br"), `camera ${cameras[index]}`),
+      element("span", { class: "facts" }, `${similarity.toFixed(this.data.digits)} % similar`, element("br"), `identity ${ids[index]}`, element("br"), `camera ${cameras[index]}`),
       element("span", { class: "name" }, names[index]),
     );
   }
@@ -198,7 +199,7 @@ function start() {
     const data = read(`data-${section.dataset.browser}`);
     const figures = document.getElementById(`set-${section.dataset.browser}`);
     drawCmc(figures.querySelector('[data-chart="cmc"]'), data);
-    drawDistances(figures, data);
+    drawSimilarities(figures, data);
     const light = figures.querySelector('[data-chart="illumination"]');
     if (light) drawIllumination(light, data);
     return new Browser(section, data);

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from ..analysis.maps import Probe
 from ..data.protocol import Target
-from ..errors import InputError, printable
+from ..errors import InputError, counted, printable
 from ..evaluation import TITLES, RankMetrics
 from ..files import writable_folder, written_whole
 from ..scoring import Evaluation
@@ -37,6 +37,8 @@ def report_file(folder: str) -> Path:
     path = writable_folder(folder, "--report") / "index.html"
     if path.is_dir():
         raise InputError(f"--report: {path} is a folder, where the report's file has to be; name another folder")
+    if path.is_symlink():
+        raise InputError(f"--report: {path} is a symbolic link; remove it, or name another folder")
     return path
 
 
@@ -118,15 +120,30 @@ def _section(
     if evaluation.plain:
         cmc["not re-ranked"] = evaluation.plain.cmc
     places = [np.searchsorted(shown, ranked.gallery) for ranked in lists]
-    rerank = result["rerank"]
+    # The largest distance of features of length 1 is 4, where their cosine is -1; re-ranked distances end at 1.
+    per_distance = 100.0 if result["rerank"] else 50.0
+    span = per_distance * (pairs.highest - pairs.lowest)
+    digits = int(np.clip(2 - math.floor(math.log10(max(span, 1e-6))), 1, 6))
+
+    def similarity(distance: float) -> float:
+        return round(100 - per_distance * float(distance), digits + 2)
+
     return {
-        "left_out": LEFT_OUT_WORDS[result["config"]["eval"]["protocol"]],
-        "distance": "re-ranked distance (k-reciprocal)" if rerank else "squared distance of features of length 1",
+        "left_out": LEFT_OUT_WORDS.get(result["config"]["eval"]["protocol"], "left out by the protocol"),
+        "similarity": "similarity after re-ranking (%)" if result["rerank"] else "cosine similarity (%)",
+        "digits": digits,
         "cmc": {name: [round(float(x), 5) for x in values] for name, values in cmc.items()},
-        "bars": {"edges": [_short(x) for x in edges], "genuine": genuine.tolist(), "impostor": impostor.tolist()},
+        "bars": {
+            "edges": [similarity(x) for x in edges[::-1]],
+            "genuine": genuine[::-1].tolist(),
+            "impostor": impostor[::-1].tolist(),
+        },
         "pairs": {"genuine": int(pairs.genuine.sum()), "impostor": int(pairs.impostor.sum())},
         "resolution": RESOLUTION,
-        "thresholds": [[_short(x) if x == x else None for x in row] for row in thresholds],
+        "thresholds": [
+            [one_in, similarity(limit), *(_short(x) if x == x else None for x in shares)]
+            for one_in, limit, *shares in thresholds
+        ],
         "usual": USUAL_RATE,
         "outcomes": OUTCOMES,
         "query": _columns(target.query, np.arange(len(target.query)))
@@ -136,7 +153,7 @@ def _section(
             "hidden": [ranked.hidden for ranked in lists],
             "lists": [
                 [
-                    [int(place), OUTCOMES.index(outcome), int(rank), _short(distance)]
+                    [int(place), OUTCOMES.index(outcome), int(rank), similarity(distance)]
                     for place, outcome, rank, distance in zip(of, r.outcome, r.rank, r.distance, strict=True)
                 ]
                 for of, r in zip(places, lists, strict=True)
@@ -147,7 +164,7 @@ def _section(
 
 
 def _columns(split, rows: np.ndarray) -> dict[str, list]:
-    names = [printable(split.paths[i].name) for i in rows]
+    names = [_shown(split.paths[i].name) for i in rows]
     return {"names": names, "ids": list(map(str, split.pids[rows].tolist())), "cameras": split.cameras[rows].tolist()}
 
 
@@ -161,6 +178,7 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
         trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
     )  # fmt: skip
     environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "embedded": embedded, "flat": flat}
+    environment.filters["counted"] = counted
     scripts = [(HERE / file).read_text(encoding="utf-8") for file in ("charts.js", "overlays.js", "page.js")]
     page = environment.get_template("page.html").render(
         name=name, result=result, sections=sections, charts=charts, metrics=TITLES, bytes_limit=PAGE_BYTES,
@@ -169,8 +187,13 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
     return page.encode()
 
 
+def _shown(text: str) -> str:
+    """Return text without control characters; a line break may stay, because a page has no lines to forge."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _finalize(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return _shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def embedded(data: Any) -> Markup:

@@ -1,0 +1,113 @@
+"""Where a result is kept if the user names no file: no evaluation replaces the result of another.
+
+RUN/result.json is the plain evaluation: the run's own test with nothing switched on. Any other result is
+RUN/result-WORDS-HASH.json: the words say how it differs, the hash stands for all that its numbers depend on.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .files import read_bounded
+
+PLAIN = "result.json"
+MOST_BYTES = 2**27
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise InputError if a result in `folder` is a symbolic link: whoever made the folder could aim it at any file."""
+    for path in sorted(folder.glob("result*")):
+        if path.is_symlink():
+            raise InputError(f"{path} is a symbolic link; remove it, or name the result's file with --output")
+
+
+def choose_file(folder: Path, result: Mapping[str, Any], trained_data: Any) -> Path:
+    """Return the file in `folder` for a result, so that the result of another evaluation is kept.
+
+    Args:
+        folder: the run or checkpoint.
+        result: the record, complete but for the times.
+        trained_data: the hashes of the lists that the weights were trained and tested with, by "NAME/query" and
+            "NAME/gallery", where they are known.
+
+    A result.json of other weights or of other contents of the same test is renamed to result-earlier-HASH.json.
+    """
+    words, plain = _words(result, trained_data), folder / PLAIN
+    before = _read(plain)
+    if not words and before and _is_other_test(before, result):
+        words = _names(result)
+    if words:
+        return folder / f"result-{'-'.join(words)}-{_hash(_subject(result))}.json"
+    if plain.exists() and (before is None or before != _subject(result)):
+        name = _hash(before) if before else hashlib.sha256(read_bounded(plain, MOST_BYTES)).hexdigest()[:8]
+        os.replace(plain, folder / f"result-earlier-{name}.json")
+    return plain
+
+
+def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all that a result's numbers depend on, as JSON gives it back."""
+    config, lights = result["config"], result["lights"]
+    hashes = {
+        name: {key: value for key, value in row.items() if key.endswith("_sha256")}
+        for name, row in result["targets"].items()
+    }
+    subject = {name: result[name] for name in ("weights_sha256", "protocol", "rerank", "flip", "expand")}
+    subject |= {"tests": hashes, "precision": config["train"]["precision"], "lights": lights, "data": _where(result)}
+    return json.loads(json.dumps(subject | {"degradation": config["degradation"] if lights else None}))
+
+
+def _where(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: result["data"][name] for name in ("name", "protocol", "exclude")}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return what the result in a file is of; None if the file is missing or no result of this version."""
+    try:
+        return _subject(json.loads(read_bounded(path, MOST_BYTES)))
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
+    """Return how a result differs from the plain one: names of data sets and options."""
+    trained = _mapping(result["trained_with"])
+    listed = {
+        f"{name}/{split}": row[f"{split}_list_sha256"]
+        for name, row in result["targets"].items()
+        for split in ("query", "gallery")
+    }
+    known = {name: value for name, value in _mapping(trained_data).items() if name.endswith(("/query", "/gallery"))}
+    protocol, precision = result["config"]["eval"]["protocol"], result["config"]["train"]["precision"]
+    words = _names(result) if known and known != listed else []
+    words += [protocol] if protocol != trained.get("eval.protocol", "cross-camera") else []
+    words += [precision] if precision != trained.get("train.precision", precision) else []
+    words += ["reranked"] if result["rerank"] else []
+    words += ["flip"] if result["flip"] else []
+    words += [f"expand{result['expand']}"] if result["expand"] else []
+    return words + (["lights"] if result["lights"] else [])
+
+
+def _names(result: Mapping[str, Any]) -> list[str]:
+    return [re.sub(r"[^A-Za-z0-9.]+", "_", name)[:40] for name in sorted(result["targets"])]
+
+
+def _is_other_test(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Return whether the same weights were tested on other data, and the new data is not the run's own."""
+    new, trained = _subject(result), _mapping(result["trained_with"])
+    own = trained.get("eval.data.root" if trained.get("eval.data.name") else "data.root")
+    same_weights = before["weights_sha256"] == new["weights_sha256"]
+    return same_weights and before["tests"] != new["tests"] and result["data"]["root"] != own
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return a value from a checkpoint if it is a mapping, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _hash(subject: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:8]
