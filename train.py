@@ -11,9 +11,13 @@ from pathlib import Path
 from absl import flags
 
 from nrsrd_jax.command import config_name, define_config, run
+from nrsrd_jax.errors import say
 
 CONFIG = define_config("The run: a file of configs/, with :VARIANT if it has variants.")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run is kept; default: runs/CONFIG-VARIANT.")
+PREEMPTED = flags.DEFINE_integer(
+    "preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255
+)
 
 
 def main() -> None:
@@ -23,9 +27,10 @@ def main() -> None:
     from nrsrd_jax.training import train
 
     workdir = WORKDIR.value or Path("runs") / config_name()
-    scores = train(CONFIG.value, workdir)
-    score = f"mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}; " if scores else ""
-    print(f"done: {score}the run is in {workdir}")
+    scores = train(CONFIG.value, workdir, preempted_status=PREEMPTED.value)
+    names = {"mAP": "mAP", "rank1": "Rank-1", "training_accuracy": "training accuracy"}
+    score = " ".join(f"{title} {scores[name]:.3f}" for name, title in names.items() if name in scores)
+    say(f"done: {score or 'not evaluated'}; the run is in {workdir}")
 
 
 if __name__ == "__main__":

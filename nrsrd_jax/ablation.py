@@ -7,10 +7,8 @@ A rerun of the same command goes on where it stopped, row by row. The numbers ar
 would be chosen on the test data. The difference from a row's baseline is taken seed by seed.
 """
 
-import csv
 import dataclasses
 import inspect
-import io
 import math
 import runpy
 from pathlib import Path
@@ -24,9 +22,9 @@ from ml_collections import config_flags
 from .command import config_overrides, define_config, run
 from .config import VARIANTS, Config
 from .data.readers import SOURCES
-from .errors import InputError
+from .errors import InputError, say
 from .evaluation import TITLES
-from .files import expanded, write_whole, written_whole
+from .files import expanded, write_csv, write_whole, written_whole
 from .inputs import Records
 from .metrics_log import logged_scores
 from .training import check_run, check_same_run, train
@@ -81,8 +79,15 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
     return config
 
 
-def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any]) -> Results:
-    """Trains every row with seeds 0..seeds−1 and writes what is known so far after each. InputError as `train`."""
+def run_ablation(
+    file: str,
+    rows: tuple[Row, ...],
+    seeds: int,
+    workdir: Path,
+    overrides: dict[str, Any],
+    preempted_status: int = 143,
+) -> Results:
+    """Train every row with seeds 0..seeds−1, and write what is known so far after each. Raises as `train` does."""
     jobs = [
         (row, seed, row_config(file, row, seed, overrides), workdir / f"{row.name}-seed{seed}")
         for seed in range(seeds)
@@ -101,8 +106,9 @@ def run_ablation(file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, ov
         known = {(row.name, seed): logged_scores(folder, config.train.epochs) for row, seed, config, folder in jobs}
         results: Results = {}
         for number, (row, seed, config, folder) in enumerate(jobs, start=1):
-            print(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
-            known[row.name, seed] = train(config, folder)  # of a complete run what it logged
+            say(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
+            # A complete run returns what it logged.
+            known[row.name, seed] = train(config, folder, preempted_status=preempted_status)
             results = {row.name: {s: known[row.name, s] for s in range(seeds) if known[row.name, s]} for row in rows}
             write(workdir, results, rows, paper)
     return results
@@ -164,12 +170,11 @@ def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
 def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...]) -> None:
     """ablation.md (means), ablation.csv (every run) and ablation.png in `workdir`."""
     write_whole(workdir / "ablation.md", markdown(results, rows, paper))
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\n")
-    writer.writerow(["row", "seed", *TITLES])
-    for name, runs in results.items():
-        writer.writerows([name, seed, *(run[score] for score in TITLES)] for seed, run in runs.items())
-    write_whole(workdir / "ablation.csv", lines.getvalue())
+    runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]
+    write_csv(
+        workdir / "ablation.csv",
+        [{"row": name, "seed": seed} | {score: run[score] for score in TITLES} for name, seed, run in runs],
+    )
     figure = Figure(figsize=(7, 0.5 * len(results) + 1.5), layout="constrained")
     axes = figure.subplots()
     shown = statistics(results, rows)
@@ -193,16 +198,18 @@ def main() -> None:
         raise InputError(f"--config {file}:{variant}: name the file alone, the variants are the rows")
     default = f"runs/ablation-{Path(file).stem}" + ("" if values.table == "2" else "-backbones")
     workdir = expanded(values.workdir or default)
-    with Termination():
-        results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides())
-    print((workdir / "ablation.md").read_text())
+    status = values.preempted_status
+    with Termination(status):
+        results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides(), status)
+    say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))
     best = max(statistics(results, TABLES[values.table]), key=lambda row: row["mAP"][0])
-    print(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
+    say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
 
 
 if __name__ == "__main__":
     define_config("The runs: a file of configs/ with the variants of table 2, without a colon.")
     flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
     flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
+    flags.DEFINE_integer("preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255)
     flags.DEFINE_enum("table", "2", list(TABLES), "Of the paper: 2 its modules, 3 its backbones.")
     run(main, "interrupted; the same command goes on from the last checkpoint")

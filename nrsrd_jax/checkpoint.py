@@ -10,9 +10,9 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,18 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from .cluster import any_process, is_first, wait_for_all
 from .description import Description
-from .errors import InputError
-from .files import expanded
-from .metrics_log import read_metrics
+from .errors import InputError, printable, say
+from .files import expanded, read_bounded
+from .metrics_log import is_number, read_metrics
 from .models.vit import PATCH, resize_position_embedding
 from .sharding import parameter_shardings, place
 from .state import TrainState
+from .stored import ITEMS, Damaged, check_stored, has_items, read_description, restoring
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells of every file otherwise
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or of every read that failed beside the first
+# Orbax logs every file, and the content of a damaged one; asyncio logs every failed read after the first.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 FOLDER = "checkpoints"
-
-
-class Damaged(InputError):
-    """A checkpoint that cannot be read, or holds something else than was saved."""
 
 
 class Checkpoints:
@@ -52,23 +50,29 @@ class Checkpoints:
             best_fn=lambda m: m["mAP"],
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            # On CPU the copy to the host is none: the next step would write into what is being saved.
+            # On CPU, saving does not copy the arrays: an asynchronous save would race with the next step, which
+            # donates them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
         for step in saved_steps(Path(workdir)) if is_first() else ():
-            scores = Path(workdir) / FOLDER / str(step) / "metrics"
-            if scores.exists() and saved_score(Path(workdir), step) is None:  # Orbax cannot begin with damaged ones
-                shutil.rmtree(scores, ignore_errors=True)
+            folder = Path(workdir) / FOLDER / str(step)  # Orbax cannot begin with a damaged score or list.
+            if folder.is_symlink():
+                continue
+            if os.path.lexists(folder / "metrics") and saved_score(Path(workdir), step) is None:
+                _set_aside(folder / "metrics")
+            if (folder / ITEMS).exists() and not has_items(folder):
+                _set_aside(folder / ITEMS)
         wait_for_all("scores")
         handlers = {"optimizer": ocp.StandardCheckpointHandler(), **_handlers()}
         self._directory = (Path(workdir) / FOLDER).absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+        with restoring(self._directory), self._saving("checkpoints"):
+            self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
-        """Writes the state, on an accelerator in the background once it is hashed.
+        """Write the state, on an accelerator in the background once it is hashed.
 
-        It counts only once whole: a kill while saving leaves the last one, and so does a full disk, an InputError. A
-        step that is saved stays as it is.
+        A checkpoint becomes visible only when it is complete. If the process is killed or the disk fills up
+        (InputError), the previous checkpoint is kept. Saving an existing step does nothing.
         """
         step = int(state.step)
         if step == self._manager.latest_step():
@@ -77,7 +81,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             weights=ocp.args.StandardSave(state.variables),
             optimizer=ocp.args.StandardSave(state.opt_state),
-            model=ocp.args.JsonSave(description.to_json(hashes)),
+            model=ocp.args.JsonSave(description.to_json(hashes | {"step": step})),
         )
         with self._saving(f"the checkpoint of step {step}"):
             if is_first():
@@ -87,7 +91,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _saving(self, what: str) -> Iterator[None]:
-        """Whatever Orbax raises while it writes, as an InputError that names the last good checkpoint."""
+        """Turn whatever Orbax raises while it writes into an InputError that names the last good checkpoint."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
@@ -96,25 +100,32 @@ class Checkpoints:
                 raise
             steps = saved_steps(self._directory.parent)
             last = f"the last good one is {steps[-1]}" if steps else "there is no other yet"
-            reason = str(error).partition("\n")[0][:300]
-            mend = "Make room" if full else "Mend that"
+            reason = printable(str(error).partition("\n")[0], 300)
+            fix = "Make room" if full else "Fix that"
             raise InputError(
-                f"cannot save {what} in {self._directory}: {reason}; {last}. {mend}, then the same command goes on"
+                f"cannot save {what} in {self._directory}: {reason}; {last}. {fix}, then the same command continues"
             ) from error
 
-    def restore(self, state: TrainState, shardings: TrainState, description: Description) -> TrainState:
-        """The last state that is not damaged, laid out by `shardings`; `state` gives shapes and types.
+    def restore(self, state: TrainState, shardings: TrainState, description: Description, last_step: int) -> TrainState:
+        """Return the newest state that is not damaged; damaged ones are named in a warning and set aside.
 
-        Damaged ones are told of and set aside. InputError if all are, or if the run began with other images, or another
-        teacher, than `description` tells of.
+        Args:
+            state: shapes and types of the state.
+            shardings: where each of its arrays is put.
+            description: the run as it is now, whose data and teacher must be those it began with.
+            last_step: the number of steps of the whole run.
+
+        Raises:
+            InputError: all checkpoints are damaged, the run began with other images or another teacher, or a
+                checkpoint does not fit in the free memory.
         """
         damaged = []
         for step in reversed(saved_steps(self._directory.parent)):
             restored = None
             try:
-                restored = self._restore_step(step, state, shardings, description)
+                restored = self._restore_step(step, state, shardings, description, last_step)
             except Damaged as error:
-                print(f"warning: {error}; going on from the one before, if any", file=sys.stderr)
+                say(f"warning: {error}; continuing from the one before, if any", error=True)
             if any_process(restored is None):
                 damaged.append(step)
                 continue
@@ -128,44 +139,38 @@ class Checkpoints:
         raise InputError(f"all checkpoints in {self._directory} are damaged; remove the folder to begin anew")
 
     def _restore_step(
-        self, step: int, state: TrainState, shardings: TrainState, description: Description
+        self, step: int, state: TrainState, shardings: TrainState, description: Description, last_step: int
     ) -> TrainState:
-        model = self._restore(step, model=ocp.args.JsonRestore())["model"]
-        try:
-            saved = Description.from_json(model).provenance
-            data, teacher = saved["data"], saved["teacher"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damaged(step, str(error)) from error
+        path = self._directory / str(step)
+        if step > last_step:
+            raise Damaged(f"{path} is damaged: the run has {last_step} steps")
+        if path.is_symlink():  # Orbax cannot remove a link when the checkpoint is no longer needed.
+            raise Damaged(f"{path} is damaged: it is a symbolic link")
+        saved = read_description(path).provenance
+        _check_step(path, saved)
+        data, teacher = saved.get("data"), saved.get("teacher")
+        if not isinstance(data, dict):
+            raise Damaged(f"{path} is damaged: it does not tell its images")
         for name in ("train", "aux_bright", "aux_dark"):
             if data.get(name) != description.provenance["data"].get(name):
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
         if teacher != description.provenance["teacher"]:
             raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
         abstract = _sharded_shapes(state, shardings)
-        restored = self._restore(
-            step,
-            weights=ocp.args.StandardRestore(abstract.variables),
-            optimizer=ocp.args.StandardRestore(abstract.opt_state),
-        )
-        for name, values in restored.items():
-            if weights_hash(values) != saved.get(f"{name}_sha256"):
-                raise self._damaged(step, f"its {name} changed since it was saved")
+        trees = {"weights": abstract.variables, "optimizer": abstract.opt_state}
+        for name, tree in trees.items():
+            check_stored(path / name, tree)
+        with restoring(path):
+            items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
+            restored: Any = self._manager.restore(step, args=ocp.args.Composite(**items))
+            for name, values in restored.items():
+                if weights_hash(values) != saved.get(f"{name}_sha256"):
+                    raise Damaged(f"{path} is damaged: its {name} changed since it was saved")
         step_array = place(np.int32(step), shardings.step)
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
 
-    def _restore(self, step: int, **items) -> Any:
-        try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-            if "PERMISSION_DENIED" in str(error):
-                raise InputError(str(error).partition("\n")[0][:300]) from error
-            raise self._damaged(step, "it cannot be read") from error
-
-    def _damaged(self, step: int, reason: str) -> Damaged:
-        return Damaged(f"{self._directory / str(step)} is damaged: {reason}")
-
     def close(self) -> None:
-        """Waits for what is being written. InputError as `save`."""
+        """Wait for what is being written. Raises as `save` does."""
         with self._saving("the last checkpoint"):
             self._manager.close()
 
@@ -175,14 +180,21 @@ def _handlers() -> dict:
 
 
 def _sharded_shapes(tree, shardings):
-    """What Orbax restores into: each array's shape and type, and where it shall lie."""
+    """Return what Orbax restores into: each array's shape, type and place."""
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
 
 
-def _set_aside(checkpoint: Path) -> None:
-    """Renames a damaged checkpoint, so that it no longer counts."""
-    names = (f"damaged-{checkpoint.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 1000))))
-    checkpoint.rename(next(path for path in map(checkpoint.with_name, names) if not path.exists()))
+def _set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint or score, so that it no longer counts."""
+    names = (f"damaged-{path.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 1000))))
+    path.rename(next(free for free in map(path.with_name, names) if not os.path.lexists(free)))
+
+
+def _check_step(path: Path, provenance: dict[str, Any]) -> None:
+    """Raise Damaged if the folder's name is not the step that was saved; old checkpoints have none."""
+    step = provenance.get("step")
+    if path.parent.name == FOLDER and path.name.isdecimal() and step is not None and step != int(path.name):
+        raise Damaged(f"{path} is damaged: it holds the weights of step {printable(step, 20)}")
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -191,12 +203,13 @@ def saved_steps(workdir: Path) -> list[int]:
 
 
 def saved_score(workdir: Path, step: int) -> float | None:
-    """The mAP that a checkpoint was saved with; None if it was not evaluated."""
+    """Return the mAP that a checkpoint was saved with; None if it was not evaluated, or that is unreadable."""
     path = workdir / FOLDER / str(step) / "metrics" / "metrics"
     try:
-        return float(json.loads(path.read_text())["mAP"])
-    except (OSError, ValueError, KeyError, TypeError):
+        score = json.loads(read_bounded(path, 2**16))["mAP"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return float(score) if is_number(score) else None
 
 
 def known_score(workdir: Path, step: int) -> float | None:
@@ -244,15 +257,17 @@ def find_checkpoint(directory: str | Path) -> Path:
 def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, dict]:
     """The description and the variables of a checkpoint or of a run's best one, on the devices of `mesh`."""
     path = find_checkpoint(directory)
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer, _readable(path):
-        values = checkpointer.restore(path, args=ocp.args.Composite(model=ocp.args.JsonRestore()))
-        description = Description.from_json(values["model"])
+    description = read_description(path)
+    _check_step(path, description.provenance)
+    with restoring(path):
         shapes = description.abstract_variables()
+        check_stored(path / "weights", shapes)
         abstract = _sharded_shapes(shapes, parameter_shardings(shapes, mesh))
         items = ocp.args.Composite(weights=ocp.args.StandardRestore(abstract))
-        variables = checkpointer.restore(path, args=items)["weights"]
-    if weights_hash(variables) != description.provenance.get("weights_sha256"):
-        raise InputError(f"{path} is damaged: its weights are not those that were saved")
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
+            variables = checkpointer.restore(path, args=items)["weights"]
+        if weights_hash(variables) != description.provenance.get("weights_sha256"):
+            raise Damaged(f"{path} is damaged: its weights are not those that were saved")
     return description, variables
 
 
@@ -290,7 +305,8 @@ def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
     expected = description.provenance.get("kept_sha256", weights_hash({}))
     kept = {}
     if (path / "torch").is_dir():
-        with ocp.PyTreeCheckpointer() as checkpointer, _readable(path):
+        check_stored(path / "torch")
+        with restoring(path), ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path / "torch").item_metadata.tree
             types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             kept = checkpointer.restore(path / "torch", args=ocp.args.PyTreeRestore(restore_args=types))
@@ -299,23 +315,14 @@ def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
     return kept
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Whatever Orbax raises on a damaged directory, as one InputError."""
-    try:
-        yield
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". See full")[0]
-        raise InputError(f"{path} is no readable checkpoint: {reason[:200]}") from error
-
-
 def weights_hash(variables: Any) -> str:
-    """SHA-256 over the names and bytes of all arrays of a tree."""
+    """Return the SHA-256 of the names and bytes of all arrays of a tree."""
     digest = hashlib.sha256()
     for name, value in jax.tree_util.tree_leaves_with_path(variables):
         if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
             value = multihost_utils.process_allgather(value, tiled=True)
-        digest.update(jax.tree_util.keystr(name).encode() + np.asarray(value).tobytes())
+        digest.update(jax.tree_util.keystr(name).encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from .data.protocol import PROTOCOLS
-from .errors import InputError
-from .files import write_whole
+from .errors import InputError, printable
+from .files import read_bounded, write_whole
 
 Config = Any  # a ConfigDict; its own type knows nothing of the options in it
 
@@ -240,13 +241,30 @@ def save(config: Config, path: Path) -> None:
 
 
 def load(path: Path) -> Config:
-    """The config that `save` wrote; InputError if it is not one."""
+    """Return the config that `save` wrote. Raises InputError if it is not one."""
     config = get_config()
+    defaults = flatten(config)
     try:
-        config.update(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not the config of a run of this version: {error}") from error
+        config.update(json.loads(read_bounded(path, 2**20)))
+        wrong = [
+            f"{name} is {value!r}" for name, value in flatten(config).items() if not _is_option(value, defaults[name])
+        ]
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not the config of a run of this version: {printable(error, 200)}") from error
+    if wrong:
+        raise InputError(f"{path} is not the config of a run: {printable(wrong[0], 100)}")
     return config
+
+
+def _is_option(value: Any, default: Any) -> bool:
+    """Return whether a value can be passed on: ml_collections lets numbers of any size, and None, through."""
+    if isinstance(value, tuple | list):
+        return all(_is_option(part, 0.0) for part in value)
+    if isinstance(value, bool) or value is None:
+        return default is None or type(value) is type(default)
+    if isinstance(value, str):
+        return b"\0" not in os.fsencode(value)
+    return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def differences(old: Config, new: Config) -> list[str]:

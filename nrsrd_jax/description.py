@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from .errors import printable
 from .models.attention import NormRatio
 from .models.reid import ReID, create_model, initialise
 
@@ -44,46 +45,66 @@ class Description:
         """Shapes and types of the model's variables, nothing computed."""
         return jax.eval_shape(lambda key: initialise(self.create_model(), key, self.image_size), jax.random.key(0))
 
-    def to_json(self, hashes: dict[str, str]) -> dict[str, Any]:
-        """What `from_json` reads, with hashes of the tensors beside it, and one of itself, in the provenance."""
+    def to_json(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Return what `from_json` reads.
+
+        Args:
+            saved: what is added to the provenance: hashes of the tensors, and the step of training. A hash of the
+                whole description, these included, is added too.
+        """
         values = json.loads(json.dumps(dataclasses.asdict(self)))
-        values["provenance"] |= hashes
+        values["provenance"] |= saved
         values["provenance"]["model_sha256"] = description_hash(values)
         return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Description":
-        """What `to_json` gave; ValueError, KeyError or TypeError if it did not."""
-        hashes = values["provenance"]
-        if not isinstance(hashes, dict) or hashes.get("model_sha256") not in (None, description_hash(values)):
+        """Return the Description that `to_json` wrote. Raises ValueError if it is not one."""
+        try:
+            made, known_hash = cls._made_of(values)
+            fits = known_hash and made._fits()
+        except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
+            raise ValueError(f"its description of the model does not fit together: {printable(error, 200)}") from error
+        if not known_hash:
             raise ValueError("its description of the model is not the one that was saved")
-        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
-        norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
-        made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
-        ratio, ids = made.norm_ratio or NormRatio(), made.identities
-        numbers = (*made.mean, *made.std, ratio.init, ratio.epsilon)
-        whole = (made.depth, made.classes, made.aux_classes, *made.image_size, *ids)
-        if not (
-            (len(made.image_size), len(made.mean), len(made.std)) == (2, 3, 3)
-            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-            and all(type(number) is int for number in whole)
-            and min(*made.std, ratio.epsilon) > 0
-            and ratio.scope in ("head", "token")
-            and 0 < made.depth <= MAX_DEPTH
-            and 0 < min(made.image_size) <= max(made.image_size) < 2**15
-            and (not ids or len(set(ids)) == len(ids) == made.classes)
-            and isinstance(made.provenance.get("source") or {}, dict)
-        ):
+        if not fits:
             raise ValueError("its description of the model does not fit together")
         return made
 
+    @classmethod
+    def _made_of(cls, values: dict[str, Any]) -> tuple["Description", bool]:
+        """Return the Description, unchecked, and whether its hash, if it has one, is right."""
+        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
+        norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
+        known_hash = values["provenance"].get("model_sha256") in (None, description_hash(values))
+        return cls(**{**values, **tuples, "norm_ratio": norm_ratio}), known_hash
+
+    def _fits(self) -> bool:
+        """Return whether every value is of its type and in its range."""
+        ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
+        numbers = (*self.mean, *self.std, ratio.init, ratio.epsilon)
+        whole = (self.depth, self.classes, self.aux_classes, *self.image_size, *ids)
+        return (
+            (len(self.image_size), len(self.mean), len(self.std)) == (2, 3, 3)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all(type(number) is int and abs(number) < 2**63 for number in whole)
+            and min(*self.std, ratio.epsilon) > 0
+            and ratio.scope in ("head", "token")
+            and isinstance(self.backbone, str)
+            and 0 < self.depth <= MAX_DEPTH
+            and min(self.classes, self.aux_classes) >= 0
+            and 0 < min(self.image_size) <= max(self.image_size) < 2**15
+            and (not ids or len(set(ids)) == len(ids) == self.classes)
+            and isinstance(source, dict)
+        )
+
     @property
     def architecture(self) -> tuple:
-        """What the shapes of the weights tell of the model, but for the image size."""
+        """Return what decides the shapes of the weights, except the image size."""
         return self.backbone, self.depth, self.classes, self.aux_classes, bool(self.norm_ratio)
 
 
 def description_hash(values: dict[str, Any]) -> str:
-    """SHA-256 of a description as JSON, but for this hash itself."""
+    """Return the SHA-256 of a description as JSON, without this hash itself."""
     provenance = {name: value for name, value in values["provenance"].items() if name != "model_sha256"}
     return hashlib.sha256(json.dumps(values | {"provenance": provenance}, sort_keys=True).encode()).hexdigest()

@@ -3,40 +3,64 @@
 import contextlib
 import json
 import math
+import os
+import resource
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from .errors import InputError
-from .files import write_whole
+from .evaluation import TITLES
+from .files import append_open, read_bounded, write_whole
 
 NAME = "metrics.jsonl"
+BOARD = "tensorboard"
+LOG_BYTES = 2**30
+# What a line tells of the machine and not of the training: it differs from run to run.
+MACHINE = ("time", "images_per_second", "host_peak_gib", "device_peak_gib")
 
 
 class MetricsLog:
-    """Appends to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard, if `active`.
+    """Append to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard, if `active`.
 
-    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again.
+    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again. Neither may be a
+    symbolic link (InputError).
     """
 
     def __init__(self, workdir: Path, start: int, active: bool = True):
         self._active = active
         if not active:
             return
-        path = workdir / NAME
-        if path.exists():
+        path, board = workdir / NAME, workdir / BOARD
+        if board.is_symlink():
+            raise InputError(f"cannot write in {board}: it is a symbolic link; remove it")
+        if os.path.lexists(path):
             kept = [row for row in read_metrics(workdir) if row["step"] <= start]
             write_whole(path, "".join(f"{json.dumps(row)}\n" for row in kept))
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._file = append_open(path)
+        self._board = SummaryWriter(str(board), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
-        """Writes {"step": …, name: value, …}; `prefix` groups names in TensorBoard. InputError if the disk is full."""
+        """Write {"step": …, name: value, …, "time": …}: the numbers, the time and the memory taken so far.
+
+        Args:
+            step: steps of training done.
+            values: the numbers by name.
+            prefix: groups the names in TensorBoard.
+
+        Raises:
+            InputError: the disk is full.
+        """
         if not self._active:
             return
         try:
-            print(json.dumps({"step": step} | values), file=self._file, flush=True)
+            self._file.write(json.dumps({"step": step} | values | machine_figures()) + "\n")
+            self._file.flush()
             for name, value in values.items():
                 if math.isfinite(value):
                     self._board.add_scalar(prefix + name, value, step)
@@ -50,17 +74,33 @@ class MetricsLog:
 
     def __exit__(self, *_) -> None:
         if self._active:
-            with contextlib.suppress(OSError):  # of a full disk `write` has told
+            with contextlib.suppress(OSError):  # `write` has reported a full disk.
                 self._file.close()
                 self._board.close()
 
 
+def machine_figures() -> dict[str, float]:
+    """Return `time` in Unix seconds, and the most memory taken so far in GiB: `host_peak_gib` by this process,
+    `device_peak_gib` on the fullest of its devices, where they tell it.
+    """
+    unit = 1 if sys.platform == "darwin" else 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    figures = {"time": round(time.time(), 1), "host_peak_gib": round(peak / 2**30, 3)}
+    told = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    peaks = [bytes_in_use for bytes_in_use in told if bytes_in_use is not None]
+    return figures | ({"device_peak_gib": round(max(peaks) / 2**30, 3)} if peaks else {})
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """What a run logged: per line `step` and finite numbers by name. Lines that are none, as a kill cuts them, are left
-    out; no lines if there is no log.
+    """Return what a run logged: per line `step` and finite numbers by name; [] if there is no log.
+
+    Skips lines that are not valid JSON, such as one truncated by a kill.
+
+    Raises:
+        InputError: the log is not a regular file, or larger than LOG_BYTES.
     """
     try:
-        lines = (workdir / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bounded(workdir / NAME, LOG_BYTES).decode(errors="replace").splitlines()
     except OSError:
         return []
     rows = []
@@ -69,16 +109,24 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and _is_number(row.get("step")):
-            rows.append({name: value for name, value in row.items() if _is_number(value)})
+        if isinstance(row, dict) and is_number(row.get("step")):
+            rows.append({name: value for name, value in row.items() if is_number(value)})
     return rows
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def logged_scores(workdir: Path, epoch: int) -> dict[str, float]:
-    """The scores that a run logged after so many epochs; none if it was not evaluated then."""
-    found = [row for row in read_metrics(workdir) if "mAP" in row and row.get("epoch") == epoch]
-    return {name: value for name, value in found[-1].items() if name not in ("step", "epoch")} if found else {}
+    """Return the scores that a run logged after this many epochs; {} if it was not evaluated then."""
+    found = [row for row in read_metrics(workdir) if row.get("epoch") == epoch and row.keys() >= TITLES.keys()]
+    last = found[-1] if found else {}
+    return {name: value for name, value in last.items() if name not in ("step", "epoch", *MACHINE)}
+
+
+def logged_accuracy(workdir: Path, epoch: int) -> float | None:
+    """Return the mean accuracy on the training batches of an epoch, from 1 on, in 0..1; None if none is logged."""
+    rows = [row for row in read_metrics(workdir) if row.get("epoch") == epoch]
+    found = [row["accuracy_real"] for row in rows if "accuracy_real" in row]
+    return float(np.mean(found)) if found else None

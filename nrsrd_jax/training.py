@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,18 @@ from .data import pipeline
 from .data.images import check_readable
 from .description import Description
 from .embedding import Embedder
-from .errors import InputError
+from .errors import InputError, say
 from .files import expanded, write_whole
-from .inputs import Records, pixel_statistics, read_domains, read_records, read_test_images, reading_threads
-from .metrics_log import MetricsLog, logged_scores
+from .inputs import (
+    Records,
+    pixel_statistics,
+    read_domains,
+    read_records,
+    read_test_images,
+    reading_threads,
+    stamps,
+)
+from .metrics_log import MetricsLog, logged_accuracy, logged_scores
 from .models.reid import attention_is_fused, backbone_settings
 from .precision import compute_dtype
 from .schedule import make_optimizer
@@ -70,16 +79,29 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
     return Start(mesh, degradation, records, done, source, *load_teacher(config, records, mesh))
 
 
-def train(config: Config, workdir: str | Path, devices: Sequence[Any] | None = None) -> dict[str, float]:
-    """Trains, or goes on where a killed run of the same config stopped; returns the last evaluation's numbers.
+def train(
+    config: Config, workdir: str | Path, devices: Sequence[Any] | None = None, preempted_status: int = 143
+) -> dict[str, float]:
+    """Train, or continue where a killed run of the same config stopped.
 
-    `workdir` receives config.json, metrics.jsonl, tensorboard/ and checkpoints/. InputError for anything wrong with
-    the config, the data or the checkpoints it names, before the first compile.
+    Args:
+        config: the run.
+        workdir: receives config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+        devices: what to train on; all devices if None.
+        preempted_status: the exit status that `Stopped` carries.
+
+    Returns:
+        The last evaluation's numbers; without queries {"training_accuracy": …}, that of the last epoch in 0..1.
+
+    Raises:
+        InputError: something is wrong with the config, the data or the checkpoints it names. Almost all of that
+            shows before the first compile.
+        Stopped: SIGTERM came, and what was learned is saved.
     """
     workdir = expanded(workdir)
     keep_compiled()
     with contextlib.ExitStack() as held:
-        termination = held.enter_context(Termination())
+        termination = held.enter_context(Termination(preempted_status))
         start = check_run(config, workdir, devices)
         with together():
             if is_first():
@@ -94,12 +116,13 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
     teacher, teacher_variables = start.teacher, start.teacher_variables
     with together():
         domains = read_domains(config, records)
-        for data in records.targets.values():  # an unreadable test image shows now, not after the first epochs
+        for name, data in records.targets.items():  # An unreadable test image shows now, not after the first epochs.
             for split in (data.query, data.gallery):
                 if config.data.cache == "none":
                     check_readable(split.paths)
                 else:
                     read_test_images(config, split)
+            say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(config, data).items()))
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
     description = describe(config, records, mean, std, teacher_variables)
 
@@ -108,23 +131,24 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. go on with this run; 2. start from a checkpoint's backbone; 3. from random weights.
     if done:
-        state = checkpoints.restore(abstract, shardings, description)
+        total = records.plans["real"].steps(config.train.epochs)
+        state = checkpoints.restore(abstract, shardings, description, total)
         done = int(state.step)
-        complete = done >= records.plans["real"].steps(config.train.epochs)
-        print(f"{workdir} is complete after {done} steps" if complete else f"resuming {workdir} after step {done}")
+        complete = done >= total
+        say(f"{workdir} is complete after {done} steps" if complete else f"resuming {workdir} after step {done}")
     else:
         state = create()
         if source:
             variables, taken = checkpoint.initialise_backbone(state.variables, description, *source)
             variables = place(variables, {name: getattr(shardings, name) for name in variables})
             state = dataclasses.replace(state, **variables)
-            print(f"starting from {config.init.checkpoint}: {taken}")
+            say(f"starting from {config.init.checkpoint}: {taken}")
         else:
-            print("starting from random weights (init.checkpoint names none)")
+            say("starting from random weights (init.checkpoint names none)")
     if teacher:
-        print(f"the teacher is {config.teacher.checkpoint}")
+        say(f"the teacher is {config.teacher.checkpoint}")
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)) / 1e6
-    print(
+    say(
         f"{mesh.size} × {mesh.devices.flat[0].device_kind}, {compute_dtype(config.train.precision).name}, "
         f"{size:.1f} M parameters, {config.train.batch_size * len(domains)} images a step; the run is in {workdir}"
     )
@@ -142,8 +166,10 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
 
 
 def check_same_run(config: Config, workdir: Path) -> None:
-    """InputError if the work directory holds a run that learns something else."""
+    """Raise InputError if the work directory holds a run that learns something else."""
     folder = workdir / checkpoint.FOLDER
+    if folder.is_symlink():  # Old checkpoints in it are removed: never what a link in the folder points to.
+        raise InputError(f"{folder} is a symbolic link; remove it, or choose another --workdir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
     if not checkpoint.saved_steps(workdir):
@@ -152,6 +178,18 @@ def check_same_run(config: Config, workdir: Path) -> None:
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise InputError(f"{workdir} holds a run with other options ({shown}); choose another --workdir, or remove it")
+
+
+class Rate:
+    """The images of the steps since it was made, and the time they took."""
+
+    def __init__(self):
+        self.images, self._begin = 0, time.perf_counter()
+
+    def figures(self) -> dict[str, float]:
+        """Return {"images_per_second": …}, or {} without images."""
+        seconds = time.perf_counter() - self._begin
+        return {"images_per_second": round(self.images / seconds, 1)} if self.images else {}
 
 
 @dataclasses.dataclass
@@ -167,7 +205,7 @@ class Loop:
     termination: Termination
 
     def run(self, state: TrainState, done: int, step: Callable, workdir: Path) -> dict[str, float]:
-        """From `done` steps to the last; `step(state, batch)`. Returns the last evaluation's numbers."""
+        """Train from `done` steps to the last by `step(state, batch)`. Returns what `train` does."""
         config, plan = self.config, self.records.plans["real"]
         total = plan.steps(config.train.epochs)
         images = config.train.batch_size * len(self.domains)
@@ -178,15 +216,20 @@ class Loop:
             opened = MetricsLog(workdir, done, is_first())
         with opened as log, progress_bar(done, total, images) as bar:
             if done == total:
-                return logged_scores(workdir, config.train.epochs) or self.evaluate(
-                    state, config.train.epochs, log, bar
+                return (
+                    logged_scores(workdir, config.train.epochs)
+                    or self.evaluate(state, config.train.epochs, log, bar)
+                    or self.training_accuracy(workdir)
                 )
+            rate = Rate()
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
-                if done == begin:
-                    bar.unpause()  # compiling counts in no rate
-                if pending:
-                    self.check_finite(pending[-1], done, workdir)  # of the step before: this one is under way
+                rate.images += images
+                if done == begin:  # Compiling counts in no rate.
+                    bar.unpause()
+                    rate = Rate()
+                if pending:  # Check the step before, while this one runs.
+                    self.check_finite(pending[-1], done, workdir)
                 pending.append(metrics)
                 done += 1
                 epoch, index = plan.locate(done)
@@ -194,22 +237,38 @@ class Loop:
                     self.check_finite(metrics, done, workdir)
                     values = {name: float(np.mean([float(x[name]) for x in pending])) for name in metrics}
                     current = epoch if index == 0 else epoch + 1
-                    log.write(done, {"epoch": current} | values)
+                    log.write(done, {"epoch": current} | values | rate.figures())
                     bar.set_description(f"epoch {current}/{config.train.epochs}", refresh=False)
                     bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
                     bar.update(len(pending) * images)
-                    pending = []
+                    pending, rate = [], Rate()
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
+                    rate = Rate()
                 ending = self.termination.told() or ending
-                if ending and not pending and done < total:  # after a logged step, so that the log is as without
+                # Stop after a logged step, so that the log has the lines of a run that was not stopped.
+                if ending and not pending and done < total:
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()
-                    jax.distributed.shutdown()  # of several processes none leaves while others still talk to it
+                    jax.distributed.shutdown()  # No process leaves while others still talk to it.
                     self.termination.end(
                         f"stopped after step {done} of {total}, saved; the same command goes on from there"
                     )
-        return scores
+        return scores or self.training_accuracy(workdir)
+
+    def training_accuracy(self, workdir: Path) -> dict[str, float]:
+        """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""
+        accuracy, chance = logged_accuracy(workdir, self.config.train.epochs), 1 / self.description.classes
+        if accuracy is None:
+            return {}
+        if accuracy < min(2 * chance, (1 + chance) / 2) and is_first():
+            say(
+                f"warning: the training accuracy is {accuracy:.1%}, near chance ({chance:.1%} for "
+                f"{self.description.classes} identities): this model has learned little; train it longer, with another "
+                "optim.lr or from a backbone (init.checkpoint)",
+                error=True,
+            )
+        return {"training_accuracy": accuracy}
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
         """InputError if the loss or a gradient of step number `step` is not finite; the batch goes to a file."""

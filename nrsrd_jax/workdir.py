@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time, and a run ends in order when it is told to."""
+"""A run's folder belongs to one process at a time, and a signal ends a run only after it saved."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import stat
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,48 +14,51 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 
-from .errors import InputError, Stopped
+from .errors import InputError, Stopped, printable, say
+from .files import locked_open
 
 LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def owned(workdir: Path) -> Iterator[None]:
-    """Makes the folder, and holds it until the end of the block or of the process.
+    """Create the folder, and hold it until the end of the block or of the process.
 
-    InputError if it cannot be made, or if another process holds it, whose number and host are named.
+    Raises:
+        InputError: it cannot be created, its lock is a symbolic link, or another process, which is named, holds it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK).open("a+")
+        file = locked_open(workdir / LOCK)
     except OSError as error:
         raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read(200).strip() or "another process"
+            owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
             raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
-        except OSError as error:  # a file system without locks
-            print(
-                f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", file=sys.stderr
-            )
-        with contextlib.suppress(OSError):  # of a full disk: it is held all the same, without a name
+        except OSError as error:  # The file system has no locks.
+            say(f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", error=True)
+        with contextlib.suppress(OSError):  # On a full disk the lock is held all the same, without a name.
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
 class Termination:
-    """Within `with`, SIGTERM, which a cluster sends before it takes a machine away, and Ctrl-C end the run in order.
+    """Handle SIGTERM, which a cluster sends before it takes a machine away, and Ctrl-C, within `with`.
 
     Before the first step there is nothing to save: they raise Stopped and KeyboardInterrupt at once, as a second Ctrl-C
     does. `told()`, asked after each step, says whether one came; several processes agree on the step, and there JAX
-    takes SIGTERM. Outside the main thread it is as if they never came: whoever runs that ends it.
+    handles SIGTERM. Outside the main thread, signals are not handled; the caller decides when to stop.
+
+    Args:
+        status: the exit status that Stopped carries.
     """
 
-    def __init__(self):
+    def __init__(self, status: int = 143):
+        self._status = status
         self._steps = 0  # of this process, not of the run
         self._came: int | None = None
 
@@ -70,7 +72,8 @@ class Termination:
     def __exit__(self, error: type | None, *_) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._came and not error:  # too late for this run; what holds more of them ends all the same
+        # The signal came after the last step, so this run is complete; an enclosing Termination must still stop.
+        if self._came and not error:
             outer = getattr(self._previous[self._came], "__self__", None)
             if isinstance(outer, Termination):
                 outer._handle(self._came)
@@ -82,20 +85,20 @@ class Termination:
         if not self._steps:
             self.end("stopped before it took a step; the same command goes on from there")
         if number == signal.SIGINT:
-            with contextlib.suppress(OSError):  # print may be what it came in the middle of
+            with contextlib.suppress(OSError):  # The signal may have come in the middle of a print.
                 os.write(2, b"\nsaving after the next logged step, then ending; Ctrl-C again ends at once\n")
-            for output in (1, 2):  # Ctrl-C reaches `| tee` too, which then no longer reads: no reason not to save
+            for output in (1, 2):  # Ctrl-C ends `| tee` too; the run must save although nobody reads its output.
                 with contextlib.suppress(OSError):
                     if stat.S_ISFIFO(os.fstat(output).st_mode):
                         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
     def told(self) -> bool:
-        """Whether to end after this step."""
-        self._steps += 1  # JAX agrees on the one after the last that a process has asked about, or on the first
+        """Return whether to stop after this step."""
+        self._steps += 1  # JAX picks the step after the latest one that any process has queried.
         return bool(self._came) or (
             jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._steps)
         )
 
     def end(self, message: str) -> NoReturn:
-        """KeyboardInterrupt if it was told by Ctrl-C, else Stopped."""
-        raise KeyboardInterrupt if self._came == signal.SIGINT else Stopped(message)
+        """Raise KeyboardInterrupt after Ctrl-C, otherwise Stopped."""
+        raise KeyboardInterrupt if self._came == signal.SIGINT else Stopped(message, self._status)

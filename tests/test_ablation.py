@@ -64,7 +64,7 @@ def test_seeds_are_told_apart_and_paired(file, tmp_path, monkeypatch):
     """Two rows × two seeds, without training: each has its own folder and seed, the table all of them."""
     seen = []
 
-    def train(config, workdir):
+    def train(config, workdir, preempted_status):
         seen.append((Path(workdir).name, config.train.seed, config.model.norm_ratio))
         return scores(len(seen) / 10)[0]
 
@@ -87,11 +87,11 @@ def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
     """Killed before the second row: the rerun trains that, and a third trains nothing."""
     trained, real = [], ablation.train
 
-    def train(config, workdir):
+    def train(config, workdir, preempted_status):
         trained.append((Path(workdir).name, config.train.seed))
         if len(trained) == 2:
             raise KeyboardInterrupt
-        return real(config, workdir)
+        return real(config, workdir, preempted_status=preempted_status)
 
     monkeypatch.setattr(ablation, "train", train)
     with pytest.raises(KeyboardInterrupt):
@@ -111,7 +111,7 @@ def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
     assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
     first = iter([results["baseline"][0]])
-    monkeypatch.setattr(ablation, "train", lambda *_: next(first))
+    monkeypatch.setattr(ablation, "train", lambda *_, **__: next(first))
     with pytest.raises(StopIteration):  # a rerun that ends after its first row loses nothing
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
     assert (tmp_path / "w/ablation.csv").read_text().count("\n") == 3

@@ -15,6 +15,7 @@ from people import small_config, train_command, write_images, write_night
 from nrsrd_jax import checkpoint, training
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.metrics_log import MACHINE
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
@@ -76,6 +77,11 @@ def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, capl
     factors = {"distill": 0.02}
     np.testing.assert_allclose(first["loss"], sum(factors.get(t, 0.5) * first[t] for t in terms), rtol=1e-5)
     assert (tmp_path / "run" / "tensorboard").is_dir()
+    for row in lines(tmp_path / "run"):  # what the machine did stands beside what was learned
+        assert abs(row["time"] - time.time()) < 600
+        assert 0.05 < row["host_peak_gib"] < 100
+    rates = [row["images_per_second"] for row in steps_of(tmp_path / "run")[1:]]
+    assert all(rate > 0 for rate in rates)
     scores = lines(tmp_path / "run")[-1]
     assert 0 < scores["mAP"] <= 1
 
@@ -121,7 +127,25 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(place, tmp_path):
     uninterrupted.communicate(timeout=120)
     jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(whole))
     assert [line["step"] for line in steps_of(killed)] == [line["step"] for line in steps_of(whole)]
-    assert lines(killed)[-1] == lines(whole)[-1]
+    scores = [{name: value for name, value in lines(run)[-1].items() if name not in MACHINE} for run in (killed, whole)]
+    assert scores[0] == scores[1]
+
+
+def test_a_teacher_ends_with_its_training_accuracy_and_a_warning_near_chance(place, tmp_path, capsys):
+    config = small_config(place, **{"data.name": "bright", "data.root": str(place / "aux"), "train.epochs": 1})
+    poor = train(config, tmp_path / "poor", jax.devices()[:1])
+    assert 0 <= poor["training_accuracy"] < 0.2
+    warning = "near chance (10.0% for 10 identities): this model has learned little"
+    assert warning in capsys.readouterr().err
+    assert train(config, tmp_path / "poor", jax.devices()[:1]) == poor  # a finished run says it again
+    assert warning in capsys.readouterr().err
+    config.train.epochs, config.train.save_every, config.augment.erasing = 40, 40, 0.0
+    good = train(config, tmp_path / "good", jax.devices()[:1])
+    assert good["training_accuracy"] > 0.3
+    assert good["training_accuracy"] == pytest.approx(
+        np.mean([row["accuracy_real"] for row in lines(tmp_path / "good") if row["epoch"] == 40])
+    )
+    assert "near chance" not in capsys.readouterr().err
 
 
 def test_a_finished_run_is_left_as_it_is(place, tmp_path):
@@ -235,7 +259,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypat
         (
             {},
             spoil_query,
-            "none of the 1 queries of night600 has a match by the cross-camera.*protocol=all-cameras",
+            "none of the 1 queries of night600 has a match by the cross-camera.*look at the identities",
         ),
         ({}, spoil_image, "cannot read the image .*bounding_box_train"),
         ({"train.batch_size": 20}, None, "train.batch_size 20 does not divide among 8 devices"),

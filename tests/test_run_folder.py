@@ -1,0 +1,200 @@
+"""A run's folder as somebody else may have left it: nothing of it is believed, followed or waited for unchecked."""
+
+import json
+import os
+import re
+import resource
+import shutil
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from people import small_config, small_model, write_night
+
+from nrsrd_jax import checkpoint, stored
+from nrsrd_jax import config as configuration
+from nrsrd_jax.description import description_hash
+from nrsrd_jax.errors import InputError, printable
+from nrsrd_jax.metrics_log import logged_scores, read_metrics
+from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.training import train
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_night(tmp_path_factory.mktemp("place") / "night").parent
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run of three epochs on one device, saved after each."""
+    train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
+    return place / "finished"
+
+
+def weights(run):
+    return checkpoint.load(run / "checkpoints" / str(max(checkpoint.saved_steps(run))), make_mesh())[1]
+
+
+def rewrite_the_description(saved, **changes):
+    """Change it, and make its hash right."""
+    path = saved / "model" / "metadata"
+    values = json.loads(path.read_text())
+    values["provenance"] |= changes.pop("provenance", {})
+    values |= changes
+    values["provenance"]["model_sha256"] = description_hash(values)
+    path.write_text(json.dumps(values))
+
+
+def test_a_folder_that_holds_no_step_of_this_run_is_set_aside(place, finished, tmp_path, capsys):
+    """A copy of another step, impossible steps, forged text: one line each, and the good checkpoint is used."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    folder = run / "checkpoints"
+    good, last = checkpoint.saved_steps(run)
+    shutil.rmtree(folder / str(last))
+    copied, forged, *beyond = good + 2, good + 1, last + 1, 2**31, 10**30
+    for step in (copied, forged, *beyond):
+        shutil.copytree(folder / str(good), folder / str(step))
+        if step != copied:
+            rewrite_the_description(folder / str(step), provenance={"step": step})
+    rewrite_the_description(folder / str(forged), **{"\x1b[2J\nerror: forged": 1})
+    with pytest.raises(InputError, match=rf"{copied} is damaged: it holds the weights of step {good}"):
+        checkpoint.load(folder / str(copied), make_mesh())
+    train(configuration.load(run / "config.json"), run, jax.devices()[:1])
+    told = capsys.readouterr()
+    assert f"resuming {run} after step {good}" in told.out
+    reasons = dict.fromkeys(beyond, f"the run has {last} steps") | {
+        copied: f"it holds the weights of step {good}",
+        forged: r"it cannot be read: .*got an unexpected keyword argument '\\x1b\[2J\\nerror: forged'",
+    }
+    for step, reason in reasons.items():
+        assert re.search(rf"^warning: {folder}/{step} is damaged: {reason}", told.err, re.MULTILINE), told.err
+        assert (folder / f"damaged-{step}").is_dir()
+    jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
+
+
+@pytest.mark.parametrize("name", ["model/metadata", "weights/manifest.ocdbt", "weights/_METADATA"])
+@pytest.mark.parametrize("kind", ["pipe", "deep", "missing", "zeros", "folder"])
+def test_a_file_of_a_checkpoint_that_is_something_else_is_one_line(small_checkpoint, name, kind):
+    path = small_checkpoint / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind != "missing":
+        path.write_bytes(b"[" * 100_000 if kind == "deep" else bytes(1000))
+    with pytest.raises(InputError, match=r"small is damaged: ") as refused:
+        checkpoint.load(small_checkpoint, make_mesh())
+    assert printable(refused.value) == str(refused.value)
+
+
+def test_checkpoints_of_before_the_step_was_hashed_still_resume(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    last = max(checkpoint.saved_steps(run))
+    path = run / "checkpoints" / str(last) / "model" / "metadata"
+    values = json.loads(path.read_text())
+    assert values["provenance"].pop("step") == last
+    path.write_text(json.dumps(values))
+    rewrite_the_description(run / "checkpoints" / str(last))
+    train(configuration.load(run / "config.json"), run, jax.devices()[:1])
+    told = capsys.readouterr().out
+    assert f"{run} is complete after {last} steps" in told
+    assert "\nnight600: query_pixels_sha256 " in told
+
+
+@pytest.fixture
+def small_checkpoint(tmp_path):
+    checkpoint.save_weights(tmp_path / "small", *small_model(1), {})
+    return tmp_path / "small"
+
+
+def test_arrays_that_unpack_to_far_more_than_their_bytes_are_refused_before_memory_is_taken(small_checkpoint):
+    """Hundreds of megabytes of zeros in a few kilobytes: weights, tensors kept for PyTorch, or only claimed."""
+    description, variables = small_model(1)
+    zeros = {"x": np.zeros(2**25, np.float32)}
+    checkpoint.save_weights(small_checkpoint.with_name("kept"), description, variables, zeros)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=r"is damaged: \d+ KiB of its torch would take 128 MiB of memory"):
+        checkpoint.load_kept(small_checkpoint.with_name("kept"), description)
+    for change in ({"classes": 10**6, "identities": []}, {"classes": 10**15, "identities": []}, {"aux_classes": 10**8}):
+        rewrite_the_description(small_checkpoint, **change)
+        with pytest.raises(
+            InputError, match=r"is damaged: (\d+ KiB of its weights would take \d+ MiB|weights/ holds|it cannot)"
+        ):
+            checkpoint.load(small_checkpoint, make_mesh())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**16  # KiB
+
+
+def test_weights_that_do_not_fit_in_the_free_memory_are_refused_before_they_are_read(small_checkpoint, monkeypatch):
+    assert 0 < stored.free_host_memory() <= psutil.virtual_memory().total
+    monkeypatch.setattr(stored, "free_host_memory", lambda: 2**20)
+    with pytest.raises(InputError, match=r"small/weights takes 0\.0 GiB of memory, of which 0\.0 are free: free some"):
+        checkpoint.load(small_checkpoint, make_mesh())
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", ".lock", "tensorboard", "checkpoints"])
+def test_training_writes_through_no_link_in_its_folder(place, tmp_path, name):
+    """A work directory may have been unpacked from an archive: its links could point at any file of the user's."""
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    folder = name in ("tensorboard", "checkpoints")
+    victim.mkdir() if folder else victim.write_text("precious")
+    (run / name).symlink_to(victim)
+    with pytest.raises(InputError, match=rf"{name}.* is a symbolic link; remove it"):
+        train(small_config(place, model__depth=1), run, jax.devices()[:1])
+    assert not any(victim.iterdir()) if folder else victim.read_text() == "precious"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text", [DEEP, '{"mAP": ' + DEEP, '{"mAP": NaN}', '{"mAP": 1e999}', f'{{"mAP": {"9" * 400}}}', "\0", "[]", ""]
+)
+def test_an_unreadable_score_or_list_of_items_is_put_aside(finished, tmp_path, text):
+    """The checkpoint is used all the same; which is the best is decided by the log."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    last = max(checkpoint.saved_steps(run))
+    (run / "checkpoints" / str(last) / "metrics" / "metrics").write_text(text)
+    (run / "checkpoints" / str(last) / stored.ITEMS).write_text(text)
+    assert checkpoint.saved_score(run, last) is None
+    assert checkpoint.known_score(run, last) == logged_scores(run, 3)["mAP"]
+    checkpoint.Checkpoints(run).close()
+    assert (run / "checkpoints" / str(last) / "damaged-metrics").is_dir()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        DEEP,
+        "\0",
+        "9" * 5000,
+        {"data": None},
+        {"train": {"epochs": 10**30}},
+        {"optim": {"lr": 10**400}},
+        {"data": {"root": "a\0b"}},
+        {"data": {"root": "\ud800"}},
+        {"image_size": None},
+        {"\x1b[2J\nforged": 1},
+    ],
+)
+def test_a_config_that_no_run_wrote_is_refused_in_one_line(tmp_path, values):
+    path = tmp_path / "config.json"
+    path.write_text(values if isinstance(values, str) else json.dumps(values))
+    with pytest.raises(InputError, match=r"config.json is not the config of a run") as refused:
+        configuration.load(path)
+    assert printable(refused.value) == str(refused.value)
+
+
+def test_a_config_or_a_log_that_is_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    for name, read in (("config.json", configuration.load), ("metrics.jsonl", lambda path: read_metrics(path.parent))):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match="is not a regular file"):
+            read(tmp_path / name)
