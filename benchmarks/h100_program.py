@@ -23,14 +23,13 @@ import numpy as np
 from jax._src import xla_bridge
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from train_step import BFLOAT16_PEAK, Case, Timed
+from train_step import BFLOAT16_PEAK, VITS, Case, Timed
 
 from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.config import VARIANTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.files import writable_file
-from nrsrd_jax.models import reid
-from nrsrd_jax.models.reid import BACKBONES
+from nrsrd_jax.models import attention
 
 FLOPS, BANDWIDTH = 0.75 * BFLOAT16_PEAK["H100"], 0.9 * 3.35e12
 H100 = """
@@ -112,7 +111,7 @@ def place(where: str) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--backbone", nargs="+", default=["vit_base_ics"], choices=BACKBONES)
+    parser.add_argument("--backbone", nargs="+", default=["vit_base_ics"], choices=VITS)
     parser.add_argument("--batch", type=positive, nargs="+", default=[128], help="images per domain; default 128")
     parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
@@ -124,7 +123,7 @@ def main() -> None:
     if options.dump:
         options.dump = writable_file(options.dump, "--dump")
     device = pretend_an_h100_is_here()
-    reid.fusion_works = lambda: not options.plain
+    attention.fusion_works = lambda: not options.plain
 
     def on_device(tree: Any) -> Any:
         sharding = jax.sharding.SingleDeviceSharding(device)

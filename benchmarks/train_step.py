@@ -30,9 +30,9 @@ from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.files import writable_folder
+from nrsrd_jax.models import MODELS, initialise
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.reid import BACKBONES, initialise
-from nrsrd_jax.models.vit import PATCH
+from nrsrd_jax.models.vit import PATCH, ViTSpec
 from nrsrd_jax.precision import compute_dtype, one_order
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.sharding import make_mesh, over_data
@@ -41,12 +41,14 @@ from nrsrd_jax.step import Teacher, make_update
 CLASSES, INSTANCES = 300, 4
 BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}  # dense, data sheets
 ROUNDS = 3
+VITS = {name: spec for name, spec in MODELS.items() if isinstance(spec, ViTSpec)}
 COMPARED = ("step", "network", "embedding")  # of ours, with plain PyTorch's
 
 
 def gmac(backbone: str, size: tuple[int, int], all_tokens: bool = False) -> float:
     """Multiply-accumulates of the products of one image's forward pass, in 1e9; the last block for CLS alone."""
-    width, depth, stem = (BACKBONES[backbone][name] for name in ("width", "depth", "stem"))
+    spec = VITS[backbone]
+    width, depth, stem = spec.width, spec.depth, spec.stem
     patches = size[0] // PATCH * (size[1] // PATCH)
     tokens = patches + 1
     block = 12 * width**2 * tokens + 2 * tokens**2 * width
@@ -70,7 +72,7 @@ class Case:
         common = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         self.domains = 2 if config.aux.enabled else 1
         description = Description(
-            backbone, BACKBONES[backbone]["depth"], **common, classes=CLASSES,
+            backbone, VITS[backbone].depth, **common, classes=CLASSES,
             aux_classes=CLASSES * (self.domains - 1), norm_ratio=NormRatio() if config.model.norm_ratio else None,
         )  # fmt: skip
         mesh = make_mesh(batch)
@@ -120,7 +122,7 @@ class Case:
         def embed(variables, images):
             with jax.default_matmul_precision("highest"):
                 out: Any = self.model.apply(variables, images)
-                return out["features"]
+                return out["embedding"]
 
         return Timed(embed, (self.create().variables, self.inputs()["real"]))
 
@@ -145,7 +147,7 @@ class Case:
         if self.teacher:
             teach: Any = self.teacher.model.apply
             parts["teacher forward"] = Timed(
-                lambda v, x: teach(v, x)["logits"], (self.teacher_variables, inputs["teacher"])
+                lambda v, x: teach(v, x)["parts"][0]["logits"], (self.teacher_variables, inputs["teacher"])
             )
         return parts
 
@@ -247,11 +249,11 @@ def torch_calls(case: Case, wanted: list[str] | None) -> dict[str, Callable[[int
         return {}
     import plain_torch
 
-    settings = BACKBONES[case.backbone]
+    spec = VITS[case.backbone]
     calls = plain_torch.calls(
-        settings["width"],
-        settings["depth"],
-        settings["stem"],
+        spec.width,
+        spec.depth,
+        spec.stem,
         case.size,
         np.arange(case.batch) // INSTANCES,
         CLASSES,
@@ -264,7 +266,7 @@ def torch_calls(case: Case, wanted: list[str] | None) -> dict[str, Callable[[int
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--backbone", nargs="+", default=["vit_tiny", "vit_small"], choices=BACKBONES)
+    parser.add_argument("--backbone", nargs="+", default=["vit_tiny", "vit_small"], choices=VITS)
     parser.add_argument("--batch", type=positive, nargs="+", default=[16], help="images per domain; default 16")
     parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--precision", nargs="+", default=["auto"], choices=("auto", "float32", "bfloat16"))

@@ -31,9 +31,9 @@ from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.description import MAX_DEPTH, Description
 from nrsrd_jax.errors import InputError, printable, say
+from nrsrd_jax.models import MODELS
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.reid import BACKBONES
-from nrsrd_jax.models.vit import PATCH, resize_position_embedding
+from nrsrd_jax.models.vit import PATCH, ViTSpec, resize_position_embedding
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 MAX_LISTED = 20  # faults in the error; all of them are in the report
@@ -88,10 +88,12 @@ def describe(tensors: dict[str, Array], notes: str, source_size: tuple[int, int]
     if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
         raise InputError(f"it holds no ViT that we know: cls_token has shape {cls_token}, pos_embed {position}")
     width, stem = cls_token[-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
-    backbone = next((k for k, v in BACKBONES.items() if (v["width"], v["stem"]) == (width, stem)), None)
+    backbone = next(
+        (k for k, v in MODELS.items() if isinstance(v, ViTSpec) and (v.width, v.stem) == (width, stem)), None
+    )
     if backbone is None:
-        raise InputError(f"a ViT of width {width}; there are {', '.join(BACKBONES)}: widths 192, 384 and 768")
-    depth = BACKBONES[backbone]["depth"]
+        raise InputError(f"a ViT of width {width}; there are {', '.join(MODELS)}: widths 192, 384 and 768")
+    depth = MODELS[backbone].depth
     if backbone.startswith("vit_tiny"):
         found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
         depth = 1 + max(map(int, found), default=0)

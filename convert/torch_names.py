@@ -11,8 +11,6 @@ import numpy as np
 
 from nrsrd_jax.description import Description
 
-BLOCK_LISTS = re.compile(r"(blocks|conv)_(\d+)")  # blocks_0 of ours is blocks.0 of PyTorch's
-LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by dimensions: linear, convolution
 
 # What need not be mapped, and why. What is kept travels with the checkpoint, so that to_torch.py gives it back.
@@ -58,8 +56,7 @@ def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
         path: tuple[str, ...] = tuple(key.key for key in keys)  # pyright: ignore[reportAttributeAccessIssue]
         ndim = len(leaf.shape)
         transform, axes = KERNELS[ndim] if path[-1] == "kernel" else ("as it is", tuple(range(ndim)))
-        *parents, last = path[1:]
-        name = ".".join([BLOCK_LISTS.sub(r"\1.\2", part) for part in parents] + [LEAVES.get(last, last)])
+        name = description.spec.torch_name(path[1:])
         if jpm:
             name = jpm_name(name, description.depth)
         table[name] = Slot(path, tuple(leaf.shape[axis] for axis in np.argsort(axes)), transform, axes)

@@ -15,7 +15,7 @@ from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import say
 from nrsrd_jax.inputs import read_targets
-from nrsrd_jax.models.reid import initialise
+from nrsrd_jax.models import initialise
 from nrsrd_jax.result import evaluate_run, table
 from nrsrd_jax.scoring import evaluate, headline, score
 from nrsrd_jax.sharding import make_mesh

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,8 +15,9 @@ from .description import Description
 from .errors import InputError
 from .files import expanded
 from .inputs import Records
+from .losses import TERMS
+from .models import find_spec, initialise
 from .models.attention import NormRatio
-from .models.reid import backbone_settings, initialise
 from .precision import compute_dtype
 from .schedule import learning_rate
 from .sharding import parameter_shardings
@@ -38,14 +40,12 @@ def load_initial_backbone(config: Config, mesh: Mesh) -> tuple[Description, dict
     if not config.init.checkpoint:
         return None
     description, variables = checkpoint.load(config.init.checkpoint, mesh)
-    model = backbone_settings(config.model.backbone, config.model.depth)
-    given = backbone_settings(description.backbone, description.depth)
-    for name in ("width", "depth", "stem"):
-        if model[name] != given[name]:
-            raise InputError(
-                f"init.checkpoint {config.init.checkpoint} is a {description.backbone} of {given['depth']} blocks, the "
-                f"model a {config.model.backbone} of {model['depth']}: set model.backbone and model.depth to match"
-            )
+    spec = find_spec(config.model.backbone, config.model.depth)
+    if spec != description.spec:
+        raise InputError(
+            f"init.checkpoint {config.init.checkpoint} is a {description.backbone} of {description.depth} blocks, the "
+            f"model a {config.model.backbone} of {spec.depth}: set model.backbone and model.depth to match"
+        )
     return description, variables
 
 
@@ -82,7 +82,7 @@ def describe(
     identities = records.train.identities.tolist()
     return Description(
         backbone=config.model.backbone,
-        depth=backbone_settings(config.model.backbone, config.model.depth)["depth"],
+        depth=find_spec(config.model.backbone, config.model.depth).depth,
         image_size=tuple(config.image_size),
         mean=mean,
         std=std,
@@ -90,6 +90,7 @@ def describe(
         aux_classes=len(records.bright.identities) if records.bright else 0,
         norm_ratio=NormRatio(**config.norm_ratio.to_dict()) if config.model.norm_ratio else None,
         identities=tuple(identities),
+        cameras=tuple(np.unique(records.train.cameras).tolist()),
         provenance={
             "made_by": "train.py",
             "config": configuration.flatten(config),
@@ -125,10 +126,8 @@ def loss_function(config: Config, description: Description, teacher: Teacher | N
     loss = config.loss
     return make_objective(
         training_model(config, description),
-        {name: loss[name] for name in ("id_real", "triplet_real", "id_syn", "triplet_syn", "distill")},
-        triplet={"margin": loss.margin, "normalize": loss.normalize},
-        label_smoothing=loss.label_smoothing,
-        distillation={name: loss[name] for name in ("alpha", "beta", "temperature", "nckd_weight")},
+        {name: loss[name] for name in TERMS},
+        loss_options={name: value for name, value in loss.items() if name not in TERMS},
         teacher=teacher,
     )
 

@@ -28,7 +28,6 @@ from .description import Description
 from .errors import InputError, printable, say
 from .files import expanded, read_bounded
 from .metrics_log import is_number, read_metrics
-from .models.vit import PATCH, resize_position_embedding
 from .sharding import parameter_shardings, place
 from .state import TrainState
 from .stored import ITEMS, Damaged, check_stored, has_items, read_description, restoring
@@ -329,27 +328,15 @@ def weights_hash(variables: Any) -> str:
 def initialise_backbone(
     variables: dict, description: Description, source: Description, source_variables: dict
 ) -> tuple[dict, str]:
-    """`variables` with the backbone of another checkpoint of the same architecture, and a sentence on what was taken.
+    """Return `variables` with the backbone of another checkpoint of the same architecture, and a note on the changes.
 
-    The heads stay as they are, and so does NRA's λ where the source has none; a position embedding of another grid is
-    resized.
+    The necks and classifiers stay as they are.
     """
-    base = dict(source_variables["params"]["base"])
-    taken = f"backbone {source.backbone}"
-    if source.image_size != description.image_size:
-        old, new = ((height // PATCH, width // PATCH) for height, width in (source.image_size, description.image_size))
-        base["pos_embed"] = resize_position_embedding(np.asarray(base["pos_embed"]), old, new)
-        taken += f", position embedding resized from {old[0]}×{old[1]} to {new[0]}×{new[1]}"
-    last = f"blocks_{description.depth - 1}"
-    attention = dict(base[last]["attn"])
-    if not description.norm_ratio:
-        attention.pop("norm_ratio", None)
-    elif "norm_ratio" not in attention:
-        attention["norm_ratio"] = variables["params"]["base"][last]["attn"]["norm_ratio"]
-        taken += ", λ of NRA is new"
-    base[last] = base[last] | {"attn": attention}
+    base, notes = description.spec.start_from(
+        variables["params"]["base"], source_variables["params"]["base"], description.image_size, source.image_size
+    )
     statistics = {name: value for name, value in source_variables["batch_stats"].items() if name == "base"}
     return {
         "params": variables["params"] | {"base": base},
         "batch_stats": variables["batch_stats"] | statistics,
-    }, taken
+    }, ", ".join([f"backbone {source.backbone}", *notes])

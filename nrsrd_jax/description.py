@@ -7,10 +7,13 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from .errors import printable
+from .models import create_model, find_spec, initialise
 from .models.attention import NormRatio
-from .models.reid import ReID, create_model, initialise
+from .models.reid import ReID
+from .models.spec import Spec
 
 MAX_DEPTH = 64
 
@@ -28,6 +31,7 @@ class Description:
     aux_classes: int = 0
     norm_ratio: NormRatio | None = None
     identities: tuple[int, ...] = ()  # the identity of each class, where known
+    cameras: tuple[int, ...] = ()  # the cameras of the training images, where known
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
     def create_model(self, **options) -> ReID:
@@ -38,11 +42,23 @@ class Description:
             aux_classes=self.aux_classes,
             depth=self.depth,
             norm_ratio=self.norm_ratio,
+            cameras=len(self.cameras),
             **options,
         )
 
+    @property
+    def spec(self) -> Spec:
+        """The backbone's spec; InputError for an unknown backbone."""
+        return find_spec(self.backbone, self.depth)
+
+    def camera_ranks(self, cameras: Any) -> np.ndarray:
+        """Return the rank of each camera [N] among those of training, −1 if it was not one of them; int32 [N]."""
+        known = {camera: rank for rank, camera in enumerate(self.cameras)}
+        return np.array([known.get(int(camera), -1) for camera in cameras], np.int32)
+
     def abstract_variables(self) -> dict:
-        """Shapes and types of the model's variables, nothing computed."""
+        """Return shapes and types of the model's variables; nothing is computed."""
+        self.spec.check_size(self.image_size)
         return jax.eval_shape(lambda key: initialise(self.create_model(), key, self.image_size), jax.random.key(0))
 
     def to_json(self, saved: dict[str, Any]) -> dict[str, Any]:
@@ -75,6 +91,7 @@ class Description:
     def _made_of(cls, values: dict[str, Any]) -> tuple["Description", bool]:
         """Return the Description, unchecked, and whether its hash, if it has one, is right."""
         tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
+        tuples["cameras"] = tuple(values.get("cameras", ()))  # Older checkpoints do not have it.
         norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
         known_hash = values["provenance"].get("model_sha256") in (None, description_hash(values))
         return cls(**{**values, **tuples, "norm_ratio": norm_ratio}), known_hash
@@ -83,7 +100,7 @@ class Description:
         """Return whether every value is of its type and in its range."""
         ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
         numbers = (*self.mean, *self.std, ratio.init, ratio.epsilon)
-        whole = (self.depth, self.classes, self.aux_classes, *self.image_size, *ids)
+        whole = (self.depth, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)
         return (
             (len(self.image_size), len(self.mean), len(self.std)) == (2, 3, 3)
             and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
@@ -91,7 +108,7 @@ class Description:
             and min(*self.std, ratio.epsilon) > 0
             and ratio.scope in ("head", "token")
             and isinstance(self.backbone, str)
-            and 0 < self.depth <= MAX_DEPTH
+            and 0 <= self.depth <= MAX_DEPTH
             and min(self.classes, self.aux_classes) >= 0
             and 0 < min(self.image_size) <= max(self.image_size) < 2**15
             and (not ids or len(set(ids)) == len(ids) == self.classes)

@@ -41,15 +41,16 @@ class Embedder:
         flip: bool = False,
     ):
         self.description, self.variables, self.mesh = description, variables, mesh
-        self.options = {"flip": flip, "dtype": str(model.dtype), "platform": jax.default_backend()}
+        self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
         self.batch_size = batch_size
 
-        def forward(variables, images):
+        def forward(variables, images, cameras):
             with jax.default_matmul_precision("highest"):
                 x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
                 views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
-                out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]))
-                return out["features"].reshape(*views.shape[:2], -1).mean(1)
+                every = jnp.repeat(cameras, views.shape[1])
+                out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]), cameras=every)
+                return out["embedding"].reshape(*views.shape[:2], -1).mean(1)
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
@@ -67,11 +68,13 @@ class Embedder:
         self,
         images: np.ndarray,
         *,
+        cameras: np.ndarray | None = None,
         progress: str = "",
         alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
         """Features of all images, a batch at a time; `progress` names a progress bar. ValueError for another shape.
 
+        `cameras` are the camera numbers [N] of the images, as in the training data, for models that read them.
         `alter` is given the place of a batch's first image and the batch, and gives the images to embed instead.
         """
         height, width = self.description.image_size
@@ -82,7 +85,12 @@ class Embedder:
         # A small call is padded only to the device count, a large one to whole batches: few shapes, few compiles.
         size = min(self.batch_size, len(images)) or 1
         batches = device_batches(images, size, self.mesh, progress, alter)
-        features = [(self._forward(self.variables, batch), count) for batch, count in batches]
+        ranks = np.full(len(images), -1, np.int32) if cameras is None else self.description.camera_ranks(cameras)
+        features, start = [], 0
+        for batch, count in batches:
+            own = np.pad(ranks[start : start + count], (0, len(batch) - count), constant_values=-1)
+            features.append((self._forward(self.variables, batch, place(own, over_data(self.mesh))), count))
+            start += count
         if not features:
             return np.zeros((0, self.width), np.float32)
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
@@ -90,7 +98,7 @@ class Embedder:
     @property
     def width(self) -> int:
         """How many numbers a feature has."""
-        return self.variables["params"]["base"]["cls_token"].shape[-1]
+        return self.description.spec.width
 
     def fingerprint(self) -> str:
         """A hash of what shapes the features of given images: weights, model, mirroring, precision, platform."""

@@ -162,7 +162,10 @@ def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]
 
     return {
         name: pipeline.Domain(
-            records.plans[name], named["images"].labels, {key: source(split) for key, split in named.items()}
+            records.plans[name],
+            named["images"].labels,
+            named["images"].camera_ranks,
+            {key: source(split) for key, split in named.items()},
         )
         for name, named in splits.items()
     }

@@ -3,10 +3,16 @@
 B batch, D feature width, C classes
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from .precision import at_least_float32
+
+Part = dict[str, Any]  # `features`, `neck` and `logits` of one part of the model
 
 
 def id_loss(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
@@ -102,6 +108,84 @@ def _kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
+def _id_term(part: Part, labels: jax.Array, domain: str, taught: jax.Array | None, **options) -> jax.Array:
+    return id_loss(part["logits"][domain], labels, **options)
+
+
+def _triplet_term(part: Part, labels: jax.Array, domain: str, taught: jax.Array | None, **options) -> jax.Array:
+    return triplet_loss(part["features"], labels, **options)
+
+
+def _distill_term(part: Part, labels: jax.Array, domain: str, taught: jax.Array | None, **options) -> jax.Array:
+    assert taught is not None
+    return dkd_loss(part["logits"][domain], taught, labels, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """One term of the objective (paper, eq. 10).
+
+    Attributes:
+        compute: (part, labels [B], domain, the teacher's logits [B, C] or None, **options) -> scalar, where `part` is
+            one of the model's parts with the rows of the domain alone.
+        domain: "real" or "aux", whose images it is of.
+        weight: its default λ; the option `loss.NAME` sets it.
+        options: the names of the `loss` options that `compute` takes.
+        taught: whether it needs a teacher. The first part alone is distilled: a teacher has one classifier.
+    """
+
+    compute: Callable[..., jax.Array]
+    domain: str
+    weight: float
+    options: tuple[str, ...] = ()
+    taught: bool = False
+
+
+DISTILLATION = ("alpha", "beta", "temperature", "nckd_weight")
+TERMS = {
+    "id_real": Term(_id_term, "real", 0.5, ("label_smoothing",)),
+    "triplet_real": Term(_triplet_term, "real", 0.5, ("margin", "normalize")),
+    "id_syn": Term(_id_term, "aux", 0.5, ("label_smoothing",)),
+    "triplet_syn": Term(_triplet_term, "aux", 0.5, ("margin", "normalize")),
+    "distill": Term(_distill_term, "aux", 0.02, DISTILLATION, taught=True),
+}
+
+
+def compute_terms(
+    parts: Sequence[Part],
+    labels: Mapping[str, jax.Array],
+    domains: Sequence[str],
+    taught: jax.Array | None,
+    options: Mapping[str, Any],
+) -> dict[str, jax.Array]:
+    """Return {name: value} of every term of TERMS that the batch has data for, summed over the model's parts.
+
+    Args:
+        parts: the model's parts (`models.reid.ReID`); row i belongs to domain i % len(domains).
+        labels: {domain: [B]}.
+        domains: the batch's domains, in the order of its rows.
+        taught: the teacher's logits on the auxiliary images [B, C], or None without a teacher.
+        options: the options of the terms by name, such as `margin`; what is missing keeps its default.
+    """
+    terms = {}
+    for name, term in TERMS.items():
+        if term.domain not in domains or (term.taught and taught is None):
+            continue
+        chosen = {option: options[option] for option in term.options if option in options}
+        values = []
+        for part in parts[:1] if term.taught else parts:
+            rows = slice(domains.index(term.domain), None, len(domains))
+            own = {
+                "features": part["features"][rows],
+                "neck": part["neck"][rows],
+                "logits": {domain: logits[rows] for domain, logits in part["logits"].items()},
+            }
+            value = term.compute(own, labels[term.domain], term.domain, taught, **chosen)
+            values.append(value if part["weight"] == 1 else part["weight"] * value)
+        terms[name] = sum(values[1:], start=values[0])
+    return terms
+
+
 def total_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
-    """Σ λ·term over the terms present (paper, eq. 10: id_real, triplet_real, id_syn, triplet_syn, distill)."""
+    """Return Σ λ·term over the terms present (paper, eq. 10)."""
     return sum((weights[name] * value for name, value in terms.items()), start=jnp.zeros(()))

@@ -1,7 +1,7 @@
 """The training step: eq. 7–10 of the paper as one pure function.
 
 A batch is {"epoch": int32 scalar, "real": {…}, and with an auxiliary domain "aux": {…}}, where a domain holds
-`labels` [B] and uint8 `images` [B, H, W, 3], and "aux" may hold `dark_images`, the dark twins.
+`labels` [B], perhaps `cameras` [B], and uint8 `images` [B, H, W, 3], and "aux" may hold `dark_images`, the dark twins.
 """
 
 import dataclasses
@@ -14,17 +14,17 @@ import jax.numpy as jnp
 import optax
 
 from . import augment, lowlight
-from .losses import dkd_loss, id_loss, total_loss, triplet_loss
+from .losses import compute_terms, total_loss
 from .models.reid import ReID
 from .schedule import scale_updates
 from .state import TrainState
 
-DOMAINS = {"real": ("real", "logits"), "aux": ("syn", "aux_logits")}  # the name of its losses, and its classifier
+DOMAINS = {"real": "real", "aux": "syn"}  # how the paper's losses call each domain
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A frozen model and the normalisation of its images; its `logits` are over the auxiliary identities."""
+    """A frozen model and the normalisation of its images; its classifier is over the auxiliary identities."""
 
     model: ReID
     mean: tuple[float, ...]
@@ -72,59 +72,67 @@ def make_objective(
     model: ReID,
     loss_weights: dict[str, float],
     *,
-    triplet: dict | None = None,
-    label_smoothing: float = 0.0,
-    distillation: dict | None = None,
+    loss_options: dict[str, Any] | None = None,
     teacher: Teacher | None = None,
 ) -> Callable:
-    """objective(params, batch_stats, inputs, labels, key, teacher_variables) -> (loss, (batch_stats, metrics)).
+    """Return the loss as a function of the parameters, to differentiate.
 
-    `inputs` are normalised float images per domain, as Preparation returns them; `labels` {"real": [B], "aux": [B]}.
-    `loss_weights` are the λ of eq. 10 by name: id_real, triplet_real, id_syn, triplet_syn, distill.
+    It is objective(params, batch_stats, inputs, labels, key, teacher_variables, cameras) -> (loss, (batch_stats,
+    metrics)).
+
+    Args:
+        model: the model to train.
+        loss_weights: λ of eq. 10 by the names in `losses.TERMS`.
+        loss_options: options of those terms, such as `margin`; what is missing keeps its default.
+        teacher: whose logits on the bright auxiliary images are distilled.
+
+    The function's `inputs` are normalised float images by domain, as Preparation returns them; its `labels`
+    {domain: [B]}, as are its `cameras`, which may be missing.
     """
 
-    def objective(params, batch_stats, inputs, labels, key, teacher_variables):
+    def objective(params, batch_stats, inputs, labels, key, teacher_variables, cameras=None):
         domains = [domain for domain in DOMAINS if domain in inputs]
-        # One pass for both: side by side, not end to end, so that each device keeps its own images.
-        images = jnp.stack([inputs[domain] for domain in domains], axis=1)
+
+        # Run both domains in one forward pass. Interleave them (real, aux, real, aux, …) instead of concatenating, so
+        # that sharding the batch moves no image between devices.
+        def interleaved(arrays: list[jax.Array]) -> jax.Array:
+            return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
         out, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            images.reshape(-1, *images.shape[2:]),
+            interleaved([inputs[domain] for domain in domains]),
+            cameras=interleaved([cameras[domain] for domain in domains]) if cameras else None,
             train=True,
             domains=len(domains),
             rngs={"drop_path": key},
             mutable=["batch_stats"],
         )
-        metrics, terms = {}, {}
+        taught = None
+        if teacher and "aux" in domains:
+            answer: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
+            taught = answer["parts"][0]["logits"]["real"]
+        terms = compute_terms(out["parts"], labels, domains, taught, loss_options or {})
+        metrics = {}
         for index, domain in enumerate(domains):
-            name, head = DOMAINS[domain]
-            logits, features = (out[part][index :: len(domains)] for part in (head, "features"))
-            terms[f"id_{name}"] = id_loss(logits, labels[domain], label_smoothing=label_smoothing)
-            terms[f"triplet_{name}"] = triplet_loss(features, labels[domain], **(triplet or {}))
-            metrics[f"accuracy_{name}"] = (jnp.argmax(logits, axis=1) == labels[domain]).mean()
-            if teacher and domain == "aux":
-                taught: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
-                terms["distill"] = dkd_loss(logits, taught["logits"], labels[domain], **(distillation or {}))
-        last = out["blocks"][-1]
-        metrics |= {name: last[name][:: len(domains)].mean() for name in ("leverage", "logit_spread") if name in last}
-        metrics |= {"norm_ratio": last["norm_ratio"]} if "norm_ratio" in last else {}
+            logits = out["parts"][0]["logits"][domain][index :: len(domains)]
+            metrics[f"accuracy_{DOMAINS[domain]}"] = (jnp.argmax(logits, axis=1) == labels[domain]).mean()
         loss = total_loss(terms, loss_weights)
-        return loss, (updates["batch_stats"], {"loss": loss} | terms | metrics)
+        return loss, (updates["batch_stats"], {"loss": loss} | terms | metrics | out["diagnostics"])
 
     return objective
 
 
 def make_update(objective: Callable, optimizer: optax.GradientTransformation, rates: Callable) -> Callable:
-    """update(state, inputs, labels, epoch, key, teacher_variables) -> (state, metrics): one optimiser step.
+    """update(state, inputs, labels, epoch, key, teacher_variables, cameras) -> (state, metrics): one step.
 
     `rates(epoch)` returns the learning rates of weights and of biases. With a model without drop path this is
     deterministic in its float inputs: it is what the parity tests call.
     """
 
-    def update(state: TrainState, inputs, labels, epoch, key, teacher_variables=None):
+    def update(state: TrainState, inputs, labels, epoch, key, teacher_variables=None, cameras=None):
         gradient = jax.grad(objective, has_aux=True)
         grads, (batch_stats, metrics) = gradient(
-            state.params, state.batch_stats, inputs, labels, key, teacher_variables
+            state.params, state.batch_stats, inputs, labels, key, teacher_variables, cameras
         )
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate, bias_rate = rates(epoch)
@@ -147,8 +155,10 @@ def make_train_step(prepare: Preparation, update: Callable, teacher: Teacher | N
     def train_step(state: TrainState, batch: dict, teacher_variables=None):
         prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         inputs = prepare(prepare_key, batch, teacher)
-        labels = {domain: batch[domain]["labels"] for domain in DOMAINS if domain in batch}
+        domains = [domain for domain in DOMAINS if domain in batch]
+        labels = {domain: batch[domain]["labels"] for domain in domains}
+        cameras = {domain: batch[domain]["cameras"] for domain in domains if "cameras" in batch[domain]}
         with jax.default_matmul_precision("highest"):  # no TF32 where float32 was asked for; bfloat16 stays as it is
-            return update(state, inputs, labels, batch["epoch"], model_key, teacher_variables)
+            return update(state, inputs, labels, batch["epoch"], model_key, teacher_variables, cameras)
 
     return train_step

@@ -39,7 +39,7 @@ from .inputs import (
     stamps,
 )
 from .metrics_log import MetricsLog, logged_accuracy, logged_scores
-from .models.reid import attention_is_fused, backbone_settings
+from .models import find_spec
 from .precision import compute_dtype
 from .schedule import make_optimizer
 from .scoring import evaluate, headline
@@ -69,11 +69,13 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         degradation = degradation_options(config)
         mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
         check_same_run(config, workdir)
-        backbone_settings(config.model.backbone, config.model.depth)  # an unknown name ends here
+        spec = find_spec(config.model.backbone, config.model.depth)
+        spec.check_size(config.image_size)
         records = read_records(config)
         done = max(checkpoint.saved_steps(workdir), default=0)
-    fused = attention_is_fused(compute_dtype(config.train.precision))
-    about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), fused]
+    # Processes must also agree on how the attention is computed, which depends on their devices.
+    module = repr(spec.module(dtype=compute_dtype(config.train.precision)))
+    about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(config, mesh)
     return Start(mesh, degradation, records, done, source, *load_teacher(config, records, mesh))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nrsrd_jax.config import flatten, get_config
 from nrsrd_jax.description import Description
-from nrsrd_jax.models.reid import initialise
+from nrsrd_jax.models import initialise
 
 ROOT = Path(__file__).parent.parent
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nrsrd_jax.models import attention
-from nrsrd_jax.models.reid import create_model, initialise
+from nrsrd_jax.models import attention, create_model, initialise
 
 
 def qkv(seed=0, shape=(2, 5, 3, 64)):
@@ -65,15 +64,15 @@ def test_the_cls_row_alone_decides(dtype, tolerance):
     variables = jax.jit(lambda key: initialise(model, key, (64, 32)))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 32, 3))
     out, maps = model.apply(variables, images), model.apply(variables, images, maps=True)
-    np.testing.assert_allclose(out["features"], maps["features"], atol=tolerance)
+    np.testing.assert_allclose(out["embedding"], maps["embedding"], atol=tolerance)
     if dtype == jnp.bfloat16:
         return
-    assert out["blocks"][-1]["attention"].shape == (2, 3, 1, 9)
-    last = maps["blocks"][-1]
-    np.testing.assert_allclose(last["leverage"], out["blocks"][-1]["leverage"], rtol=1e-4)
-    expected = (last["k_norm"] / last["q_norm"][..., :1]).std(-1)
-    np.testing.assert_allclose(last["leverage"], expected, rtol=1e-3)
-    assert "leverage" not in maps["blocks"][0]
+    assert "maps" not in out
+    shown = maps["maps"]
+    assert shown["attention"].shape == (2, 2, 3, 9, 9)
+    expected = (shown["k_norm"][:, -1] / shown["q_norm"][:, -1, :, :1]).std(-1)
+    np.testing.assert_allclose(shown["leverage"], expected, rtol=1e-3)
+    np.testing.assert_allclose(out["diagnostics"]["leverage"], expected.mean(), rtol=1e-3)
 
 
 def test_the_penalty_is_rank_one():
@@ -124,7 +123,7 @@ def test_fused_attention_gives_the_same_features_and_gradients(library, size, re
         def loss(variables):
             rngs = {"drop_path": jax.random.key(2)}
             out, _ = model.apply(variables, images, train=True, mutable="batch_stats", rngs=rngs)
-            return jnp.square(out["features"]).mean(), out["features"]
+            return jnp.square(out["embedding"]).mean(), out["embedding"]
 
         return jax.jit(jax.grad(loss, has_aux=True))(variables)
 
@@ -133,7 +132,7 @@ def test_fused_attention_gives_the_same_features_and_gradients(library, size, re
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fused, plain)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        *(model.apply(variables, images, maps=True)["blocks"] for model in models),
+        *(model.apply(variables, images, maps=True)["maps"] for model in models),
     )
 
 

@@ -25,8 +25,8 @@ from nrsrd_jax.checkpoint import load, save_weights, weights_hash
 from nrsrd_jax.description import Description
 from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.models import initialise
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.reid import initialise
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
@@ -136,7 +136,7 @@ def test_the_official_dino_checkpoint_of_another_grid(tmp_path, golden, official
     base = variables["params"]["base"]
     np.testing.assert_allclose(base["pos_embed"], reference["dino_pos_embed_resized"], atol=1e-6)
     out = jax.jit(description.create_model().apply)(variables, jnp.asarray(reference["x"].transpose(0, 2, 3, 1)))
-    np.testing.assert_allclose(out["features"], reference["dino_eval_global_feat"], atol=2e-5, rtol=0)
+    np.testing.assert_allclose(out["embedding"], reference["dino_eval_global_feat"], atol=2e-5, rtol=0)
     rows = {name: (verdict, note) for name, _, verdict, note in report.rows}
     assert rows["base.pos_embed"] == ("resized", "as it is, 14×7 → 16×8 patches, bilinear")
     assert rows["student"][0] == rows["args"][0] == rows["head.mlp.0.weight"][0] == "ignored"

@@ -292,7 +292,9 @@ def test_batches_are_those_of_the_plan_whatever_serves_the_pixels(tmp_path):
     files = pipeline.Files(paths, (32, 16), "bicubic")
 
     def domains(source):
-        return {"real": pipeline.Domain(BatchPlan(labels, 8, 2, seed=0), labels, {"images": source})}
+        return {
+            "real": pipeline.Domain(BatchPlan(labels, 8, 2, seed=0), labels, np.zeros_like(labels), {"images": source})
+        }
 
     from_cache = list(pipeline.batches(domains(cached), 2, 7, pixels=True))
     from_files = list(pipeline.batches(domains(files), 2, 7, pixels=True, threads=4))

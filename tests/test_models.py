@@ -7,10 +7,9 @@ import pytest
 import torch_names
 
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.models import vit
+from nrsrd_jax.models import create_model, initialise, vit
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm, LayerNorm, normalize
-from nrsrd_jax.models.reid import create_model, initialise
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
@@ -30,16 +29,18 @@ def images(golden):
 def test_eval_outputs_equal_the_official_models(golden, official_weights, prefix, name):
     reference = golden("forward")
     out = jax.jit(tiny(name).apply)(official_weights(name), images(golden))
-    for ours, theirs in (("features", "global_feat"), ("neck", "bn_feat"), ("logits", "logits")):
-        np.testing.assert_allclose(out[ours], reference[f"{prefix}_eval_{theirs}"], atol=2e-5, rtol=0)
+    (part,) = out["parts"]
+    results = {"global_feat": part["features"], "bn_feat": part["neck"], "logits": part["logits"]["real"]}
+    for theirs, ours in (results | {"global_feat": out["embedding"]}).items():
+        np.testing.assert_allclose(ours, reference[f"{prefix}_eval_{theirs}"], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("prefix", "name"), MODELS)
 def test_maps_on_request_leave_the_features_as_they_are(golden, official_weights, prefix, name):
     out = jax.jit(lambda v, x: tiny(name).apply(v, x, maps=True))(official_weights(name), images(golden)[:2])
-    np.testing.assert_allclose(out["features"], golden("forward")[f"{prefix}_eval_global_feat"][:2], atol=2e-5)
-    assert [block["attention"].shape for block in out["blocks"]] == [(2, 3, 129, 129)] * 4
-    np.testing.assert_allclose(out["blocks"][-1]["attention"].sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(out["embedding"], golden("forward")[f"{prefix}_eval_global_feat"][:2], atol=2e-5)
+    assert out["maps"]["attention"].shape == (2, 4, 3, 129, 129)
+    np.testing.assert_allclose(out["maps"]["attention"].sum(-1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(("prefix", "name", "exact"), [("vit", "vit_tiny", False), ("ics", "vit_tiny_ics", True)])
@@ -253,7 +254,7 @@ def test_initial_weights_have_the_official_spread():
 
 
 def test_depth_is_an_option_of_the_tiny_backbone_only():
-    assert create_model("vit_tiny", depth=7).backbone["depth"] == 7
+    assert create_model("vit_tiny", depth=7).base.depth == 7
     with pytest.raises(InputError, match="only vit_tiny"):
         create_model("vit_small", depth=7)
     with pytest.raises(InputError, match="choose one of vit_tiny"):
@@ -264,7 +265,7 @@ def test_bfloat16_stays_close_and_keeps_its_weights_in_float32(golden, official_
     model = tiny("vit_tiny", dtype=jnp.bfloat16)
     out = jax.jit(model.apply)(official_weights("vit_tiny"), images(golden))
     reference = golden("forward")["vit_eval_global_feat"]
-    assert out["features"].dtype == jnp.float32
-    assert np.abs(out["features"] - reference).max() < 0.05 * np.abs(reference).max()
+    assert out["embedding"].dtype == jnp.float32
+    assert np.abs(out["embedding"] - reference).max() < 0.05 * np.abs(reference).max()
     shapes = jax.eval_shape(lambda key: initialise(model, key, (32, 32)), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}

@@ -9,8 +9,8 @@ import pytest
 from people import small_config, write_images, write_night
 
 from nrsrd_jax.inputs import pixel_statistics
+from nrsrd_jax.models import create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.reid import create_model, initialise
 from nrsrd_jax.step import Preparation, Teacher, make_objective
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -114,8 +114,11 @@ def test_one_pass_over_both_domains_is_as_two(backbone):
     out, updates = apply(variables, jnp.stack([real, aux], axis=1).reshape(-1, *real.shape[1:]), 2)
     for index, images in enumerate((real, aux)):
         alone, moved = apply(variables, images, 1)
-        for name in ("features", "neck", "logits", "aux_logits"):
-            np.testing.assert_allclose(out[name][index::2], alone[name], atol=2e-5)
+        (both,), (single,) = out["parts"], alone["parts"]
+        for name in ("features", "neck"):
+            np.testing.assert_allclose(both[name][index::2], single[name], atol=2e-5)
+        for domain in ("real", "aux"):
+            np.testing.assert_allclose(both["logits"][domain][index::2], single["logits"][domain], atol=2e-5)
         variables = variables | moved
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), updates, moved)
 

@@ -9,8 +9,8 @@ import pytest
 from train_step import Case, gmac
 
 from nrsrd_jax.compiled import keep_compiled
+from nrsrd_jax.models import MODELS, create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.models.reid import BACKBONES, create_model, initialise
 from nrsrd_jax.step import make_objective
 
 SIZE = (256, 128)
@@ -70,7 +70,7 @@ def test_devices_exchange_gradients_sums_and_features_and_nothing_goes_through_t
             int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\w\d+\[([\d,]*)\]", shapes)
         ]
         sent[kind] = sent.get(kind, 0) + sum(sizes)
-    width = BACKBONES["vit_tiny_ics"]["width"]
+    width = MODELS["vit_tiny_ics"].width
     parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(case.create).params))
     sums = 6 * case.domains * (2 * 32 + 64 + width)  # BatchNorm's, per channel, forward and backward
     assert set(sent) <= {"all-reduce", "all-gather"}

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from .. import augment, checkpoint
 from ..description import Description
 from ..embedding import device_batches
+from ..errors import InputError
 from ..models.attention import NormRatio
-from ..models.vit import PATCH
+from ..models.vit import ViTSpec
 from ..sharding import make_mesh, replicated
 
 BATCH = 32  # images at once
@@ -45,11 +46,12 @@ class Probe:
 
     def __init__(self, description: Description, variables: dict, mesh: Mesh):
         self.description, self.mesh = description, mesh
-        height, width = description.image_size
-        self.grid = height // PATCH, width // PATCH
-        self.last = f"blocks_{description.depth - 1}"
-        attention = variables["params"]["base"][self.last]["attn"]
-        self.strength = float(attention.get("norm_ratio", 0.0))
+        spec = description.spec
+        if not isinstance(spec, ViTSpec):
+            raise InputError(f"a {description.backbone} has no attention to look at; choose a ViT")
+        self._spec = spec
+        self.grid = spec.grid(description.image_size)
+        self.strength = spec.strength(variables["params"]["base"])
         self._variables = variables
         ratio = description.norm_ratio or NormRatio()
         model = dataclasses.replace(description, norm_ratio=ratio).create_model(dtype=jnp.float32)
@@ -58,11 +60,7 @@ class Probe:
             with jax.default_matmul_precision("highest"):
                 x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
                 out: Any = model.apply(variables, x, maps=True)
-            blocks = out["blocks"]
-            maps = {f"{x}_norm": jnp.stack([b[f"{x}_norm"] for b in blocks], 1) for x in "qkv"}
-            maps["attention"] = jnp.stack([b["attention"][:, :, 0] for b in blocks], 1)
-            maps["logit_spread"] = jnp.stack([b["logit_spread"] for b in blocks], 1)
-            return maps | {"leverage": blocks[-1]["leverage"]}
+            return out["maps"] | {"attention": out["maps"]["attention"][:, :, :, 0]}
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
@@ -83,10 +81,7 @@ class Probe:
 
     def _with_strength(self, strength: float) -> dict:
         params = self._variables["params"]
-        block = params["base"][self.last]
-        attention = block["attn"] | {"norm_ratio": jnp.float32(strength)}
-        base = params["base"] | {self.last: block | {"attn": attention}}
-        return self._variables | {"params": params | {"base": base}}
+        return self._variables | {"params": params | {"base": self._spec.with_strength(params["base"], strength)}}
 
 
 def token_norm(norms: np.ndarray) -> np.ndarray:

@@ -39,6 +39,11 @@ class Split:
         """Class of each image: the rank of its identity among the sorted identities."""
         return np.unique(self.pids, return_inverse=True)[1].astype(np.int32)
 
+    @property
+    def camera_ranks(self) -> np.ndarray:
+        """The rank of each image's camera among the sorted cameras, int32 [N]."""
+        return np.unique(self.cameras, return_inverse=True)[1].astype(np.int32)
+
     def hash(self) -> str:
         """SHA-256 over names, identities and cameras: the same files give the same hash wherever they lie."""
         rows = zip((os.fsencode(path.name) for path in self.paths), self.pids, self.cameras, strict=True)

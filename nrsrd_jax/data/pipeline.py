@@ -36,18 +36,30 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Domain:
-    """One training domain: its plan, its labels [N], and its sources by name ("images", "dark_images")."""
+    """One training domain.
+
+    Attributes:
+        plan: which images each batch takes.
+        labels, cameras: the class and the rank of the camera of each image, int32 [N].
+        sources: the images by name, "images" and perhaps "dark_images".
+    """
 
     plan: BatchPlan
     labels: np.ndarray
+    cameras: np.ndarray
     sources: dict[str, Source]
 
 
 def batches(domains: dict[str, Domain], start: int, stop: int, *, pixels: bool, threads: int = 1) -> Iterator[dict]:
-    """{"epoch": int32, domain: {"labels": [B], "images": [B, H, W, 3], …}} for the steps start..stop−1, read ahead.
+    """Yield the batches of steps start..stop−1, read ahead.
 
-    Without `pixels` the sources' names hold image indices [B] instead, for images that wait on the device. The epoch
-    is that of the first domain. `threads` read ahead: 1 will do unless a source decodes.
+    A batch is {"epoch": int32, domain: {"labels": [B], "cameras": [B], "images": [B, H, W, 3], …}}.
+
+    Args:
+        domains: the training domains. The epoch is that of the first one.
+        start, stop: the steps.
+        pixels: False puts image indices [B] in the place of the images, for images that lie on the device.
+        threads: how many threads read ahead; 1 suffices unless a source decodes.
     """
     epochs = next(iter(domains.values())).plan
 
@@ -56,7 +68,7 @@ def batches(domains: dict[str, Domain], start: int, stop: int, *, pixels: bool, 
         for name, domain in domains.items():
             index = domain.plan.batch(step)
             images = {key: source[index] if pixels else index for key, source in domain.sources.items()}
-            batch[name] = {"labels": domain.labels[index]} | images
+            batch[name] = {"labels": domain.labels[index], "cameras": domain.cameras[index]} | images
         return batch
 
     steps = grain.MapDataset.range(start, stop).map(load)

@@ -3,7 +3,9 @@
 B batch, N tokens (CLS first), M tokens that a block updates, D width, H heads, K head width
 """
 
+import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -17,6 +19,7 @@ from ..precision import at_least_float32
 from . import attention
 from .attention import NormRatio
 from .normalization import BatchNorm, InstanceBatchNorm, LayerNorm
+from .spec import Spec
 
 PATCH = 16
 HEAD_WIDTH = 64
@@ -201,11 +204,16 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images [B, h, w, 3], normalised -> {"features": [B, D] float32, "blocks": one dict of maps per block}.
+    """Embed images [B, h, w, 3], normalised: a backbone as `spec` describes it, with one part.
 
-    `features` is the CLS token after the last LayerNorm. Only that row of the last block reaches it, so that block
-    runs for CLS alone unless `maps` asks for the maps of every token; the features are the same. With `fused` the
-    other blocks have no maps unless asked for.
+    The features are the CLS token after the last LayerNorm. Only that row of the last block reaches them, so the last
+    block runs for CLS alone unless `maps` asks for the maps of every token; the features are the same.
+
+    The diagnostics are means over the first domain's images: `logit_spread`, the standard deviation over keys of the
+    CLS query's plain logits in the last block, in nats; and with NRA `leverage`, the same of γ, and `norm_ratio`, λ.
+
+    With `maps=True` it returns, for L blocks, H heads and N tokens (CLS first): `attention` [B, L, H, N, N]; `q_norm`,
+    `k_norm`, `v_norm` [B, L, H, N]; `logit_spread` [B, L, H]; and with NRA `leverage` [B, H].
     """
 
     width: int
@@ -214,11 +222,20 @@ class VisionTransformer(nn.Module):
     norm_ratio: NormRatio | None = None  # in the last block
     drop_path: float = 0.1
     fused: bool = False  # attention by cuDNN (attention.fused_attend)
-    remat: bool = False  # the backward pass computes each block again instead of keeping what is inside
+    remat: bool = False  # the backward pass computes each block again instead of storing what is inside
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, maps: bool = False, domains: int = 1) -> dict:
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        cameras: jax.Array | None = None,
+        train: bool = False,
+        maps: bool = False,
+        domains: int = 1,
+    ) -> dict:
+        del cameras
         x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train, domains)
         cls = self.param("cls_token", LINEAR_INIT, (1, 1, self.width))
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
@@ -226,7 +243,8 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
         batch, tokens, _ = x.shape
         fused = tokens if self.fused and not maps else 0
-        length = tokens + (tokens % 2 if fused else 0)  # JAX lets cuDNN train on even counts only: one more, unattended
+        # JAX's cuDNN attention has gradients only for even token counts, so pad with one masked token.
+        length = tokens + (tokens % 2 if fused else 0)
         x = rows(jnp.pad(x, [(0, 0), (0, length - tokens), (0, 0)]))
         rates, block_class = np.linspace(0, self.drop_path, self.depth), Block
         if self.remat:
@@ -243,7 +261,79 @@ class VisionTransformer(nn.Module):
             x = run(index, x, length, None, fused)
         x = rows(x.reshape(batch, length, -1)[:, :tokens])
         x = run(last, x, tokens if maps else 1, self.norm_ratio, 0).reshape(batch, -1, self.width)
-        return {"features": LayerNorm(name="norm")(x[:, 0]), "blocks": blocks}
+        features = LayerNorm(name="norm")(x[:, 0])
+        names = [name for name in ("leverage", "logit_spread", "norm_ratio") if name in blocks[last]]
+        diagnostics = {
+            name: blocks[last][name] if name == "norm_ratio" else blocks[last][name][::domains].mean() for name in names
+        }
+        out = {"embedding": features, "parts": [features], "diagnostics": diagnostics}
+        if maps:
+            of_all = ("attention", "q_norm", "k_norm", "v_norm", "logit_spread")
+            out["maps"] = {name: jnp.stack([block[name] for block in blocks], axis=1) for name in of_all}
+            out["maps"] |= {name: blocks[last][name] for name in ("leverage",) if name in blocks[last]}
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTSpec(Spec):
+    """A ViT of TransReID-SSL; with `stem`, the ICS convolutions before the patches."""
+
+    stride: int = PATCH
+    depth: int = 12
+    stem: bool = False
+
+    def module(
+        self,
+        *,
+        dtype: jnp.dtype | None = None,
+        norm_ratio: NormRatio | None = None,
+        drop_path: float = 0.1,
+        remat: bool = False,
+        cameras: int = 0,
+        fused: bool | None = None,
+    ) -> VisionTransformer:
+        """Return the module. `fused` None: cuDNN computes the attention in bfloat16 where it can."""
+        del cameras
+        if fused is None:
+            fused = dtype == jnp.bfloat16 and attention.fusion_works()
+        return VisionTransformer(self.width, self.depth, self.stem, norm_ratio, drop_path, fused, remat, dtype)
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the rows and columns of patches."""
+        return image_size[0] // self.stride, image_size[1] // self.stride
+
+    def start_from(
+        self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int]
+    ) -> tuple[dict, list[str]]:
+        base, notes = dict(given), []
+        if given_size != image_size:
+            old, new = self.grid(given_size), self.grid(image_size)
+            base["pos_embed"] = resize_position_embedding(np.asarray(base["pos_embed"]), old, new)
+            notes.append(f"position embedding resized from {old[0]}×{old[1]} to {new[0]}×{new[1]}")
+        ours = own[self._last]["attn"].get("norm_ratio")
+        attn = {name: value for name, value in base[self._last]["attn"].items() if name != "norm_ratio"}
+        if ours is not None:
+            attn["norm_ratio"] = base[self._last]["attn"].get("norm_ratio", ours)
+            notes += [] if "norm_ratio" in base[self._last]["attn"] else ["λ of NRA is new"]
+        base[self._last] = base[self._last] | {"attn": attn}
+        return base, notes
+
+    def strength(self, base: dict) -> float:
+        """Return λ of NRA in the backbone's parameters, 0 for a model without it."""
+        return float(base[self._last]["attn"].get("norm_ratio", 0.0))
+
+    def with_strength(self, base: dict, strength: float) -> dict:
+        """Return the backbone's parameters with λ of NRA set."""
+        block = base[self._last]
+        return base | {self._last: block | {"attn": block["attn"] | {"norm_ratio": jnp.float32(strength)}}}
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        # blocks_0 of ours is blocks.0 of PyTorch's.
+        return re.sub(r"\b(blocks|conv)_(\d+)", r"\1.\2", super().torch_name(path))
+
+    @property
+    def _last(self) -> str:
+        return f"blocks_{self.depth - 1}"
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
