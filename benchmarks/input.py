@@ -71,7 +71,7 @@ def main() -> None:
         print(f"decoding into the cache       {rate:>9.0f} images/s, {rate / cores:.0f} a core")
 
         images = cached_images(paths, size, "bicubic", folder)
-        domain = Domain(plan, labels, {"images": images})
+        domain = Domain(plan, labels, np.zeros_like(labels), {"images": images})
         steps = min(50, plan.steps(20))
         served = batches({"real": domain}, 0, steps, pixels=True)
         host = seconds(lambda: jax.device_put(next(served)["real"]["images"]), steps)

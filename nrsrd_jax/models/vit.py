@@ -295,7 +295,7 @@ class ViTSpec(Spec):
         """Return the module. `fused` None: cuDNN computes the attention in bfloat16 where it can."""
         del cameras
         if fused is None:
-            fused = dtype == jnp.bfloat16 and attention.fusion_works()
+            fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
         return VisionTransformer(self.width, self.depth, self.stem, norm_ratio, drop_path, fused, remat, dtype)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
