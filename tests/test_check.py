@@ -87,12 +87,12 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
         ("warning", "not read: 1 hidden or of the system (Thumbs.db)"),
         ("warning", "0300_c1_000000.jpg: a query without a match"),
         ("warning", "the published ones, which stand behind: train images 42 (14462), query images 5 (2180), gallery"),
-        ("fault", "9 identities, but a batch of 64 takes 16 with 4 images each"),
+        ("warning", "9 identities, but a batch of 64 takes 16 with 4 images each"),
         ("warning", "1 identities are in training and in test (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
         ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
     ]:  # fmt: skip
         assert sum(line.startswith(f"{kind}: ") and part in line for line in lines) == 1, part
-    assert lines[-2] == "7 faults, 9 warnings"
+    assert lines[-2] == "6 faults, 10 warnings"
     assert lines[-1].startswith("7 paths written")
     again = check("night600", planted, "--exclude", tmp_path / "bad.txt", *SMALL)
     config = small_config(tmp_path, train__epochs=1)
@@ -297,3 +297,10 @@ def test_pictures_that_are_no_crops_are_refused_by_name(tmp_path, make, message)
     with pytest.raises(InputError, match=message) as refusal:
         decode(tmp_path / "a.png", (4, 4), "bilinear")
     assert "a.png" in str(refusal.value)
+
+
+def test_a_small_set_is_a_fault_only_for_a_batch_that_was_asked_for(tmp_path):
+    root = write_night(tmp_path / "night")
+    alone = check("night600", root)
+    assert "warning: the training images show" in alone.stdout
+    check("night600", root, "--config.train.batch_size=64", status=1)

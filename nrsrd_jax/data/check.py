@@ -6,7 +6,8 @@
 
 It takes train.py's --config FILE[:VARIANT] and --config.KEY=VALUE, and judges as train.py with these options would;
 without FILE, as configs/night600.py:baseline. A fault would stop training; a warning is worth a look. Exit status 0 if
-train.py with these options starts, 1 if there are faults, 2 if the data or the options cannot be read at all.
+train.py with these options starts, 1 if there are faults, 2 if the data or the options cannot be read at all. With NAME
+ROOT alone, too few people for the default batch are a warning: train.py then needs a smaller train.batch_size.
 """
 
 import argparse
@@ -208,9 +209,19 @@ def main() -> None:
         say(*report(data, findings, pixels))
         for field in dataclasses.fields(Findings):
             getattr(total, field.name).extend(getattr(findings, field.name))
-    refused = _refusals(
-        lambda: make_targets(config, tests), lambda: make_plans(config, make_domains(config, sources, left_out)[0])
-    )
+
+    def plans() -> object:
+        return make_plans(config, make_domains(config, sources, left_out)[0])
+
+    refused, too_few = _refusals(lambda: make_targets(config, tests)), _refusals(plans)
+    config.train.batch_size, chosen = 2 * config.train.instances, config.train.batch_size
+    if given or _refusals(plans):
+        refused += too_few
+    else:
+        # Nobody asked for the default batch, and a smaller one would do.
+        total.warnings += too_few
+        say(*(f"warning: {text}" for text in too_few))
+    config.train.batch_size = chosen
     if given and not (refused or total.faults):
         refused = _refusals(lambda: _start(config))
     say(*(f"fault: {text}" for text in refused))
