@@ -1,4 +1,4 @@
-"""Evaluates a training run or a checkpoint on a data set's query and gallery; prints a table and writes a result.
+"""Evaluate a training run or a checkpoint on a data set's query and gallery; print a table and write a result.
 
   python eval.py                                       the newest run under runs/
   python eval.py --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
@@ -12,8 +12,8 @@
 --config.eval.expand=3 to average each query with its 3 nearest. Features are kept in the cache; a second evaluation of
 the same weights and images takes seconds.
 
-RUN/result.json is the plain evaluation. Any other data set or option has a file of its own, RUN/result-….json: no
-evaluation replaces the result of another. --output names the file, and replaces it.
+RUN/result.json is the plain evaluation. Any other data set or option has its own file, RUN/result-….json: no
+evaluation replaces another's result. --output names a file, which is replaced if it exists.
 """
 
 from absl import flags

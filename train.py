@@ -1,9 +1,9 @@
-"""Trains a Re-ID model; a rerun of the same command goes on where it stopped.
+"""Train a Re-ID model; a rerun of the same command continues where it stopped.
 
   python train.py --config configs/night600.py:nrsrd --config.data.root=DIR [--workdir runs/x] [--config.KEY=VALUE ...]
 
-The file after --config is the run, the word after its colon the variant. Every option, with its unit and choices:
-nrsrd_jax/config.py. Needs images on disk; `--config configs/demo.py` uses those that come with the code.
+The file after --config is the run, the word after its colon the variant. nrsrd_jax/config.py lists every option with
+its unit and choices. It needs images on disk; `--config configs/demo.py` uses those that come with the code.
 """
 
 from pathlib import Path

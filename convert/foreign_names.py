@@ -60,12 +60,12 @@ Array = Tensor | np.ndarray | Joined
 
 
 def without_wrappers(name: object) -> str:
-    """Take `module.` of DataParallel, `_orig_mod.` of torch.compile and the like off, wherever they stand."""
+    """Remove DataParallel's `module.`, torch.compile's `_orig_mod.` and the like from any place in a name."""
     return ".".join(part for part in str(name).split(".") if part not in MODULES)
 
 
 def layout(end: str, content: list[tuple[str, Any]]) -> str:
-    """Return "embeddings." if what stands before `cls_token` ends so, as in a Hugging Face ViT; else ""."""
+    """Return "embeddings." if the prefix `end` of `cls_token` is that of a Hugging Face ViT, otherwise ""."""
     ours = end.removesuffix("embeddings.")
     hugging_face = ours != end and any(name.startswith(f"{end}patch_embeddings.") for name, _ in content)
     return "embeddings." if hugging_face else ""
@@ -80,9 +80,8 @@ def from_hugging_face(tensors: Mapping[str, Array]) -> tuple[dict[str, Array], d
         if (part := PARTS.fullmatch(name)) and not isinstance(tensor, Joined):
             parts.setdefault(f"base.blocks.{part[1]}.attn.qkv.{part[3]}", {})[part[2][0]] = tensor
         elif not own_neck and re.match(r"(base\.)?((cls_|distillation_)?classifier|decoder)\.", name):
-            named[f"head.{name.removeprefix('base.')}"] = (
-                tensor  # the classes of a pretraining, or a decoder; not people
-            )
+            # These are the classes of a pretraining, or a decoder; not people.
+            named[f"head.{name.removeprefix('base.')}"] = tensor
         else:
             named[next((re.sub(old, new, name) for old, new in HUGGING_FACE if re.fullmatch(old, name)), name)] = tensor
     remarks = {}
@@ -98,7 +97,7 @@ def from_hugging_face(tensors: Mapping[str, Array]) -> tuple[dict[str, Array], d
 
 
 def with_final_norm(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:
-    """Use timm's fc_norm, of models that average the patches, as the last norm where there is no other."""
+    """Use timm's fc_norm (of models that average the patches) as the last norm, if there is no other."""
     if any(name.startswith("base.norm.") for name in tensors):
         return tensors, {}
     renamed = {name.replace("base.fc_norm.", "base.norm."): tensor for name, tensor in tensors.items()}
@@ -106,5 +105,5 @@ def with_final_norm(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[s
 
 
 def other_model(names: list[str]) -> str:
-    """Return what the model is that has these names, "" if that is unknown."""
+    """Return the kind of model that has these names; "" if it is unknown."""
     return next((what for pattern, what in OTHERS if any(re.search(pattern, name) for name in names)), "")

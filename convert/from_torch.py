@@ -1,4 +1,4 @@
-"""Imports a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
+"""Import a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
 
   python convert/from_torch.py ckpt.pth [--output DIR] [--image_size 256,128] [--key KEY] [--ignore PATTERN] [--dry_run]
 
@@ -69,7 +69,7 @@ class Report:
 
 
 def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:
-    """The tensors as the official model has them today, and what that took, by name."""
+    """Return the tensors as the official model has them today, and notes on what was changed, by name."""
     tensors, notes = dict(tensors), {}
     projection, position = tensors.get("base.patch_embed.proj.weight"), tensors.get("base.pos_embed")
     if projection is not None and projection.shape[1:] == (3 * PATCH * PATCH,):
@@ -94,7 +94,7 @@ def describe(tensors: dict[str, Array], notes: str, source_size: tuple[int, int]
     if backbone is None:
         raise InputError(f"a ViT of width {width}; there are {', '.join(MODELS)}: widths 192, 384 and 768")
     depth = MODELS[backbone].depth
-    if backbone.startswith("vit_tiny"):
+    if MODELS[backbone].free_depth:
         found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
         depth = 1 + max(map(int, found), default=0)
         if depth > MAX_DEPTH:
@@ -119,7 +119,7 @@ def describe(tensors: dict[str, Array], notes: str, source_size: tuple[int, int]
 
 
 def own_description(notes: str) -> Description | None:
-    """What to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
+    """Return what to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
     try:
         return Description.from_json(json.loads(notes)) if notes else None
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
@@ -238,7 +238,7 @@ def convert(
 def ignore(
     name: str, tensor: Array, rule: tuple[bool, str] | None, kept: dict[str, np.ndarray], report: Report
 ) -> None:
-    """Enters a tensor without a place in the model into the report, and into `kept` if its rule says so."""
+    """Report a tensor that the model does not have, and add it to `kept` if its rule says so."""
     if rule is None:
         report.fault(name, tensor, "unknown: not a tensor of the model, and no rule for it; --ignore leaves it out")
     elif rule[0] and (tensor.dtype not in STORAGES.values() or 0 in tensor.shape):
@@ -279,7 +279,7 @@ def sha256(*paths: Path) -> str:
 
 
 def size(text: str) -> tuple[int, int]:
-    """ "256,128" as (256, 128): height and width."""
+    """Return "256,128" as (256, 128): height and width."""
     match = re.fullmatch(r"(\d{1,5}),(\d{1,5})", text)
     sides = (int(match[1]), int(match[2])) if match else (0, 0)
     if any(side == 0 or side % PATCH for side in sides):
@@ -349,7 +349,7 @@ def default_output(file: Path) -> Path:
 
 
 def summary(description: Description) -> list[str]:
-    """Return lines on what the model is, what had to be assumed of it, and what it can be used for."""
+    """Return lines on what the model is, what was assumed about it, and what it can be used for."""
     height, width = description.image_size
     lines = [f"{description.backbone} of {description.depth} blocks for images of {height}×{width}"]
     if not description.provenance["source"]["described"]:

@@ -1,4 +1,4 @@
-"""From a checkpoint file to the state dict in it, under the names of the official Re-ID model.
+"""The state dict in a checkpoint file, under the names of the official Re-ID model.
 
 The state dict is found by its structure: a dictionary with tensors, one of them named `….cls_token`.
 """
@@ -23,10 +23,10 @@ MAX_ROWS = 100  # of what lies beside the weights
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """Tensors by official name, and what is to be said about them."""
+    """Tensors by official name, and what to report about them."""
 
     tensors: dict[str, Array]
-    beside: dict[str, str]  # what lay beside them
+    beside: dict[str, str]  # what else the file holds
     faults: dict[str, str]  # what should not be there
     notes: str  # to_torch.py's description of the model, "" if it did not make the file
     remarks: dict[str, str] = dataclasses.field(default_factory=dict)  # how a tensor came to its official name
@@ -97,12 +97,17 @@ def _dictionaries(content: Any) -> list[tuple[tuple[str, ...], dict]]:
         if id(value) in seen:  # A pickle can put one container into many places, or into itself.
             continue
         seen.add(id(value))
-        items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ())
+        items = _items(value)
         if isinstance(value, dict) and any(isinstance(item, Array) for _, item in items):
             found.append((path, value))
         if len(path) < MAX_LEVELS:
             queue.extend(((*path, str(name)), item) for name, item in items if isinstance(item, (dict, *LISTS)))
     return found
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """Return what a dictionary or list holds, by key or index; nothing for any other value."""
+    return list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ())
 
 
 def _vits(path: tuple[str, ...], dictionary: dict) -> list[Found]:
@@ -117,7 +122,7 @@ def _choose(found: list[Found], key: str) -> Found:
     if key:
         chosen = [vit for vit in found if vit.key == key] or [vit for vit in found if vit.key.endswith(f"/{key}")]
     else:
-        # A DINO or iBOT checkpoint holds both; the official loader takes the teacher.
+        # A DINO or iBOT checkpoint holds teacher and student; the official loader takes the teacher.
         teachers = [vit for vit in found if "teacher" in vit.words]
         students = [vit for vit in found if "student" in vit.words]
         chosen = teachers if len(found) == len(teachers) + len(students) and len(teachers) == 1 else found
@@ -139,11 +144,10 @@ def _rivals(vit: Found, found: list[Found]) -> list[Found]:
 
 
 def _siblings(content: Any, path: tuple[str, ...]) -> dict[str, str]:
-    """Return what lies beside each step of the path to the weights."""
+    """Return what else the file holds at each step of the path to the weights."""
     beside = {}
     for step in path:
-        items = {str(name): item for name, item in content.items()} if isinstance(content, dict) else {
-            str(name): item for name, item in enumerate(content)}  # fmt: skip
+        items = {str(name): item for name, item in _items(content)}
         beside |= {name: f"beside the weights, which are in '{printable(step, 100)}'" for name in items if name != step}
         content = items[step]
     return beside
@@ -152,7 +156,7 @@ def _siblings(content: Any, path: tuple[str, ...]) -> dict[str, str]:
 def _official(
     vit: Found, rivals: list[Found]
 ) -> tuple[dict[str, Array], dict[str, str], dict[str, str], dict[str, str]]:
-    """Return the tensors of a ViT and of the Re-ID model around it, what lies beside, faults, and the file's names."""
+    """Return the tensors of a ViT and of the Re-ID model around it, the rest, faults, and the file's names."""
     owners = {"": vit}
     owners |= {other.parent: other for other in rivals if other.parent and not vit.prefix.startswith(other.parent)}
     owners |= {vit.parent: vit} | {other.prefix: other for other in rivals}

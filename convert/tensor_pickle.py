@@ -40,7 +40,7 @@ MAX_ARGUMENTS = MAX_DIMENSIONS = 8
 
 
 class Refused(InputError):
-    """The file is damaged, or asks for what no tensor needs."""
+    """The file is damaged, or asks for something that a tensor does not need."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +146,8 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
         storage: makes a Storage of a persistent id; without it the pickle may not refer to storages.
 
     Raises:
-        Refused: the pickle is damaged, or asks for something else than plain data. Damage can also raise another
-            ValueError, a LookupError or a TypeError.
+        Refused: the pickle is damaged, or asks for more than plain data. Damage can also raise another ValueError, a
+            LookupError or a TypeError.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -313,7 +313,7 @@ def _size(sides: Any) -> tuple[int, ...]:
 
 
 def storage_identifier(identifier: Any, length: int) -> tuple[np.dtype, str, int]:
-    """The type, key and size of ("storage", type, key, device, size, …)."""
+    """Return the type, key and size of ("storage", type, key, device, size, …)."""
     if not isinstance(identifier, tuple) or len(identifier) != length or identifier[0] != "storage":
         raise Refused("a reference to something that is no storage")
     _, kind, key, _, count = identifier[:5]
@@ -355,7 +355,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
 # Python 2's name and NumPy 1's, which pickles still use, beside those of today.
 _BUILTINS, _NUMPY = ("builtins", "__builtin__"), ("numpy.core", "numpy._core")
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-# Types of plain data beside the weights: what is called with at least so many arguments becomes Inert.
+# Types of plain data beside the weights, by their least number of arguments: a call becomes Inert.
 _INERT: dict[str, int] = {
     **{f"{module}.multiarray.scalar": 2 for module in _NUMPY},
     **{f"{module}.multiarray._reconstruct": 3 for module in _NUMPY},

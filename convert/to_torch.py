@@ -1,4 +1,4 @@
-"""Exports a checkpoint to PyTorch: a state dict with the names of TransReID-SSL's model, without needing PyTorch.
+"""Export a checkpoint to PyTorch: a state dict with the names of TransReID-SSL's model, without needing PyTorch.
 
   python convert/to_torch.py DIR [--output out.pth] [--format torch|safetensors] [--backbone]
 
@@ -28,9 +28,9 @@ SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
 
 
 def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarray], Description]:
-    """{official name: tensor} of a checkpoint or run, and its description. InputError if it is neither.
+    """Return {official name: tensor} of a checkpoint or run, and its description. InputError if it is neither.
 
-    With `backbone` the names begin with `backbone.` as in a DINO teacher, and there is nothing else.
+    With `backbone` there are only the backbone's tensors, and their names begin with `backbone.` as in a DINO teacher.
     """
     path = find_checkpoint(directory)
     description, variables = load(path, make_mesh())
@@ -54,7 +54,7 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
 
 
 def official_extras(description: Description) -> dict[str, np.ndarray]:
-    """What the official model has beside ours: an untrained `fc`, and BatchNorm's counters; all zero."""
+    """Return the tensors that only the official model has: an untrained `fc`, and BatchNorm's counters; all zero."""
     table = torch_names.slots(description)
     width = table["base.cls_token"].shape[-1]
     extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}

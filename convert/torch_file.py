@@ -2,8 +2,7 @@
 
 A .pth is a pickle beside raw storages: in a zip archive (torch >= 1.6), or one after the other (the legacy format).
 Tensors stay on disk until `np.asarray` reads them. The file is read, not mapped: a mapped file that another program
-shortens would kill the process. Formats:
-https://docs.pytorch.org/docs/stable/notes/serialization.html.
+shortens would kill the process. Formats: https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 import math
@@ -20,10 +19,10 @@ from tensor_pickle import MAX_TEXT, STORAGES, Cursor, Refused, Storage, run, sto
 
 from nrsrd_jax.errors import printable
 
-NOTES = "nrsrd_jax.json"  # a record of ours that PyTorch passes over: the model's description
+NOTES = "nrsrd_jax.json"  # our record of the model's description, which PyTorch ignores
 NEITHER = "this is not a PyTorch checkpoint: it begins like neither the zip nor the legacy format"
 CHANGED = "the file changed while it was read; wait until it is complete"
-DAMAGE = (  # what zipfile, struct and pickletools raise on nonsense, beside InputError's own ValueError
+DAMAGE = (  # what zipfile, struct and pickletools raise on damaged data, beside InputError's own ValueError
     *(ValueError, TypeError, LookupError, OverflowError),
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError),
 )
@@ -188,9 +187,9 @@ def _load_legacy(pages: Pages) -> Any:
 
 
 def save(path: Path, tensors: dict[str, np.ndarray], *, wrapper: str = "", notes: str = "") -> None:
-    """Writes a state dict that `torch.load(path, weights_only=True)` reads; with `wrapper`, {wrapper: state dict}.
+    """Write a state dict that `torch.load(path, weights_only=True)` reads; with `wrapper`, {wrapper: state dict}.
 
-    A tensor is written as it is: its type must be one of STORAGES. `notes` go where `load` finds them.
+    A tensor keeps its type, which must be one of STORAGES. `load` returns the `notes`.
     """
     kinds = {dtype: name for name, dtype in STORAGES.items()}
     empty = b"ccollections\nOrderedDict\n)R"  # OrderedDict()
@@ -213,5 +212,5 @@ def save(path: Path, tensors: dict[str, np.ndarray], *, wrapper: str = "", notes
 
 
 def _plain(value: str | int | bool | tuple[int, ...]) -> bytes:
-    """The instructions that build a plain value, without start and stop."""
+    """Return the instructions that build a plain value, without start and stop."""
     return pickle.dumps(value, protocol=2)[2:-1]

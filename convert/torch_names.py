@@ -1,4 +1,4 @@
-"""Where each tensor of the official models lies in ours: the table that both converters read.
+"""The variable of our model for each tensor of the official models: the table that both converters read.
 
 Names are those of TransReID-SSL's Re-ID model: `base.*` the backbone, `bottleneck.*` the neck, `classifier.weight`.
 """
@@ -13,7 +13,7 @@ from nrsrd_jax.description import Description
 
 KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by dimensions: linear, convolution
 
-# What need not be mapped, and why. What is kept travels with the checkpoint, so that to_torch.py gives it back.
+# Tensors that are not mapped, whether to keep them, and why. Kept ones are saved with the checkpoint for to_torch.py.
 IGNORED = (
     (r"base\.fc\.(weight|bias)", True, "the 1000 classes of an ImageNet head that TransReID-SSL never trains"),
     (r".*\.num_batches_tracked", True, "BatchNorm's counter, which its fixed momentum never reads"),
@@ -32,7 +32,7 @@ JPM_STALE = "JPM never runs it: b1, which it does run, is taken instead"
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A variable of ours: where it lies, the shape that PyTorch gives it, and how PyTorch's axes become ours."""
+    """A variable of our model: its path, its shape in PyTorch, and how PyTorch's axes become ours."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
@@ -47,9 +47,9 @@ class Slot:
 
 
 def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
-    """{PyTorch's name: slot} for every variable of the described model.
+    """Return {PyTorch's name: slot} for every variable of the described model.
 
-    With `jpm`, of TransReID's JPM model: its global branch `b1` is the last block and the last LayerNorm.
+    With `jpm`, the names are those of TransReID's JPM model: its global branch `b1` is the last block and LayerNorm.
     """
     table = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(description.abstract_variables()):
@@ -64,12 +64,12 @@ def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
 
 
 def jpm_name(name: str, depth: int) -> str:
-    """The name in a JPM model of what the plain model calls `name`."""
+    """Return the JPM model's name of the tensor that the plain model calls `name`."""
     return name.replace(f"base.blocks.{depth - 1}.", "b1.0.").replace("base.norm.", "b1.1.")
 
 
 def ignored(name: str, description: Description, jpm: bool) -> tuple[bool, str] | None:
-    """(kept, reason) by the first rule for a name; None if it must be mapped."""
+    """Return (kept, reason) of the first rule for a name; None if it must be mapped."""
     if jpm and jpm_name(name, description.depth) != name:
         return True, JPM_STALE
     return next(((kept, reason) for pattern, kept, reason in IGNORED if re.fullmatch(pattern, name)), None)

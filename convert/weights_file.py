@@ -1,4 +1,4 @@
-"""From the path that a user gives to the content of the file or files there.
+"""The content of the file or files at a path that the user gives.
 
 Reads .pth (zip and legacy), .safetensors, and either in shards: an index, or the folder with an index.
 """

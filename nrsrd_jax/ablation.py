@@ -168,7 +168,7 @@ def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
 
 
 def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...]) -> None:
-    """ablation.md (means), ablation.csv (every run) and ablation.png in `workdir`."""
+    """Write ablation.md (means), ablation.csv (every run) and ablation.png in `workdir`."""
     write_whole(workdir / "ablation.md", markdown(results, rows, paper))
     runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]
     write_csv(

@@ -26,7 +26,7 @@ from .step import Preparation, Teacher, make_objective, make_train_step, make_up
 
 
 def degradation_options(config: Config) -> dict:
-    """What of `degradation` is set, checked."""
+    """Return the options of `degradation` that are set. InputError if one is out of range."""
     options = {name: value for name, value in config.degradation.items() if value is not None}
     try:
         lowlight.resolve(**options)
@@ -36,7 +36,7 @@ def degradation_options(config: Config) -> dict:
 
 
 def load_initial_backbone(config: Config, mesh: Mesh) -> tuple[Description, dict] | None:
-    """The checkpoint that init.checkpoint names; InputError if it is of another architecture."""
+    """Load the checkpoint that init.checkpoint names, if any. InputError if its architecture is another."""
     if not config.init.checkpoint:
         return None
     description, variables = checkpoint.load(config.init.checkpoint, mesh)
@@ -50,7 +50,7 @@ def load_initial_backbone(config: Config, mesh: Mesh) -> tuple[Description, dict
 
 
 def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
-    """The frozen teacher and its variables; InputError if it does not know the auxiliary identities."""
+    """Load the frozen teacher and its variables. InputError if it does not know the auxiliary identities."""
     if not config.teacher.enabled or records.bright is None:
         return None, None
     path = config.teacher.checkpoint
@@ -109,7 +109,7 @@ def training_model(config: Config, description: Description):
 def state_builder(
     config: Config, description: Description, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState, Callable[[], TrainState]]:
-    """The state's shapes, its shardings, and a function that makes it from random weights, sharded."""
+    """Return the state's shapes, its shardings, and a function that makes it, sharded, from random weights."""
     model = training_model(config, description)
 
     def create() -> TrainState:
@@ -122,7 +122,7 @@ def state_builder(
 
 
 def loss_function(config: Config, description: Description, teacher: Teacher | None) -> Callable:
-    """The objective (step.make_objective) that a config describes."""
+    """Return the objective (step.make_objective) that a config describes."""
     loss = config.loss
     return make_objective(
         training_model(config, description),
@@ -133,7 +133,7 @@ def loss_function(config: Config, description: Description, teacher: Teacher | N
 
 
 def preparation(config: Config, description: Description, degradation: dict) -> Preparation:
-    """What a config makes of uint8 batches."""
+    """Return the Preparation of uint8 batches that a config describes."""
     return Preparation(description.mean, description.std, **config.augment.to_dict(), degradation=degradation)
 
 
@@ -144,7 +144,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     degradation: dict,
 ) -> Callable:
-    """The train step that a config describes, not yet compiled."""
+    """Return the train step that a config describes, not yet compiled."""
     optim = config.optim
     rate = functools.partial(
         learning_rate,

@@ -1,8 +1,8 @@
 """Checkpoints that describe themselves: save, restore onto any device count, load weights.
 
-A checkpoint is a directory of Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats), when it
-came from training `optimizer`, and when it came from PyTorch perhaps `torch`, tensors that convert/ gives back. A
-training run keeps its best and its last two under `WORKDIR/checkpoints/`. Hashes tell a damaged one.
+A checkpoint is a directory of Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats), after
+training `optimizer`, and after a conversion from PyTorch perhaps `torch`, tensors that convert/ gives back. A training
+run keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Hashes reveal a damaged one.
 """
 
 import contextlib
@@ -53,22 +53,24 @@ class Checkpoints:
             # donates them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        for step in saved_steps(Path(workdir)) if is_first() else ():
-            folder = Path(workdir) / FOLDER / str(step)  # Orbax cannot begin with a damaged score or list.
+        workdir = Path(workdir)
+        for step in saved_steps(workdir) if is_first() else ():
+            folder = workdir / FOLDER / str(step)
             if folder.is_symlink():
                 continue
-            if os.path.lexists(folder / "metrics") and saved_score(Path(workdir), step) is None:
+            # Orbax cannot begin with a damaged score or list.
+            if os.path.lexists(folder / "metrics") and saved_score(workdir, step) is None:
                 _set_aside(folder / "metrics")
             if (folder / ITEMS).exists() and not has_items(folder):
                 _set_aside(folder / ITEMS)
         wait_for_all("scores")
         handlers = {"optimizer": ocp.StandardCheckpointHandler(), **_handlers()}
-        self._directory = (Path(workdir) / FOLDER).absolute()
+        self._directory = (workdir / FOLDER).absolute()
         with restoring(self._directory), self._saving("checkpoints"):
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
-        """Write the state, on an accelerator in the background once it is hashed.
+        """Hash the state and write it, in the background on an accelerator.
 
         A checkpoint becomes visible only when it is complete. If the process is killed or the disk fills up
         (InputError), the previous checkpoint is kept. Saving an existing step does nothing.
@@ -111,7 +113,7 @@ class Checkpoints:
         Args:
             state: shapes and types of the state.
             shardings: where each of its arrays is put.
-            description: the run as it is now, whose data and teacher must be those it began with.
+            description: the run as it is now; its data and teacher must be those of the checkpoint.
             last_step: the number of steps of the whole run.
 
         Raises:
@@ -169,7 +171,7 @@ class Checkpoints:
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
 
     def close(self) -> None:
-        """Wait for what is being written. Raises as `save` does."""
+        """Wait until the last checkpoint is written. Raises as `save` does."""
         with self._saving("the last checkpoint"):
             self._manager.close()
 
@@ -179,8 +181,8 @@ def _handlers() -> dict:
 
 
 def _sharded_shapes(tree, shardings):
-    """Return what Orbax restores into: each array's shape, type and place."""
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
+    """Return what Orbax restores into: each array's shape, type and sharding."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
 
 
 def _set_aside(path: Path) -> None:
@@ -190,19 +192,19 @@ def _set_aside(path: Path) -> None:
 
 
 def _check_step(path: Path, provenance: dict[str, Any]) -> None:
-    """Raise Damaged if the folder's name is not the step that was saved; old checkpoints have none."""
+    """Raise Damaged if the folder's name is not the step that was saved; older checkpoints do not record it."""
     step = provenance.get("step")
     if path.parent.name == FOLDER and path.name.isdecimal() and step is not None and step != int(path.name):
         raise Damaged(f"{path} is damaged: it holds the weights of step {printable(step, 20)}")
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """The steps whose checkpoints a run has whole, in order."""
+    """Return the steps of a run's complete checkpoints, in order."""
     return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
 
 
 def saved_score(workdir: Path, step: int) -> float | None:
-    """Return the mAP that a checkpoint was saved with; None if it was not evaluated, or that is unreadable."""
+    """Return the mAP that a checkpoint was saved with; None if there was no evaluation, or it is unreadable."""
     path = workdir / FOLDER / str(step) / "metrics" / "metrics"
     try:
         score = json.loads(read_bounded(path, 2**16))["mAP"]
@@ -212,7 +214,10 @@ def saved_score(workdir: Path, step: int) -> float | None:
 
 
 def known_score(workdir: Path, step: int) -> float | None:
-    """The mAP that training gave a checkpoint; only the log has it if the evaluation failed at first. None if none."""
+    """Return the mAP that training measured for a checkpoint; None if it was not evaluated.
+
+    Only the log has it if the first evaluation failed.
+    """
     saved = saved_score(workdir, step)
     if saved is not None:
         return saved
@@ -221,13 +226,13 @@ def known_score(workdir: Path, step: int) -> float | None:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The work directory that a checkpoint is in; None if it is of no run."""
+    """Return the work directory that a checkpoint lies in; None if it does not belong to a run."""
     home = checkpoint.parents[1] if checkpoint.parent.name == FOLDER else checkpoint
     return home if (home / "config.json").is_file() else None
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
-    """The work directory under `runs` whose checkpoints changed last; InputError if none has any."""
+    """Return the work directory under `runs` whose checkpoints changed last. InputError if there are no checkpoints."""
     homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
     found = [home for home in homes if saved_steps(home)]
     if not found:
@@ -236,7 +241,7 @@ def newest_run(runs: Path = Path("runs")) -> Path:
 
 
 def find_checkpoint(directory: str | Path) -> Path:
-    """`directory` if it is a checkpoint, or the best (else the last) one of the training run in it."""
+    """Return `directory` if it is a checkpoint, otherwise the best (or else the last) checkpoint of the run in it."""
     directory = expanded(directory).absolute()
     if (directory / "model").is_dir():
         return directory
@@ -254,7 +259,7 @@ def find_checkpoint(directory: str | Path) -> Path:
 
 
 def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, dict]:
-    """The description and the variables of a checkpoint or of a run's best one, on the devices of `mesh`."""
+    """Return the description and variables of a checkpoint, or of a run's best one, on the devices of `mesh`."""
     path = find_checkpoint(directory)
     description = read_description(path)
     _check_step(path, description.provenance)
@@ -271,9 +276,9 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
 
 
 def save_weights(directory: Path, description: Description, variables: dict, kept: dict[str, np.ndarray]) -> None:
-    """Writes a checkpoint without optimiser: whole, or not at all. `kept` are tensors that convert/ gives back.
+    """Write a checkpoint without optimiser, complete or not at all. `kept` are tensors that convert/ gives back.
 
-    It carries hashes of both, which `load` and `load_kept` compare. InputError if it cannot be written.
+    It holds hashes of both, which `load` and `load_kept` compare. InputError if it cannot be written.
     """
     directory = expanded(directory).absolute()
     hashes = {"weights_sha256": weights_hash(variables), "kept_sha256": weights_hash(kept)}
@@ -293,14 +298,14 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
 
 
 def check_space(directory: Path, tree: Any) -> None:
-    """OSError if the arrays of `tree` have no room on the disk of a directory."""
+    """Raise OSError if the arrays of `tree` do not fit on the disk of a directory."""
     needed, free = sum(array.nbytes for array in jax.tree.leaves(tree)), shutil.disk_usage(directory).free
     if free < needed + 2**20:
         raise OSError(errno.ENOSPC, f"no space: it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
 
 
 def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
-    """The tensors that `save_weights` kept for convert/, of their own types; none in a trained checkpoint."""
+    """Return the tensors that `save_weights` kept for convert/, in their own types; {} for a trained checkpoint."""
     expected = description.provenance.get("kept_sha256", weights_hash({}))
     kept = {}
     if (path / "torch").is_dir():

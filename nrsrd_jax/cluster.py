@@ -1,4 +1,4 @@
-"""Several processes as one: they join at the start and compute alike; the first of them writes."""
+"""Several processes that train as one: they join at the start, compute alike, and the first of them writes."""
 
 import contextlib
 import hashlib
@@ -18,11 +18,11 @@ PATIENCE = 120  # seconds for all processes to come
 
 
 def join() -> None:
-    """Join the processes that SLURM, Kubernetes or JAX_COORDINATOR_ADDRESS names; alone, do nothing.
+    """Join the processes that SLURM, Kubernetes or JAX_COORDINATOR_ADDRESS names; do nothing in a single process.
 
-    Call it before JAX is used. By hand each process is given JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. A line says what is waited for; JAX aborts the process, with text of its own, if another does not
-    come in time. All processes except the first print only errors.
+    Call it before JAX is used. Without a scheduler, set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID in each process. A line says which processes it waits for. If one does not come in time, JAX aborts
+    with its own text. All processes except the first print only errors.
 
     Raises:
         InputError: the variables name no address, or the port is in use.
@@ -61,7 +61,7 @@ def join() -> None:
 
 
 def _check_port(port: int) -> None:
-    """Raise InputError if the first process cannot listen on a port: JAX would crash without a word."""
+    """Raise InputError if the first process cannot listen on a port: JAX would crash without a message."""
     both = socket.has_dualstack_ipv6()
     with socket.socket(socket.AF_INET6 if both else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -74,18 +74,18 @@ def _check_port(port: int) -> None:
 
 
 def is_first() -> bool:
-    """Return whether this process writes and logs what is written once."""
+    """Return whether this is the process that writes files and logs."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Return whether the flag is set in any process; every process has to ask."""
+    """Return whether the flag is set in any process. Every process must call it."""
     return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Run a block in each process; if it fails in one, all end, the others with an InputError."""
+    """Run a block in each process. If it fails in one, the others raise InputError."""
     failed = None
     try:
         yield
@@ -97,7 +97,7 @@ def together() -> Iterator[None]:
 
 
 def check_alike(text: str) -> None:
-    """Raise InputError in every process if they do not all give the same text: what they are about to do."""
+    """Raise InputError in every process unless all give the same text, which says what they are about to do."""
     if jax.process_count() > 1:
         text += os.environ.get("JAX_NUM_PROCESSES", "")
         digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
@@ -110,6 +110,6 @@ def check_alike(text: str) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process has come to the point of this name."""
+    """Wait until every process has reached the point of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,4 +1,4 @@
-"""What all commands share: they parse flags, and end with one line where the user made a mistake."""
+"""What all commands share: they parse flags, and print one line if the user made a mistake."""
 
 import argparse
 import contextlib
@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def define_config(help_text: str) -> flags.FlagHolder:
-    """The flag --config FILE[:VARIANT], with --config.KEY=VALUE for every option; configs/night600.py by default."""
+    """Define --config FILE[:VARIANT], by default configs/night600.py, and --config.KEY=VALUE for every option."""
     with _one_line_errors():
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # so that --help shows it
@@ -30,7 +30,7 @@ def define_config(help_text: str) -> flags.FlagHolder:
 
 
 def run(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
-    """Parses the flags and calls `main()` as `one_line` does. InputError, also of the flags: one line, status 2."""
+    """Parse the flags and call `main()` as `one_line` does. A wrong flag also ends in one line and status 2."""
     logging.set_verbosity(logging.WARNING)
 
     def guarded(argv: list[str]) -> None:
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A flag's value that is a whole number from 1 on; ValueError if it is none."""
+    """Return a flag's value as a whole number. ValueError unless it is one, at least 1."""
     number = int(text)
     if number < 1:
         raise ValueError(f"{number} is less than 1")
@@ -65,10 +65,10 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
     The exit status is 2 after an InputError, an error of the file system or too little memory, that of `Stopped`
     after a signal, and 130 after Ctrl-C, which prints `interrupted`.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # of odd pictures: what matters about them is an error of ours
+    warnings.filterwarnings("ignore", module="PIL")  # about odd pictures; what matters raises our own error
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without Unicode is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # A terminal without Unicode must not end the command.
     try:
         main()
         sys.stdout.flush()
@@ -133,7 +133,7 @@ def _with_our_configs(argv: list[str]) -> list[str]:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except flags.Error as error:  # a traceback of the config file's is part of its message
+    except flags.Error as error:  # Its message includes the config file's traceback.
         text = str(error)
         if "takes 0 positional arguments" in text:
             _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants: leave out the colon")
@@ -171,11 +171,7 @@ def _nearest(name: str) -> str:
     options = list(flatten(get_config()))
     last = name.rpartition(".")[2]
     close = difflib.get_close_matches(name, options, 3, 0.75)
-    close += [
-        option
-        for option in options
-        if option.rpartition(".")[2] in difflib.get_close_matches(last, [option.rpartition(".")[2]], 1, 0.75)
-    ]
+    close += [option for option in options if difflib.get_close_matches(last, [option.rpartition(".")[2]], 1, 0.75)]
     if close:
         return "did you mean " + " or ".join(dict.fromkeys(close[:3])) + "?"
     return f"choose one of {_options_of(name.rpartition('.')[0])}"
@@ -227,12 +223,12 @@ def read_config(arguments: list[str]) -> Config:
 
 
 def config_name() -> str:
-    """The name of a run: "night600-nrsrd" for configs/night600.py:nrsrd."""
+    """Return the name of a run: "night600-nrsrd" for configs/night600.py:nrsrd."""
     stem = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem
     variant = flags.FLAGS.config.variant
     return stem if stem == variant else f"{stem}-{variant}"
 
 
 def config_overrides() -> dict:
-    """The --config.KEY=VALUE of the command line, {"data.root": …}."""
+    """Return the --config.KEY=VALUE of the command line as {"data.root": …}."""
     return config_flags.get_override_values(flags.FLAGS["config"])

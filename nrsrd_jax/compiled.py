@@ -1,4 +1,4 @@
-"""The train step as it runs: compiled once, its memory looked at before it is used."""
+"""The train step as it runs: compiled once, and its memory checked before the first step."""
 
 import math
 from collections.abc import Callable
@@ -14,18 +14,18 @@ from .state import TrainState
 
 
 class CompiledStep:
-    """Callable: (state, batch) -> (state, metrics), compiled at the first call; the state given is used up.
+    """Run (state, batch) -> (state, metrics), compiled at the first call. The given state is donated.
 
-    InputError, before the first step, if the devices have too little memory. With `debug_nans` the state is kept, and a
-    step whose loss or gradient is not finite is done again, operation by operation: FloatingPointError, with its
-    traceback, at the first that gives NaN.
+    Raises InputError before the first step if the devices have too little memory. With `debug_nans` the state is not
+    donated, and a step whose loss or gradient is not finite runs again, operation by operation: the first operation
+    that gives NaN raises FloatingPointError, with its traceback.
     """
 
     def __init__(
         self, step: Callable, shardings: TrainState, mesh: Mesh, teacher_variables: dict | None, debug_nans: bool
     ):
         self._step, self._teacher_variables, self._debug_nans = step, teacher_variables, debug_nans
-        donated = () if debug_nans else (0,)  # what is donated cannot be computed again
+        donated = () if debug_nans else (0,)  # A step whose state was donated cannot run again.
         self._jitted = jax.jit(
             step,
             donate_argnums=donated,
@@ -47,9 +47,9 @@ class CompiledStep:
 
 
 def keep_compiled() -> None:
-    """What is compiled for an accelerator is kept: in ~/.cache/nrsrd_jax, or JAX_COMPILATION_CACHE_DIR.
+    """Keep programs compiled for an accelerator in ~/.cache/nrsrd_jax, or in JAX_COMPILATION_CACHE_DIR.
 
-    Not for a CPU: there it compiles in seconds, and a program may fail on another machine's CPU.
+    A CPU's are not kept: they compile in seconds, and may fail on another machine's CPU.
     """
     chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if jax.default_backend() != "cpu" and not chosen:
@@ -57,18 +57,18 @@ def keep_compiled() -> None:
 
 
 def is_finite(metrics: dict) -> bool:
-    """Whether a step's loss and gradient are; waits for it."""
+    """Return whether a step's loss and gradient norm are finite; waits for the step."""
     return math.isfinite(float(metrics["loss"])) and math.isfinite(float(metrics["gradient_norm"]))
 
 
 def free_memory() -> int | None:
-    """Bytes of a device of this process that are free; None where it does not tell, as a CPU."""
+    """Return the free bytes of this process's first device; None if it does not report them, as a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats["bytes_limit"] - stats["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= stats.keys() else None
 
 
 def check_memory(analysis, free: int | None) -> None:
-    """InputError if a compiled program, by its memory analysis, takes more than is free beside its arguments."""
+    """Raise InputError if a compiled program needs more memory, beside its arguments, than is free."""
     if analysis is None or free is None:
         return
     needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes

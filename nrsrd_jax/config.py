@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 def get_config(variant: str = "nrsrd") -> Config:
-    """The defaults: the paper's run on Night600, as one of its table 2's variants."""
+    """Return the defaults: the paper's run on Night600, as one of the variants of its table 2."""
     if variant not in VARIANTS:
         raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     switches = VARIANTS[variant]
@@ -127,7 +127,7 @@ def get_config(variant: str = "nrsrd") -> Config:
                 "batch_size": 256,  # images
                 "protocol": "cross-camera",  # cross-camera (Market-1501's) | all-cameras (for data without cameras)
                 "flip": False,  # also embed each image mirrored; features are the mean of both
-                "expand": 0,  # average each query with so many of its nearest gallery images
+                "expand": 0,  # average each query with this many of its nearest gallery images
                 "rerank": {  # k-reciprocal re-ranking
                     "enabled": False,
                     "k1": 20,  # neighbours of an image
@@ -149,10 +149,10 @@ def get_config(variant: str = "nrsrd") -> Config:
     ).lock()
 
 
-# Options that may change between a run and its resumption without changing what is learned, but for rounding.
+# Options that may change between a run and its resumption: except for rounding, the same is learned.
 FREE = (
     *("variant", "data.root", "data.exclude", "data.cache", "data.cache_dir", "aux.bright_root", "aux.dark_root"),
-    "teacher.checkpoint",  # that the teacher is still the one is seen by its hash
+    "teacher.checkpoint",  # the path may change; the teacher itself is verified by its hash
     *("eval.every", "eval.batch_size", "eval.data.root"),
     *("train.log_every", "train.save_every", "train.model_parallel", "train.remat", "train.debug_nans"),
 )
@@ -180,7 +180,7 @@ CHOICES = {
 
 
 def validate(config: Config) -> None:
-    """InputError for a value out of range, before anything is read or compiled."""
+    """Raise InputError for a value out of range, before anything is read or compiled."""
     rules: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
         (POSITIVE, lambda v: v > 0, "must be positive"),
         (NOT_NEGATIVE, lambda v: v >= 0, "must not be negative"),
@@ -209,7 +209,7 @@ def validate(config: Config) -> None:
 
 
 def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
-    """The numbers that data.mean or data.std stands for; None if it is to be measured ("dataset")."""
+    """Return the numbers that data.mean or data.std stands for; None if they must be measured ("dataset")."""
     if value in ("half", "dataset"):
         return (0.5, 0.5, 0.5) if value == "half" else None
     try:
@@ -223,7 +223,7 @@ def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
 
 
 def flatten(config: Config) -> dict:
-    """{"train.epochs": 120, …}"""
+    """Return the options by their full names, {"train.epochs": 120, …}."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -238,7 +238,7 @@ def save(config: Config, path: Path) -> None:
 
 
 def load(path: Path) -> Config:
-    """Return the config that `save` wrote. Raises InputError if it is not one."""
+    """Return the config that `save` wrote. InputError if the file is not such a config."""
     config = get_config()
     defaults = flatten(config)
     try:
@@ -265,7 +265,7 @@ def _is_option(value: Any, default: Any) -> bool:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Every option that shapes what is learned and differs, as "name: old -> new"."""
+    """Return each option that differs and changes what is learned, as "name: old -> new"."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before[name]} -> {after[name]}" for name in after if before[name] != after[name] and name not in FREE

@@ -31,11 +31,11 @@ class Description:
     aux_classes: int = 0
     norm_ratio: NormRatio | None = None
     identities: tuple[int, ...] = ()  # the identity of each class, where known
-    cameras: tuple[int, ...] = ()  # the cameras of the training images, where known
+    cameras: tuple[int, ...] = ()  # the cameras of the training images, where known, sorted
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
     def create_model(self, **options) -> ReID:
-        """The described model; `options` as dtype and drop_path are create_model's."""
+        """Return the described model, not initialised; `options` such as dtype and drop_path are create_model's."""
         return create_model(
             self.backbone,
             classes=self.classes,
@@ -65,8 +65,8 @@ class Description:
         """Return what `from_json` reads.
 
         Args:
-            saved: what is added to the provenance: hashes of the tensors, and the step of training. A hash of the
-                whole description, these included, is added too.
+            saved: entries to add to the provenance: hashes of the tensors, and the step of training. A hash of the
+                whole description, with these entries, is added too.
         """
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         values["provenance"] |= saved
@@ -75,9 +75,13 @@ class Description:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Description":
-        """Return the Description that `to_json` wrote. Raises ValueError if it is not one."""
+        """Return the Description that `to_json` wrote. ValueError if the values are not such a Description."""
         try:
-            made, known_hash = cls._made_of(values)
+            tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
+            tuples["cameras"] = tuple(values.get("cameras", ()))  # Older checkpoints do not have it.
+            norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
+            known_hash = values["provenance"].get("model_sha256") in (None, description_hash(values))
+            made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
             fits = known_hash and made._fits()
         except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(f"its description of the model does not fit together: {printable(error, 200)}") from error
@@ -86,15 +90,6 @@ class Description:
         if not fits:
             raise ValueError("its description of the model does not fit together")
         return made
-
-    @classmethod
-    def _made_of(cls, values: dict[str, Any]) -> tuple["Description", bool]:
-        """Return the Description, unchecked, and whether its hash, if it has one, is right."""
-        tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
-        tuples["cameras"] = tuple(values.get("cameras", ()))  # Older checkpoints do not have it.
-        norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
-        known_hash = values["provenance"].get("model_sha256") in (None, description_hash(values))
-        return cls(**{**values, **tuples, "norm_ratio": norm_ratio}), known_hash
 
     def _fits(self) -> bool:
         """Return whether every value is of its type and in its range."""

@@ -21,7 +21,7 @@ from .models.reid import ReID
 from .precision import compute_dtype
 from .sharding import make_mesh, over_data, place, replicated
 
-CACHE_VERSION = 1  # to be raised when the same weights and images would give other features
+CACHE_VERSION = 1  # raise it when the same weights and images would give other features
 
 
 class Embedder:
@@ -58,7 +58,7 @@ class Embedder:
     def load(
         cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto", flip: bool = False
     ) -> "Embedder":
-        """The Embedder of a checkpoint directory, or of a work directory's best checkpoint. InputError if neither."""
+        """Return the Embedder of a checkpoint, or of a work directory's best one. InputError if it is neither."""
         mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
@@ -72,10 +72,16 @@ class Embedder:
         progress: str = "",
         alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Features of all images, a batch at a time; `progress` names a progress bar. ValueError for another shape.
+        """Return the features of all images, a batch at a time.
 
-        `cameras` are the camera numbers [N] of the images, as in the training data, for models that read them.
-        `alter` is given the place of a batch's first image and the batch, and gives the images to embed instead.
+        Args:
+            images: uint8 [N, H, W, 3].
+            cameras: the camera numbers [N] of the images, as in the training data, for models that read them.
+            progress: names a progress bar.
+            alter: takes the index of a batch's first image and the batch, and returns the images to embed instead.
+
+        Raises:
+            ValueError: the images have another shape or type.
         """
         height, width = self.description.image_size
         if images.ndim != 4 or images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
@@ -97,11 +103,11 @@ class Embedder:
 
     @property
     def width(self) -> int:
-        """How many numbers a feature has."""
+        """Return how many numbers a feature has."""
         return self.description.spec.width
 
     def fingerprint(self) -> str:
-        """A hash of what shapes the features of given images: weights, model, mirroring, precision, platform."""
+        """Return a hash of what determines the features of images: weights, model, mirroring, precision, platform."""
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -114,9 +120,10 @@ def device_batches(
     progress: str = "",
     alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[jax.Array, int]]:
-    """Batches of `size` images, split over the devices, the last filled up with black; and how many are not that.
+    """Yield (batch, count): `size` images, rounded up to a multiple of the devices and sharded over them.
 
-    The size is rounded up to a multiple of the devices. `progress` and `alter` are Embedder's.
+    The last batch is padded with black images; `count` is the number of real ones. `progress` and `alter` are as in
+    Embedder.
     """
     size += -size % mesh.shape["data"]
     starts = range(0, len(images), size)
@@ -129,9 +136,9 @@ def device_batches(
 
 
 def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Return the features [N, D] kept in `path`, or those of `embed()`, which then are kept.
+    """Load cached features [N, D] from `path`. If the file is missing, call `embed()` and cache the result.
 
-    Damaged features are embedded again, with a warning. InputError if they cannot be written.
+    A damaged file counts as missing, with a warning. InputError if the file cannot be written.
     """
     try:
         if kept := sealed.read(path, np.float32, shape):

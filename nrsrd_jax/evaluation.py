@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from .sharding import make_mesh, over_data, replicated
 
-QUERY_BLOCK = 256  # queries at a time and device,
-BLOCK_DISTANCES = 2**26  # if so many are no more than these distances,
-BLOCK_PLACES = 2**16  # and these places
+# Upper limits of a block, per device: queries, distances, and compared positions.
+QUERY_BLOCK = 256
+BLOCK_DISTANCES = 2**26
+BLOCK_PLACES = 2**16
 CHUNK = 16  # gallery images that are compared at once
 ROWS = 2**10  # features that are scaled at once
 
@@ -42,7 +43,7 @@ class RankMetrics:
 
     @property
     def valid(self) -> np.ndarray:
-        """Whether a query has a match, [Q]."""
+        """Return whether each query has a match, bool [Q]."""
         return self.first_match > 0
 
     @property
@@ -55,18 +56,18 @@ class RankMetrics:
 
     @property
     def cmc(self) -> np.ndarray:
-        """The share of queries whose first match ranks r+1 or better, [max_rank]."""
+        """Return the share of queries whose first match ranks r+1 or better, [max_rank]."""
         firsts = np.bincount(self.first_match[self.valid], minlength=self.max_rank + 1)[1 : self.max_rank + 1]
         return firsts.cumsum() / self.valid.sum()
 
     def of(self, queries: np.ndarray) -> "RankMetrics":
-        """Those of some queries, chosen by index or by a mask."""
+        """Return the metrics of some queries, chosen by index or by a mask."""
         return RankMetrics(
             self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.max_rank
         )
 
     def summary(self) -> dict[str, float | int]:
-        """The headline numbers, as result.json names them."""
+        """Return the headline numbers, as result.json names them."""
         ranks = {f"rank{k}": float(self.cmc[min(k, self.max_rank) - 1]) for k in (1, 5, 10)}
         counts = {"queries": len(self.valid), "queries_without_match": int((~self.valid).sum())}
         return {"mAP": self.mAP, "mINP": self.mINP} | ranks | counts
@@ -80,9 +81,9 @@ def rank_metrics(
     gallery_cameras: np.ndarray,
     max_rank: int = 50,
 ) -> RankMetrics:
-    """CMC, mAP and mINP of a distance matrix [Q, G]; of equal distances the earlier gallery image comes first.
+    """Return CMC, mAP and mINP of a distance matrix [Q, G]. Equal distances rank by the gallery's order.
 
-    ValueError if shapes disagree, a distance is NaN, or no query has a match. The CMC has min(max_rank, G) entries.
+    The CMC has min(max_rank, G) entries. ValueError if shapes disagree, a distance is NaN, or no query has a match.
     """
     if np.ma.isMaskedArray(distances):
         raise ValueError("distances are masked; fill them")
@@ -108,7 +109,7 @@ def rank_features(
     max_rank: int = 50,
     mesh: Mesh | None = None,
 ) -> RankMetrics:
-    """As `rank_metrics`, of features [Q, D] and [G, D] by their `squared_distances`, never more than a block of them.
+    """Rank as `rank_metrics`, by the `squared_distances` of features [Q, D] and [G, D], one block at a time.
 
     ValueError also if a feature is not finite.
     """
@@ -123,10 +124,10 @@ def _check_counts(shape: tuple[int, ...], query_ids: np.ndarray, gallery_ids: np
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
-    """Squared Euclidean distances of features [Q, D] and [G, D] scaled to length 1: float32, a block at a time.
+    """Return the function of squared Euclidean distances, float32, of features [Q, D] and [G, D] scaled to length 1.
 
-    Rounding may put one below 0. The gallery stays on the devices, blocks are split over them. ValueError if a feature
-    is not finite, or the widths differ.
+    It computes a block of queries at a time. Rounding may put a distance below 0. The gallery stays on the devices,
+    and blocks are split over them. ValueError if a feature is not finite, or the widths differ.
     """
     query, gallery, _ = centred_rows(query, gallery)
     return distances_of(query, gallery, mesh or make_mesh())
@@ -135,8 +136,7 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
 def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scale features [Q, D] and [G, D] to length 1 and subtract the gallery's mean, which changes no distance.
 
-    Features of a network may be nearly parallel. Without their common part, float32 tells their distances apart as well
-    as float64 does with it.
+    Features of a network may be nearly parallel. Without their common part, float32 ranks them as float64 does with it.
 
     Returns:
         Both as float32, and the mean [D] as float64.
@@ -182,7 +182,7 @@ def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarr
 
 
 def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
-    """As `squared_distances`, of what `centred_rows` gave."""
+    """Return what `squared_distances` does, for features that `centred_rows` returned."""
     squares, gallery_squares = (
         np.einsum("nd,nd->n", rows, rows, dtype=np.float64).astype(np.float32) for rows in (query, gallery)
     )
@@ -201,7 +201,7 @@ def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distance
 
 @jax.jit
 def _squared_distances(query: jax.Array, squares: jax.Array, gallery: jax.Array, g_squares: jax.Array) -> jax.Array:
-    # The squares come ready: summed here, XLA for CPU fuses the sum and computes it again for every distance.
+    # The squares are computed beforehand: XLA for CPU would fuse their sum and compute it again for every distance.
     product = jnp.matmul(query, gallery.T, precision="highest", preferred_element_type=jnp.float32)
     return squares[:, None] + g_squares - 2 * product
 
@@ -216,9 +216,9 @@ def rank_by(
     max_rank: int = 50,
     mesh: Mesh | None = None,
 ) -> RankMetrics:
-    """As `rank_metrics`, of distances that are asked for a block of queries at a time.
+    """Rank as `rank_metrics`, by a function that returns the distances of a block of queries.
 
-    Blocks are split over the devices of `mesh`, hence some queries may be asked for again to fill the last one.
+    Blocks are split over the devices of `mesh`. To fill the last block, some queries are computed again.
     """
     mesh = mesh or make_mesh()
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
@@ -253,19 +253,19 @@ def rank_by(
 
 
 def _power_of_two(number: int) -> int:
-    """The next power of two: few sizes, few compiles."""
+    """Return the next power of two: few sizes, few compiles."""
     return 1 << (number - 1).bit_length()
 
 
 def _block_size(queries: int, gallery: int, width: int, devices: int) -> int:
-    """How many queries to take at once, a multiple of the devices."""
+    """Return how many queries to take at once, a multiple of the devices."""
     most = min(QUERY_BLOCK, BLOCK_DISTANCES // gallery, BLOCK_PLACES // width)
     return devices * max(1, min(most, _power_of_two(-(-queries // devices))))
 
 
 @jax.jit
 def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
-    """Where gallery images `same` [B, L] stand when a row of distances [B, G] is sorted stably, from 0; int [B, L]."""
+    """Return the rank, from 0, of gallery images `same` [B, L] in a stable sort of distances [B, G]; int [B, L]."""
     keys = _sortable(distances)
     queries, gallery = keys.shape
     chosen = jnp.take_along_axis(keys, same, 1)
@@ -282,7 +282,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """Floats as integers of the same order, −0 equal to 0: a device may flush small floats to 0, but no integers."""
+    """Return floats as integers of the same order, −0 equal to 0: a device may flush small floats, not integers."""
     integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
     bits = lax.bitcast_convert_type(x, integer)
     return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
@@ -291,9 +291,9 @@ def _sortable(x: jax.Array) -> jax.Array:
 def _metrics_of_places(
     places: np.ndarray, exists: np.ndarray, junk: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Average precision, inverse penalty and rank of the first match, [B] each, from places [B, L].
+    """Return average precision, inverse penalty and rank of the first match, [B] each, from places [B, L].
 
-    Junk, of the query's own camera, is passed over: what comes after it moves up.
+    Junk (from the query's own camera) is skipped: images after it move up.
     """
     nothing = np.iinfo(np.int64).max  # odd as junk, and after all else
     coded = np.sort(np.where(exists, 2 * places.astype(np.int64) + junk, nothing), axis=1)

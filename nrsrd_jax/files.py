@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and never through a link that the user did not name."""
+"""Files that are written completely or not at all, and never through a link that the user did not name."""
 
 import contextlib
 import csv
@@ -9,13 +9,13 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from .errors import InputError
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with its ~ as a home folder; InputError if there is no such user."""
+    """Return the path with ~ replaced by the home folder. InputError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -23,7 +23,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def writable_folder(folder: str | Path, option: str) -> Path:
-    """The folder, made if need be. InputError, naming the option, if it is a file or nothing can be written in it."""
+    """Return the folder, created if missing. InputError names the option if it is a file or cannot be written in."""
     folder = expanded(folder)
     if folder.is_file():
         raise InputError(f"{option} {folder} is a file; name a folder")
@@ -37,7 +37,7 @@ def writable_folder(folder: str | Path, option: str) -> Path:
 
 
 def writable_file(path: str | Path, option: str) -> Path:
-    """A file's path with its folder made. InputError, naming the option, if it is no file or cannot be written."""
+    """Return a file's path and create its folder. InputError names the option if it is a folder or not writable."""
     path = expanded(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{option} {path} is {'a folder' if path.is_dir() else 'no regular file'}; name a file")
@@ -46,7 +46,7 @@ def writable_file(path: str | Path, option: str) -> Path:
 
 @contextlib.contextmanager
 def readable(image: Path) -> Iterator[None]:
-    """Turns what the file system says of an image into an InputError."""
+    """Turn an OSError about an image into an InputError."""
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
     Args:
         path: the file to write.
         follow: whether `path` may be a symbolic link, whose target is then replaced. Only for a file that the user
-            named with an option: a link that lay in a folder could make us destroy any file of the user's.
+            named with an option: a link found in a folder could replace any of the user's files.
 
     Raises:
         InputError: `path` is a symbolic link (without `follow`), a folder or a device, or cannot be written.
@@ -121,12 +121,12 @@ def locked_open(path: Path) -> TextIO:
         InputError: it is a symbolic link, has a second name (a hard link), or is not a regular file.
         OSError: it cannot be opened.
     """
-    return _open_own(path, os.O_RDWR, "r+")
+    return _open_own(path, "r+")
 
 
 def append_open(path: Path) -> TextIO:
     """Open a text file in UTF-8 for appending; create it if it is missing. Raises as `locked_open` does."""
-    return _open_own(path, os.O_WRONLY | os.O_APPEND, "a")
+    return _open_own(path, "a")
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -136,12 +136,11 @@ def read_bounded(path: Path, limit: int) -> bytes:
         InputError: it is not a regular file, or holds more than `limit` bytes.
         OSError: it cannot be read.
     """
-    # Opening a named pipe for reading waits for a writer, unless O_NONBLOCK is set.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(path, "rb", opener=at_once) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise InputError(f"{path} is not a regular file")
-        # To ask for `limit` bytes would allocate as many, also for a small file.
+        # Reading with `limit` would allocate that many bytes, also for a small file.
         size = min(about.st_size, limit)
         content = file.read(size + 1)
         if len(content) > size:
@@ -157,10 +156,15 @@ def _no_link(path: Path) -> Path:
     return path
 
 
-def _open_own(path: Path, flags: int, mode: str) -> TextIO:
+def at_once(path: str, flags: int) -> int:
+    """Open a file, for `open(…, opener=at_once)`. A plain `open` of a named pipe waits for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _open_own(path: Path, mode: Literal["r+", "a"]) -> TextIO:
     _no_link(path)
-    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    file: TextIO = open(os.open(path, flags, 0o666), mode, encoding="utf-8")  # noqa: SIM115  # pyright: ignore[reportAssignmentType]
+    own = os.O_CREAT | os.O_NOFOLLOW
+    file = open(path, mode, encoding="utf-8", opener=lambda name, flags: at_once(name, flags | own))  # noqa: SIM115
     about = os.fstat(file.fileno())
     if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
         file.close()

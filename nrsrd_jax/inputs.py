@@ -39,11 +39,11 @@ class Records:
 
     @property
     def domains(self) -> dict[str, datasets.Split]:
-        """The images that the plans' indices are of."""
+        """Return the images that the plans' indices refer to."""
         return {"real": self.train} | ({"aux": self.bright} if self.bright else {})
 
     def hash(self) -> dict[str, str]:
-        """A file-list hash per split, to stamp into results."""
+        """Return a hash of each split's file list, for results."""
         splits = {"train": self.train, "aux_bright": self.bright, "aux_dark": self.dark}
         for name, target in self.targets.items():
             splits |= {f"{name}/query": target.query, f"{name}/gallery": target.gallery}
@@ -51,7 +51,7 @@ class Records:
 
 
 def read_records(config: Config) -> Records:
-    """Lists the files and plans the batches; InputError for all that can be found wrong without decoding."""
+    """List the files and plan the batches. InputError for every fault that shows without decoding."""
     exclude = datasets.read_exclude(config.data.exclude)
     sources = read_sources(config.data, exclude)
     targets = make_targets(config, read_sources(config.eval.data, exclude) if config.eval.data.name else sources)
@@ -60,7 +60,7 @@ def read_records(config: Config) -> Records:
 
 
 def read_targets(config: Config) -> dict[str, Target]:
-    """The tests, by data set. InputError if there are no queries, or none has a match."""
+    """Return the tests, by data set. InputError if there are no queries, or no query has a match."""
     choice = test_data(config)
     targets = make_targets(config, read_sources(choice, datasets.read_exclude(config.data.exclude)))
     if not targets:
@@ -69,12 +69,12 @@ def read_targets(config: Config) -> dict[str, Target]:
 
 
 def test_data(config: Config) -> Config:
-    """Where the options name the data to evaluate on: eval.data, or data if that is not set."""
+    """Return the options of the data to evaluate on: eval.data, or data if that is not set."""
     return config.eval.data if config.eval.data.name else config.data
 
 
 def make_targets(config: Config, sources: dict[str, datasets.Dataset]) -> dict[str, Target]:
-    """Make the tests on those data sets that have queries; say how many have a match. InputError if none has.
+    """Make the tests on the data sets with queries, and print how many have a match. InputError if no query has one.
 
     InputError also if eval.data names data sets without queries.
     """
@@ -119,7 +119,7 @@ def make_plans(config: Config, splits: dict[str, datasets.Split]) -> dict[str, B
 def read_sources(
     choice: Config, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.load
 ) -> dict[str, datasets.Dataset]:
-    """The data sets that name, root and protocol stand for, by name; numbered where a name stands there twice."""
+    """Return the data sets that name, root and protocol stand for, by name; a repeated name gets a number."""
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
     roots = [root.strip() for root in choice.root.split(",")] if len(names) > 1 else [choice.root]
     if choice.protocol == "":
@@ -149,7 +149,7 @@ def _read_aux(
 
 
 def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]:
-    """The training domains with their images, decoded into the cache unless data.cache is "none"."""
+    """Return the training domains with their images, decoded into the cache unless data.cache is "none"."""
     splits = {"real": {"images": records.train}}
     if records.bright:
         splits["aux"] = {"images": records.bright} | ({"dark_images": records.dark} if records.dark else {})
@@ -172,7 +172,7 @@ def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]
 
 
 def read_test_images(config: Config, split: datasets.Split) -> np.ndarray:
-    """The images of a query or gallery split, uint8 [N, H, W, 3], resized as the official test transform does."""
+    """Return the images of a query or gallery split, uint8 [N, H, W, 3], resized as by the official test transform."""
     if config.data.cache != "none":
         return cached_images(split.paths, config.image_size, "bilinear", config.data.cache_dir)
     images = np.empty((len(split), *config.image_size, 3), np.uint8)
@@ -181,9 +181,9 @@ def read_test_images(config: Config, split: datasets.Split) -> np.ndarray:
 
 
 def stamps(config: Config, target: Target) -> dict[str, str]:
-    """Return what tells test images from others of the same names: version, and a hash of the images' files each.
+    """Return what distinguishes test images from others of the same names: the version, and hashes of the files.
 
-    The lists' hashes are of names, identities and cameras alone. InputError if an image cannot be read.
+    The lists' hashes cover only names, identities and cameras. InputError if an image cannot be read.
     """
 
     def pixels(split: datasets.Split) -> str:
@@ -197,7 +197,7 @@ def stamps(config: Config, target: Target) -> dict[str, str]:
 
 
 def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic, Statistic]:
-    """data.mean and data.std as numbers; "dataset" measures them on the training images (on 512 of more)."""
+    """Return data.mean and data.std as numbers; "dataset" measures them on at most 512 training images."""
     mean, std = (fixed_statistic(config.data[name], f"data.{name}") for name in ("mean", "std"))
     if mean and std:
         return mean, std
@@ -210,5 +210,5 @@ def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic
 
 
 def reading_threads(config: Config) -> int:
-    """How many threads read batches ahead: one will do unless they decode."""
+    """Return how many threads read batches ahead: one suffices unless they decode."""
     return THREADS if config.data.cache == "none" else 1

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .precision import at_least_float32
 
-Part = dict[str, Any]  # `features`, `neck` and `logits` of one part of the model
+Part = dict[str, Any]  # `features` and `logits` of one part of the model
 
 
 def id_loss(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
@@ -127,27 +127,26 @@ class Term:
 
     Attributes:
         compute: (part, labels [B], domain, the teacher's logits [B, C] or None, **options) -> scalar, where `part` is
-            one of the model's parts with the rows of the domain alone.
-        domain: "real" or "aux", whose images it is of.
-        weight: its default λ; the option `loss.NAME` sets it.
+            one of the model's parts, with only the rows of the domain.
+        domain: "real" or "aux": the images that it is computed on.
         options: the names of the `loss` options that `compute` takes.
-        taught: whether it needs a teacher. The first part alone is distilled: a teacher has one classifier.
+        taught: whether it needs a teacher. Only the first part is distilled: a teacher has one classifier.
     """
 
     compute: Callable[..., jax.Array]
     domain: str
-    weight: float
     options: tuple[str, ...] = ()
     taught: bool = False
 
 
 DISTILLATION = ("alpha", "beta", "temperature", "nckd_weight")
+# Each name is also the option of config.py's `loss` that sets the term's weight λ.
 TERMS = {
-    "id_real": Term(_id_term, "real", 0.5, ("label_smoothing",)),
-    "triplet_real": Term(_triplet_term, "real", 0.5, ("margin", "normalize")),
-    "id_syn": Term(_id_term, "aux", 0.5, ("label_smoothing",)),
-    "triplet_syn": Term(_triplet_term, "aux", 0.5, ("margin", "normalize")),
-    "distill": Term(_distill_term, "aux", 0.02, DISTILLATION, taught=True),
+    "id_real": Term(_id_term, "real", ("label_smoothing",)),
+    "triplet_real": Term(_triplet_term, "real", ("margin", "normalize")),
+    "id_syn": Term(_id_term, "aux", ("label_smoothing",)),
+    "triplet_syn": Term(_triplet_term, "aux", ("margin", "normalize")),
+    "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
 }
 
 
@@ -165,8 +164,13 @@ def compute_terms(
         labels: {domain: [B]}.
         domains: the batch's domains, in the order of its rows.
         taught: the teacher's logits on the auxiliary images [B, C], or None without a teacher.
-        options: the options of the terms by name, such as `margin`; what is missing keeps its default.
+        options: the options of the terms by name, such as `margin`; missing ones keep their defaults.
     """
+
+    def of_domain(part: Part, domain: str) -> Part:
+        rows = slice(domains.index(domain), None, len(domains))
+        return {"features": part["features"][rows], "logits": {domain: part["logits"][domain][rows]}}
+
     terms = {}
     for name, term in TERMS.items():
         if term.domain not in domains or (term.taught and taught is None):
@@ -174,12 +178,7 @@ def compute_terms(
         chosen = {option: options[option] for option in term.options if option in options}
         values = []
         for part in parts[:1] if term.taught else parts:
-            rows = slice(domains.index(term.domain), None, len(domains))
-            own = {
-                "features": part["features"][rows],
-                "neck": part["neck"][rows],
-                "logits": {domain: logits[rows] for domain, logits in part["logits"].items()},
-            }
+            own = of_domain(part, term.domain)
             value = term.compute(own, labels[term.domain], term.domain, taught, **chosen)
             values.append(value if part["weight"] == 1 else part["weight"] * value)
         terms[name] = sum(values[1:], start=values[0])

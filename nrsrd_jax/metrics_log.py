@@ -1,4 +1,4 @@
-"""Where training's numbers go: metrics.jsonl, one line each, and TensorBoard."""
+"""The log of a training run: metrics.jsonl, with a line per logged step, and TensorBoard's files."""
 
 import contextlib
 import json
@@ -21,15 +21,15 @@ from .files import append_open, read_bounded, write_whole
 NAME = "metrics.jsonl"
 BOARD = "tensorboard"
 LOG_BYTES = 2**30
-# What a line tells of the machine and not of the training: it differs from run to run.
+# The numbers of a line that describe the machine and not the training: they differ from run to run.
 MACHINE = ("time", "images_per_second", "host_peak_gib", "device_peak_gib")
 
 
 class MetricsLog:
     """Append to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard, if `active`.
 
-    What an earlier, killed run wrote after `start` steps is dropped: the resumed run writes it again. Neither may be a
-    symbolic link (InputError).
+    Lines that an earlier, killed run wrote after `start` steps are dropped: the resumed run writes them again. Neither
+    may be a symbolic link (InputError).
     """
 
     def __init__(self, workdir: Path, start: int, active: bool = True):
@@ -80,8 +80,10 @@ class MetricsLog:
 
 
 def machine_figures() -> dict[str, float]:
-    """Return `time` in Unix seconds, and the most memory taken so far in GiB: `host_peak_gib` by this process,
-    `device_peak_gib` on the fullest of its devices, where they tell it.
+    """Return the time and the peak memory: {"time", "host_peak_gib", "device_peak_gib"}.
+
+    `time` is in Unix seconds. `host_peak_gib` is of this process; `device_peak_gib`, of the fullest of its devices, is
+    missing where devices do not report it.
     """
     unit = 1 if sys.platform == "darwin" else 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -126,7 +128,7 @@ def logged_scores(workdir: Path, epoch: int) -> dict[str, float]:
 
 
 def logged_accuracy(workdir: Path, epoch: int) -> float | None:
-    """Return the mean accuracy on the training batches of an epoch, from 1 on, in 0..1; None if none is logged."""
+    """Return the mean accuracy in 0..1 on the training batches of an epoch, from 1 on; None if it was not logged."""
     rows = [row for row in read_metrics(workdir) if row.get("epoch") == epoch]
     found = [row["accuracy_real"] for row in rows if "accuracy_real" in row]
     return float(np.mean(found)) if found else None

@@ -1,4 +1,4 @@
-"""Which numbers are computed in which width, and in which order."""
+"""The type that numbers are computed in, and the order in which they are added."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ from .errors import InputError
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """For statistics, norms, losses and distances: float32, or what `x` has if that is wider."""
+    """Return `x` in float32, or unchanged if its type is wider: for statistics, norms, losses and distances."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def compute_dtype(precision: str) -> jnp.dtype:
-    """The width of the network's matrix products: "auto" is bfloat16 on an accelerator and float32 on CPU."""
+    """Return the type of the network's matrix products: "auto" is bfloat16 on an accelerator and float32 on CPU."""
     if precision == "auto":
         precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if precision not in ("float32", "bfloat16"):
@@ -21,5 +21,5 @@ def compute_dtype(precision: str) -> jnp.dtype:
 
 
 def one_order() -> dict[str, str | bool]:
-    """Compiler options for a program that adds in the same order every time, so the same seed gives the same run."""
+    """Return compiler options that make a program add in the same order every time: the same seed, the same run."""
     return {"xla_gpu_exclude_nondeterministic_ops": True} if jax.default_backend() == "gpu" else {}

@@ -32,11 +32,11 @@ def k_reciprocal(
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> np.ndarray:
-    """Re-ranked distances [Q, G], float32, of features [Q, D] and [G, D], which are scaled to length 1.
+    """Return re-ranked distances [Q, G], float32, of features [Q, D] and [G, D], which are scaled to length 1.
 
-    TransReID's result but for its float16 rounding: λ·d/max(d) + (1−λ)·d_Jaccard, with d the squared Euclidean distance
-    (which Zhong et al.'s own script squares once more) and the Jaccard distance of sets of k1 neighbours, expanded by
-    their k1/2 and averaged over the k2 nearest. `reranked_distances` gives it by rows. ValueError as there.
+    They are TransReID's except for its float16 rounding: λ·d/max(d) + (1−λ)·d_Jaccard. d is the squared Euclidean
+    distance (which Zhong et al.'s own script squares once more). The Jaccard distance is of sets of k1 neighbours,
+    expanded by their k1/2 and averaged over the k2 nearest. ValueError as in `reranked_distances`.
     """
     rows = reranked_distances(query_features, gallery_features, k1, k2, lambda_value)
     result = np.empty((len(query_features), len(gallery_features)), np.float32)
@@ -54,9 +54,9 @@ def reranked_distances(
     lambda_value: float = 0.3,
     mesh: Mesh | None = None,
 ) -> Distances:
-    """As `k_reciprocal`, but a function from indices of queries [B] to their rows [B, G], for `evaluation.rank_by`.
+    """Return `k_reciprocal` as a function from indices of queries [B] to their rows [B, G], for `evaluation.rank_by`.
 
-    Says on stderr how much memory and about how long it takes. ValueError for parameters out of range, features that
+    Prints to stderr how much memory it takes, and about how long. ValueError for parameters out of range, features that
     are not finite, or of different widths.
     """
     _check_parameters(k1, k2, lambda_value)
@@ -199,7 +199,7 @@ def expand_queries(
 
 
 def _check_features(query: np.ndarray, gallery: np.ndarray) -> None:
-    """ValueError for features of different widths, or none."""
+    """Raise ValueError for features of different widths, or if there are no queries or gallery images."""
     if np.ndim(query) != 2 or np.ndim(gallery) != 2 or np.shape(query)[1] != np.shape(gallery)[1]:
         raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
     if not len(query) or not len(gallery):
@@ -207,7 +207,7 @@ def _check_features(query: np.ndarray, gallery: np.ndarray) -> None:
 
 
 def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
-    """ValueError for parameters of re-ranking that are out of range."""
+    """Raise ValueError for parameters of re-ranking that are out of range."""
     for name, value in (("k1", k1), ("k2", k2)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint, and the record of what was run: result.json."""
+"""The evaluation of a checkpoint, and its record, result.json."""
 
 import functools
 import importlib.metadata
@@ -62,9 +62,9 @@ def evaluate_run(
         config: says which data; without it the run's own is used, or night600's for a checkpoint without a run.
         overrides: single options of the config, as {"data.root": …}.
         rerank: switches re-ranking on.
-        features: an .npz file to write the features to.
+        features: a .npz file to write the features to.
         lights: intensities to degrade the test images to.
-        report: a folder for a page of all this.
+        report: a folder for a page of the results.
 
     Returns:
         The result, and the files written, the result's first.
@@ -76,7 +76,7 @@ def evaluate_run(
     source, path, config = _choose(workdir, directory, config, overrides)
     config.eval.rerank.enabled |= rerank
     configuration.validate(config)
-    degradation_options(config)  # a wrong one ends here
+    degradation_options(config)  # A wrong one raises InputError here.
     if features and Path(features).suffix != ".npz":
         raise InputError(f"--features {features}: name a .npz file")
     written = {"result": writable_file(output or source / PLAIN, "--output")}
@@ -112,8 +112,9 @@ def evaluate_run(
         result["selected_by"] = "being the last of a run that was not evaluated"
     if not output:
         written["result"] = choose_file(source, result, embedder.description.provenance.get("data"))
-        written |= {"plot": _plot_beside(written["result"])} if lights else {}
-    # The result is written at once, because what comes next may fail.
+        if lights:
+            written["plot"] = _plot_beside(written["result"])
+    # Write the result at once, because the next steps may fail.
     write_result(written["result"], result, begin, follow=bool(output))
     if features:
         export_features(written["features"], results, targets)
@@ -138,14 +139,14 @@ def _plot_beside(result_file: Path) -> Path:
 
 
 def write_result(path: Path, result: dict[str, Any], begin: float, follow: bool) -> None:
-    """Write the result with the time and the seconds since `begin`; `follow` a link only if the user named the file."""
+    """Write the result with the time and the seconds since `begin`. `follow` links only if the user named the file."""
     result["seconds"] = round(time.perf_counter() - begin, 2)
     result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_whole(path, json.dumps(result, indent=1) + "\n", follow)
 
 
 def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str, Any]) -> tuple[Path, Path, Config]:
-    """What was named (or the newest run), the checkpoint in it, and the config, as `evaluate_run` says."""
+    """Return what the user named (or the newest run), the checkpoint in it, and the config, as `evaluate_run` says."""
     if workdir and directory:
         raise InputError("--workdir and --checkpoint both name weights; give one of them")
     if not (workdir or directory):
@@ -167,7 +168,7 @@ def sweep(
     fingerprint: str,
     lights: tuple[float, ...],
 ) -> dict[str, list[dict[str, Any]]]:
-    """The numbers of each data set at every intensity."""
+    """Return the numbers of each data set at every intensity."""
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
     for light in lights:
         for name, evaluation in evaluate(embedder, config, targets, fingerprint, light).items():
@@ -176,7 +177,7 @@ def sweep(
 
 
 def describe(evaluation: Evaluation, target: Target, config: Config) -> dict[str, Any]:
-    """The numbers of one data set, also by the queries' camera and brightness, and what they are of."""
+    """Return the numbers of one data set, also by the queries' camera and brightness, and what identifies the data."""
     metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(config, target.query))
     edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
     group = np.searchsorted(edges[1:-1], luminance, side="right")
@@ -201,16 +202,16 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _groups(metrics: RankMetrics, groups: dict[Any, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The numbers of groups of queries (masks [Q]), of those with a match."""
+    """Return the numbers of each group of queries (mask [Q]) that has a query with a match."""
     return {str(name): metrics.of(mask).summary() for name, mask in groups.items() if metrics.valid[mask].any()}
 
 
 def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapping[str, Target]) -> None:
-    """One .npz file; of several data sets the names begin with "NAME/".
+    """Write the features to a .npz file; with several data sets the names begin with "NAME/".
 
-    `query_features` and `gallery_features` as embedded (not scaled, before expansion), their `_pids`, `_cameras`,
-    `_views` (whose equals are left out) and `_paths`; each query's `average_precision` and `first_match` in the final
-    ranking.
+    It holds `query_features` and `gallery_features` as embedded (not scaled, before expansion), their `_pids`,
+    `_cameras`, `_views` (gallery images of a query's identity and view are left out) and `_paths`, and each query's
+    `average_precision` and `first_match` in the final ranking.
     """
     arrays = {}
     for name, target in targets.items():
@@ -227,7 +228,7 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
 
 
 def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, Any]:
-    """All that is needed to say what the numbers are of, and to get them again."""
+    """Return all that identifies the numbers, and that it takes to reproduce them."""
     choice, rerank, trained = test_data(config), config.eval.rerank, embedder.description.provenance
     return {
         "protocol": f"{config.eval.protocol}: {PROTOCOLS[config.eval.protocol].meaning}",
@@ -251,7 +252,7 @@ def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, An
 
 
 def commit() -> str | None:
-    """The git commit of this code, ending in -dirty if files were changed since; None where it is in no checkout."""
+    """Return the git commit of this code, ending in -dirty after changes; None if it is not in a checkout."""
     here = Path(__file__)
     git = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
@@ -262,7 +263,7 @@ def commit() -> str | None:
 
 
 def find_warnings(targets: Mapping[str, Target]) -> list[str]:
-    """Return what makes the numbers meaningless, a sentence for each data set with such a fault."""
+    """Return a sentence for each data set whose numbers are meaningless."""
     return [
         f"{name}: all {counted(len(target.gallery), 'gallery image')} show one person, so that no ranking can be "
         "wrong: its mAP and Rank-1 of 100 % say nothing; add images of other people to the gallery"
@@ -281,9 +282,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def full_table(result: dict[str, Any]) -> str:
-    """Return what a result has to show, a table for each data set: by camera, brightness and light; then the mean.
+    """Return a result as text: a table for each data set, by camera, brightness and light, and then the mean.
 
-    What is not re-ranked has a table of its own. Warnings come last.
+    Numbers without re-ranking have their own table. Warnings come last.
     """
     tables, ending = [], ", re-ranked" if result["rerank"] else ""
     for name, target in result["targets"].items():

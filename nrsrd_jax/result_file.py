@@ -1,7 +1,7 @@
-"""Where a result is kept if the user names no file: no evaluation replaces the result of another.
+"""The file of a result that the user does not name: no evaluation replaces another's result.
 
-RUN/result.json is the plain evaluation: the run's own test with nothing switched on. Any other result is
-RUN/result-WORDS-HASH.json: the words say how it differs, the hash stands for all that its numbers depend on.
+RUN/result.json is the plain evaluation: the run's own test without options. Any other result is
+RUN/result-WORDS-HASH.json: the words say how it differs, the hash covers all that its numbers depend on.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ def refuse_links(folder: Path) -> None:
 
 
 def choose_file(folder: Path, result: Mapping[str, Any], trained_data: Any) -> Path:
-    """Return the file in `folder` for a result, so that the result of another evaluation is kept.
+    """Return the file in `folder` for a result, so that another evaluation's result is kept.
 
     Args:
         folder: the run or checkpoint.
-        result: the record, complete but for the times.
-        trained_data: the hashes of the lists that the weights were trained and tested with, by "NAME/query" and
-            "NAME/gallery", where they are known.
+        result: the record, complete except for the times.
+        trained_data: where known, the hashes of the lists that the weights were trained and tested with, by
+            "NAME/query" and "NAME/gallery".
 
     A result.json of other weights or of other contents of the same test is renamed to result-earlier-HASH.json.
     """
@@ -66,7 +66,7 @@ def _where(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return what the result in a file is of; None if the file is missing or no result of this version."""
+    """Return what the result in a file depends on; None if it is missing, or not a result of this version."""
     try:
         return _subject(json.loads(read_bounded(path, MOST_BYTES)))
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):

@@ -1,5 +1,7 @@
 """Learning rate and optimiser, as the official TransReID-SSL trains."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -46,8 +48,8 @@ def _path(key_path) -> str:
 
 
 def _decayed(params) -> dict:
-    undecayed = ("norm_ratio", "bottleneck/bias")
-    return jax.tree_util.tree_map_with_path(lambda path, _: not _path(path).endswith(undecayed), params)
+    undecayed = re.compile(r"(norm_ratio|bottleneck(_\d+)?/bias)$")
+    return jax.tree_util.tree_map_with_path(lambda path, _: not undecayed.search(_path(path)), params)
 
 
 def scale_updates(directions, rate: jax.Array, bias_rate: jax.Array):

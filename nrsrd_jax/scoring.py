@@ -26,10 +26,14 @@ from .sharding import own_mesh
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came out for one data set.
+    """The results of one data set.
 
-    `features` are those of "query" [Q, D] and "gallery" [G, D] as embedded, `distances` what `metrics` rank by. With
-    re-ranking, `plain` has the metrics without. `seconds` are by stage.
+    Attributes:
+        features: of "query" [Q, D] and "gallery" [G, D], as embedded.
+        distances: what `metrics` rank by.
+        metrics: the final ones.
+        plain: with re-ranking, the metrics without it.
+        seconds: by stage.
     """
 
     features: dict[str, np.ndarray]
@@ -46,10 +50,10 @@ def evaluate(
     fingerprint: str = "",
     light: float | None = None,
 ) -> dict[str, Evaluation]:
-    """Per data set: embeds query and gallery, and ranks the gallery for every query.
+    """Embed query and gallery of each data set, and rank the gallery for every query.
 
-    With the embedder's `fingerprint` features are kept in the cache, or taken from it. `light` is an intensity that
-    the images are degraded to.
+    With the embedder's `fingerprint`, features are read from the cache, or kept there. With `light` the images are
+    degraded to that intensity.
     """
     results = {}
     for name, target in targets.items():
@@ -86,7 +90,7 @@ def _features(
 
 
 def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh: Mesh | None = None) -> Evaluation:
-    """The metrics of features {"query": [Q, D], "gallery": [G, D]}, whatever made them, as config.eval says."""
+    """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as config.eval says."""
     query, gallery = features["query"], features["gallery"]
     rerank = config.eval.rerank
     seconds: dict[str, float] = {}
@@ -110,7 +114,7 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def headline(results: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """The numbers of a single data set; of several the means of fractions and the sums of counts."""
+    """Return the numbers of a single data set; for several, the means of fractions and the sums of counts."""
     rows = [result.metrics.summary() for result in results.values()]
     if len(rows) == 1:
         return rows[0]

@@ -19,7 +19,7 @@ from .models.reid import ReID
 from .schedule import scale_updates
 from .state import TrainState
 
-DOMAINS = {"real": "real", "aux": "syn"}  # how the paper's losses call each domain
+DOMAINS = {"real": "real", "aux": "syn"}  # each domain's name in the paper's losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Preparation:
     degradation: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, key: jax.Array, batch: dict, teacher: Teacher | None = None) -> dict:
-        """{"real": float images, "aux": the dark ones, "teacher": the bright ones with the same flip and crop}."""
+        """Return {"real": float images, "aux": dark ones, "teacher": the bright ones with the same flip and crop}."""
         keys = jax.random.split(key, 5)
         move = functools.partial(augment.flip_and_crop, flip=self.flip, pad=self.pad)
 
@@ -83,11 +83,11 @@ def make_objective(
     Args:
         model: the model to train.
         loss_weights: λ of eq. 10 by the names in `losses.TERMS`.
-        loss_options: options of those terms, such as `margin`; what is missing keeps its default.
-        teacher: whose logits on the bright auxiliary images are distilled.
+        loss_options: options of those terms, such as `margin`; missing ones keep their defaults.
+        teacher: the model whose logits on the bright auxiliary images are distilled.
 
-    The function's `inputs` are normalised float images by domain, as Preparation returns them; its `labels`
-    {domain: [B]}, as are its `cameras`, which may be missing.
+    The function's `inputs` are normalised float images by domain, as Preparation returns them. Its `labels` and
+    `cameras` are {domain: [B]}; `cameras` may be missing.
     """
 
     def objective(params, batch_stats, inputs, labels, key, teacher_variables, cameras=None):
@@ -123,10 +123,10 @@ def make_objective(
 
 
 def make_update(objective: Callable, optimizer: optax.GradientTransformation, rates: Callable) -> Callable:
-    """update(state, inputs, labels, epoch, key, teacher_variables, cameras) -> (state, metrics): one step.
+    """Return update(state, inputs, labels, epoch, key, teacher_variables, cameras) -> (state, metrics): one step.
 
-    `rates(epoch)` returns the learning rates of weights and of biases. With a model without drop path this is
-    deterministic in its float inputs: it is what the parity tests call.
+    `rates(epoch)` returns the learning rates of weights and of biases. For a model without drop path the update is
+    deterministic in its float inputs, so the parity tests call it.
     """
 
     def update(state: TrainState, inputs, labels, epoch, key, teacher_variables=None, cameras=None):
@@ -150,7 +150,7 @@ def make_update(objective: Callable, optimizer: optax.GradientTransformation, ra
 
 
 def make_train_step(prepare: Preparation, update: Callable, teacher: Teacher | None, seed: int) -> Callable:
-    """train_step(state, batch, teacher_variables) -> (state, metrics), pure: its randomness is (seed, state.step)."""
+    """Return the pure train_step(state, batch, teacher_variables) -> (state, metrics), random by (seed, state.step)."""
 
     def train_step(state: TrainState, batch: dict, teacher_variables=None):
         prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))

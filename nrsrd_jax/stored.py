@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder: examined before it is restored, so that a bad one ends in one line."""
+"""Checks of a checkpoint's folder before it is restored: a damaged one raises an error of one line."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ COPIES = 2  # While arrays are restored, the decoded ones and those of the devic
 
 
 def _unraisable(report: Any, before: Any = sys.unraisablehook) -> None:
-    """Leave out that Orbax's reads end after the first of them has failed and closed their event loop."""
+    """Leave out the errors of Orbax's other reads, after the first has failed and closed their event loop."""
     if str(report.exc_value) != "Event loop is closed":
         before(report)
 
@@ -36,7 +36,7 @@ sys.unraisablehook = _unraisable
 
 
 class Damaged(InputError):
-    """A checkpoint cannot be read, or holds something else than was saved."""
+    """A checkpoint cannot be read, or does not hold what was saved."""
 
 
 @contextlib.contextmanager
@@ -85,14 +85,14 @@ def has_items(path: Path) -> bool:
 
 
 def check_stored(folder: Path, abstract: Any = None) -> None:
-    """Compare what an item of a checkpoint will take with its bytes on disk and with the free memory.
+    """Compare the memory that an item of a checkpoint takes with its bytes on disk and with the free memory.
 
     Args:
         folder: the item, `CHECKPOINT/weights`.
         abstract: the arrays that it is restored into, if that is known; only their shapes and types are used.
 
     Raises:
-        Damaged: the arrays are far larger than their compressed bytes, or something else than files lies there.
+        Damaged: the arrays are far larger than their compressed bytes, or the folder holds more than regular files.
         InputError: the arrays do not fit in the free memory.
     """
     with restoring(folder.parent):
@@ -129,7 +129,7 @@ def _stored_arrays(folder: Path) -> tuple[int, int]:
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     decoded = arrays = 0
     for key in store.list().result():
-        if key.endswith(b"zarr.json"):  # Orbax could be told to read this instead of what is counted here.
+        if key.endswith(b"zarr.json"):  # Orbax may read this instead of the arrays counted here.
             raise Damaged(f"{folder.parent} is damaged: {folder.name}/ is in a format that is not written")
         if key.endswith(b".zarray"):
             array = json.loads(store.read(key).result().value)

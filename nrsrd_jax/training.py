@@ -1,4 +1,4 @@
-"""The training run: how it starts or goes on, and the loop around the step."""
+"""The training run: how it starts or continues, and the loop around the step."""
 
 import contextlib
 import dataclasses
@@ -51,7 +51,7 @@ from .workdir import Termination, owned
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run begins from; what is wrong with its config, file lists and checkpoints has been found."""
+    """What a run begins from, after its config, file lists and checkpoints were checked."""
 
     mesh: Mesh
     degradation: dict[str, Any]
@@ -63,7 +63,7 @@ class Start:
 
 
 def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
-    """What a run of `config` in `workdir` begins from. InputError for what is wrong with config, data, checkpoints."""
+    """Return what a run of `config` in `workdir` begins from. InputError if config, data or checkpoints are wrong."""
     with together():
         configuration.validate(config)
         degradation = degradation_options(config)
@@ -84,7 +84,7 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
 def train(
     config: Config, workdir: str | Path, devices: Sequence[Any] | None = None, preempted_status: int = 143
 ) -> dict[str, float]:
-    """Train, or continue where a killed run of the same config stopped.
+    """Train, or continue a killed run of the same config from its last checkpoint.
 
     Args:
         config: the run.
@@ -93,11 +93,11 @@ def train(
         preempted_status: the exit status that `Stopped` carries.
 
     Returns:
-        The last evaluation's numbers; without queries {"training_accuracy": …}, that of the last epoch in 0..1.
+        The last evaluation's numbers; without queries {"training_accuracy": …} of the last epoch, in 0..1.
 
     Raises:
-        InputError: something is wrong with the config, the data or the checkpoints it names. Almost all of that
-            shows before the first compile.
+        InputError: something is wrong with the config, the data or the checkpoints it names. Almost all faults are
+            found before the first compile.
         Stopped: SIGTERM came, and what was learned is saved.
     """
     workdir = expanded(workdir)
@@ -131,7 +131,7 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
     optimizer = make_optimizer(config.optim.name, momentum=config.optim.momentum, decay=config.optim.weight_decay)
     abstract, shardings, create = state_builder(config, description, optimizer, mesh)
     checkpoints = Checkpoints(workdir)
-    # How to initialise: 1. go on with this run; 2. start from a checkpoint's backbone; 3. from random weights.
+    # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. from random weights.
     if done:
         total = records.plans["real"].steps(config.train.epochs)
         state = checkpoints.restore(abstract, shardings, description, total)
@@ -170,7 +170,7 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
 def check_same_run(config: Config, workdir: Path) -> None:
     """Raise InputError if the work directory holds a run that learns something else."""
     folder = workdir / checkpoint.FOLDER
-    if folder.is_symlink():  # Old checkpoints in it are removed: never what a link in the folder points to.
+    if folder.is_symlink():  # Training removes old checkpoints in it, and must not remove what a link points to.
         raise InputError(f"{folder} is a symbolic link; remove it, or choose another --workdir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
@@ -183,7 +183,7 @@ def check_same_run(config: Config, workdir: Path) -> None:
 
 
 class Rate:
-    """The images of the steps since it was made, and the time they took."""
+    """Count the images of the steps since it was made, and the time they took."""
 
     def __init__(self):
         self.images, self._begin = 0, time.perf_counter()
@@ -227,7 +227,7 @@ class Loop:
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
                 rate.images += images
-                if done == begin:  # Compiling counts in no rate.
+                if done == begin:  # The rate leaves out the compile.
                     bar.unpause()
                     rate = Rate()
                 if pending:  # Check the step before, while this one runs.
@@ -273,7 +273,7 @@ class Loop:
         return {"training_accuracy": accuracy}
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
-        """InputError if the loss or a gradient of step number `step` is not finite; the batch goes to a file."""
+        """Raise InputError if the loss or gradient norm of step `step` is not finite; list the batch in a file."""
         if is_finite(metrics):
             return
         values = {name: float(value) for name, value in metrics.items()}
@@ -294,7 +294,7 @@ class Loop:
         )
 
     def batches(self, start: int, stop: int):
-        """Batches on the devices, split over the mesh."""
+        """Yield batches on the devices, split over the mesh."""
         config, sharding = self.config, over_data(self.mesh)
         on_device = config.data.cache == "device"
         if on_device:
@@ -314,21 +314,21 @@ class Loop:
             yield batch
 
     def end_epoch(self, state: TrainState, epoch: int, last: bool, log: MetricsLog, bar: tqdm) -> dict[str, float]:
-        """After `epoch` epochs: evaluates and saves if it is time. Returns the evaluation's numbers, if any."""
+        """Evaluate and save after `epoch` epochs, if it is time. Return the evaluation's numbers, if any."""
         config = self.config
         scores: dict[str, float] = {}
         if last or (config.eval.every and epoch % config.eval.every == 0):
             try:
                 scores = self.evaluate(state, epoch, log, bar)
             except Exception:
-                self.checkpoints.save(state, self.description, None)  # what was learned outlives a failed evaluation
+                self.checkpoints.save(state, self.description, None)  # A failed evaluation must not lose the weights.
                 raise
         if scores or last or epoch % config.train.save_every == 0:
             self.checkpoints.save(state, self.description, scores or None)
         return scores
 
     def evaluate(self, state: TrainState, epoch: int, log: MetricsLog, bar: tqdm) -> dict[str, float]:
-        """Evaluates the state after `epoch` epochs, logs and returns the numbers; none where there are no queries."""
+        """Evaluate the state after `epoch` epochs, log the numbers and return them; {} without queries."""
         if not self.records.targets:
             return {}
         bar.set_description("evaluating")
@@ -354,7 +354,7 @@ class Loop:
 
 
 def progress_bar(done: int, total: int, images: int) -> tqdm:
-    """Images per second and the time left, of steps of `images` each; now and then where there is no terminal."""
+    """Return a bar with images per second and the time left, for steps of `images`; without a terminal it is slow."""
     interval = 0.5 if sys.stderr.isatty() else 15
     return tqdm(
         desc="compiling the step, once",

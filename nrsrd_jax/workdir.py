@@ -1,4 +1,4 @@
-"""A run's folder belongs to one process at a time, and a signal ends a run only after it saved."""
+"""The lock of a run's folder, which one process holds at a time, and signals, which end a run after it has saved."""
 
 import contextlib
 import fcntl
@@ -22,10 +22,11 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def owned(workdir: Path) -> Iterator[None]:
-    """Create the folder, and hold it until the end of the block or of the process.
+    """Create the folder, and lock it until the end of the block or of the process.
 
     Raises:
-        InputError: it cannot be created, its lock is a symbolic link, or another process, which is named, holds it.
+        InputError: it cannot be created, its lock is a symbolic link, or another process holds it; the message names
+            that process.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,10 @@ def owned(workdir: Path) -> Iterator[None]:
 class Termination:
     """Handle SIGTERM, which a cluster sends before it takes a machine away, and Ctrl-C, within `with`.
 
-    Before the first step there is nothing to save: they raise Stopped and KeyboardInterrupt at once, as a second Ctrl-C
-    does. `told()`, asked after each step, says whether one came; several processes agree on the step, and there JAX
-    handles SIGTERM. Outside the main thread, signals are not handled; the caller decides when to stop.
+    Before the first step there is nothing to save: SIGTERM raises Stopped, and Ctrl-C KeyboardInterrupt, at once. Later
+    a second Ctrl-C does too. Call `told()` after each step: it returns whether a signal came. With several processes
+    JAX handles SIGTERM, and all stop after the same step. Outside the main thread, signals are not handled; the caller
+    decides when to stop.
 
     Args:
         status: the exit status that Stopped carries.

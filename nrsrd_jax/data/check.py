@@ -1,13 +1,14 @@
-"""Looks at every image of a data set before training does: `python -m nrsrd_jax.data.check NAME ROOT`.
+"""Check every image of a data set before training: `python -m nrsrd_jax.data.check NAME ROOT`.
 
   python -m nrsrd_jax.data.check night600 data/Night600
   python -m nrsrd_jax.data.check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
   python -m nrsrd_jax.data.check --config configs/night600.py:nrsrd --config.data.root=DIR
 
 It takes train.py's --config FILE[:VARIANT] and --config.KEY=VALUE, and judges as train.py with these options would;
-without FILE, as configs/night600.py:baseline. A fault would stop training; a warning is worth a look. Exit status 0 if
-train.py with these options starts, 1 if there are faults, 2 if the data or the options cannot be read at all. With NAME
-ROOT alone, too few people for the default batch are a warning: train.py then needs a smaller train.batch_size.
+without FILE, as configs/night600.py:baseline. A fault would stop training; a warning is worth a look. The exit status
+is 0 if train.py with these options starts, 1 if there are faults, 2 if the data or the options cannot be read at all.
+With only NAME ROOT, too few people for the default batch give a warning: train.py then needs a smaller
+train.batch_size.
 """
 
 import argparse
@@ -34,22 +35,22 @@ from .listing import SPLITS
 from .protocol import make_target
 from .readers import SOURCES
 
-SMALLEST_SIDE = 8  # pixels; less shows nobody
+SMALLEST_SIDE = 8  # pixels; a smaller image shows nobody
 SHOWN = 5  # examples in a line
-MANY = 50  # cameras, that are seldom in a data set
+MANY = 50  # cameras; few data sets have more
 LISTED = 20  # queries without a match that get a line each
 
 
 @dataclasses.dataclass
 class Pixels:
-    """What the images look like: those of training as data.mean and data.std take them, all by brightness."""
+    """What the images look like: the levels of training images, for data.mean and data.std; the brightness of all."""
 
     levels: list[np.ndarray] = dataclasses.field(default_factory=list)  # of a training image [3, 256], in shares
     brightness: list[float] = dataclasses.field(default_factory=list)  # mean of each image, 0..255
     digests: dict[Path, bytes] = dataclasses.field(default_factory=dict)  # of each readable image's file
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation per channel of pixels in 0..1, every training image counting alike."""
+        """Return mean and standard deviation per channel of pixels in 0..1; every training image counts alike."""
         return moments(np.mean(self.levels, axis=0) if self.levels else np.zeros((3, 256)))
 
 
@@ -63,7 +64,7 @@ class Findings:
 
 
 def check(data: Dataset) -> tuple[Findings, Pixels]:
-    """Everything that can be found wrong or odd with a data set by itself, and what its pixels are like."""
+    """Return every fault and oddity of a data set by itself, and what its pixels are like."""
     findings = Findings(warnings=list(data.notes))
     for path in data.unnamed:
         findings.faults.append(f"{path}: no identity and camera in its name")
@@ -76,7 +77,7 @@ def check(data: Dataset) -> tuple[Findings, Pixels]:
 
 
 def _skipped(data: Dataset) -> dict[str, str]:
-    """By reason, a line of how many files are not read, with examples."""
+    """Return, by reason, a line that says how many files are not read, with examples."""
     return {
         reason: f"not read: {len(paths)} {reason} ({examples([path.name for path in paths])})"
         for reason, paths in data.skipped.items()
@@ -157,7 +158,7 @@ def examples(values: Sequence[object]) -> str:
 
 
 def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
-    """The table, the findings and the pixels, as lines."""
+    """Return the table, the findings and the pixels as lines."""
     lines = [f"{'':8}{'images':>9}{'identities':>12}{'cameras':>9}"]
     for split in SPLITS:
         part: Split = getattr(data, split)
@@ -209,19 +210,18 @@ def main() -> None:
         say(*report(data, findings, pixels))
         for field in dataclasses.fields(Findings):
             getattr(total, field.name).extend(getattr(findings, field.name))
-
-    def plans() -> object:
-        return make_plans(config, make_domains(config, sources, left_out)[0])
-
-    refused, too_few = _refusals(lambda: make_targets(config, tests)), _refusals(plans)
-    config.train.batch_size, chosen = 2 * config.train.instances, config.train.batch_size
-    if given or _refusals(plans):
+    domains: dict[str, Split] = {}
+    refused = _refusals(lambda: make_targets(config, tests))
+    refused += _refusals(lambda: domains.update(make_domains(config, sources, left_out)[0]))
+    too_few = _refusals(lambda: make_plans(config, domains))
+    smaller = config.copy_and_resolve_references()
+    smaller.train.batch_size = 2 * config.train.instances
+    if given or _refusals(lambda: make_plans(smaller, domains)):
         refused += too_few
     else:
         # Nobody asked for the default batch, and a smaller one would do.
         total.warnings += too_few
         say(*(f"warning: {text}" for text in too_few))
-    config.train.batch_size = chosen
     if given and not (refused or total.faults):
         refused = _refusals(lambda: _start(config))
     say(*(f"fault: {text}" for text in refused))
@@ -232,7 +232,7 @@ def main() -> None:
 
 
 def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, bool]:
-    """Return the options, the config that they stand for, and whether it was given and not only the data set."""
+    """Return the options, the config that they stand for, and whether the user gave --config."""
     parser = Parser(__doc__, "python -m nrsrd_jax.data.check")
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(SOURCES))
     parser.add_argument("root", nargs="?", metavar="ROOT", help="its folder; of a manifest the CSV file")
@@ -259,19 +259,17 @@ def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, boo
     return options, config, bool(ours)
 
 
-def _refusals(*steps: Callable[[], object]) -> list[str]:
-    """What train.py would say of these of its steps, a line for each that it refuses."""
-    refused = []
-    for step in steps:
-        try:
-            step()
-        except InputError as error:
-            refused.append(str(error))
-    return refused
+def _refusals(step: Callable[[], object]) -> list[str]:
+    """Run one of train.py's steps. Return [its message] if it refuses, otherwise []."""
+    try:
+        step()
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _start(config: Config) -> None:
-    """All that train.py does before it decodes images, in a work directory of its own."""
+    """Do what train.py does before it decodes images, in a temporary work directory."""
     from ..training import check_run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

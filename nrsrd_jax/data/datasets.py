@@ -1,4 +1,4 @@
-"""Which images a data set holds, of whom and from which camera: files on disk -> records."""
+"""The images of a data set, with identity and camera: files on disk -> records."""
 
 import dataclasses
 import hashlib
@@ -36,16 +36,16 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class of each image: the rank of its identity among the sorted identities."""
+        """Return the class of each image: the rank of its identity among the sorted identities."""
         return np.unique(self.pids, return_inverse=True)[1].astype(np.int32)
 
     @property
     def camera_ranks(self) -> np.ndarray:
-        """The rank of each image's camera among the sorted cameras, int32 [N]."""
+        """Return the rank of each image's camera among the sorted cameras, int32 [N]."""
         return np.unique(self.cameras, return_inverse=True)[1].astype(np.int32)
 
     def hash(self) -> str:
-        """SHA-256 over names, identities and cameras: the same files give the same hash wherever they lie."""
+        """Return the SHA-256 of names, identities and cameras; it does not depend on the folder."""
         rows = zip((os.fsencode(path.name) for path in self.paths), self.pids, self.cameras, strict=True)
         return hashlib.sha256(b"\n".join(b"%s\t%d\t%d" % row for row in rows)).hexdigest()
 
@@ -57,9 +57,9 @@ class Dataset:
     Attributes:
         unnamed: images whose names tell no identity and camera.
         skipped: by reason, files that are left out. The reason follows a count: "3 hidden".
-        notes: what the user must know of how the names were read.
+        notes: what the user must know about how the names were read.
         source: the kind of data set, one of SOURCES.
-        protocol: its way of testing.
+        protocol: how it is tested.
         version: of the data set, where it has several.
     """
 
@@ -74,13 +74,13 @@ class Dataset:
     version: str = ""
 
     def remarks(self) -> list[str]:
-        """Return one line of what was not read and why, if anything was, after the notes."""
+        """Return the notes, and a line that says which files were not read and why, if any."""
         counts = ", ".join(f"{len(paths)} {reason}" for reason, paths in self.skipped.items())
         return [*self.notes, *([f"not read: {counts}"] if counts else [])]
 
 
 def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
-    """A data set's splits; says in a line what was not read. InputError if it or a name cannot be understood.
+    """Return a data set's splits, and print which files were not read. InputError if it or a name cannot be understood.
 
     `name` is one of SOURCES, `root` its folder (of a manifest: the file), `exclude` are images to leave out. Images
     named for junk (identity −1) are dropped; distractors (identity 0) stay.
@@ -97,7 +97,7 @@ def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection
 
 
 def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
-    """As `load`, but says nothing, and images without identity and camera are in `unnamed`."""
+    """Return what `load` does without printing; images without identity and camera are in `unnamed`."""
     if name not in SOURCES:
         raise InputError(f"data.name is {name!r}; choose one of {', '.join(SOURCES)}")
     source = SOURCES[name]
@@ -140,7 +140,7 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
 
 
 def _refuse_another_place(name: str, source: Source, root: Path) -> None:
-    """InputError if the data set lies in a sub-folder of `root`, as in an archive's own, or is not unpacked."""
+    """Raise InputError if the data set lies in a sub-folder of `root`, such as an archive's own, or is not unpacked."""
     if root.is_file() and name != "manifest":
         raise InputError(f"{root} is a file: unpack it, and give the folder of data set {name}")
     if source.here(root):
@@ -156,14 +156,14 @@ def _refuse_another_place(name: str, source: Source, root: Path) -> None:
 
 
 def load_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:
-    """The images of a bright auxiliary folder, in `root/bounding_box_train` or in `root` itself."""
+    """Return the images of a bright auxiliary folder, from `root/bounding_box_train` or from `root` itself."""
     if not str(root) or not expanded(root).is_dir():
         raise InputError(f"{option} is {str(root)!r}, not a folder: {SOURCES['bright'].download}")
     return load("bright", root, exclude=exclude).train
 
 
 def join(splits: Sequence[Split]) -> Split:
-    """Several data sets' splits as one, identities and cameras kept apart: they are numbered anew, set by set."""
+    """Join several data sets' splits. Identities and cameras are renumbered so that no two data sets share one."""
     if len(splits) == 1:
         return splits[0]
     numbers: list[list[np.ndarray]] = [[], []]
@@ -178,7 +178,7 @@ def join(splits: Sequence[Split]) -> Split:
 
 
 def find_dark_twins(bright: Split, dark_root: str | Path, exclude: Collection[Path] = ()) -> tuple[Split, Split]:
-    """The bright images that have a dark image of the same file name, and those dark images."""
+    """Return the bright images that have a dark image of the same file name, and those dark images."""
     if not len(bright):
         raise InputError("there are no bright images: data.exclude leaves out all of them")
     dark = {path.name: path for path in load_bright(dark_root, "aux.dark_root", exclude).paths}
@@ -191,7 +191,7 @@ def find_dark_twins(bright: Split, dark_root: str | Path, exclude: Collection[Pa
 
 
 def read_exclude(file: str | Path) -> frozenset[Path]:
-    """The paths in a file, one a line, as `check --fix-list` writes it; none if `file` is empty."""
+    """Return the paths in a file, one a line, as `check --fix-list` writes them; no paths if `file` is ""."""
     if not str(file):
         return frozenset()
     try:
@@ -216,6 +216,6 @@ def read_exclude(file: str | Path) -> frozenset[Path]:
 
 
 def _excluded(line: str) -> Path:
-    """The file that a line names; spaces and quotes around the name are taken off unless they are part of it."""
+    """Return the file that a line names, without spaces and quotes around the name unless they are part of it."""
     exact = path_in(Path(), line)
     return exact if os.path.lexists(exact) else path_in(Path(), line.strip(QUOTES))

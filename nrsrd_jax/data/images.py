@@ -23,10 +23,10 @@ from .picture import MAX_BYTES, take_apart
 
 Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-CACHE_VERSION = 2  # to be raised when the same file would decode to other pixels
+CACHE_VERSION = 2  # raise it when the same file would decode to other pixels
 LUMINANCE = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
 THREADS = os.cpu_count() or 1
-UPRIGHT = {  # by EXIF's orientation, what turns the picture
+UPRIGHT = {  # by EXIF's orientation, the operation that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,21 +51,21 @@ class Read:
 
 
 def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
-    """One image as RGB uint8 [height, width, 3], resized by Pillow. InputError names an unreadable file."""
+    """Return an image as RGB uint8 [height, width, 3], resized by Pillow. InputError names an unreadable file."""
     return read_picture(path).resized(size, resampling)
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Return an image as `read_picture` reads it, and nothing else of it."""
+    """Return only the image that `read_picture` reads."""
     return read_picture(path).image
 
 
 def read_picture(path: Path) -> Read:
-    """Read an image as RGB, upright as its EXIF says: 16-bit grey scaled to 8, what is transparent on black.
+    """Read an image as RGB, turned upright by its EXIF; 16-bit grey becomes 8-bit, transparent pixels go on black.
 
     Raises:
-        InputError: the file is unreadable, no JPEG, PNG, WebP or BMP, has more than MAX_PIXELS pixels, or would cost
-            its decoder more memory or time than such a picture does.
+        InputError: the file is unreadable, is not JPEG, PNG, WebP or BMP, has more than MAX_PIXELS pixels, or would
+            cost its decoder more memory or time than such a picture does.
     """
     try:
         content = _content(path)
@@ -100,7 +100,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray) -> bytes:
     """Decode images into `out` [N, height, width, 3] with all cores, and return their files' `joint_digest`.
 
-    One InputError tells of every unreadable file.
+    One InputError reports all unreadable files.
     """
 
     def read(path: Path) -> tuple[np.ndarray, bytes]:
@@ -114,15 +114,15 @@ def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, o
 
 
 def check_readable(paths: Sequence[Path]) -> None:
-    """One InputError that tells of every unreadable file, as `decode_many`; nothing is kept."""
+    """Raise one InputError for all unreadable files, as `decode_many` does; keep nothing."""
     for _ in _all(lambda path: read_rgb(path).size, paths, "checking"):
         pass
 
 
 def pixels_sha256(paths: Sequence[Path]) -> str:
-    """Return a hash of the files' bytes, in this order, whatever they are called and wherever they lie.
+    """Return a hash of the files' bytes, in this order; it does not depend on their names or folders.
 
-    It tells MSMT17 V1 from V2, whose faces are blurred in files of the same names. InputError names a lost file.
+    MSMT17 V2 has files of V1's names, with faces blurred: their hashes differ. InputError names a missing file.
     """
     digests = [b""] * len(paths)
     for index, digest in _all(_digest, paths, "hashing"):
@@ -138,12 +138,12 @@ def _digest(path: Path) -> bytes:
 
 
 def joint_digest(digests: Sequence[bytes]) -> bytes:
-    """Return one SHA-256 for those of many files, in this order."""
+    """Return one SHA-256 of the digests of many files, in this order."""
     return hashlib.sha256(b"".join(digests)).digest()
 
 
 def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) -> Iterator[tuple[int, Result]]:
-    """Yield as `in_parallel`, but at the end raise one InputError for all that came."""
+    """Yield what `in_parallel` does, except errors; at the end raise one InputError for all of them."""
     faults = []
     for index, result in in_parallel(function, paths, title):
         if isinstance(result, InputError):
@@ -160,7 +160,7 @@ def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) 
 def in_parallel(
     function: Callable[[Path], Result], paths: Sequence[Path], title: str
 ) -> Iterator[tuple[int, Result | InputError]]:
-    """(index, function(path)) for all paths, on all cores, with a progress bar; an InputError comes as a result."""
+    """Yield (index, function(path)) for all paths, on all cores, with a progress bar. An InputError is a result too."""
 
     def call(index: int) -> tuple[int, Result | InputError]:
         try:
@@ -174,7 +174,7 @@ def in_parallel(
 
 
 def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of pixels in 0..1 whose 256 levels have these shares, [..., 256] -> [...] each."""
+    """Return mean and standard deviation of pixels in 0..1 from the shares of 256 levels, [..., 256] -> [...] each."""
     levels = np.arange(256) / 255
     mean = shares @ levels
     return mean, np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
@@ -183,11 +183,11 @@ def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def cached_images(
     paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path = ""
 ) -> np.ndarray:
-    """All images as a read-only uint8 memory map [N, height, width, 3], decoded on the first call.
+    """Return all images as a read-only uint8 memory map [N, height, width, 3], decoded on the first call.
 
-    The file is named by a hash of the list (paths, sizes and times of change), the size and the filter, and sealed: a
-    damaged one is decoded again, with a warning. Its writer holds a lock and renames it into place when whole: a
-    second process waits, and after a killed one the next begins anew. `cache_dir` defaults to
+    The file is named by a hash of the list (paths, sizes and times of change), the size and the filter, and sealed. If
+    it is damaged, the images are decoded again, with a warning. Its writer holds a lock and renames the complete file
+    into place: a second process waits, and after a killed one the next starts again. `cache_dir` defaults to
     $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
     """
     return _cached(paths, size, resampling, cache_dir)[0]
@@ -230,7 +230,7 @@ def _cached(
 
 
 def cache_folder(cache_dir: str | Path) -> Path:
-    """The folder that data.cache_dir names, or the default one if it is empty."""
+    """Return the folder that data.cache_dir names, or the default one if it is empty."""
     if str(cache_dir):
         return expanded(cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nrsrd_jax"
@@ -245,12 +245,12 @@ def _lock(file, target: Path) -> None:
 
 
 def mean_luminance(images: np.ndarray) -> np.ndarray:
-    """Of uint8 images [N, H, W, 3], in 0..255; [N]."""
+    """Return the mean luminance of uint8 images [N, H, W, 3], in 0..255; [N]."""
     return np.array([image.mean((0, 1)) @ LUMINANCE for image in images])
 
 
 def decoding_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
-    """A hash of what decoding gives: of the files' paths, sizes and times of change. InputError if one is lost."""
+    """Return a hash of the files' paths, sizes and times of change, and the decoding. InputError if one is missing."""
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, list(size), resampling]).encode())
     for path in paths:
         with readable(path):

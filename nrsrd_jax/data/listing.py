@@ -1,4 +1,4 @@
-"""What a reader finds in folders: images, and the files that it leaves out, each with its reason."""
+"""The images that a reader finds in folders, and the files that it leaves out, each with its reason."""
 
 import collections
 import dataclasses
@@ -10,7 +10,7 @@ from ..errors import InputError, printable
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp"}
 SPLITS = ("train", "query", "gallery")
-# What systems and network drives leave behind, beside names that begin with a dot.
+# Files and folders of systems and network drives that do not begin with a dot.
 SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin"}
 Rows = list[tuple[Path, int, int]]  # path, identity, camera
 
@@ -30,7 +30,7 @@ class Listing:
         unnamed: images whose names tell no identity and camera.
         nested: images in sub-folders, where the layout has none.
         skipped: by reason, what is not read. The reason follows a count: "3 hidden".
-        notes: what the user must know of how the names were read.
+        notes: what the user must know about how the names were read.
         version: of the data set, where it has several.
     """
 
@@ -42,9 +42,9 @@ class Listing:
     version: str = ""
 
     def images(self, folder: Path, required: bool = True) -> list[Path]:
-        """Return a folder's images, sorted. InputError if there are none, also in sub-folders, and some are required.
+        """Return a folder's images, sorted, and note its other files and the images in its sub-folders.
 
-        Notes other files, and images in sub-folders.
+        InputError if images are `required` and there are none, not even in sub-folders.
         """
         images, folders = self.entries(folder)
         nested = [path for inner in folders for path in self.images_below(inner)]
@@ -68,7 +68,7 @@ class Listing:
         return images, folders
 
     def images_below(self, folder: Path) -> list[Path]:
-        """Return the images in a folder at any depth; note the folder itself if there are none."""
+        """Return the images in a folder at any depth; note the folder itself if it has no images."""
         found = []
         for place, folders, files in os.walk(folder, onerror=_raise):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -90,10 +90,10 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def found_below(root: Path, here: Callable[[Path], bool]) -> list[Path]:
-    """Return the folders, one level below `root` or else two, that `here` takes for a data set."""
+    """Return the folders that `here` takes for a data set: one level below `root`, or else two levels."""
     level = [root]
     for _ in range(2):
-        # A thousand folders are enough to look for an archive's own.
+        # Looking into a thousand folders is enough to find an archive's own.
         level = [inner for folder in level for inner in sub_folders(folder)][:1000]
         if found := [folder for folder in level if here(folder)]:
             return found

@@ -5,7 +5,7 @@ import io
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InputError, printable
@@ -26,12 +26,11 @@ BYTE_ORDER_MARKS = {
 def read_lines(file: Path, any_bytes: bool = False) -> Iterator[tuple[int, str]]:
     """Yield (line number, line) of a text file in UTF-8 or UTF-16, with or without a byte order mark.
 
-    Lines end in LF, CR LF or CR; the end is taken off. Other characters that Unicode counts as line breaks may stand
-    in file names, and stay.
+    Lines end in LF, CR LF or CR, which is removed. Unicode's other line breaks may be part of file names, and stay.
 
     Args:
         file: the list.
-        any_bytes: whether bytes that are not UTF-8 may stand in it, as file names may hold them (os.fsdecode).
+        any_bytes: whether it may hold bytes that are not UTF-8, as file names may (os.fsdecode).
 
     Raises:
         InputError: it cannot be read, is not a regular file, is not text, or is longer than MAX_BYTES or MAX_LINE.
@@ -71,7 +70,7 @@ def _encoding(content: bytes) -> str:
     return "utf-8"
 
 
-def read_table(file: Path, required: Iterable[str], optional: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, {column: cell}) of a table whose cells are separated by commas, semicolons or tabs.
 
     The first line that is not blank names the columns, in any case. Blank rows are left out, cells are stripped; a
@@ -81,9 +80,9 @@ def read_table(file: Path, required: Iterable[str], optional: Iterable[str]) -> 
         InputError: as `read_lines` does, or a required column is missing, a column is there twice, or a row has more
             cells than there are columns.
     """
-    required, optional = tuple(required), tuple(optional)
+    columns = (*required, *optional)
     lines = read_lines(file)
-    takes = f"it takes the columns {','.join((*required, *optional))}"
+    takes = f"it takes the columns {','.join(columns)}"
     start, header = next(((n, line) for n, line in lines if line.strip(" ,;\t")), (0, ""))
     separator = max(",;\t", key=header.count)
     text = itertools.chain([header], (line for _, line in lines))
@@ -92,9 +91,9 @@ def read_table(file: Path, required: Iterable[str], optional: Iterable[str]) -> 
         names = [cell.strip().casefold() for cell in next(rows)]
         if missing := [name for name in required if name not in names]:
             raise InputError(f"{file} has no column {', '.join(missing)} in its first line {quoted(header)}; {takes}")
-        if twice := [name for name in (*required, *optional) if names.count(name) > 1]:
+        if twice := [name for name in columns if names.count(name) > 1]:
             raise InputError(f"{file} has the column {twice[0]} twice; {takes}")
-        places = {name: names.index(name) for name in (*required, *optional) if name in names}
+        places = {name: names.index(name) for name in columns if name in names}
         table = []
         for row in rows:
             number = start + rows.line_num - 1

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 JUNK = -1  # Market-1501's identity of detections that count neither for nor against
 UNKNOWN = {
-    *("", "unknown", "nan", "none", "null", "n/a", "<na>", "#n/a", "undefined", "unidentified", "unlabeled"),
-    "unlabelled",
+    *("", "unknown", "nan", "none", "null", "n/a", "<na>", "#n/a"),
+    *("undefined", "unidentified", "unlabeled", "unlabelled"),
 }
 # A field of its own: no letter or digit stands beside it. A UUID holds such fields by chance.
 CAMERA_FIELD = re.compile(r"(?<![^\W_])c(?:am)?(\d{1,9})(?![^\W_])", re.IGNORECASE)
@@ -16,12 +16,12 @@ UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 def is_unknown(name: str) -> bool:
     """Return whether a name stands for nobody: empty, "?", "unknown", "NaN", "none", in any case, or "NA"."""
-    # In capitals alone: Na is a name.
+    # Only in capitals: Na is a name.
     return name.strip(" ?._-").casefold() in UNKNOWN or name.strip() == "NA"
 
 
 def as_numbers(names: Sequence[str]) -> list[int]:
-    """Return names as numbers: what they say if all are whole numbers, else the rank of each among them.
+    """Return names as numbers: their values if all are whole numbers, otherwise the rank of each among them.
 
     "1", "001" and "1.0" are one number, and so are a name's composed and decomposed accents. -1 stays JUNK.
     """

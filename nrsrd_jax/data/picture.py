@@ -1,8 +1,8 @@
-"""Picture files, taken apart before a decoder sees them: JPEG, PNG, WebP and BMP, and of these only the pixels.
+"""JPEG, PNG, WebP and BMP files, reduced to their pixels before a decoder sees them.
 
-A decoder allocates and computes what the file tells it to, and Pillow's readers of what stands beside the pixels do so
-too: a few kilobytes can ask for gigabytes or minutes. So what is not needed is left out, what is needed is bounded, and
-no other format is read (TIFF has tiles of any size, EPS starts Ghostscript).
+A decoder allocates and computes what the file says, and so do Pillow's readers of metadata: a few kilobytes can ask for
+gigabytes or minutes. So parts that are not needed are left out, needed ones are bounded, and other formats are not read
+(TIFF has tiles of any size, EPS starts Ghostscript).
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """Pillow's name of the format, the file without what is beside the pixels, and EXIF's orientation in 1..8."""
+    """Pillow's name of the format, the file without metadata, and EXIF's orientation in 1..8."""
 
     format: str
     content: bytes
@@ -38,7 +38,7 @@ class Picture:
 
 
 def take_apart(content: bytes) -> Picture:
-    """Return the picture in a file's bytes. ValueError says what is wrong with it, or more than may be."""
+    """Return the picture in a file's bytes. ValueError says what is wrong with it, or which limit it exceeds."""
     if content.startswith(b"\xff\xd8\xff"):
         return _jpeg(content)
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -56,7 +56,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _jpeg(content: bytes) -> Picture:
-    """Read the first picture of a file: phones append others to it (MPO)."""
+    """Take the first picture of a file: phones append others to it (MPO)."""
     kept, beside, scans, pixels, first, end = [content[:2]], {}, 0, 0, 0, len(content)
     for code, begin, stop in _segments(content):
         if code == _END:
@@ -80,13 +80,13 @@ def _jpeg(content: bytes) -> Picture:
                 beside.setdefault(name, value)
     if sum(map(len, kept)) > MAX_TABLES:
         raise ValueError(f"its tables have more than {MAX_TABLES} bytes")
-    # Without a scan the decoder is given no data, and says that the file is cut off.
+    # Without a scan the decoder gets no data, and reports a truncated file.
     orientation = _orientation(beside.get(b"Exif", b""), beside.get(_XMP, b""))
     return Picture("JPEG", b"".join([*kept, content[first or end : end]]), orientation)
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the markers of a JPEG file as libjpeg finds them: code, where what follows begins, and where it ends."""
+    """Yield the segments of a JPEG file as libjpeg finds them: the marker's code, begin and end of what follows."""
     position = 2
     for _ in range(MAX_PARTS):
         match = _MARKER.search(content, position)
@@ -140,7 +140,7 @@ def _webp(content: bytes) -> Picture:
             if kind != b"ALPH":
                 _check_size(*_webp_size(kind, body))
             if kind == b"VP8X":
-                # Of what the flags say stands beside the pixels, only transparency is kept.
+                # Of the flags only that of transparency is kept: the metadata that others announce is left out.
                 body = bytes([body[0] & 0x10]) + body[1:]
             kept += [struct.pack("<4sI", kind, len(body)), body, b"\0" * (len(body) % 2)]
         elif kind in (b"EXIF", b"XMP "):
@@ -178,7 +178,7 @@ def _bmp(content: bytes) -> Picture:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Return EXIF's orientation, or XMP's where EXIF has none; 1 is upright."""
+    """Return EXIF's orientation, or XMP's if EXIF does not have it; 1 is upright."""
     tiff = exif.removeprefix(b"Exif\0").removeprefix(b"\0")
     order = ">" if tiff.startswith(b"MM") else "<"
     try:

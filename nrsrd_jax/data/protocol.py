@@ -1,4 +1,4 @@
-"""Which gallery images count for a query."""
+"""The test protocols: which gallery images count for a query."""
 
 import collections
 import dataclasses
@@ -27,12 +27,12 @@ class Target:
 
     @property
     def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Identities of queries and gallery, then their views: as `evaluation.rank_metrics` takes them."""
+        """Return identities of queries and gallery, then their views, as `evaluation.rank_metrics` takes them."""
         return self.query.pids, self.gallery.pids, self.query_views, self.gallery_views
 
     @property
     def matched(self) -> np.ndarray:
-        """Per query, whether the gallery holds its identity from another view; bool [Q]."""
+        """Return for each query whether the gallery holds its identity from another view; bool [Q]."""
         people = collections.Counter(self.gallery.pids.tolist())
         left_out = collections.Counter(zip(self.gallery.pids.tolist(), self.gallery_views.tolist(), strict=True))
         pairs = zip(self.query.pids.tolist(), self.query_views.tolist(), strict=True)
@@ -40,21 +40,21 @@ class Target:
 
 
 class Protocol(NamedTuple):
-    """A way of testing, in words, and its function of queries and gallery to their views."""
+    """A test protocol: its meaning in words, and the function from queries and gallery to their views."""
 
     meaning: str
     views: Callable[[Split, Split], Views]
 
 
 def make_target(data: Dataset, protocol: str) -> Target:
-    """The test on a data set by one of PROTOCOLS. InputError if an image cannot be read."""
+    """Return the test on a data set by one of PROTOCOLS. InputError if an image cannot be read."""
     return Target(data.query, data.gallery, *PROTOCOLS[protocol].views(data.query, data.gallery), data.version)
 
 
 def advice(data: Dataset) -> str:
-    """Say what to do if no query has a match: only data without cameras may be tested without regard to them.
+    """Return what to do if no query has a match. Only for data without cameras it is the protocol all-cameras.
 
-    Otherwise matches from the query's own camera, which are easy, would count as well.
+    With cameras, that protocol would also count the easy matches from the query's own camera.
     """
     cameras = np.unique(np.concatenate([split.cameras for split in (data.train, data.query, data.gallery)]))
     if len(cameras) == 1:
@@ -67,7 +67,7 @@ def _cameras(query: Split, gallery: Split) -> Views:
 
 
 def _copies(query: Split, gallery: Split) -> Views:
-    """Equal numbers where files of one identity hold the same bytes, as Night600's queries and gallery do."""
+    """Return equal numbers for files of one identity with the same bytes, as Night600's queries and gallery have."""
     sizes = [[(pid, _size(path)) for pid, path in zip(s.pids.tolist(), s.paths, strict=True)] for s in (query, gallery)]
     perhaps = set(sizes[0]) & set(sizes[1])
     numbers: dict[bytes | Path, int] = {}

@@ -1,7 +1,7 @@
-"""How each kind of data set lies on disk: where its splits are, and where identity and camera are written.
+"""The readers of each kind of data set: where its splits are, and where identity and camera are written.
 
-Camera numbers are as in the file names, or the rank of a camera's name; only their equality matters. A name that is not
-understood as a whole is not understood at all: half a number would be another identity or camera.
+Camera numbers are as in the file names, or the rank of a camera's name; only their equality matters. A name is read
+completely or refused: half a number would be another identity or camera.
 """
 
 import dataclasses
@@ -27,10 +27,15 @@ from .naming import as_numbers, camera_fields, is_unknown
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A kind of data set: `read(root, protocol)` lists it; `protocols` are its ways of testing, the first the default.
+    """A kind of data set.
 
-    `here(root)` tells whether `root` looks like its folder. As published, where known: `published` images by protocol
-    and split, `identities` by split, `cameras` in all. `download` says how to get the data.
+    Attributes:
+        read: read(root, protocol) lists it.
+        here: here(root) returns whether `root` looks like its folder.
+        download: how to get the data.
+        published, identities, cameras: the published counts, where known: images by protocol and split, identities by
+            split, and all cameras.
+        protocols: its test protocols; the first is the default.
     """
 
     read: Callable[[Path, str], Listing]
@@ -44,7 +49,7 @@ class Source:
     same_numbers: bool = True  # whether an identity's number is of the same person in training and test
 
     def images(self, protocol: str) -> dict[str, int]:
-        """The published numbers of images of a protocol ("": the default), as far as known."""
+        """Return the published numbers of images of a protocol ("" for the default), where known."""
         return self.published.get(protocol or self.protocols[0], {})
 
 
@@ -55,7 +60,10 @@ def _holds(*names: str) -> Callable[[Path], bool]:
 def _folders(
     train: str, query: str, gallery: str, pattern: str, cameras: tuple[str, ...] = ()
 ) -> Callable[[Path, str], Listing]:
-    """A reader of one folder per split, `a|b` the first that exists. Names begin as `pattern`: identity and camera."""
+    """Return a reader of one folder per split; `a|b` is the first that exists.
+
+    File names begin with `pattern`, whose groups are identity and camera.
+    """
 
     def read(root: Path, protocol: str) -> Listing:
         listing = Listing()
@@ -87,7 +95,7 @@ def _read_nightreid(root: Path, protocol: str) -> Listing:
 
 
 def _read_msmt17(root: Path, protocol: str) -> Listing:
-    """V1 (train/, test/) or V2 (mask_*_v2/): lists of "path pid"; the camera is the name's third field."""
+    """List V1 (train/, test/) or V2 (mask_*_v2/) by its lists of "path pid"; the camera is the name's third field."""
     train = _first_folder(root, ("train", "mask_train_v2"))
     test = _first_folder(root, ("test", "mask_test_v2"))
     versions = ["V2" if folder.name.startswith("mask_") else "V1" for folder in (train, test)]
@@ -119,13 +127,13 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
 
 
 def _lies_hidden(entry: str) -> bool:
-    """Whether a listed path is hidden, or in a hidden folder below the list's."""
+    """Return whether a listed path is hidden, or in a hidden folder below the list's."""
     parts = entry.replace("\\", "/").split("/")
     return any(is_hidden(part) for part in (parts if parts[0] else parts[-1:]) if part not in (".", ".."))
 
 
 def _read_knight(root: Path, protocol: str) -> Listing:
-    """<id>/camX_NNN.jpg: even identities train, odd ones test; query and gallery are the protocol's two cameras."""
+    """List <id>/camX_NNN.jpg: even identities train, odd ones test; query and gallery are the protocol's cameras."""
     listing, cameras = Listing(), [int(camera) for camera in protocol.split("-")]
     people: dict[int, Rows] = {}
     for folder in _identity_folders(_first_folder(root, ("NightPerson/Person", "Person", ".")), listing):
@@ -155,7 +163,7 @@ def _identity_folders(folder: Path, listing: Listing) -> list[Path]:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders train, query and gallery, in any case, as far as they exist."""
+    """Return those of the folders train, query and gallery that exist, in upper or lower case."""
     homes: dict[str, Path] = {}
     for folder in sub_folders(root):
         split = folder.name.casefold()
@@ -167,7 +175,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _read_identity_folders(root: Path, protocol: str) -> Listing:
-    """train/, query/ and gallery/ (or none of them: all for training), in each a folder per identity.
+    """List train/, query/ and gallery/, in each a folder per identity. Without these, `root` itself is for training.
 
     The camera is a field of its own in a file's name, c3 or cam3. If no name has one, every image has camera 0.
     """
@@ -199,7 +207,7 @@ def _read_identity_folders(root: Path, protocol: str) -> Listing:
 
 
 def _cameras_in_names(paths: Sequence[Path], root: Path) -> list[int] | None:
-    """The camera in each file's name; None if no name has one. InputError if some have."""
+    """Return the camera in each file's name; None if no name has one. InputError if only some have one."""
     fields = [camera_fields(path.stem) for path in paths]
     if not any(fields):
         return None
@@ -215,7 +223,7 @@ def _cameras_in_names(paths: Sequence[Path], root: Path) -> list[int] | None:
 
 
 def _read_manifest(file: Path, protocol: str) -> Listing:
-    """A table with the columns path, pid, split (train, query or gallery), perhaps camera; paths relative to it."""
+    """Read a table with the columns path (relative to it), pid, split (train, query or gallery) and perhaps camera."""
     listing = Listing()
     if not file.is_file():
         inside = sorted(path.name for path in file.glob("*.[ct]sv"))

@@ -1,7 +1,7 @@
 """Arrays kept on disk under a seal: .npy files that end in a digest of their content, their shape and their name.
 
-A file that is damaged, cut off, or another array's is found before a number of it is used. The seal finds what went
-wrong by accident. It is no signature: whoever may write in the folder can make one.
+The seal detects a file that is damaged, truncated or of another array before any of its numbers is used. It detects
+accidents. It is not a signature: whoever may write in the folder can make one.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..files import written_whole
+from ..files import at_once, written_whole
 
 BLOCK = 2**20  # bytes that are checked at a time
 NOTE = 32  # bytes that the writer may add, such as a hash of what the array was made from
@@ -33,14 +33,14 @@ _seen: set[tuple] = set()  # files that this process has checked
 def read(path: Path, dtype: npt.DTypeLike, shape: Shape) -> tuple[np.ndarray, bytes] | None:
     """Return the array in a file, as a read-only memory map, and its note; None if there is no such file.
 
-    Only what this process has not seen yet is read and checked.
+    Each process checks a file's content once.
 
     Raises:
         ValueError: the file does not hold what was written for this name, type and shape.
     """
     try:
         # Opening a named pipe for reading waits for a writer, unless O_NONBLOCK is set.
-        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115
+        file = open(path, "rb", opener=at_once)  # noqa: SIM115
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -82,7 +82,7 @@ def write(
     with written_whole(path) as partial, open(partial, "r+b") as file:
         file.write(header)
         file.flush()
-        # A full disk shows here, and not as a fault of memory while the array is filled.
+        # A full disk raises OSError here; without this it would be a bus error while the array is filled.
         os.posix_fallocate(file.fileno(), 0, end + NOTE + SEAL)
         array = np.memmap(file, dtype, "r+", len(header), shape)
         note = fill(array).ljust(NOTE, b"\0")
@@ -104,9 +104,9 @@ def _size(dtype: npt.DTypeLike, shape: Shape) -> int:
 
 
 def _digest(file: int, name: str, header: bytes, end: int, note: bytes) -> bytes:
-    """Return the SHA-256 of everything but the array, of which it takes the CRC-32 of each block."""
+    """Return the SHA-256 of the name, the header, the note and the CRC-32 of each block of the array."""
 
-    # Reading, not mapping: a disk's error is then an OSError, and not the end of the process.
+    # Read instead of map: a disk error is then an OSError, and does not kill the process.
     def check(start: int) -> bytes:
         return zlib.crc32(os.pread(file, min(BLOCK, end - start), start)).to_bytes(4, "big")
 

@@ -46,13 +46,13 @@ def create_model(
     dtype: jnp.dtype | None = None,
     **options,
 ) -> ReID:
-    """Return the Re-ID model of a backbone's name, not initialised.
+    """Return the Re-ID model of a named backbone, not initialised.
 
     Args:
         backbone: a name in MODELS.
         classes, aux_classes: the number of training identities of the two domains; 0 for no classifier.
         depth: the number of blocks; 0 for the backbone's own.
-        dtype: the width of its matrix products; None for float32.
+        dtype: the type of its matrix products; None for float32.
         **options: further arguments of the spec's `module`.
 
     Raises:
@@ -63,4 +63,5 @@ def create_model(
 
 def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict:
     """Return fresh variables {"params", "batch_stats"} for images of (height, width) pixels."""
-    return model.init(key, jnp.zeros((1, *image_size, 3)))  # pyright: ignore[reportReturnType]
+    images, cameras = jnp.zeros((1, *image_size, 3)), jnp.zeros(1, jnp.int32)
+    return model.init(key, images, cameras=cameras)  # pyright: ignore[reportReturnType]

@@ -53,7 +53,7 @@ def norm_ratio_penalty(
 def attention_logits(q_BMHK: jax.Array, k_BNHK: jax.Array) -> jax.Array:
     """QKᵀ/√K in float32, [B, H, M, N]."""
     accumulate = jnp.promote_types(q_BMHK.dtype, jnp.float32)
-    # Else the gradients' products would take both factors in float32, which no tensor core has.
+    # Otherwise the gradients' products would take both factors in float32, which no tensor core has.
     precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if q_BMHK.dtype == jnp.bfloat16 else None
     logits_BHMN = jnp.einsum("BMHK,BNHK->BHMN", q_BMHK, k_BNHK, precision=precision, preferred_element_type=accumulate)
     return logits_BHMN * q_BMHK.shape[-1] ** -0.5
@@ -89,9 +89,9 @@ def fused_attend(q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, tokens
 
 @functools.cache
 def fusion_works() -> bool:
-    """Whether `fused_attend` runs on this device and gives the numbers and gradients of `attend`.
+    """Return whether `fused_attend` runs on this device and gives the numbers and gradients of `attend`.
 
-    It is tried once, on two small layers, with the compiler's options of the train step.
+    The first call tries it on two small layers, with the train step's compiler options.
     """
     if jax.default_backend() != "gpu":
         return False
@@ -112,7 +112,7 @@ def fusion_works() -> bool:
         fused = output_and_gradients(fused_attend)
         difference = np.abs(np.asarray(fused) - np.asarray(output_and_gradients(plain))).max()  # NumPy's max shows NaN
         reason = "" if difference < 0.05 else f"it is {difference:.2g} off"
-    except Exception as error:  # whatever JAX's checks, cuDNN and XLA raise: training goes on without
+    except Exception as error:  # whatever JAX's checks, cuDNN and XLA raise: training continues without it
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if reason:
         say(f"note: cuDNN's attention is not used, so training is slower ({reason})", error=True)

@@ -31,8 +31,8 @@ class Spec:
 
     Attributes:
         width: D of the embedding.
-        stride: both sides of an image are multiples of it, in pixels.
-        depth: the number of blocks, 0 where that is no option.
+        stride: in pixels; both sides of an image must be multiples of it.
+        depth: the number of blocks; 0 for a backbone without that option.
         free_depth: whether `model.depth` may choose another depth.
     """
 
@@ -53,7 +53,7 @@ class Spec:
         """Return the Flax module, not initialised.
 
         Args:
-            dtype: the width of its matrix products; None for float32.
+            dtype: the type of its matrix products; None for float32.
             norm_ratio: an `attention.NormRatio`, or None for a model without Norm-Ratio Attention.
             drop_path: the rate of stochastic depth in the last block.
             remat: whether the backward pass computes each block again instead of storing it.
@@ -74,7 +74,7 @@ class Spec:
         """Return the backbone's parameters for this model, from a checkpoint of an equal spec.
 
         Args:
-            own: this model's freshly initialised backbone parameters, for what `given` lacks.
+            own: this model's freshly initialised backbone parameters, which supply what `given` lacks.
             given: the checkpoint's backbone parameters.
             image_size, given_size: the image sizes of both, (height, width) in pixels.
 

@@ -28,7 +28,7 @@ LINEAR_INIT = nn.initializers.normal(0.02)
 
 
 def uniform_fan_in(fan_in: int) -> Callable:
-    """PyTorch's default for convolutions: U(±1/√fan_in)."""
+    """Return PyTorch's default initialiser for convolutions, U(±1/√fan_in)."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -94,10 +94,9 @@ class PatchEmbed(nn.Module):
 
 
 def rows(x: jax.Array) -> jax.Array:
-    """[B, N, D] -> [B·N, D], the form that tokens have but in attention.
+    """Reshape [B, N, D] to [B·N, D], the form that tokens have outside attention.
 
-    Of [B, N, D] XLA transposes what it need not: on a CPU for the weights' gradients, on a GPU for sums and norms,
-    which it lays out with the batch innermost.
+    With [B, N, D] inputs XLA adds needless transposes: for weight gradients on CPU, for sums and norms on GPU.
     """
     return x.reshape(-1, x.shape[-1])
 
@@ -106,9 +105,10 @@ def dense(name: str, features: int, dtype: jnp.dtype | None) -> nn.Dense:
     return nn.Dense(features, kernel_init=LINEAR_INIT, dtype=dtype, name=name)
 
 
-@jax.checkpoint  # of what is inside the backward pass keeps x alone
+# Recompute the inside in the backward pass; only x is stored.
+@jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """x·Φ(x), by erf as in PyTorch; erfc, as in jax.nn.gelu, takes four times as long on a CPU."""
+    """Compute x·Φ(x) by erf, as PyTorch does; erfc, as in jax.nn.gelu, takes four times as long on a CPU."""
     values = at_least_float32(x)
     return (values / 2 * (1 + jax.lax.erf(values * math.sqrt(0.5)))).astype(x.dtype)
 
@@ -136,7 +136,7 @@ class Attention(nn.Module):
     """Self-attention of the first `queries` tokens over all, [B, N, D] -> [B·M, D]; with `norm_ratio`, NRA (eq. 3)."""
 
     norm_ratio: NormRatio | None
-    fused: int = 0  # by cuDNN over the first so many tokens, without maps; 0: as written here
+    fused: int = 0  # cuDNN computes it over this many first tokens, without maps; 0: as written here
     layer: int = 0  # the block's number
     dtype: jnp.dtype | None = None
 
@@ -171,9 +171,9 @@ class Mlp(nn.Module):
 
 
 def drop_path(key: jax.Array, x: jax.Array, samples: int, rate: float) -> jax.Array:
-    """Drops a sample's whole residual branch, of x [B·N, D], with probability `rate`; the kept are divided by 1 − rate.
+    """Drop each sample's whole residual branch x [B·N, D] with probability `rate`; divide the others by 1 − rate.
 
-    As a product: dividing every element, as PyTorch does, takes a twentieth of a CPU's step.
+    It multiplies by a factor per sample. Dividing every element, as PyTorch does, takes a twentieth of a CPU's step.
     """
     factor = jax.random.bernoulli(key, 1 - rate, (samples, 1)) / (1 - rate)
     return (at_least_float32(x) * jnp.repeat(factor, len(x) // samples, axis=0)).astype(x.dtype)
@@ -184,7 +184,7 @@ class Block(nn.Module):
 
     norm_ratio: NormRatio | None
     drop_path: float
-    fused: int = 0  # Attention's
+    fused: int = 0  # as in Attention
     layer: int = 0
     dtype: jnp.dtype | None = None
 
@@ -270,7 +270,8 @@ class VisionTransformer(nn.Module):
         if maps:
             of_all = ("attention", "q_norm", "k_norm", "v_norm", "logit_spread")
             out["maps"] = {name: jnp.stack([block[name] for block in blocks], axis=1) for name in of_all}
-            out["maps"] |= {name: blocks[last][name] for name in ("leverage",) if name in blocks[last]}
+            if "leverage" in blocks[last]:
+                out["maps"]["leverage"] = blocks[last]["leverage"]
         return out
 
 
@@ -292,7 +293,7 @@ class ViTSpec(Spec):
         cameras: int = 0,
         fused: bool | None = None,
     ) -> VisionTransformer:
-        """Return the module. `fused` None: cuDNN computes the attention in bfloat16 where it can."""
+        """Return the module. If `fused` is None, cuDNN computes bfloat16 attention where it can."""
         del cameras
         if fused is None:
             fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
@@ -310,11 +311,12 @@ class ViTSpec(Spec):
             old, new = self.grid(given_size), self.grid(image_size)
             base["pos_embed"] = resize_position_embedding(np.asarray(base["pos_embed"]), old, new)
             notes.append(f"position embedding resized from {old[0]}×{old[1]} to {new[0]}×{new[1]}")
-        ours = own[self._last]["attn"].get("norm_ratio")
-        attn = {name: value for name, value in base[self._last]["attn"].items() if name != "norm_ratio"}
-        if ours is not None:
-            attn["norm_ratio"] = base[self._last]["attn"].get("norm_ratio", ours)
-            notes += [] if "norm_ratio" in base[self._last]["attn"] else ["λ of NRA is new"]
+        own_attn, attn = own[self._last]["attn"], dict(base[self._last]["attn"])
+        if "norm_ratio" not in own_attn:
+            attn.pop("norm_ratio", None)
+        elif "norm_ratio" not in attn:
+            attn["norm_ratio"] = own_attn["norm_ratio"]
+            notes.append("λ of NRA is new")
         base[self._last] = base[self._last] | {"attn": attn}
         return base, notes
 
@@ -328,7 +330,7 @@ class ViTSpec(Spec):
         return base | {self._last: block | {"attn": block["attn"] | {"norm_ratio": jnp.float32(strength)}}}
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        # blocks_0 of ours is blocks.0 of PyTorch's.
+        # Our blocks_0 is PyTorch's blocks.0.
         return re.sub(r"\b(blocks|conv)_(\d+)", r"\1.\2", super().torch_name(path))
 
     @property
@@ -337,9 +339,9 @@ class ViTSpec(Spec):
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """[1, 1 + h·w, D] from one patch grid (rows, columns) to another, CLS kept.
+    """Resize [1, 1 + h·w, D] from one patch grid (rows, columns) to another; CLS stays as it is.
 
-    Bilinear with half-pixel centres and no antialiasing, as torch's interpolate(align_corners=False).
+    It is bilinear with half-pixel centres and no antialiasing, as torch's interpolate(align_corners=False).
     """
     if position.shape[1] != 1 + source[0] * source[1]:
         raise InputError(f"position embedding has {position.shape[1] - 1} patches, not {source[0]}×{source[1]}")

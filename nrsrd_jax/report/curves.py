@@ -1,4 +1,4 @@
-"""Curves: of a training run, from its metrics.jsonl, and of recognition as the light falls."""
+"""Curves of a training run, from its metrics.jsonl, and of recognition as the light falls."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +17,13 @@ NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
 OPTIMISER = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
 NO_LOSS = {"step", "epoch", *NORM_RATIO, *OPTIMISER, *TITLES, *MACHINE}
-SAME_AXIS = 10  # a curve whose largest value is less than such a part of another's has a chart of its own
+SAME_AXIS = 10  # a curve whose largest value is more than this factor below another's has its own chart
 
 
 def read_curves(workdir: Path) -> list[dict]:
     """Return charts as {"title", "unit", "series": [{"name", "points": [[step, value], …]}]}; [] if nothing was logged.
 
-    Every number that training logs and that is known as nothing else is a term of the loss, whatever its name.
+    Every number that training logs is drawn as a term of the loss, unless its name is known for something else.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     trained: set[str] = set()
@@ -48,7 +48,7 @@ def read_curves(workdir: Path) -> list[dict]:
 
 
 def _of_one_size(curves: dict[str, list[tuple[float, float]]]) -> list[dict[str, list[tuple[float, float]]]]:
-    """Split curves into groups that one axis shows, that of the loss first."""
+    """Split curves into groups that fit on one axis; the group of the loss comes first."""
     largest = {name: max(abs(value) for _, value in points) for name, points in curves.items()}
     groups: list[list[str]] = []
     for name in sorted(curves, key=lambda name: -largest[name]):
@@ -71,7 +71,7 @@ def _thinned(points: list[tuple[float, float]]) -> list[list[float]]:
 
 
 def plot_illumination(path: Path, targets: Mapping[str, dict[str, Any]], title: str) -> None:
-    """mAP and Rank-1 of each data set's "illumination" against the light, as a PNG; dashed: images as they are."""
+    """Plot mAP and Rank-1 of each data set's "illumination" against the light, as a PNG; dashed: images as they are."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     lights = []

@@ -1,4 +1,4 @@
-"""The page: what an evaluation gave, as one HTML file with everything in it."""
+"""The page: the results of an evaluation as one HTML file that needs no other file."""
 
 import json
 import math
@@ -22,18 +22,18 @@ from .pictures import make_pictures
 from .ranked import LEFT_OUT, RESOLUTION, RIGHT, WRONG, Pairs, RankedList, read_ranking
 
 PAGE_BYTES = 14_500_000  # of the whole file; pictures get what the rest leaves
-MAP_BYTES = 3_000_000  # of maps, the worst queries' if not all have room
+MAP_BYTES = 3_000_000  # of maps; if not all fit, the worst queries have them
 MAPS = 4  # of a query, at most
 TOP = 10
 OUTCOMES = (RIGHT, WRONG, LEFT_OUT)
 LEFT_OUT_WORDS = {"cross-camera": "same camera, left out", "all-cameras": "copy of the query, left out"}
-USUAL_RATE = 1000  # 1 false match in so many impostor pairs: what the page begins with
+USUAL_RATE = 1000  # 1 false match in this many impostor pairs: the page's first choice
 HERE = Path(__file__).parent
 Images = tuple[np.ndarray, np.ndarray]  # of query and gallery, uint8 [N, H, W, 3]
 
 
 def report_file(folder: str) -> Path:
-    """The report's file in `folder`, which is made if need be. InputError if it cannot be written."""
+    """Return the report's file in `folder`, which is created if missing. InputError if it cannot be written."""
     path = writable_folder(folder, "--report") / "index.html"
     if path.is_dir():
         raise InputError(f"--report: {path} is a folder, where the report's file has to be; name another folder")
@@ -52,10 +52,10 @@ def write_report(
     probe: Probe,
     workdir: Path,
 ) -> None:
-    """Writes the page to `path`: less than 15 MB, nothing loaded from elsewhere.
+    """Write the page to `path`: less than 15 MB, and it loads no other file.
 
-    Of the `images` of each data set only those that are shown are read. `probe` is of the evaluated weights, training
-    curves are taken from `workdir`. InputError if it cannot be written.
+    Of each data set's `images` only those that are shown are read. `probe` has the evaluated weights; training curves
+    come from `workdir`. InputError if the page cannot be written.
     """
     most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
     sections, wanted = {}, {}
@@ -82,7 +82,7 @@ def write_report(
 def _add_pictures(
     pictures: dict, order: list[tuple[str, int]], place: dict[int, int], images: Images, budget: int
 ) -> None:
-    """Puts those that `order` names where the page expects them, the gallery's at their `place`, in `budget` bytes."""
+    """Add the pictures that `order` names, in `budget` bytes; those of the gallery go to their `place`."""
     query, gallery = images
     made = make_pictures([(query if part == "query" else gallery, i) for part, i in order], budget)
     for (part, i), picture in zip(order, made.items, strict=True):
@@ -92,12 +92,12 @@ def _add_pictures(
 
 
 def worst_first(metrics: RankMetrics) -> np.ndarray:
-    """Indices of queries by rising average precision, those without a match last."""
+    """Return indices of queries by rising average precision; queries without a match come last."""
     return np.argsort(np.where(metrics.valid, metrics.average_precision, np.inf), kind="stable")
 
 
 def by_importance(order: np.ndarray, lists: list[RankedList]) -> list[tuple[str, int]]:
-    """Which images a page needs, each once: every query in `order`, and the gallery images of its list."""
+    """Return the images that a page needs, each once: every query in `order`, and the gallery images of its list."""
     wanted: dict[tuple[str, int], None] = {}
     for query in order.tolist():
         wanted |= {("query", query): None} | dict.fromkeys(("gallery", i) for i in lists[query].gallery.tolist())
@@ -112,7 +112,7 @@ def _section(
     pairs: Pairs,
     shown: np.ndarray,
 ) -> dict[str, Any]:
-    """What the page tells of one data set, but for pictures and maps."""
+    """Return what the page shows of one data set, except pictures and maps."""
     metrics = evaluation.metrics
     edges, genuine, impostor = pairs.bars()
     thresholds = [(one_in, *pairs.threshold(one_in)) for one_in in pairs.rates()]
@@ -197,13 +197,13 @@ def _finalize(value: Any) -> Any:
 
 
 def embedded(data: Any) -> Markup:
-    """JSON for a script element: nothing in it can end the element, or begin a comment or a tag."""
+    """Return JSON for a script element: it can neither end the element nor begin a comment or a tag."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """{"eval.rerank.k1": 20, …}, as text."""
+    """Return nested values by their full names, as text: {"eval.rerank.k1": "20", …}."""
     rows = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
