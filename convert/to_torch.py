@@ -21,7 +21,7 @@ from nrsrd_jax.checkpoint import find_checkpoint, load, load_kept
 from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError, say
-from nrsrd_jax.files import expanded, written_whole
+from nrsrd_jax.files import absolute, written_whole
 from nrsrd_jax.sharding import make_mesh
 
 SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")
     parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
     options = parser.parse_args()
-    directory = expanded(options.directory).absolute()
+    directory = absolute(options.directory)
     name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
     output = options.output or directory.parent / name
     if os.path.lexists(output):

@@ -55,10 +55,18 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
         return None, None
     path = config.teacher.checkpoint
     if not path or not expanded(path).exists():
+        options = {
+            "data.root": config.aux.bright_root,
+            "image_size": ",".join(map(str, config.image_size)),
+            "model.backbone": config.model.backbone,
+            "model.depth": config.model.depth,
+            "init.checkpoint": config.init.checkpoint,
+        }
+        given = " ".join(f"--config.{name}={value}" for name, value in options.items() if value)
         raise InputError(
             f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py --config "
-            f"configs/teacher.py --config.data.root={config.aux.bright_root} "
-            f"--config.image_size={','.join(map(str, config.image_size))} --workdir {path or 'runs/teacher'}"
+            f"configs/teacher.py {given} --workdir {path or 'runs/teacher'} (for the demo with --config "
+            "configs/demo.py:teacher)"
         )
     description, variables = checkpoint.load(path, mesh)
     identities = tuple(records.bright.identities.tolist())

@@ -26,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from .cluster import any_process, is_first, wait_for_all
 from .description import Description
 from .errors import InputError, printable, say
-from .files import expanded, read_bounded
+from .files import absolute, read_bounded
 from .metrics_log import is_number, read_metrics
 from .sharding import parameter_shardings, place
 from .state import TrainState
@@ -65,7 +65,7 @@ class Checkpoints:
                 _set_aside(folder / ITEMS)
         wait_for_all("scores")
         handlers = {"optimizer": ocp.StandardCheckpointHandler(), **_handlers()}
-        self._directory = (workdir / FOLDER).absolute()
+        self._directory = absolute(workdir) / FOLDER
         with restoring(self._directory), self._saving("checkpoints"):
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
@@ -143,8 +143,6 @@ class Checkpoints:
         self, step: int, state: TrainState, shardings: TrainState, description: Description, last_step: int
     ) -> TrainState:
         path = self._directory / str(step)
-        if step > last_step:
-            raise Damaged(f"{path} is damaged: the run has {last_step} steps")
         if path.is_symlink():  # Orbax cannot remove a link when the checkpoint is no longer needed.
             raise Damaged(f"{path} is damaged: it is a symbolic link")
         saved = read_description(path).provenance
@@ -157,6 +155,9 @@ class Checkpoints:
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
         if teacher != description.provenance["teacher"]:
             raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
+        # Only now: with other images, the run would have another number of steps.
+        if step > last_step:
+            raise Damaged(f"{path} is damaged: the run has {last_step} steps")
         abstract = _sharded_shapes(state, shardings)
         trees = {"weights": abstract.variables, "optimizer": abstract.opt_state}
         for name, tree in trees.items():
@@ -242,12 +243,16 @@ def newest_run(runs: Path = Path("runs")) -> Path:
 
 def find_checkpoint(directory: str | Path) -> Path:
     """Return `directory` if it is a checkpoint, otherwise the best (or else the last) checkpoint of the run in it."""
-    directory = expanded(directory).absolute()
+    directory = absolute(directory)
     if (directory / "model").is_dir():
         return directory
     if directory.is_file():
         raise InputError(f"{directory} is a file; if it is PyTorch's: python convert/from_torch.py {directory}")
+    if not directory.exists():
+        raise InputError(f"{directory} does not exist; give a checkpoint, or the work directory of a run")
     steps = saved_steps(directory)
+    if not steps and (directory / "config.json").is_file():
+        raise InputError(f"{directory} is a run without a checkpoint yet; the same train.py command continues it")
     if not steps:
         raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
 
@@ -280,7 +285,7 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
 
     It holds hashes of both, which `load` and `load_kept` compare. InputError if it cannot be written.
     """
-    directory = expanded(directory).absolute()
+    directory = absolute(directory)
     hashes = {"weights_sha256": weights_hash(variables), "kept_sha256": weights_hash(kept)}
     items: dict[str, Any] = {"weights": ocp.args.StandardSave(variables)}
     items["model"] = ocp.args.JsonSave(description.to_json(hashes))

@@ -100,7 +100,9 @@ class Description:
             (len(self.image_size), len(self.mean), len(self.std)) == (2, 3, 3)
             and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
             and all(type(number) is int and abs(number) < 2**63 for number in whole)
-            and min(*self.std, ratio.epsilon) > 0
+            and ratio.epsilon > 0
+            and max(map(abs, self.mean)) <= 10  # of pixels in 0..1, with room for other conventions
+            and 1e-6 <= min(self.std) <= max(self.std) <= 10
             and ratio.scope in ("head", "token")
             and isinstance(self.backbone, str)
             and 0 <= self.depth <= MAX_DEPTH
@@ -108,6 +110,7 @@ class Description:
             and 0 < min(self.image_size) <= max(self.image_size) < 2**15
             and (not ids or len(set(ids)) == len(ids) == self.classes)
             and isinstance(source, dict)
+            and isinstance(self.provenance.get("config") or {}, dict)
         )
 
     @property

@@ -22,6 +22,12 @@ def expanded(path: str | Path) -> Path:
         raise InputError(f"{path}: there is no such user's home folder") from error
 
 
+def absolute(path: str | Path) -> Path:
+    """Return the absolute path without "..", which TensorStore refuses. InputError as `expanded`."""
+    path = expanded(path).absolute()
+    return path.resolve() if ".." in path.parts else path
+
+
 def writable_folder(folder: str | Path, option: str) -> Path:
     """Return the folder, created if missing. InputError names the option if it is a file or cannot be written in."""
     folder = expanded(folder)
@@ -67,7 +73,10 @@ def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
     Raises:
         InputError: `path` is a symbolic link (without `follow`), a folder or a device, or cannot be written.
     """
-    path = path.resolve() if follow else _no_link(path)
+    try:
+        path = path.resolve() if follow else _no_link(path)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {path}: it is a link that leads to itself") from error
     if os.path.lexists(path) and not path.is_file():
         raise InputError(f"cannot write {path}: it is not a regular file; name another")
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")

@@ -29,7 +29,7 @@ from .data.protocol import PROTOCOLS, Target
 from .embedding import Embedder
 from .errors import InputError, counted, say
 from .evaluation import TITLES, RankMetrics
-from .files import expanded, writable_file, write_whole, written_whole
+from .files import absolute, expanded, writable_file, write_whole, written_whole
 from .illumination import SEED
 from .inputs import read_targets, read_test_images, stamps, test_data
 from .report.curves import plot_illumination
@@ -90,7 +90,7 @@ def evaluate_run(
             raise InputError(f"{written['plot']} is a symbolic link; remove it, or name another --output")
     if report:
         written["page"] = report_file(report)
-    if len({file.resolve() for file in written.values()}) < len(written):
+    if len({os.path.realpath(file) for file in written.values()}) < len(written):
         raise InputError(f"two of the files to write are one: {', '.join(map(str, written.values()))}; name others")
     targets = read_targets(config)
     embedder = Embedder.load(
@@ -104,7 +104,7 @@ def evaluate_run(
     rows = {name: describe(results[name], target, config) for name, target in targets.items()}
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
     result |= provenance(embedder, config, path)
-    if path == source.absolute():
+    if path == absolute(source):
         result["selected_by"] = "its name"
     elif known_score(source, int(path.name)) is not None:
         result["selected_by"] = "the best mAP on the run's query and gallery while training"

@@ -85,10 +85,11 @@ class Termination:
             raise KeyboardInterrupt
         self._came = self._came or number
         if not self._steps:
-            self.end("stopped before it took a step; the same command goes on from there")
+            self.end("stopped before it took a step; the same command starts again")
+        hint = b"; Ctrl-C again ends at once" if number == signal.SIGINT else b""
+        with contextlib.suppress(OSError):  # The signal may have come in the middle of a print.
+            os.write(2, b"\nsaving after the next logged step (train.log_every), then ending" + hint + b"\n")
         if number == signal.SIGINT:
-            with contextlib.suppress(OSError):  # The signal may have come in the middle of a print.
-                os.write(2, b"\nsaving after the next logged step, then ending; Ctrl-C again ends at once\n")
             for output in (1, 2):  # Ctrl-C ends `| tee` too; the run must save although nobody reads its output.
                 with contextlib.suppress(OSError):
                     if stat.S_ISFIFO(os.fstat(output).st_mode):

@@ -83,12 +83,12 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
         ("fault", "0001_c1_zero.jpg"), ("fault", "0001_c1_cut.jpg"), ("fault", "0001_c1_text.jpg"),
         ("fault", "0001_c1_big.png: 6000×9000 pixels are more than"), ("fault", "nobody.jpg: no identity and camera"),
         ("fault", "0001_c1_loop.jpg"), ("warning", "0001_c1_dot.jpg: 1×1 pixels show nobody"),
-        ("warning", "train: 1 identities with a single image (77)"),
+        ("warning", "train: identities with a single image: 1 (77)"),
         ("warning", "not read: 1 hidden or of the system (Thumbs.db)"),
         ("warning", "0300_c1_000000.jpg: a query without a match"),
-        ("warning", "the published ones, which stand behind: train images 42 (14462), query images 5 (2180), gallery"),
+        ("warning", "the published ones, in brackets: train images 42 (14462), query images 5 (2180), gallery"),
         ("warning", "9 identities, but a batch of 64 takes 16 with 4 images each"),
-        ("warning", "1 identities are in training and in test (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
+        ("warning", "identities in training and in test: 1 (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
         ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
     ]:  # fmt: skip
         assert sum(line.startswith(f"{kind}: ") and part in line for line in lines) == 1, part

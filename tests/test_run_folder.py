@@ -198,3 +198,30 @@ def test_a_config_or_a_log_that_is_a_pipe_is_refused_instead_of_waited_for(tmp_p
         os.mkfifo(tmp_path / name)
         with pytest.raises(InputError, match="is not a regular file"):
             read(tmp_path / name)
+
+
+def test_a_run_is_found_by_a_path_with_dots(finished, tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "inner")
+    assert checkpoint.find_checkpoint("../run").is_relative_to(tmp_path / "run")
+    assert checkpoint.load("../run", make_mesh())[0] == checkpoint.load(tmp_path / "run", make_mesh())[0]
+
+
+def test_a_folder_without_a_checkpoint_is_named_for_what_it_is(finished, tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        checkpoint.find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="is neither one itself nor the work directory"):
+        checkpoint.find_checkpoint(tmp_path)
+    shutil.copy(finished / "config.json", tmp_path)
+    with pytest.raises(InputError, match=r"a run without a checkpoint yet; the same train\.py command continues it"):
+        checkpoint.find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [
+    {"mean": [1e308, 0, 0]}, {"std": [1e-300] * 3}, {"provenance": {"config": [1]}}, {"cameras": [1.5]},
+])  # fmt: skip
+def test_numbers_that_no_image_has_are_refused(small_checkpoint, changes):
+    rewrite_the_description(small_checkpoint, **changes)
+    with pytest.raises(InputError, match="its description of the model does not fit together"):
+        checkpoint.load(small_checkpoint, make_mesh())

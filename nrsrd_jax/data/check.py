@@ -26,7 +26,7 @@ import numpy as np
 
 from ..command import Parser, one_line, read_config
 from ..config import Config, validate
-from ..errors import InputError, say
+from ..errors import InputError, counted, say
 from ..files import expanded, written_whole
 from . import datasets
 from .datasets import OF_JUNK, Dataset, Split
@@ -92,7 +92,7 @@ def _check_published(data: Dataset, findings: Findings) -> None:
     counts |= {("cameras", len(cameras)): source.cameras} if source.cameras else {}
     others = [f"{what} {found} ({published})" for (what, found), published in counts.items() if found != published]
     if others:
-        findings.warnings.append(f"counts are not the published ones, which stand behind: {', '.join(others)}")
+        findings.warnings.append(f"counts differ from the published ones, in brackets: {', '.join(others)}")
 
 
 def _check_images(data: Dataset, findings: Findings) -> Pixels:
@@ -137,14 +137,14 @@ def _check_identities(data: Dataset, findings: Findings) -> None:
         findings.warnings.append(f"{len(twice)} images stand twice in a split ({twice[0]})")
     single = [pid for pid, count in collections.Counter(train.pids.tolist()).items() if count == 1]
     if single:
-        findings.warnings.append(f"train: {len(single)} identities with a single image ({examples(single)})")
+        findings.warnings.append(f"train: identities with a single image: {len(single)} ({examples(single)})")
     cameras, images = len(np.unique(np.concatenate([split.cameras for split in splits]))), sum(map(len, splits))
     if cameras > MANY and cameras > images / 10:
         findings.warnings.append(f"{cameras} cameras for {images} images: is the number behind c a camera's?")
     if source.same_numbers:
         both = set(train.pids.tolist()) & {*query.pids.tolist(), *gallery.pids.tolist()} - {source.distractor}
         if both:
-            findings.warnings.append(f"{len(both)} identities are in training and in test ({examples(sorted(both))})")
+            findings.warnings.append(f"identities in training and in test: {len(both)} ({examples(sorted(both))})")
     match = make_target(data, "cross-camera").matched
     lost = np.flatnonzero(~match) if match.any() else ()
     for index in lost[:LISTED]:
@@ -238,7 +238,9 @@ def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, boo
     parser.add_argument("root", nargs="?", metavar="ROOT", help="its folder; of a manifest the CSV file")
     parser.add_argument("--protocol", default="", help="of nightreid and knight")
     parser.add_argument("--exclude", default="", help="a file of paths to leave out, as --fix-list writes it")
-    parser.add_argument("--fix-list", type=Path, help="write the paths of faulty and suspicious files there")
+    parser.add_argument(
+        "--fix-list", type=Path, help="write the paths of unreadable, unnamed, tiny and single-coloured images there"
+    )
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as train.py takes it, with --config.KEY=VALUE")
     ours: list[str] = []
     rest: list[str] = []
@@ -281,7 +283,7 @@ def _write_fix_list(file: Path, listed: set[str]) -> None:
     with written_whole(expanded(file), follow=True) as partial:
         partial.write_bytes(b"".join(line + b"\n" for line in lines))
     hint = f"; leave them out with --config.data.exclude={file}" if lines else ""
-    say(f"{len(lines)} paths written to {file}{hint}")
+    say(f"{counted(len(lines), 'path', 'paths')} written to {file}{hint}")
     if len(lines) < len(listed):
         say(f"{len(listed) - len(lines)} have a line break in their names: rename those")
 
