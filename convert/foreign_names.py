@@ -5,7 +5,7 @@ Hugging Face's names: transformers' modeling_vit.py. timm's own are those of the
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,11 +64,10 @@ def without_wrappers(name: object) -> str:
     return ".".join(part for part in str(name).split(".") if part not in MODULES)
 
 
-def layout(end: str, content: list[tuple[str, Any]]) -> str:
-    """Return "embeddings." if the prefix `end` of `cls_token` is that of a Hugging Face ViT, otherwise ""."""
-    ours = end.removesuffix("embeddings.")
-    hugging_face = ours != end and any(name.startswith(f"{end}patch_embeddings.") for name, _ in content)
-    return "embeddings." if hugging_face else ""
+def hugging_face_ends(names: Iterable[str]) -> set[str]:
+    """Return what stands before Hugging Face's `patch_embeddings.`, and before the `cls_token` of the same ViT."""
+    ends = {name.partition("patch_embeddings.")[0] for name in names if "patch_embeddings." in name}
+    return {end for end in ends if end.endswith("embeddings.")}
 
 
 def from_hugging_face(tensors: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:

@@ -49,6 +49,7 @@ class Report:
     rows: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    kept: int = 0  # bytes of the tensors that are kept for to_torch.py
 
     def add(self, name: str, value: Any, verdict: str, note: str) -> None:
         shape = "–" if value is None else "×".join(map(str, value.shape)) or "scalar"
@@ -246,8 +247,8 @@ def ignore(
     else:
         report.add(name, tensor, "ignored", rule[1])
         if rule[0]:
-            total = sum(array.nbytes for array in kept.values()) + math.prod(tensor.shape) * tensor.dtype.itemsize
-            if total > MAX_KEPT:
+            report.kept += math.prod(tensor.shape) * tensor.dtype.itemsize
+            if report.kept > MAX_KEPT:
                 raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
             kept[name] = np.asarray(tensor)
 

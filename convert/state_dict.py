@@ -19,6 +19,8 @@ LISTS = (list, tuple)
 MAX_LEVELS = 8  # of dictionaries inside dictionaries
 MAX_STEPS = 32  # of a name, between dots, that are searched for the prefix of a model
 MAX_ROWS = 100  # of what lies beside the weights
+MAX_NAME = 1000  # characters; the names of a real model have some 60
+MAX_VITS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ def read(path: Path, key: str = "") -> StateDict:
     dictionaries = _dictionaries(content)
     if not dictionaries:
         raise InputError("it holds no state dict: there is no dictionary with tensors in it")
-    found = [vit for place, dictionary in dictionaries for vit in _vits(place, dictionary)]
+    found = _vits(dictionaries)
     if not found:
         raise InputError(_no_vit([dictionary for _, dictionary in dictionaries]))
     vit = _choose(found, key)
@@ -98,7 +100,11 @@ def _dictionaries(content: Any) -> list[tuple[tuple[str, ...], dict]]:
             continue
         seen.add(id(value))
         items = _items(value)
-        if isinstance(value, dict) and any(isinstance(item, Array) for _, item in items):
+        holds = isinstance(value, dict) and any(isinstance(item, Array) for _, item in items)
+        used = [name for name, item in items if holds or isinstance(item, (dict, *LISTS))]
+        if long := next((name for name in used if isinstance(name, str) and len(name) > MAX_NAME), ""):
+            raise InputError(f"a name in it has {len(long)} characters, and may have {MAX_NAME}: {printable(long, 60)}")
+        if holds:
             found.append((path, value))
         if len(path) < MAX_LEVELS:
             queue.extend(((*path, str(name)), item) for name, item in items if isinstance(item, (dict, *LISTS)))
@@ -110,12 +116,21 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     return list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ())
 
 
-def _vits(path: tuple[str, ...], dictionary: dict) -> list[Found]:
-    content = [(foreign_names.without_wrappers(name), value) for name, value in dictionary.items()]
-    ends = {name.removesuffix("cls_token") for name, value in content if isinstance(value, Array)
-            and (name == "cls_token" or name.endswith(".cls_token"))}  # fmt: skip
-    layouts = {end: foreign_names.layout(end, content) for end in sorted(ends)}
-    return [Found(path, content, end.removesuffix(layout), layout, len(ends) == 1) for end, layout in layouts.items()]
+def _vits(dictionaries: list[tuple[tuple[str, ...], dict]]) -> list[Found]:
+    """Return the ViTs in all dictionaries. Raises InputError if there are too many to look at each."""
+    found = []
+    for path, dictionary in dictionaries:
+        content = [(foreign_names.without_wrappers(name), value) for name, value in dictionary.items()]
+        ends = {name.removesuffix("cls_token") for name, value in content if isinstance(value, Array)
+                and (name == "cls_token" or name.endswith(".cls_token"))}  # fmt: skip
+        theirs = foreign_names.hugging_face_ends(name for name, _ in content)
+        for end in sorted(ends):
+            layout = "embeddings." if end in theirs else ""
+            found.append(Found(path, content, end.removesuffix(layout), layout, len(ends) == 1))
+    if len(found) > MAX_VITS:
+        some = ", ".join(printable(vit.key, 100) for vit in found[:4])
+        raise InputError(f"it holds {len(found)} ViTs: {some}, …; no more than {MAX_VITS} are read: save one alone")
+    return found
 
 
 def _choose(found: list[Found], key: str) -> Found:
@@ -160,6 +175,7 @@ def _official(
     owners = {"": vit}
     owners |= {other.parent: other for other in rivals if other.parent and not vit.prefix.startswith(other.parent)}
     owners |= {vit.parent: vit} | {other.prefix: other for other in rivals}
+    parent = vit.parent
     tensors: dict[str, Array] = {}
     beside, faults, sources, others = {}, {}, {}, dict.fromkeys((other.key for other in rivals if other is not vit), 0)
     for name, value in vit.content:
@@ -169,8 +185,8 @@ def _official(
         if owner is not vit:
             others[owner.key] += 1
             continue
-        inside, around = name.startswith(vit.prefix), name.startswith(vit.parent)
-        official = "base." + name[len(vit.prefix) :] if inside else name[len(vit.parent) * around :]
+        inside, around = name.startswith(vit.prefix), name.startswith(parent)
+        official = "base." + name[len(vit.prefix) :] if inside else name[len(parent) * around :]
         if not isinstance(value, Array):
             beside[name] = f"not a tensor but {value.name if isinstance(value, Inert) else type(value).__name__}"
         elif official in tensors:

@@ -4,7 +4,9 @@ Reads .pth (zip and legacy), .safetensors, and either in shards: an index, or th
 """
 
 import json
+import math
 import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,20 @@ import ml_dtypes
 import numpy as np
 import torch_file
 from safetensors import SafetensorError, deserialize
+from tensor_pickle import MAX_DIMENSIONS
 
 from nrsrd_jax.errors import InputError, printable
 from nrsrd_jax.files import read_bounded
 
 INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+JSON = re.compile(  # Windows' editors put a mark before UTF-8, and PowerShell writes UTF-16.
+    rb"(\xef\xbb\xbf)?\s*\{[^\0]*\Z|\xff\xfe(\s\0)*\{\0[^\0]|\xfe\xff(\0\s)*\0\{\0[^\0]"
+)
 SHARD = re.compile(r"(.+)-(\d{1,9})-of-(\d{1,9})(\.safetensors|\.bin)")  # Hugging Face's names
 MAX_BYTES = 2**32  # of safetensors, which are read as a whole; a ViT-B in float64 takes 0.7 GB
 MAX_INDEX = 2**24  # bytes
+MAX_SIDE, MAX_EXTENT = 2**31, 2**48  # of a tensor's shape; NumPy has limits also for empty ones
 TYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -41,7 +48,7 @@ def load(path: Path) -> tuple[Any, str, list[Path]]:
     path = _in_folder(path) if path.is_dir() else path
     with path.open("rb") as file:
         start = file.read(64)
-    if start.lstrip().startswith(b"{") and b"\0" not in start:
+    if JSON.match(start):
         return _load_shards(path)
     if (shard := SHARD.fullmatch(path.name)) and int(shard[3]) > 1:
         index = path.with_name(f"{shard[1]}{shard[4]}{INDEX}")
@@ -74,9 +81,16 @@ def _load_one(path: Path, start: bytes, limit: int) -> tuple[Any, str]:
     for name, tensor in tensors:
         if tensor["dtype"] not in TYPES:
             raise InputError(f"the type {tensor['dtype']} of {printable(name, 100)} is not read; save it as float32")
-        content[name] = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        shape = tensor["shape"]
+        if len(shape) > MAX_DIMENSIONS:
+            raise InputError(
+                f"{printable(name, 100)} has {len(shape)} dimensions; no more than {MAX_DIMENSIONS} are read"
+            )
+        if max(shape, default=0) >= MAX_SIDE or math.prod(max(side, 1) for side in shape) >= MAX_EXTENT:
+            raise InputError(f"{printable(name, 100)} has shape {tuple(shape)}, which is too large for a tensor")
+        content[name] = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]]).reshape(shape)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # deserialize has checked it
-    return content, header.get("__metadata__", {}).get(torch_file.NOTES, "")
+    return content, (header.get("__metadata__") or {}).get(torch_file.NOTES, "")  # null means that there is none
 
 
 def _load_shards(index: Path) -> tuple[dict[str, Any], str, list[Path]]:
@@ -89,6 +103,9 @@ def _load_shards(index: Path) -> tuple[dict[str, Any], str, list[Path]]:
         raise InputError("this is JSON, but not an index of shards: it has no weight_map of names") from error
     if not plain:
         raise InputError("the index names shards outside its own folder; nothing was read")
+    expected: defaultdict[str, set[str]] = defaultdict(set)
+    for name, shard in places.items():
+        expected[shard].add(name)
     content: dict[str, Any] = {}
     left = MAX_BYTES
     for shard in shards:
@@ -104,9 +121,8 @@ def _load_shards(index: Path) -> tuple[dict[str, Any], str, list[Path]]:
         if not isinstance(tensors, dict):
             raise InputError(f"shard {shard} holds no names with tensors")
         left -= sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, np.ndarray))
-        expected = {name for name, place in places.items() if place == shard}
-        if tensors.keys() != expected:
-            name = printable(min(tensors.keys() ^ expected, key=str), 100)
+        if tensors.keys() != expected[shard]:
+            name = printable(min(tensors.keys() ^ expected[shard], key=str), 100)
             raise InputError(f"shard {shard} and the index disagree about {name}: they are of different downloads")
         content |= tensors
     return content, "", [index, *(index.with_name(shard) for shard in shards)]

@@ -83,20 +83,18 @@ def rank_metrics(
 ) -> RankMetrics:
     """Return CMC, mAP and mINP of a distance matrix [Q, G]. Equal distances rank by the gallery's order.
 
-    The CMC has min(max_rank, G) entries. ValueError if shapes disagree, a distance is NaN, or no query has a match.
+    The CMC has min(max_rank, G) entries. ValueError if shapes disagree, a distance is NaN or more than float64 can tell
+    apart, or no query has a match.
     """
-    if np.ma.isMaskedArray(distances):
-        raise ValueError("distances are masked; fill them")
-    distances = np.asarray(distances)
-    if distances.dtype.kind not in "fiu":
-        raise ValueError(f"distances are of type {distances.dtype}; they must be real numbers")
+    distances = _unmasked(distances, "distances")
+    if distances.dtype.kind not in "fiu" or not np.can_cast(distances.dtype, np.float64) or _too_large(distances):
+        raise ValueError(f"distances are of type {distances.dtype}; they must be real numbers that fit float64")
     _check_counts(distances.shape, query_ids, gallery_ids)
     if any(np.isnan(row).any() for row in distances):
         raise ValueError("a distance is NaN: the features behind it are not finite")
     exact = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
-    with jax.enable_x64(exact == np.float64):
-        return rank_by(lambda rows: distances[rows].astype(exact), *labels, max_rank=max_rank)
+    return rank_by(lambda rows: distances[rows].astype(exact), *labels, max_rank=max_rank)
 
 
 def rank_features(
@@ -118,13 +116,24 @@ def rank_features(
     return rank_by(squared_distances(query, gallery, mesh), *labels, max_rank=max_rank, mesh=mesh)
 
 
+def _unmasked(values: np.ndarray, name: str) -> np.ndarray:
+    if np.ma.isMaskedArray(values):
+        raise ValueError(f"{name} are masked; fill them")
+    return np.asarray(values)
+
+
+def _too_large(values: np.ndarray) -> bool:
+    """Return whether they are integers so large that float64 might not tell them apart."""
+    return values.dtype.kind in "iu" and values.size > 0 and max(-int(values.min()), int(values.max())) > 2**53
+
+
 def _check_counts(shape: tuple[int, ...], query_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
     if shape != (len(query_ids), len(gallery_ids)):
         raise ValueError(f"distances are {shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery")
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
-    """Return the function of squared Euclidean distances, float32, of features [Q, D] and [G, D] scaled to length 1.
+    """Return the function of squared Euclidean distances, float64, of features [Q, D] and [G, D] scaled to length 1.
 
     It computes a block of queries at a time. Rounding may put a distance below 0. The gallery stays on the devices,
     and blocks are split over them. ValueError if a feature is not finite, or the widths differ.
@@ -136,33 +145,35 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
 def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scale features [Q, D] and [G, D] to length 1 and subtract the gallery's mean, which changes no distance.
 
-    Features of a network may be nearly parallel. Without their common part, float32 ranks them as float64 does with it.
+    Features of a network may be nearly parallel. Without their common part, a product loses less of what differs.
 
     Returns:
-        Both as float32, and the mean [D] as float64.
+        Both, and the mean [D], in float64.
 
     Raises:
         ValueError: a feature is not finite, or the widths differ.
     """
     if np.shape(query)[1:] != np.shape(gallery)[1:]:
         raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
-    mean = unit_rows(gallery).mean(0, dtype=np.float64) if len(gallery) else np.zeros(np.shape(gallery)[1:])
+    mean = unit_rows(gallery).mean(0) if len(gallery) else np.zeros(np.shape(gallery)[1:])
     return unit_rows(query, mean), unit_rows(gallery, mean), mean
 
 
 def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarray:
-    """Scale features [N, D] to length 1 and subtract a vector `minus` [D], in float64; rows of zeros are not scaled.
+    """Scale features [N, D] to length 1 and subtract a vector `minus` [D]; rows of zeros are not scaled.
 
     Returns:
-        The result in float32, [N, D].
+        The result in float64, [N, D].
 
     Raises:
-        ValueError: they are not rows, or one is not finite.
+        ValueError: they are not rows of real numbers, or one is not finite.
     """
-    features = np.asarray(features)
+    features = _unmasked(features, "features")
+    if not np.can_cast(features.dtype, np.float64):
+        raise ValueError(f"features are of type {features.dtype}; they must be real numbers that fit float64")
     if features.ndim != 2:
         raise ValueError(f"features are {features.shape}; they must be rows [N, D]")
-    result = np.empty(features.shape, np.float32)
+    result = np.empty(features.shape)
     broken = 0
     for start in range(0, len(features), ROWS):
         rows = features[start : start + ROWS].astype(np.float64)
@@ -183,27 +194,27 @@ def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarr
 
 def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
     """Return what `squared_distances` does, for features that `centred_rows` returned."""
-    squares, gallery_squares = (
-        np.einsum("nd,nd->n", rows, rows, dtype=np.float64).astype(np.float32) for rows in (query, gallery)
-    )
-    of_gallery = jax.device_put((gallery, gallery_squares), replicated(mesh))
+    squares, gallery_squares = (np.einsum("nd,nd->n", rows, rows) for rows in (query, gallery))
+    with jax.enable_x64(True):
+        of_gallery = jax.device_put((gallery, gallery_squares), replicated(mesh))
     devices = mesh.shape["data"]
 
     def distances(rows: np.ndarray) -> jax.Array:
         count = len(rows)
         if count % devices:
             rows = np.resize(rows, -(-count // devices) * devices)
-        result = _squared_distances(*jax.device_put((query[rows], squares[rows]), over_data(mesh)), *of_gallery)
-        return result if len(rows) == count else result[:count]
+        with jax.enable_x64(True):
+            result = _squared_distances(*jax.device_put((query[rows], squares[rows]), over_data(mesh)), *of_gallery)
+            return result if len(rows) == count else result[:count]
 
     return distances
 
 
 @jax.jit
 def _squared_distances(query: jax.Array, squares: jax.Array, gallery: jax.Array, g_squares: jax.Array) -> jax.Array:
+    # In float64: float32 is too coarse for small differences where features form groups far apart.
     # The squares are computed beforehand: XLA for CPU would fuse their sum and compute it again for every distance.
-    product = jnp.matmul(query, gallery.T, precision="highest", preferred_element_type=jnp.float32)
-    return squares[:, None] + g_squares - 2 * product
+    return squares[:, None] + g_squares - 2 * (query @ gallery.T)
 
 
 def rank_by(
@@ -222,7 +233,13 @@ def rank_by(
     """
     mesh = mesh or make_mesh()
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
-    query_ids, gallery_ids, query_cameras, gallery_cameras = arrays = tuple(map(np.asarray, labels))
+    arrays = query_ids, gallery_ids, query_cameras, gallery_cameras = tuple(
+        _unmasked(values, "identities or cameras") for values in labels
+    )
+    for pair in (arrays[:2], arrays[2:]):
+        # NumPy compares integers of two types as float64, where large ones that differ may be equal.
+        if np.result_type(*(values.dtype for values in pair)).kind == "f" and any(map(_too_large, pair)):
+            raise ValueError(f"identities or cameras are of types {pair[0].dtype} and {pair[1].dtype}; make them one")
     if any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
         raise ValueError("an identity or camera is NaN")
     if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
@@ -245,7 +262,8 @@ def rank_by(
         exists = slots < stop[rows, None]
         junk = gallery_cameras[same] == query_cameras[rows, None]
         filled_up = distances(np.resize(rows, size)), np.resize(same, (size, width)).astype(np.int32)
-        places = np.asarray(_places(*jax.device_put(filled_up, over_data(mesh))))[: len(rows)]
+        with jax.enable_x64(True):
+            places = np.asarray(_places(*jax.device_put(filled_up, over_data(mesh))))[: len(rows)]
         precision[rows], penalty[rows], first[rows] = _metrics_of_places(places, exists, junk)
     if not first.any():
         raise ValueError("no query has a gallery image of its identity from another camera")
@@ -277,7 +295,10 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
         limit = chosen + (index[:, None, None] < same)  # of equals the earlier goes first; k < c + 1 is k <= c
         return total + jnp.sum(chunk_keys[:, :, None] < limit, 0, dtype=jnp.int32), None
 
-    by_chunk = jnp.arange(chunks * CHUNK).reshape(chunks, CHUNK), keys.T.reshape(chunks, CHUNK, queries)
+    by_chunk = (
+        jnp.arange(chunks * CHUNK, dtype=jnp.int32).reshape(chunks, CHUNK),
+        keys.T.reshape(chunks, CHUNK, queries),
+    )
     return lax.scan(count, jnp.zeros(same.shape, jnp.int32), by_chunk)[0]
 
 

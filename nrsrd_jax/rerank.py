@@ -87,14 +87,14 @@ def reranked_distances(
 def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
     """Bytes that re-ranking N images of D features takes at most, beside what it is given and its result.
 
-    Features: joined, scaled, and on each device. A block: six times on its way from distances to neighbours or weights.
+    Features: scaled, joined, and on each device. A block: six times on its way from distances to neighbours or weights.
     Sparse matrices: an image has k1+1 neighbours, each of them with half as many, of which less than a third are new.
     """
     half = round(k1 / 2) + 1
     expanded = (k1 + 1) * (1 + half // 3)
-    features = 4 * width * (3 + devices)
+    features = 8 * width * (3 + devices)
     sparse = 8 * (k1 + 1) * (3 + 2 * half) + 8 * expanded * (6 + 3 * k2)
-    return images * (features + sparse + 4 * 6 * BLOCK * devices)
+    return images * (features + sparse + 8 * 6 * BLOCK * devices)
 
 
 def _nearest(
@@ -107,7 +107,8 @@ def _nearest(
     for number, start in enumerate(tqdm(starts, "neighbours", unit="block", leave=False, disable=None)):
         begin = time.perf_counter()
         rows = np.arange(start, min(start + size, images))
-        nearest, largest = _nearest_and_farthest(distances(np.resize(rows, min(size, images))), k)
+        with jax.enable_x64(True):
+            nearest, largest = _nearest_and_farthest(distances(np.resize(rows, min(size, images))), k)
         neighbours[rows], farthest[rows] = np.asarray(nearest)[: len(rows)], np.asarray(largest)[: len(rows)]
         if number == min(1, len(starts) - 1):  # the first also compiles
             # The rest is the host's: what it takes per image and per query, measured on one core at Night600's size.
@@ -120,6 +121,7 @@ def _nearest(
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest_and_farthest(distances: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    distances = distances.astype(jnp.float32)  # XLA for CPU takes ten times as long to find the nearest in float64
     return lax.top_k(-distances, k)[1], jnp.max(distances, 1)
 
 
@@ -193,7 +195,8 @@ def expand_queries(
     expanded = np.empty(query.shape)
     for start in range(0, len(query), size):
         rows = np.arange(start, min(start + size, len(query)))
-        found = np.asarray(_nearest_and_farthest(distances(rows), k)[0])
+        with jax.enable_x64(True):
+            found = np.asarray(_nearest_and_farthest(distances(rows), k)[0])
         expanded[rows] = mean + (query[rows] + gallery[found].sum(1, dtype=np.float64)) / (1 + k)
     return expanded
 

@@ -182,6 +182,22 @@ def test_nearly_parallel_features_rank_as_in_float64(monkeypatch, devices, block
     np.testing.assert_array_equal(np.argsort(distances, kind="stable"), np.argsort(exact, kind="stable"))
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
+def test_two_groups_of_nearly_parallel_features_rank_as_in_float64(spread):
+    """Features by day and by night differ far more than people do."""
+    rng = np.random.default_rng(0)
+    people, night = rng.standard_normal((20, 64)), np.where(rng.random(64) < 0.5, -1, 1)
+    ids = np.arange(40) % 20, np.arange(200) % 20
+    query, gallery = (1 + spread * (people[i] + 2 * rng.standard_normal((len(i), 64))) for i in ids)
+    query[1::3] *= night
+    gallery[::2] *= night
+    query, gallery = query.astype(np.float32), gallery.astype(np.float32)
+    labels = *ids, np.zeros(40), np.ones(200)
+    expected = rank_metrics(exact_distances(query, gallery), *labels)
+    found = rank_features(query, gallery, *labels)
+    np.testing.assert_array_equal(found.average_precision, expected.average_precision)
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**31), st.floats(0, 1e4))
 def test_what_all_features_have_in_common_changes_no_distance(seed, common):
@@ -221,6 +237,39 @@ def test_features_that_cannot_be_ranked():
         rank_features(np.ones((1, 4)), np.ones((2, 4)), *labels, max_rank=0)
     with pytest.raises(ValueError, match="not as many"):
         rank_features(np.ones((1, 4)), np.ones((2, 4)), [1], [1, 2], [0], [1])
+
+
+@pytest.mark.parametrize("wrong", [np.ma.array([[1.0, 2]]), np.ones((1, 2), complex), np.ones((1, 2), np.longdouble)])
+def test_features_that_are_masked_complex_or_too_precise_are_refused(wrong):
+    for features in ((wrong, np.eye(2)), (np.ones((1, 2)), np.resize(wrong, (2, 2)).view(type(wrong)))):
+        with pytest.raises(ValueError, match=r"features are (masked|of type)"):
+            rank_features(*features, [1], [1, 2], [0], [1, 1])
+
+
+def test_large_identities_or_cameras_of_two_types_are_refused():
+    """As float64, into which NumPy would turn them, they would be equal."""
+    wrong = np.array([2**53 + 1]), np.array([2**53, 2**53 + 1], np.uint64)
+    small = np.array([1]), np.array([2, 1], np.uint64)
+    distances = np.array([[0.1, 0.2]])
+    assert rank_metrics(distances, *small, [0], [1, 1]).first_match == 2
+    assert rank_metrics(distances, *(ids.astype(np.int64) for ids in wrong), [0], [1, 1]).first_match == 2
+    for labels in ((*wrong, [0], [1, 1]), ([1], [2, 1], *wrong), (wrong[0], [2.0**53, 1], [0], [1, 1])):
+        with pytest.raises(ValueError, match="identities or cameras are of types int64 and "):
+            rank_metrics(distances, *labels)
+
+
+def test_masked_identities_or_cameras_are_refused():
+    for labels in ((np.ma.array([1]), [1, 2], [0], [1, 1]), ([1], [1, 2], [0], np.ma.array([1, 1], mask=[0, 1]))):
+        with pytest.raises(ValueError, match="identities or cameras are masked"):
+            rank_metrics(np.zeros((1, 2)), *labels)
+
+
+@pytest.mark.parametrize("distances", [
+    np.array([[2**53 + 1, 2**53]], np.uint64), np.array([[-(2**53) - 1, 0]]), np.ones((1, 2), np.longdouble),
+])  # fmt: skip
+def test_distances_that_float64_makes_equal_are_refused(distances):
+    with pytest.raises(ValueError, match=f"distances are of type {distances.dtype}.*fit float64"):
+        rank_metrics(distances, [1], [1, 2], [0], [1, 1])
 
 
 def test_a_zero_feature_has_finite_distances():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.lists import MAX_BYTES, MAX_LINE, read_lines
-from nrsrd_jax.data.naming import JUNK, as_numbers
+from nrsrd_jax.data.naming import JUNK, as_numbers, is_unknown
 from nrsrd_jax.errors import InputError
 
 TABLE = "path,pid,camera,split\nimg/a b.jpg,7,1,train\nimg/b.jpg,8,2,train\nimg/c.jpg,7,2,gallery\n"
@@ -65,6 +65,53 @@ def test_what_a_manifest_cannot_hold_is_named(folder, content, message):
     with pytest.raises(InputError, match=message) as refusal:
         manifest(folder, content)
     assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize("value", ["1,000", "1.000", "2,000", "+1.000", "\u200b1,000", "'1.000", '="1.000"'])
+def test_thousands_are_not_taken_for_ones(folder, value):
+    for row in (f'img/b.jpg;"{value}";1;train', f"img/b.jpg;7;{value};train"):
+        row = row.replace('"="1.000""', '="1.000"')
+        with pytest.raises(InputError, match=r"line 5: the (pid|camera) .* may be in ones or in thousands"):
+            manifest(folder, TABLE.replace(",", ";") + row + "\n")
+    (folder / "train" / value).mkdir(parents=True)
+    (folder / "train" / value / "c1.jpg").touch()
+    with pytest.raises(InputError, match="in ones or in thousands"):
+        datasets.load("folders", folder)
+
+
+@pytest.mark.parametrize(
+    "value", ["1E+12", "1e+12", "1.23457e+12", "1,23457E+12", "1.5e12", "-1E+12", "1.E+12", "'1E+12"]
+)
+@pytest.mark.parametrize("column", ["pid", "camera"])
+def test_what_a_spreadsheet_has_rounded_is_no_number(folder, value, column):
+    row = f"img/b.jpg;{value};1;train" if column == "pid" else f"img/b.jpg;7;{value};train"
+    if column == "camera" and value.startswith("-"):
+        row = row.replace("-", "")
+    with pytest.raises(InputError, match=f"line 5: a spreadsheet has rounded the {column}"):
+        manifest(folder, TABLE.replace(",", ";") + row + "\n")
+
+
+@pytest.mark.parametrize("seven", [
+    "\u200b7", "7\ufeff", "\xa07\xa0", "\u20607\u202f", "'7", "'007", '="007"', '="7"', "=\"7\"\u200b", "7\xad",
+    "'007'",
+])  # fmt: skip
+def test_what_cannot_be_seen_in_a_cell_makes_nobody_new(folder, seven):
+    data = manifest(folder, TABLE.replace("c.jpg,7,2", f"c.jpg,{seven},{seven}").replace("2,train", "7,train"))
+    assert (data.train.pids.tolist(), data.gallery.pids.tolist()) == ([7, 8], [7])
+    assert (data.train.cameras.tolist(), data.gallery.cameras.tolist()) == ([1, 7], [7])
+    assert is_unknown("\u200bunknown\xa0")
+    one, same, two, also = as_numbers(["an\u200bna", "anna", "a\xa0b", "a b"])
+    assert (one, two) == (same, also)
+    assert one != two
+
+
+@pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "sep=;;;;", "\nsep=;"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_manifest_for_excel_says_its_separator(folder, first, encoding):
+    text = f"{first}\n{TABLE.replace(',', ';').replace('path;', 'a,b,c,d,e;path;').replace('img', ';img')}"
+    assert manifest(folder, text.encode(encoding)).train.pids.tolist() == [7, 8]
+    with pytest.raises(InputError, match=rf"line {5 + first.count(chr(10)) + 1}: .*not .test."):
+        manifest(folder, text + ";img/b.jpg;7;1;test\n")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +174,7 @@ def test_a_list_of_msmt17(tmp_path, line, encoding):
 
 
 @pytest.mark.parametrize("line", [
+    "0000_000_01-2_0.jpg 5", "0000_000_01.5_0.jpg 5",
     "0000/0000_000_01x_0.jpg 5", "0000/0000_000_01_0.jpg", "0000_000_01_0.jpg unknown", "0000_000_01_0.jpg 5.5", "5",
     "a 5", "0000_01.jpg 5", "1" * 4000 + "_1_" + "1" * 4000 + " x", " " * 9000 + "x", "0_" * 4000 + " x",
 ])  # fmt: skip

@@ -81,6 +81,35 @@ def test_a_picture_on_its_side_is_turned_whoever_wrote_its_exif(tmp_path, order)
         assert read_rgb(placed(tmp_path, content)).size == (7, 9)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@given(st.lists(st.tuples(st.sampled_from([ORIENTATION, 271]), st.integers(0, 17), st.integers(0, 5) | st.just(2**31),
+                          st.lists(st.integers(0, 9), min_size=4, max_size=4)), min_size=1, max_size=3))  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_exif_of_any_type_turns_a_picture_as_pillow_does(order, entries):
+    """Types that hold no whole number, and values of no length, do not turn it."""
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
+    tiff += b"".join(struct.pack(order + "HHI", *entry[:3]) + bytes(entry[3]) for entry in entries) + bytes(4)
+    content = encoded(noise("RGB"), "JPEG")
+    content = content[:2] + segment(0xE1, b"Exif\0\0" + tiff) + content[2:]
+    value = Image.open(io.BytesIO(content)).getexif().get(ORIENTATION, 1)
+    expected = value if isinstance(value, int) and value in range(1, 9) else 1
+    assert take_apart(content).orientation == expected
+
+
+@pytest.mark.parametrize(("order", "kind", "number", "value", "turned"), [
+    ("<", 3, 1, "6", True), ("<", 1, 1, "6", False), ("<", 3, 0, "6", False), (">", 1, 1, "6", False),
+    (">", 9, 1, "i", True), (">", 4, 1, "i", True), (">", 3, 1, "6", True), ("<", 7, 1, "6", False),
+])  # fmt: skip
+def test_only_a_whole_number_in_exif_turns_a_picture(tmp_path, order, kind, number, value, turned):
+    entry = struct.pack(order + "HHI", ORIENTATION, kind, number)
+    entry += struct.pack(order + "i", 6) if value == "i" else bytes([6] * 4) if kind in (1, 7) else struct.pack(
+        order + "HH", 6, 0)  # fmt: skip
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, 1) + entry + bytes(4)
+    content = encoded(noise("RGB"), "JPEG", exif=b"Exif\0\0" + tiff)
+    assert (read_rgb(placed(tmp_path, content)).size == (7, 9)) == turned
+    assert ImageOps.exif_transpose(Image.open(io.BytesIO(content))).size == read_rgb(tmp_path / "a.jpg").size
+
+
 def test_a_phones_picture_with_others_behind_it_is_its_first(tmp_path):
     """MPO, as phones and 3D cameras write it under the name .jpg."""
     first, second = noise("RGB"), Image.new("RGB", (5, 5))
@@ -139,6 +168,25 @@ HOSTILE = {
     "JPEG of junk": (lambda: JPEG[:3] + bytes(10**7), "cannot read"),
     "PNG of too many pixels": (
         lambda: PNG[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + PNG[24:], "2147483647×2147483647 pixels"),
+    "PNG whose second header has too many pixels": (
+        lambda: PNG[:33] + chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + PNG[24:29]) + PNG[33:], "two headers"),
+    "PNG with a chunk before its header": (
+        lambda: PNG[:8] + chunk(b"tEXt", b"a\0b") + PNG[8:], "without a header"),
+    "PNG with a short header": (lambda: PNG[:8] + chunk(b"IHDR", PNG[16:24]) + PNG[33:], "without a header"),
+    "JPEG whose second frame has too many pixels": (
+        lambda: JPEG.replace(b"\xff\xda", segment(0xC0, b"\x08" + b"\xff" * 4 + b"\1\1\x11\0") + b"\xff\xda", 1),
+        "65535×65535 pixels"),
+    "JPEG whose first frame has too many pixels": (
+        lambda: JPEG[:2] + segment(0xC2, b"\x08" + b"\xff" * 4 + b"\1\1\x11\0") + JPEG[2:], "65535×65535 pixels"),
+    "JPEG with another frame behind its scan": (
+        lambda: JPEG[:-2] + segment(0xC0, b"\x08" + b"\xff" * 4 + b"\1\1\x11\0") + JPEG[-14:], "cannot read"),
+    "WebP whose second frame has too many pixels": (
+        lambda: riff((b"VP8 ", WEBP[20:]), (b"VP8 ", WEBP[20:26] + b"\xff\x3f\xff\x3f" + WEBP[30:])), "16383×16383"),
+    "WebP whose second canvas has too many pixels": (
+        lambda: riff((b"VP8X", bytes(4) + b"\x08\0\0\x06\0\0"), (b"VP8X", bytes(4) + b"\xff" * 6),
+                     (b"VP8 ", WEBP[20:])), "16777216×16777216"),
+    "WebP whose lossless frame has too many pixels": (
+        lambda: riff((b"VP8 ", WEBP[20:]), (b"VP8L", LOSSLESS[20:21] + b"\xff" * 4 + LOSSLESS[25:])), "16384×16384"),
     "PNG of a million chunks": (lambda: PNG[:33] + chunk(b"IDAT", b"") * 10**6 + PNG[33:], "more than .* chunks"),
     "PNG without its header": (lambda: PNG[:8] + chunk(b"IDAT", b"") * 9, "without a header"),
     "WebP canvas of too many pixels": (

@@ -280,27 +280,6 @@ def test_half_a_name_is_not_taken(tmp_path, name):
         assert read.get(name) in (None, 10001)
 
 
-def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
-    """7c4a is not camera 4; nor is a UUID's c123."""
-    names = ("5eda92d8-64ac-c123-d707-107e855c3844.jpg", "7c4a.jpg", "xc3.jpg", "c3x.jpg")
-    data = datasets.load("folders", touch(tmp_path, *(f"train/a/{name}" for name in names), "train/b/c.jpg"))
-    assert set(data.train.cameras) == {0}
-    assert (
-        "no file name has a camera as a field of its own (c3, cam3): every image has camera 0"
-        in capsys.readouterr().out
-    )
-
-
-@pytest.mark.parametrize(("name", "camera"), [("c3", 3), ("x-CAM012.y", 12), ("0001_c013_4", 13), ("a c2 b", 2)])
-def test_a_camera_is_a_field_of_its_own_with_all_its_digits(tmp_path, name, camera):
-    assert datasets.load("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [camera]
-
-
-def test_two_cameras_in_a_name_are_refused(tmp_path):
-    with pytest.raises(InputError, match="1 of 1 file names do not have one camera"):
-        datasets.load("folders", touch(tmp_path, "train/a/c1_c2.jpg"))
-
-
 NIGHT = ("bounding_box_train/1_c1_0.jpg", "query/1_c1_0.jpg", "bounding_box_test/1_c2_0.jpg")
 
 

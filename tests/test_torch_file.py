@@ -1,6 +1,8 @@
-"""PyTorch's files are read without PyTorch; hostile and damaged ones are refused, and nothing in them is run."""
+"""Files of weights are read without PyTorch; hostile and damaged ones are refused, and nothing in them is run."""
 
+import codecs
 import contextlib
+import json
 import os
 import pathlib
 import pickle
@@ -8,17 +10,22 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
+import from_torch
 import ml_dtypes
 import numpy as np
 import pytest
 import tensor_pickle
 import torch_file
+import weights_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensor_pickle import Refused, Tensor
+
+from nrsrd_jax.errors import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = ["plain_zip", "plain_legacy"]
@@ -309,3 +316,85 @@ def test_mutated_and_cut_files_are_read_or_refused_cleanly(name, tmp_path, data)
 def test_random_pickles_are_read_or_refused_cleanly(program):
     with contextlib.suppress(ValueError, LookupError, TypeError):
         tensor_pickle.run(tensor_pickle.Cursor(memoryview(b"\x80\x02" + program + b".")))
+
+
+def safetensors(path, header, data=b""):
+    """A file whose header may say anything."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def described(shape, begin=0, size=0, kind="F32"):
+    return {"dtype": kind, "shape": shape, "data_offsets": [begin, begin + size]}
+
+
+@pytest.mark.parametrize("name", ["{}.cls_token", "{}.embeddings.cls_token", "a.{}.base.embeddings.cls_token"])
+def test_a_file_of_thousands_of_vits_is_refused_in_one_line_and_a_second_or_two(tmp_path, name):
+    path = safetensors(tmp_path / "a.safetensors", {name.format(i): described([0]) for i in range(20_000)})
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"it holds 20000 ViTs: .*, …; no more than 64 are read") as caught:
+        from_torch.convert(path)
+    assert time.monotonic() - begin < 10
+    assert len(str(caught.value)) < 300
+
+
+def test_vits_are_counted_over_all_parts_of_a_file(tmp_path):
+    for count, said in ((64, "choose one with --key"), (65, "it holds 65 ViTs: 0, 1, 2, 3, …; no more than 64")):
+        parts = b"".join(item(str(i), b"}" + item("cls_token")) for i in range(count))
+        with pytest.raises(InputError, match=said):
+            from_torch.convert(archive(tmp_path / "a.pth", b"\x80\x02}" + parts + b".", FOUR))
+
+
+def item(name, value=None):
+    value = value or tensor().partition(b"w")[2].removesuffix(b"s.")
+    return b"X" + struct.pack("<I", len(name)) + name.encode() + value + b"s"
+
+
+@pytest.mark.parametrize("where", ["of a tensor", "of a number beside tensors", "of a list"])
+def test_a_huge_name_is_refused_at_once(tmp_path, where):
+    names = [f"{i}{'.' * 2**20}cls_token" for i in range(20)]
+    values = {"of a tensor": (), "of a number beside tensors": (b"K\x01",), "of a list": (b"]",)}
+    content = b"\x80\x02}" + b"".join(item(name, *values[where]) for name in names) + item("cls_token") + b"."
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"a name in it has \d+ characters, and may have 1000: 0\.+…") as caught:
+        from_torch.convert(archive(tmp_path / "a.pth", content, FOUR))
+    assert time.monotonic() - begin < 10
+    assert len(str(caught.value)) < 300
+
+
+def test_many_tensors_that_are_only_kept_take_no_quadratic_time(tmp_path):
+    header = {f"b2.{i}": described([1], i, 1, "U8") for i in range(60_000)}
+    header["base.cls_token"] = described([1, 1, 192], 60_000, 768)
+    header["base.pos_embed"] = described([1, 2, 192], 60_768, 1536)
+    begin = time.monotonic()
+    assert len(from_torch.convert(safetensors(tmp_path / "a.safetensors", header, bytes(62_304)))[2]) == 60_000
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(("shape", "message"), [
+    ([1] * 9, "cls_token has 9 dimensions; no more than 8 are read"), ([1] * 100, "cls_token has 100 dimensions"),
+    ([2**31, 0], "cls_token has shape .* too large"), ([2**63, 0], "cls_token has shape .* too large"),
+    ([0, 2**30, 2**30, 2**30], "cls_token has shape .* too large"), ([1] * 8, "no ViT that we know"),
+    ([2**31 - 1, 0], "no ViT that we know"), ([0, 0, 0], "no ViT that we know"),
+])  # fmt: skip
+def test_a_shape_that_no_model_has_is_said_in_one_line(tmp_path, shape, message):
+    size, data = (0, b"") if 0 in shape else (4, b"abcd")
+    path = safetensors(tmp_path / "a.safetensors", {"cls_token": described(shape, 0, size)}, data)
+    with pytest.raises(InputError, match=message):
+        from_torch.convert(path)
+
+
+def test_safetensors_with_null_for_metadata_are_read_as_without_metadata(tmp_path):
+    path = safetensors(tmp_path / "a.safetensors", {"__metadata__": None, "a": described([1], 0, 4)}, b"\0\0\0\0")
+    content, notes, _ = weights_file.load(path)
+    assert (list(content), notes) == (["a"], "")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("space", ["", "\r\n "])
+def test_an_index_of_shards_is_read_as_windows_saves_it(tmp_path, encoding, space):
+    torch_file.save(tmp_path / "a.bin", {"a": np.ones(1, np.float32)})
+    mark = codecs.BOM_UTF16_BE * (encoding == "utf-16-be")
+    (tmp_path / "m.index.json").write_bytes(mark + f'{space}{{"weight_map": {{"a": "a.bin"}}}}'.encode(encoding))
+    assert list(weights_file.load(tmp_path / "m.index.json")[0]) == ["a"]

@@ -73,8 +73,9 @@ def _encoding(content: bytes) -> str:
 def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, {column: cell}) of a table whose cells are separated by commas, semicolons or tabs.
 
-    The first line that is not blank names the columns, in any case. Blank rows are left out, cells are stripped; a
-    cell that is missing at the end of a row is "". Columns that are neither required nor optional are left out.
+    The first line that is not blank names the columns, in any case; before it Excel's "sep=;" may stand. Blank rows
+    are left out, cells are stripped; a cell that is missing at the end of a row is "". Columns that are neither
+    required nor optional are left out.
 
     Raises:
         InputError: as `read_lines` does, or a required column is missing, a column is there twice, or a row has more
@@ -83,8 +84,13 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> 
     columns = (*required, *optional)
     lines = read_lines(file)
     takes = f"it takes the columns {','.join(columns)}"
-    start, header = next(((n, line) for n, line in lines if line.strip(" ,;\t")), (0, ""))
-    separator = max(",;\t", key=header.count)
+    filled = ((n, line) for n, line in lines if line.strip(" ,;\t"))
+    start, header = next(filled, (0, ""))
+    # Excel's way to say what separates cells; editors that do not know it put quotes or more separators around it.
+    said = re.fullmatch(r'"?sep=([,;|:\t])"?[ ,;\t]*', header, re.IGNORECASE)
+    if said:
+        start, header = next(filled, (0, ""))
+    separator = said[1] if said else max(",;\t", key=header.count)
     text = itertools.chain([header], (line for _, line in lines))
     rows = csv.reader((f"{line}\n" for line in text), delimiter=separator, strict=True)
     try:

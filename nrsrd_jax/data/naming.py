@@ -4,26 +4,59 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from ..errors import InputError
+from .lists import quoted
+
 JUNK = -1  # Market-1501's identity of detections that count neither for nor against
 UNKNOWN = {
     *("", "unknown", "nan", "none", "null", "n/a", "<na>", "#n/a"),
     *("undefined", "unidentified", "unlabeled", "unlabelled"),
 }
-# A field of its own: no letter or digit stands beside it. A UUID holds such fields by chance.
+NO_CAMERA, UNCLEAR = -1, -2
+# A field of its own has no letter or digit beside it. With "-2" or ".5" beside it, it is half a camera.
+WHOLE = r"(?![^\W_]|[-.,+&]\d)"
 CAMERA_FIELD = re.compile(r"(?<![^\W_])c(?:am)?(\d{1,9})(?![^\W_])", re.IGNORECASE)
-UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+WHOLE_CAMERA = re.compile(rf"(?<![^\W_])(?<!\d[-.,+&])c(?:am)?(\d{{1,9}}){WHOLE}", re.IGNORECASE)
+# UUIDs and MAC addresses hold such fields by chance.
+ADDRESS = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"|(?<![^\W_])(?:[0-9a-f]{2}(?:[-:][0-9a-f]{2}){5}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2})(?![^\W_])",
+    re.IGNORECASE,
+)
+# Spreadsheets keep leading zeros of '001 and ="001".
+MARKED_AS_TEXT = re.compile(r"=\"(.*)\"|'([+-]?\d[^']*)'?")
+# Without the sign, 1e3 may be a name.
+ROUNDED = re.compile(r"[+-]?\d+(?:[.,]\d*E[+-]?|E\+)\d+", re.IGNORECASE)
+
+
+def plain(name: str) -> str:
+    """Return a name as it shows: without invisible characters, any space as " ", without a spreadsheet's text mark."""
+    kinds = ((c, unicodedata.category(c)) for c in name)
+    shown = "".join(" " if kind == "Zs" else c for c, kind in kinds if kind != "Cf").strip()
+    marked = MARKED_AS_TEXT.fullmatch(shown)
+    return (marked[1] or marked[2] or "").strip() if marked else shown
+
+
+def doubt(name: str, what: str = "name") -> str:
+    """Return why a name may be another number than the one it shows, "" if there is no doubt."""
+    if ROUNDED.fullmatch(plain(name)):
+        return f"a spreadsheet has rounded the {what} {quoted(name)}: save the column as text"
+    if re.fullmatch(r"[+-]?\d+[.,]000", plain(name)):
+        return f"the {what} {quoted(name)} may be in ones or in thousands: write it without a point or comma"
+    return ""
 
 
 def is_unknown(name: str) -> bool:
     """Return whether a name stands for nobody: empty, "?", "unknown", "NaN", "none", in any case, or "NA"."""
     # Only in capitals: Na is a name.
-    return name.strip(" ?._-").casefold() in UNKNOWN or name.strip() == "NA"
+    return plain(name).strip(" ?._-").casefold() in UNKNOWN or plain(name) == "NA"
 
 
 def as_numbers(names: Sequence[str]) -> list[int]:
     """Return names as numbers: their values if all are whole numbers, otherwise the rank of each among them.
 
     "1", "001" and "1.0" are one number, and so are a name's composed and decomposed accents. -1 stays JUNK.
+    InputError for a name in `doubt`.
     """
     keys = [_key(name) for name in names]
     if all(isinstance(key, int) for key in keys):
@@ -37,10 +70,20 @@ def as_numbers(names: Sequence[str]) -> list[int]:
 
 
 def _key(name: str) -> int | str:
-    whole = re.fullmatch(r"([+-]?\d{1,18})(?:[.,]0*)?", name.strip())
-    return int(whole[1]) if whole else unicodedata.normalize("NFC", name.strip())
+    if reason := doubt(name):
+        raise InputError(reason)
+    whole = re.fullmatch(r"([+-]?\d{1,18})(?:[.,]0*)?", plain(name))
+    return int(whole[1]) if whole else unicodedata.normalize("NFC", plain(name))
 
 
-def camera_fields(stem: str) -> set[int]:
-    """Return the cameras that stand in a file name's stem as a field of its own, c3 or cam03."""
-    return {int(digits) for digits in CAMERA_FIELD.findall(UUID.sub("", stem))}
+def camera_in(stem: str) -> int:
+    """Return the camera in a file name's stem, a field of its own as c3 or cam03.
+
+    NO_CAMERA if there is none, UNCLEAR if there are two, or half a one as in c1-2 or c1.5.
+    """
+    rest = ADDRESS.sub("", stem)
+    fields, whole = CAMERA_FIELD.findall(rest), WHOLE_CAMERA.findall(rest)
+    cameras = {int(digits) for digits in whole}
+    if not fields:
+        return NO_CAMERA
+    return cameras.pop() if len(cameras) == 1 and len(whole) == len(fields) else UNCLEAR

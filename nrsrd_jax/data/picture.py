@@ -24,6 +24,9 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Huffman, arithmetic and quantisation tables, restart interval, JFIF and Adobe (which say what the colours are).
 _NEEDED = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDD, 0xE0, 0xEE}
 _SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
+# The types of EXIF's values: how many bytes each has, and how whole numbers among them are stored.
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_WHOLE = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q"}
 _XMP = b"http://ns.adobe.com/xap/1.0/"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
@@ -103,7 +106,7 @@ def _segments(content: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _png(content: bytes) -> Picture:
-    if content[12:16] != b"IHDR" or len(content) < 33:
+    if content[8:16] != b"\0\0\0\x0dIHDR" or len(content) < 33:
         raise ValueError("a PNG file without a header")
     _check_size(*struct.unpack_from(">II", content, 16))
     kept, exif, xmp, position = [content[:8]], b"", b"", 8
@@ -112,6 +115,8 @@ def _png(content: bytes) -> Picture:
             break
         length, kind = struct.unpack_from(">I4s", content, position)
         end = position + 12 + length
+        if kind == b"IHDR" and position > 8:
+            raise ValueError("a PNG file with two headers")  # The decoder would take the second's size.
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             kept.append(content[position:end])
         elif kind == b"eXIf":
@@ -178,17 +183,21 @@ def _bmp(content: bytes) -> Picture:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """Return EXIF's orientation, or XMP's if EXIF does not have it; 1 is upright."""
+    """Return EXIF's orientation as Pillow finds it, or XMP's if EXIF does not have it; 1 is upright."""
     tiff = exif.removeprefix(b"Exif\0").removeprefix(b"\0")
     order = ">" if tiff.startswith(b"MM") else "<"
     try:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == 0x0112:
-                (value,) = struct.unpack_from(order + {1: "B", 4: "I"}.get(kind, "H"), tiff, entry + 8)
-                return value if 1 <= value <= 8 else 1
+            tag, kind, number, place = struct.unpack_from(order + "HHII", tiff, entry)
+            size = number * _SIZES.get(kind, 0)
+            if tag != 0x0112 or not 0 < size <= len(tiff):
+                continue
+            if kind not in _WHOLE:
+                return 1
+            (value,) = struct.unpack_from(order + _WHOLE[kind], tiff, entry + 8 if size <= 4 else place)
+            return value if 1 <= value <= 8 else 1
     except struct.error:
         pass  # There is no EXIF, or it is cut off.
     match = _XMP_ORIENTATION.search(xmp)

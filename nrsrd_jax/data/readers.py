@@ -22,7 +22,7 @@ from .listing import (
     sub_folders,
 )
 from .lists import path_in, quoted, read_lines, read_table
-from .naming import as_numbers, camera_fields, is_unknown
+from .naming import NO_CAMERA, WHOLE, as_numbers, camera_in, doubt, is_unknown, plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
             identity = re.split(r"[\s,;]", line)[-1]
             entry = line.removesuffix(identity).rstrip(" \t,;")
             path = path_in(folder, entry)
-            match = re.match(r"[^_]+_[^_]+_(\d{1,9})(?![^\W_])", path.name)
+            match = re.match(rf"[^_]+_[^_]+_(\d{{1,9}}){WHOLE}", path.name)
             if match is None or not re.fullmatch(r"-?\d{1,18}", identity):
                 raise InputError(
                     f'{file}, line {number}: {quoted(line)} is not "path identity" with the camera as the name\'s '
@@ -141,7 +141,7 @@ def _read_knight(root: Path, protocol: str) -> Listing:
             raise InputError(f"{folder}: Knight's folders are called by identity numbers")
         rows = people.setdefault(int(folder.name), [])
         for path in listing.images(folder, required=False):
-            if match := re.match(r"cam(\d{1,9})(?![^\W_])", path.name):
+            if match := re.match(rf"cam(\d{{1,9}}){WHOLE}", path.name):
                 rows.append((path, int(folder.name), int(match[1])))
             else:
                 listing.unnamed.append(path)
@@ -208,18 +208,18 @@ def _read_identity_folders(root: Path, protocol: str) -> Listing:
 
 def _cameras_in_names(paths: Sequence[Path], root: Path) -> list[int] | None:
     """Return the camera in each file's name; None if no name has one. InputError if only some have one."""
-    fields = [camera_fields(path.stem) for path in paths]
-    if not any(fields):
+    cameras = [camera_in(path.stem) for path in paths]
+    if all(camera == NO_CAMERA for camera in cameras):
         return None
-    without = [path for path, cameras in zip(paths, fields, strict=True) if len(cameras) != 1]
+    without = [path for path, camera in zip(paths, cameras, strict=True) if camera < 0]
     if without:
-        example = next(path for path, cameras in zip(paths, fields, strict=True) if cameras)
+        others = next((f", others have ({p}, camera {c})" for p, c in zip(paths, cameras, strict=True) if c >= 0), "")
         raise InputError(
             f"{root}: {len(without)} of {len(paths)} file names do not have one camera as a field of its own "
-            f"({without[0]}), others have ({example}, camera {min(camera_fields(example.stem))}): rename them so that "
-            "all have it (c3 or cam3 between separators) or none, or list the images in a manifest"
+            f"({without[0]}){others}: rename them so that all have it (c3 or cam3 between underscores) or none, or "
+            "list the images in a manifest"
         )
-    return [min(cameras) for cameras in fields]
+    return cameras
 
 
 def _read_manifest(file: Path, protocol: str) -> Listing:
@@ -237,21 +237,21 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
             raise InputError(
                 f"{file}, line {number}: it takes a path, a pid and train, query or gallery, not {quoted(row['split'])}"
             )
-        camera = row.get("camera", "")
+        pid, camera = plain(row["pid"]), plain(row.get("camera", ""))
         if with_cameras and (is_unknown(camera) or camera.startswith("-")):
             raise InputError(
                 f"{file}, line {number}: {quoted(camera)} is not a camera, other rows have one: give one in every row, "
                 "or leave the column out"
             )
-        if re.fullmatch(r"\d[.,]\d+E\+\d+", row["pid"]):
-            raise InputError(f"{file}, line {number}: a spreadsheet has rounded the pid {quoted(row['pid'])}")
+        if reason := doubt(pid, "pid") or doubt(camera, "camera"):
+            raise InputError(f"{file}, line {number}: {reason}")
         path = path_in(file.parent, row["path"])
         if _lies_hidden(row["path"]):
             listing.skipped[HIDDEN].append(path)
-        elif is_unknown(row["pid"]):
+        elif is_unknown(pid):
             listing.skipped[NOBODY].append(path)
         else:
-            rows.append((split, path, row["pid"], camera if with_cameras else "0"))
+            rows.append((split, path, pid, camera if with_cameras else "0"))
     if rows and not with_cameras:
         listing.notes.append("no row has a camera: every image has camera 0")
     numbers = (as_numbers([row[i] for row in rows]) for i in (2, 3))
@@ -261,7 +261,7 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
 
 
 # A camera is all digits of its field, which may end in a sequence as Market-1501's "c1s1" does.
-MARKET_PATTERN = r"(-?\d{1,18})_c(\d{1,9})(?:s\d{1,9})?(?![^\W_])"
+MARKET_PATTERN = rf"(-?\d{{1,18}})_c(\d{{1,9}})(?:s\d{{1,9}})?{WHOLE}"
 NIGHTREID = {  # by protocol: query and gallery folder, and how many images they hold
     "528": ("query", "bounding_box_test", 1394, 26111),
     "528-no-distractors": ("query", "bounding_box_test-528-noDistractors", 1394, 14300),
@@ -295,7 +295,7 @@ SOURCES = {
         same_numbers=False,  # the test identities begin at 0 again
     ),
     "rgbnt201": Source(
-        _folders("train_171/RGB", "test/RGB", "test/RGB", r"(\d{1,18})_cam(\d{1,9})(?![^\W_])"),
+        _folders("train_171/RGB", "test/RGB", "test/RGB", rf"(\d{{1,18}})_cam(\d{{1,9}}){WHOLE}"),
         _holds("train_171"),
         "get RGBNT201 (Zheng et al., AAAI 2021) from its authors",
         {"": {"train": 3951, "query": 836, "gallery": 836}},

@@ -1,0 +1,65 @@
+"""The camera in a file name is a field of its own, read completely or refused."""
+
+import pytest
+
+from nrsrd_jax.data import datasets
+from nrsrd_jax.errors import InputError
+
+NIGHT = ("bounding_box_train/1_c1_0.jpg", "query/1_c1_0.jpg", "bounding_box_test/1_c2_0.jpg")
+
+
+def touch(root, *names):
+    """Empty files: readers look at names alone."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
+    """7c4a is not camera 4; nor is a UUID's c123, nor a MAC address's c4."""
+    names = (
+        "00-1b-c4-00-11-22.jpg",
+        "x_00-1B-C4-00-11-22_7.jpg",
+        "001b.c400.1122.jpg",
+        "5eda92d8-64ac-c123-d707-107e855c3844.jpg",
+        "7c4a.jpg",
+        "xc3.jpg",
+        "c3x.jpg",
+    )
+    data = datasets.load("folders", touch(tmp_path, *(f"train/a/{name}" for name in names), "train/b/c.jpg"))
+    assert set(data.train.cameras) == {0}
+    assert (
+        "no file name has a camera as a field of its own (c3, cam3): every image has camera 0"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("name", "camera"), [("c3", 3), ("x-CAM012.y", 12), ("0001_c013_4", 13), ("a c2 b", 2)])
+def test_a_camera_is_a_field_of_its_own_with_all_its_digits(tmp_path, name, camera):
+    assert datasets.load("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [camera]
+
+
+def test_two_cameras_in_a_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="1 of 1 file names do not have one camera"):
+        datasets.load("folders", touch(tmp_path, "train/a/c1_c2.jpg"))
+
+
+HALVES = ["1_c1-2.jpg", "1_c1.5.jpg", "1_cam1.5.jpg", "cam1-2_a.jpg", "1_c1s1-2.jpg", "1_c1,5.jpg"]
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_half_a_camera_is_not_taken_for_a_whole_one(tmp_path, name):
+    official = {
+        "market1501": (NIGHT, "bounding_box_train"), "night600": (NIGHT, "bounding_box_train"),
+        "rgbnt201": (("train_171/RGB/1_cam1.jpg", "test/RGB/1_cam1.jpg"), "train_171/RGB"),
+        "knight": (("Person/2/cam1_0.jpg",), "Person/2"),
+        "bright": (("bounding_box_train/1_c1_0.jpg",), "bounding_box_train"),
+    }  # fmt: skip
+    for source, (usual, home) in official.items():
+        with pytest.raises(InputError, match="no identity and camera in its name"):
+            datasets.load(source, touch(tmp_path / source, *usual, f"{home}/{name}"))
+    if "s1" not in name:
+        for more in ((), ("train/a/c1_1.jpg",)):
+            with pytest.raises(InputError, match=r"1 of . file names do not have one camera as a field of its own"):
+                datasets.load("folders", touch(tmp_path / "folders", f"train/a/{name}", *more))
