@@ -69,7 +69,7 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     ("train.py", ["--config", "configs/rgbnt201.py"], "no folder data/RGBNT201 for data set rgbnt201: get"),
     ("train.py", ["--config", "configs/teacher.py"], "no folder data/Syn_Dark/bright for data set bright: any"),
     ("train.py", ["--config", "configs/teacher.py:x"], "configs/teacher.py has no variants"),
-    ("eval.py", ["--workdir", "nowhere"], "nowhere holds no checkpoint"),
+    ("eval.py", ["--workdir", "nowhere"], "nowhere does not exist"),
     ("eval.py", ["--workdir", "a", "--checkpoint", "b"], "give one of them"),
     ("eval.py", [], "there is no run with a checkpoint under runs/; train one"),
 ])  # fmt: skip

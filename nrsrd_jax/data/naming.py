@@ -13,10 +13,10 @@ UNKNOWN = {
     *("undefined", "unidentified", "unlabeled", "unlabelled"),
 }
 NO_CAMERA, UNCLEAR = -1, -2
-# A field of its own has no letter or digit beside it. With "-2" or ".5" beside it, it is half a camera.
+# In the official layouts an underscore ends a camera: with "-2" or ".5" behind it, it is half a camera.
 WHOLE = r"(?![^\W_]|[-.,+&]\d)"
+# Elsewhere a field of its own has no letter or digit beside it; "-" and "." separate fields too.
 CAMERA_FIELD = re.compile(r"(?<![^\W_])c(?:am)?(\d{1,9})(?![^\W_])", re.IGNORECASE)
-WHOLE_CAMERA = re.compile(rf"(?<![^\W_])(?<!\d[-.,+&])c(?:am)?(\d{{1,9}}){WHOLE}", re.IGNORECASE)
 # UUIDs and MAC addresses hold such fields by chance.
 ADDRESS = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -79,11 +79,9 @@ def _key(name: str) -> int | str:
 def camera_in(stem: str) -> int:
     """Return the camera in a file name's stem, a field of its own as c3 or cam03.
 
-    NO_CAMERA if there is none, UNCLEAR if there are two, or half a one as in c1-2 or c1.5.
+    NO_CAMERA if there is none, UNCLEAR if there are several different ones.
     """
-    rest = ADDRESS.sub("", stem)
-    fields, whole = CAMERA_FIELD.findall(rest), WHOLE_CAMERA.findall(rest)
-    cameras = {int(digits) for digits in whole}
-    if not fields:
+    cameras = {int(digits) for digits in CAMERA_FIELD.findall(ADDRESS.sub("", stem))}
+    if not cameras:
         return NO_CAMERA
-    return cameras.pop() if len(cameras) == 1 and len(whole) == len(fields) else UNCLEAR
+    return cameras.pop() if len(cameras) == 1 else UNCLEAR
