@@ -85,7 +85,7 @@ class Termination:
             raise KeyboardInterrupt
         self._came = self._came or number
         if not self._steps:
-            self.end("stopped before it took a step; the same command starts again")
+            self.end("stopped before it took a step; the same command goes on from there")
         hint = b"; Ctrl-C again ends at once" if number == signal.SIGINT else b""
         with contextlib.suppress(OSError):  # The signal may have come in the middle of a print.
             os.write(2, b"\nsaving after the next logged step (train.log_every), then ending" + hint + b"\n")
