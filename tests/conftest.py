@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch_file
+from people import small_config, write_night
 
 from nrsrd_jax.description import Description
 
@@ -58,3 +59,17 @@ def official(tmp_path_factory):
 def official_weights(official):
     """official_weights("vit_tiny_ics") -> our variables with the official model's weights."""
     return lambda name: official(name)[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return write_night(tmp_path_factory.mktemp("place") / "night").parent
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    """A run of three epochs on one device, saved after each."""
+    from nrsrd_jax.training import train
+
+    train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
+    return place / "finished"

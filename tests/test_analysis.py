@@ -257,7 +257,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
     (["--images", "a.png", "--limit", "0"], "take 1 to 500 images"),
     (["--images", "a.png", "--masks", "lost"], "--masks lost is no folder"),
     (["--images", "a.png", "--output", "a.png"], "--output a.png is a file; name a folder"),
-    (["--images", "a.png", "--compare", "lost"], "lost holds no checkpoint"),
+    (["--images", "a.png", "--compare", "lost"], "lost does not exist"),
 ])  # fmt: skip
 def test_a_mistake_is_named(checkpoint, tmp_path, monkeypatch, arguments, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")

@@ -383,7 +383,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "argument --image_size"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),
     ("from_torch.py", ["x" * 300], "File name too long"),
-    ("to_torch.py", ["nowhere"], "nowhere holds no checkpoint"),
+    ("to_torch.py", ["nowhere"], "nowhere does not exist"),
     ("to_torch.py", ["/"], "holds no checkpoint"),
     ("to_torch.py", [GOLDEN / "vit_tiny.pth"], "is a file; if it is PyTorch's: python convert/from_torch.py"),
 ])  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from people import small_config, train_command, write_night
+from people import small_config, train_command
 
 from nrsrd_jax import checkpoint, compiled
 from nrsrd_jax import config as configuration
@@ -23,18 +23,6 @@ from nrsrd_jax.training import train
 from nrsrd_jax.workdir import Termination, owned
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return write_night(tmp_path_factory.mktemp("place") / "night").parent
-
-
-@pytest.fixture(scope="module")
-def finished(place):
-    """A run of three epochs on one device, saved after each."""
-    train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
-    return place / "finished"
 
 
 def weights(run, step=None):

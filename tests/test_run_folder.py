@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import psutil
 import pytest
-from people import small_config, small_model, write_night
+from people import small_config, small_model
 
 from nrsrd_jax import checkpoint, stored
 from nrsrd_jax import config as configuration
@@ -21,18 +21,6 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return write_night(tmp_path_factory.mktemp("place") / "night").parent
-
-
-@pytest.fixture(scope="module")
-def finished(place):
-    """A run of three epochs on one device, saved after each."""
-    train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
-    return place / "finished"
 
 
 def weights(run):

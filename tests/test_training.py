@@ -270,7 +270,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypat
             None,
             "is a vit_tiny of 2 blocks, the model a vit_tiny of 3",
         ),
-        ({"init.checkpoint": "nowhere"}, None, "nowhere holds no checkpoint"),
+        ({"init.checkpoint": "nowhere"}, None, "nowhere does not exist"),
         ({"data.root": "nowhere"}, None, "no folder nowhere for data set night600: ask its authors"),
         ({"data.mean": "dark"}, None, "data.mean is 'dark'; choose half, dataset or three numbers"),
         ({"image_size": (30, 16)}, None, r"image_size is \(30, 16\); it takes height and width, multiples of 16"),

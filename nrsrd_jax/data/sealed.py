@@ -39,7 +39,6 @@ def read(path: Path, dtype: npt.DTypeLike, shape: Shape) -> tuple[np.ndarray, by
         ValueError: the file does not hold what was written for this name, type and shape.
     """
     try:
-        # Opening a named pipe for reading waits for a writer, unless O_NONBLOCK is set.
         file = open(path, "rb", opener=at_once)  # noqa: SIM115
     except FileNotFoundError:
         return None
