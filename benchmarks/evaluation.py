@@ -103,15 +103,15 @@ def numpy_reranked(query, gallery, *labels) -> tuple[float, float]:
 
 
 def our_metrics(query, gallery, *labels) -> tuple[float, float]:
-    from nrsrd_jax.evaluation import rank_features
+    from nrsrd_jax.retrieval.ranking import rank_features
 
     m = rank_features(query, gallery, *labels)
     return m.mAP, m.mINP
 
 
 def our_reranked(query, gallery, *labels) -> tuple[float, float]:
-    from nrsrd_jax.evaluation import rank_by
-    from nrsrd_jax.rerank import reranked_distances
+    from nrsrd_jax.retrieval.ranking import rank_by
+    from nrsrd_jax.retrieval.rerank import reranked_distances
 
     m = rank_by(reranked_distances(query, gallery, K1, K2, LAMBDA), *labels)
     return m.mAP, m.mINP
@@ -119,8 +119,8 @@ def our_reranked(query, gallery, *labels) -> tuple[float, float]:
 
 def our_matrix(query, gallery, *labels) -> tuple[float, float]:
     """All of Q×G at once, as `k_reciprocal` gives it."""
-    from nrsrd_jax.evaluation import rank_metrics
-    from nrsrd_jax.rerank import k_reciprocal
+    from nrsrd_jax.retrieval.ranking import rank_metrics
+    from nrsrd_jax.retrieval.rerank import k_reciprocal
 
     m = rank_metrics(k_reciprocal(query, gallery, K1, K2, LAMBDA), *labels)
     return m.mAP, m.mINP

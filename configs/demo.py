@@ -12,11 +12,14 @@ backbone was pretrained.
 from pathlib import Path
 
 from nrsrd_jax import config
+from nrsrd_jax.errors import InputError
 
 DEMO = Path(__file__).parent.parent / "demo"
 
 
 def get_config(variant: str = "nrsrd"):
+    if not DEMO.is_dir():
+        raise InputError("the demo's images come with a clone of the repository, not with the installed package")
     teacher = variant == "teacher"
     c = config.get_config("baseline" if teacher else variant)
     c.variant = variant

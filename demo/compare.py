@@ -12,12 +12,12 @@ from PIL import Image
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load
 from nrsrd_jax.command import Parser, one_line
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import say
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models import initialise
-from nrsrd_jax.result import evaluate_run, table
-from nrsrd_jax.scoring import evaluate, headline, score
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.result import evaluate_run, table
+from nrsrd_jax.retrieval.scoring import evaluate, headline, score
 from nrsrd_jax.sharding import make_mesh
 
 

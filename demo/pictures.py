@@ -16,11 +16,11 @@ from nrsrd_jax.command import Parser, one_line
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.images import decode
 from nrsrd_jax.data.protocol import make_target
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import say
-from nrsrd_jax.evaluation import squared_distances
 from nrsrd_jax.lowlight import PRESETS, degrade
 from nrsrd_jax.report.ranked import LEFT_OUT, RIGHT, read_ranking
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.ranking import squared_distances
 from nrsrd_jax.sheet import EDGE, HEIGHT, LEFT, WIDTH, brighten, sheet
 
 ROOT = Path(__file__).parent.parent
@@ -31,8 +31,8 @@ def read(paths, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
 
 
 def crops() -> Image.Image:
-    bright = read(datasets.load_bright(ROOT / "demo/aux").paths[5::83][:10])
-    night = read(datasets.load("night600", ROOT / "demo/night").train.paths[3::77][:10])
+    bright = read(datasets.read_bright(ROOT / "demo/aux").paths[5::83][:10])
+    night = read(datasets.read_dataset("night600", ROOT / "demo/night").train.paths[3::77][:10])
     rows = [("bright", bright)]
     for preset in PRESETS:
         dark = degrade(jax.random.key(1), jnp.asarray(bright, jnp.float32) / 255, preset=preset)
@@ -42,7 +42,7 @@ def crops() -> Image.Image:
 
 def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
     """Per query the nearest gallery images of other cameras; a right one has a tick and a thick frame."""
-    data = datasets.load("night600", ROOT / "demo/night")
+    data = datasets.read_dataset("night600", ROOT / "demo/night")
     embedder = Embedder.load(workdir)
     features = [embedder(read(split.paths, embedder.description.image_size)) for split in (data.query, data.gallery)]
     distances = squared_distances(features[0], features[1])

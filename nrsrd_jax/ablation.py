@@ -1,7 +1,7 @@
 """Trains the rows of the paper's table 2 (modules) or 3 (backbones) with several seeds, and compares them.
 
-  python -m nrsrd_jax.ablation --config configs/demo.py [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
-  python -m nrsrd_jax.ablation --config configs/night600.py --table 3 --config.init.checkpoint=weights/{backbone}
+  nrsrd ablation --config demo [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
+  nrsrd ablation --config night600 --table 3 --config.init.checkpoint=weights/{backbone}
 
 A rerun of the same command goes on where it stopped, row by row. The numbers are those of the last epoch: the best one
 would be chosen on the test data. The difference from a row's baseline is taken seed by seed.
@@ -21,14 +21,14 @@ from ml_collections import config_flags
 
 from .command import config_overrides, define_config, run
 from .config import VARIANTS, Config
-from .data.readers import SOURCES
+from .data.readers import LAYOUTS
 from .errors import InputError, say
-from .evaluation import TITLES
 from .files import expanded, write_csv, write_whole, written_whole
 from .inputs import Records
-from .metrics_log import logged_scores
+from .metrics_log import TITLES, logged_scores
+from .runs import owned
+from .termination import Termination
 from .training import check_run, check_same_run, train
-from .workdir import Termination, owned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def run_ablation(
 
 def is_the_papers(config: Config, records: Records) -> bool:
     """Whether the numbers are of Night600 as the paper tests on it."""
-    published = SOURCES["night600"].images("")
+    published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
     plain = not (config.eval.rerank.enabled or config.eval.flip or config.eval.expand)
@@ -206,10 +206,15 @@ def main() -> None:
     say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
 
 
-if __name__ == "__main__":
-    define_config("The runs: a file of configs/ with the variants of table 2, without a colon.")
+def command() -> None:
+    """Run `nrsrd ablation` with the arguments of the process."""
+    define_config("The runs: a name such as night600, or a file, with the variants of table 2, without a colon.")
     flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
     flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
     flags.DEFINE_integer("preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255)
     flags.DEFINE_enum("table", "2", list(TABLES), "Of the paper: 2 its modules, 3 its backbones.")
-    run(main, "interrupted; the same command goes on from the last checkpoint")
+    run(main, __doc__, "interrupted; the same command continues from the last checkpoint")
+
+
+if __name__ == "__main__":
+    command()

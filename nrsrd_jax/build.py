@@ -64,9 +64,8 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
         }
         given = " ".join(f"--config.{name}={value}" for name, value in options.items() if value)
         raise InputError(
-            f"teacher.checkpoint {path!r} does not exist; train a teacher with: python train.py --config "
-            f"configs/teacher.py {given} --workdir {path or 'runs/teacher'} (for the demo with --config "
-            "configs/demo.py:teacher)"
+            f"teacher.checkpoint {path!r} does not exist; train a teacher with: nrsrd train --config teacher "
+            f"{given} --workdir {path or 'runs/teacher'} (for the demo with --config demo:teacher)"
         )
     description, variables = checkpoint.load(path, mesh)
     identities = tuple(records.bright.identities.tolist())
@@ -78,13 +77,13 @@ def load_teacher(config: Config, records: Records, mesh: Mesh) -> tuple[Teacher 
     if description.image_size != tuple(config.image_size):
         raise InputError(
             f"the teacher {path} takes images of {description.image_size}, the student {tuple(config.image_size)}: "
-            "image_size must agree (of a converted teacher convert/from_torch.py --image_size sets it)"
+            "image_size must agree (nrsrd convert --image_size sets that of a converted teacher)"
         )
     model = description.create_model(dtype=compute_dtype(config.train.precision))
     return Teacher(model, description.mean, description.std), variables
 
 
-def describe(
+def make_description(
     config: Config, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
 ) -> Description:
     identities = records.train.identities.tolist()

@@ -8,10 +8,8 @@ run keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Ha
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +24,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from .cluster import any_process, is_first, wait_for_all
 from .description import Description
 from .errors import InputError, printable, say
-from .files import absolute, read_bounded
-from .metrics_log import is_number, read_metrics
+from .files import absolute
+from .runs import FOLDER, find_checkpoint, saved_score, saved_steps
 from .sharding import parameter_shardings, place
 from .state import TrainState
 from .stored import ITEMS, Damaged, check_stored, has_items, read_description, restoring
@@ -35,7 +33,6 @@ from .stored import ITEMS, Damaged, check_stored, has_items, read_description, r
 # Orbax logs every file, and the content of a damaged one; asyncio logs every failed read after the first.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-FOLDER = "checkpoints"
 
 
 class Checkpoints:
@@ -197,70 +194,6 @@ def _check_step(path: Path, provenance: dict[str, Any]) -> None:
     step = provenance.get("step")
     if path.parent.name == FOLDER and path.name.isdecimal() and step is not None and step != int(path.name):
         raise Damaged(f"{path} is damaged: it holds the weights of step {printable(step, 20)}")
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    """Return the steps of a run's complete checkpoints, in order."""
-    return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
-
-
-def saved_score(workdir: Path, step: int) -> float | None:
-    """Return the mAP that a checkpoint was saved with; None if there was no evaluation, or it is unreadable."""
-    path = workdir / FOLDER / str(step) / "metrics" / "metrics"
-    try:
-        score = json.loads(read_bounded(path, 2**16))["mAP"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return float(score) if is_number(score) else None
-
-
-def known_score(workdir: Path, step: int) -> float | None:
-    """Return the mAP that training measured for a checkpoint; None if it was not evaluated.
-
-    Only the log has it if the first evaluation failed.
-    """
-    saved = saved_score(workdir, step)
-    if saved is not None:
-        return saved
-    logged = [row["mAP"] for row in read_metrics(workdir) if "mAP" in row and row["step"] == step]
-    return logged[-1] if logged else None
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """Return the work directory that a checkpoint lies in; None if it does not belong to a run."""
-    home = checkpoint.parents[1] if checkpoint.parent.name == FOLDER else checkpoint
-    return home if (home / "config.json").is_file() else None
-
-
-def newest_run(runs: Path = Path("runs")) -> Path:
-    """Return the work directory under `runs` whose checkpoints changed last. InputError if there are no checkpoints."""
-    homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
-    found = [home for home in homes if saved_steps(home)]
-    if not found:
-        raise InputError(f"there is no run with a checkpoint under {runs}/; train one, or give --checkpoint")
-    return max(found, key=lambda home: (home / FOLDER).stat().st_mtime)
-
-
-def find_checkpoint(directory: str | Path) -> Path:
-    """Return `directory` if it is a checkpoint, otherwise the best (or else the last) checkpoint of the run in it."""
-    directory = absolute(directory)
-    if (directory / "model").is_dir():
-        return directory
-    if directory.is_file():
-        raise InputError(f"{directory} is a file; if it is PyTorch's: python convert/from_torch.py {directory}")
-    if not directory.exists():
-        raise InputError(f"{directory} does not exist; give a checkpoint, or the work directory of a run")
-    steps = saved_steps(directory)
-    if not steps and (directory / "config.json").is_file():
-        raise InputError(f"{directory} is a run without a checkpoint yet; the same train.py command continues it")
-    if not steps:
-        raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
-
-    def score(step: int) -> tuple[float, int]:
-        known = known_score(directory, step)
-        return -1.0 if known is None else known, step
-
-    return directory / FOLDER / str(max(steps, key=score))
 
 
 def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, dict]:

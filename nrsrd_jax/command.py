@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -18,20 +19,34 @@ from ml_collections import config_flags
 from .config import Config, flatten, get_config
 from .errors import InputError, Stopped, say
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+PACKAGE = Path(__file__).parent
+# In an installed package the shipped configs lie inside it, in a clone beside it.
+CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
 
 def define_config(help_text: str) -> flags.FlagHolder:
     """Define --config FILE[:VARIANT], by default configs/night600.py, and --config.KEY=VALUE for every option."""
     with _one_line_errors():
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # so that --help shows it
     return holder
 
 
-def run(main: Callable[[], None], interrupted: str = "interrupted") -> NoReturn:
-    """Parse the flags and call `main()` as `one_line` does. A wrong flag also ends in one line and status 2."""
+def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupted") -> NoReturn:
+    """Parse the flags and call `main()` as `one_line` does. A wrong flag also ends in one line and status 2.
+
+    --help prints `doc` and the flags that this package defines.
+    """
     logging.set_verbosity(logging.WARNING)
+    # absl's --help shows the docstring and the flags of the script that was started.
+    sys.modules["__main__"].__doc__ = doc
+    ours = [
+        each
+        for name, found in flags.FLAGS.flags_by_module_dict().items()
+        if name.startswith("nrsrd_jax.")
+        for each in found
+    ]
+    for flag in (*ours, flags.FLAGS["config"]):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -111,12 +126,18 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _with_our_configs(argv: list[str]) -> list[str]:
-    """Return the arguments with `--config configs/NAME.py` found here where the current folder has no such file."""
+    """Return the arguments with a shipped config's path for `--config NAME` and for `--config configs/NAME.py`.
+
+    A file of that name in the current folder comes first.
+    """
 
     def found(value: str) -> str:
         name, colon, variant = value.partition(":")
-        ours = CONFIGS.parent / name
-        return f"{ours}{colon}{variant}" if not os.path.exists(name) and ours.is_file() else value
+        if os.path.isfile(name):
+            return value
+        named = re.fullmatch(r"(?:configs/)?(\w+)(?:\.py)?", name)
+        ours = CONFIGS / f"{named[1]}.py" if named else CONFIGS
+        return f"{ours}{colon}{variant}" if ours.is_file() else value
 
     after = ["", *argv]
     return [

@@ -117,7 +117,7 @@ def make_plans(config: Config, splits: dict[str, datasets.Split]) -> dict[str, B
 
 
 def read_sources(
-    choice: Config, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.load
+    choice: Config, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.read_dataset
 ) -> dict[str, datasets.Dataset]:
     """Return the data sets that name, root and protocol stand for, by name; a repeated name gets a number."""
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
@@ -138,7 +138,7 @@ def read_sources(
 def _read_aux(
     bright_root: str, dark_root: str, exclude: Collection[Path]
 ) -> tuple[datasets.Split, datasets.Split | None]:
-    bright = datasets.load_bright(bright_root, exclude=exclude)
+    bright = datasets.read_bright(bright_root, exclude=exclude)
     if not dark_root:
         return bright, None
     paired, dark = datasets.find_dark_twins(bright, dark_root, exclude)
@@ -154,7 +154,7 @@ def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]
     if records.bright:
         splits["aux"] = {"images": records.bright} | ({"dark_images": records.dark} if records.dark else {})
 
-    def source(split: datasets.Split) -> pipeline.Source:
+    def source(split: datasets.Split) -> pipeline.Images:
         if config.data.cache == "none":
             check_readable(split.paths)
             return pipeline.Files(split.paths, tuple(config.image_size), "bicubic")
@@ -196,7 +196,7 @@ def stamps(config: Config, target: Target) -> dict[str, str]:
     return version | hashes
 
 
-def pixel_statistics(config: Config, images: pipeline.Source) -> tuple[Statistic, Statistic]:
+def pixel_statistics(config: Config, images: pipeline.Images) -> tuple[Statistic, Statistic]:
     """Return data.mean and data.std as numbers; "dataset" measures them on at most 512 training images."""
     mean, std = (fixed_statistic(config.data[name], f"data.{name}") for name in ("mean", "std"))
     if mean and std:

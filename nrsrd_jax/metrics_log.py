@@ -15,9 +15,10 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from .errors import InputError
-from .evaluation import TITLES
 from .files import append_open, read_bounded, write_whole
 
+# The scores of an evaluation, as logs and results name them, with their titles in tables.
+TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 NAME = "metrics.jsonl"
 BOARD = "tensorboard"
 LOG_BYTES = 2**30

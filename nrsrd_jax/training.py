@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from . import checkpoint
+from . import checkpoint, runs
 from . import config as configuration
-from .build import degradation_options, describe, load_initial_backbone, load_teacher, make_step, state_builder
+from .build import degradation_options, load_initial_backbone, load_teacher, make_description, make_step, state_builder
 from .checkpoint import Checkpoints
 from .cluster import check_alike, is_first, together
 from .compiled import CompiledStep, is_finite, keep_compiled
@@ -26,7 +26,6 @@ from .config import Config
 from .data import pipeline
 from .data.images import check_readable
 from .description import Description
-from .embedding import Embedder
 from .errors import InputError, say
 from .files import expanded, write_whole
 from .inputs import (
@@ -41,12 +40,14 @@ from .inputs import (
 from .metrics_log import MetricsLog, logged_accuracy, logged_scores
 from .models import find_spec
 from .precision import compute_dtype
+from .retrieval.embedding import Embedder
+from .retrieval.scoring import evaluate, headline
+from .runs import owned
 from .schedule import make_optimizer
-from .scoring import evaluate, headline
 from .sharding import make_mesh, over_data, place, replicated
 from .state import TrainState
 from .step import Teacher
-from .workdir import Termination, owned
+from .termination import Termination
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         spec = find_spec(config.model.backbone, config.model.depth)
         spec.check_size(config.image_size)
         records = read_records(config)
-        done = max(checkpoint.saved_steps(workdir), default=0)
+        done = max(runs.saved_steps(workdir), default=0)
     # Processes must also agree on how the attention is computed, which depends on their devices.
     module = repr(spec.module(dtype=compute_dtype(config.train.precision)))
     about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), module]
@@ -108,7 +109,7 @@ def train(
         with together():
             if is_first():
                 held.enter_context(owned(workdir))
-                if start.done != max(checkpoint.saved_steps(workdir), default=0):
+                if start.done != max(runs.saved_steps(workdir), default=0):
                     raise InputError(f"another process has just trained in {workdir}; the same command goes on there")
         return _train(config, workdir, start, termination)
 
@@ -126,7 +127,7 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
                     read_test_images(config, split)
             say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(config, data).items()))
     mean, std = pixel_statistics(config, domains["real"].sources["images"])
-    description = describe(config, records, mean, std, teacher_variables)
+    description = make_description(config, records, mean, std, teacher_variables)
 
     optimizer = make_optimizer(config.optim.name, momentum=config.optim.momentum, decay=config.optim.weight_decay)
     abstract, shardings, create = state_builder(config, description, optimizer, mesh)
@@ -169,12 +170,12 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
 
 def check_same_run(config: Config, workdir: Path) -> None:
     """Raise InputError if the work directory holds a run that learns something else."""
-    folder = workdir / checkpoint.FOLDER
+    folder = workdir / runs.FOLDER
     if folder.is_symlink():  # Training removes old checkpoints in it, and must not remove what a link points to.
         raise InputError(f"{folder} is a symbolic link; remove it, or choose another --workdir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
-    if not checkpoint.saved_steps(workdir):
+    if not runs.saved_steps(workdir):
         return
     changed = configuration.differences(configuration.load(workdir / "config.json"), config)
     if changed:

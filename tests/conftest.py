@@ -6,14 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
-import from_torch
 import jax
 import numpy as np
 import pytest
-import torch_file
 from people import small_config, write_night
 
 from nrsrd_jax.description import Description
+from nrsrd_jax.weights import from_torch, torch_file
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -20,10 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from people import small_config, train_command, write_night
 
-from nrsrd_jax.checkpoint import load, saved_steps, weights_hash
+from nrsrd_jax.checkpoint import load, weights_hash
 from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.errors import say
 from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.runs import saved_steps
 from nrsrd_jax.sharding import make_mesh
 
 

@@ -10,9 +10,9 @@ from people import run, write_images, write_night
 
 from nrsrd_jax import ablation
 from nrsrd_jax.ablation import TABLES, Row, markdown, row_config, run_ablation, statistics
-from nrsrd_jax.data.readers import SOURCES
+from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.evaluation import TITLES
+from nrsrd_jax.metrics_log import TITLES
 
 ROWS = TABLES["2"][:2]
 CONFIG = """
@@ -105,7 +105,7 @@ def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
     assert results["nra"][0]["mAP"] == logged["mAP"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     for split, count in (("train", 32), ("query", 4)):  # as if this were Night600
-        monkeypatch.setitem(SOURCES["night600"].published[""], split, count)
+        monkeypatch.setitem(LAYOUTS["night600"].published[""], split, count)
     assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7}) == results
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()

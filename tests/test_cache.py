@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from people import small_config, small_model, write_images, write_night
 from PIL import Image
 
+from nrsrd_jax import check
 from nrsrd_jax.checkpoint import save_weights
-from nrsrd_jax.data import check, datasets, sealed
+from nrsrd_jax.data import datasets, sealed
 from nrsrd_jax.data.images import cached_images, cached_pixels_sha256, pixels_sha256
-from nrsrd_jax.embedding import cached_features
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_targets, stamps
-from nrsrd_jax.result import evaluate_run
+from nrsrd_jax.retrieval.embedding import cached_features
+from nrsrd_jax.retrieval.result import evaluate_run
 
 # How ml_collections loads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -249,7 +250,7 @@ def checked(monkeypatch, capsys, *arguments):
 def test_check_prints_the_version_and_the_hashes_that_a_result_has(tmp_path, monkeypatch, capsys):
     root = write_msmt17(tmp_path, blurred=True)
     lines = checked(monkeypatch, capsys, "msmt17", root)
-    data = datasets.load("msmt17", root)
+    data = datasets.read_dataset("msmt17", root)
     assert "the version is V2" in lines
     for split in ("train", "query", "gallery"):
         expected = pixels_sha256(getattr(data, split).paths)

@@ -27,7 +27,7 @@ def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
         "xc3.jpg",
         "c3x.jpg",
     )
-    data = datasets.load("folders", touch(tmp_path, *(f"train/a/{name}" for name in names), "train/b/c.jpg"))
+    data = datasets.read_dataset("folders", touch(tmp_path, *(f"train/a/{name}" for name in names), "train/b/c.jpg"))
     assert set(data.train.cameras) == {0}
     assert (
         "no file name has a camera as a field of its own (c3, cam3): every image has camera 0"
@@ -37,12 +37,12 @@ def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
 
 @pytest.mark.parametrize(("name", "camera"), [("c3", 3), ("x-CAM012.y", 12), ("0001_c013_4", 13), ("a c2 b", 2)])
 def test_a_camera_is_a_field_of_its_own_with_all_its_digits(tmp_path, name, camera):
-    assert datasets.load("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [camera]
+    assert datasets.read_dataset("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [camera]
 
 
 def test_two_cameras_in_a_name_are_refused(tmp_path):
     with pytest.raises(InputError, match="1 of 1 file names do not have one camera"):
-        datasets.load("folders", touch(tmp_path, "train/a/c1_c2.jpg"))
+        datasets.read_dataset("folders", touch(tmp_path, "train/a/c1_c2.jpg"))
 
 
 HALVES = ["1_c1-2.jpg", "1_c1.5.jpg", "1_cam1.5.jpg", "cam1-2_a.jpg", "1_c1s1-2.jpg", "1_c1,5.jpg"]
@@ -58,9 +58,9 @@ def test_half_a_camera_is_not_taken_for_a_whole_one(tmp_path, name):
     }  # fmt: skip
     for source, (usual, home) in official.items():
         with pytest.raises(InputError, match="no identity and camera in its name"):
-            datasets.load(source, touch(tmp_path / source, *usual, f"{home}/{name}"))
+            datasets.read_dataset(source, touch(tmp_path / source, *usual, f"{home}/{name}"))
 
 
 @pytest.mark.parametrize("name", ["0001-c3-000", "1-c3", "1.c3.07", "a c3 b", "x_CAM03_1"])
 def test_any_separator_stands_beside_a_camera_in_folders(tmp_path, name):
-    assert datasets.load("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [3]
+    assert datasets.read_dataset("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [3]

@@ -1,4 +1,4 @@
-"""`python -m nrsrd_jax.data.check` finds what would stop or spoil training, and what it lists can be left out."""
+"""`nrsrd check` finds what would stop or spoil training, and what it lists can be left out."""
 
 import contextlib
 import io
@@ -14,8 +14,8 @@ import pytest
 from people import small_config, write_images, write_night
 from PIL import Image
 
+from nrsrd_jax.check import main
 from nrsrd_jax.checkpoint import load
-from nrsrd_jax.data.check import main
 from nrsrd_jax.data.images import decode, read_rgb
 from nrsrd_jax.data.picture import MAX_PIXELS
 from nrsrd_jax.errors import InputError
@@ -28,7 +28,7 @@ SMALL = "--config.train.batch_size=16", "--config.train.instances=2"
 
 
 def check(*arguments, status=0):
-    """`python -m nrsrd_jax.data.check …` in this process; `status` is what it must end with."""
+    """`nrsrd check …` in this process; `status` is what it must end with."""
     with (
         mock.patch.object(sys, "argv", ["check", *map(str, arguments)]),
         contextlib.redirect_stdout(io.StringIO()) as out,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from people import small_config, train_command, write_night
 
-from nrsrd_jax import checkpoint, cluster
+from nrsrd_jax import cluster, runs
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
 
@@ -177,12 +177,12 @@ def test_two_processes_go_on_where_one_stopped_and_back(place, alone, tmp_path):
     """One process, then two that find the newest checkpoint damaged, then one again: the losses of a run left alone."""
     moved = tmp_path / "moved"
     shutil.copytree(alone, moved)
-    first, *_, last = checkpoint.saved_steps(moved)
+    first, *_, last = runs.saved_steps(moved)
     shutil.rmtree(moved / f"checkpoints/{last}/optimizer")
     with pair(place, moved, {"train__epochs": 3}) as processes:
         assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert (moved / f"checkpoints/damaged-{last}").is_dir()
-    for step in checkpoint.saved_steps(moved):
+    for step in runs.saved_steps(moved):
         if step != first:
             shutil.rmtree(moved / f"checkpoints/{step}")
     assert start(place, moved, 4, train__epochs=3).wait(timeout=200) == 0
@@ -197,7 +197,7 @@ def test_told_to_end_both_save_the_same_step(place, tmp_path):
             process.send_signal(signal.SIGTERM)
         assert [process.wait(timeout=100) for process in processes] == [143, 143]
     said = (tmp_path / "run-0.log").read_text()
-    step = max(checkpoint.saved_steps(tmp_path / "run"))
+    step = max(runs.saved_steps(tmp_path / "run"))
     assert f"stopped after step {step} of" in said
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:  # resumed, and told while it compiles
         deadline = time.time() + 100
@@ -207,7 +207,7 @@ def test_told_to_end_both_save_the_same_step(place, tmp_path):
         for process in processes:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(timeout=100) for process in processes] == [143, 143]
-    assert max(checkpoint.saved_steps(tmp_path / "run")) == step + 1
+    assert max(runs.saved_steps(tmp_path / "run")) == step + 1
 
 
 def test_when_one_dies_the_other_does_not_hang(place, tmp_path):

@@ -6,6 +6,8 @@ import subprocess
 import pytest
 from people import ROOT, run, write_night
 
+from nrsrd_jax.cli import VERBS
+
 SMALL = (
     "--config.image_size=32,16",
     "--config.train.batch_size=16",
@@ -99,16 +101,33 @@ def test_a_config_of_this_project_is_found_from_any_folder(tmp_path):
     assert "no folder /nowhere for data set bright" in done.stderr
 
 
-@pytest.mark.parametrize("module", ["lowlight", "analysis", "ablation", "data.check"])
-def test_every_module_has_help(module):
-    done = run("-m", f"nrsrd_jax.{module}", "--help")
-    assert f"python -m nrsrd_jax.{module} " in done.stdout
+def test_a_shipped_config_is_found_by_its_name(tmp_path):
+    done = run("train.py", "--config", "night600:baseline", cwd=tmp_path, status=2)
+    assert "no folder data/Night600 for data set night600" in done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb):
+    done = run("-m", "nrsrd_jax.cli", verb, "--help")
+    assert f"nrsrd {verb} " in done.stdout
     assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["train", "eval", "convert", "check", "data.check", "ablation", "analysis", "lowlight"]
+)
+def test_every_verb_is_a_module_too(module):
+    assert "nrsrd " in run("-m", f"nrsrd_jax.{module}", "--help").stdout
+
+
+def test_a_wrong_verb_is_named():
+    done = run("-m", "nrsrd_jax.cli", "trian", status=2)
+    assert done.stderr == f"error: there is no verb 'trian'; choose one of {', '.join(VERBS)}\n"
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help_shows_how_to_use_it(script):
     done = run(script, "--help")
-    assert f"python {script} " in done.stdout
+    assert f"python {script}" in " ".join(done.stdout.split())
     assert "--workdir" in done.stdout
     assert "--config:" in done.stdout

@@ -6,29 +6,25 @@ import json
 import shutil
 from pathlib import Path
 
-import from_torch
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import state_dict
-import to_torch
-import torch_file
-import torch_names
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from people import run, small_config, small_model, write_images, write_night
 
 from nrsrd_jax.checkpoint import load, save_weights, weights_hash
 from nrsrd_jax.description import Description
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models import initialise
 from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
+from nrsrd_jax.weights import from_torch, state_dict, to_torch, torch_file, torch_names
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
@@ -385,7 +381,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("from_torch.py", ["x" * 300], "File name too long"),
     ("to_torch.py", ["nowhere"], "nowhere does not exist"),
     ("to_torch.py", ["/"], "holds no checkpoint"),
-    ("to_torch.py", [GOLDEN / "vit_tiny.pth"], "is a file; if it is PyTorch's: python convert/from_torch.py"),
+    ("to_torch.py", [GOLDEN / "vit_tiny.pth"], "is a file; to import a PyTorch file: nrsrd convert"),
 ])  # fmt: skip
 def test_a_mistake_is_one_clear_error(tmp_path, script, arguments, message):
     done = run(f"convert/{script}", *arguments, cwd=tmp_path, status=2)

@@ -25,7 +25,7 @@ def test_night600_layout(tmp_path):
     (test / "0100_c1_000000.jpg").rename(test / "-1_c3_000000.jpg")  # junk
     (test / "0101_c1_000000.jpg").rename(test / "0000_c6_000000.PNG")  # a distractor, another suffix
     (test / "Thumbs.db").write_text("no image")
-    data = datasets.load("night600", tmp_path)
+    data = datasets.read_dataset("night600", tmp_path)
     assert (len(data.train), len(data.query), len(data.gallery)) == (12, 4, 11)
     assert -1 not in data.gallery.pids
     assert 0 in data.gallery.pids
@@ -49,14 +49,14 @@ def test_night600_layout(tmp_path):
 def test_identity_and_camera_come_from_the_name(tmp_path, name, pid, camera):
     write_night(tmp_path)
     Image.new("RGB", (4, 8)).save(tmp_path / "bounding_box_test" / name)
-    gallery = datasets.load("night600", tmp_path).gallery
+    gallery = datasets.read_dataset("night600", tmp_path).gallery
     at = [path.name for path in gallery.paths].index(name)
     assert (gallery.pids[at], gallery.cameras[at]) == (pid, camera)
 
 
 def test_labels_rank_the_sorted_identities(tmp_path):
     write_images(tmp_path, [1200, 7, 33], cameras=(1, 12))
-    split = datasets.load_bright(tmp_path)
+    split = datasets.read_bright(tmp_path)
     expected = {7: 0, 33: 1, 1200: 2}
     assert [expected[pid] for pid in split.pids] == split.labels.tolist()
     assert set(split.cameras) == {1, 12}
@@ -67,7 +67,7 @@ def test_rgbnt201_layout(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("000001_cam1_0_00.jpg", "000258_cam4_0_13.jpg"):
             Image.new("RGB", (4, 8)).save(tmp_path / folder / name)
-    data = datasets.load("rgbnt201", tmp_path)
+    data = datasets.read_dataset("rgbnt201", tmp_path)
     assert data.train.pids.tolist() == [1, 258]
     assert data.query.cameras.tolist() == [1, 4]
     assert data.query.paths == data.gallery.paths
@@ -81,7 +81,7 @@ def test_msmt17_layout(tmp_path, names):
         (tmp_path / f"list_{part}.txt").write_text(
             f"{pid:04d}/{pid:04d}_000_{pid + 3:02d}_0303morning_{part}.jpg {pid}\n"
         )
-    data = datasets.load("msmt17", tmp_path)
+    data = datasets.read_dataset("msmt17", tmp_path)
     assert data.train.pids.tolist() == [0, 1]
     assert data.train.cameras.tolist() == [3, 4]
     assert data.gallery.paths[0] == tmp_path / names[1] / "0000/0000_000_03_0303morning_gallery.jpg"
@@ -90,11 +90,11 @@ def test_msmt17_layout(tmp_path, names):
 def test_dark_twins_pair_by_file_name(tmp_path):
     write_images(tmp_path / "bright" / "bounding_box_train", [1, 2])
     write_images(tmp_path / "dark", [2, 3])
-    bright, dark = datasets.find_dark_twins(datasets.load_bright(tmp_path / "bright"), tmp_path / "dark")
+    bright, dark = datasets.find_dark_twins(datasets.read_bright(tmp_path / "bright"), tmp_path / "dark")
     assert [p.name for p in bright.paths] == [p.name for p in dark.paths]
     assert set(bright.pids) == {2}
     with pytest.raises(InputError, match=r"no image in .* has the file name"):
-        datasets.find_dark_twins(datasets.load_bright(tmp_path / "bright"), make(tmp_path / "other", [9]))
+        datasets.find_dark_twins(datasets.read_bright(tmp_path / "bright"), make(tmp_path / "other", [9]))
 
 
 def make(folder, identities):
@@ -115,7 +115,7 @@ def test_a_broken_layout_is_named(tmp_path, spoil, message):
     root = write_night(tmp_path / "night")
     spoil(root)
     with pytest.raises(InputError, match=message):
-        datasets.load("night600", root)
+        datasets.read_dataset("night600", root)
 
 
 def rename_all(parent, old, new):
@@ -128,9 +128,9 @@ def empty(folder):
 
 
 def test_the_hash_follows_the_files_not_their_place(tmp_path):
-    first = datasets.load_bright(make(tmp_path / "a", [1, 2]))
-    assert first.hash() == datasets.load_bright(make(tmp_path / "b", [1, 2])).hash()
-    assert first.hash() != datasets.load_bright(make(tmp_path / "c", [1, 3])).hash()
+    first = datasets.read_bright(make(tmp_path / "a", [1, 2]))
+    assert first.hash() == datasets.read_bright(make(tmp_path / "b", [1, 2])).hash()
+    assert first.hash() != datasets.read_bright(make(tmp_path / "c", [1, 3])).hash()
 
 
 def test_decoding_resizes_as_the_official_transforms(golden, tmp_path):

@@ -71,7 +71,7 @@ def test_manifests(tmp_path, text):
     path = tmp_path / "m.csv"
     path.write_text("path,pid,camera,split\n" + text, encoding="utf-8", errors="surrogatepass")
     with refused_in_one_line():
-        datasets.load("manifest", path)
+        datasets.read_dataset("manifest", path)
 
 
 @often

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 def manifest(folder, content):
     (folder / "m.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    return datasets.load("manifest", folder / "m.csv")
+    return datasets.read_dataset("manifest", folder / "m.csv")
 
 
 @pytest.mark.parametrize(("old", "new"), [
@@ -76,7 +76,7 @@ def test_thousands_are_not_taken_for_ones(folder, value):
     (folder / "train" / value).mkdir(parents=True)
     (folder / "train" / value / "c1.jpg").touch()
     with pytest.raises(InputError, match="in ones or in thousands"):
-        datasets.load("folders", folder)
+        datasets.read_dataset("folders", folder)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_listed_files_of_the_system_are_left_out(folder, capsys):
 def test_a_folder_of_manifests_names_them(folder):
     manifest(folder, TABLE)
     with pytest.raises(InputError, match=r"is not a file; a manifest is a CSV file \(m.csv\)"):
-        datasets.load("manifest", folder)
+        datasets.read_dataset("manifest", folder)
 
 
 def msmt17(root, text, encoding="utf-8"):
@@ -158,7 +158,7 @@ def msmt17(root, text, encoding="utf-8"):
         (root / name).mkdir(exist_ok=True)
     for part in ("train", "val", "query", "gallery"):
         (root / f"list_{part}.txt").write_bytes(text.encode(encoding))
-    return datasets.load("msmt17", root)
+    return datasets.read_dataset("msmt17", root)
 
 
 @pytest.mark.parametrize("line", [

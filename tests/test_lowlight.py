@@ -7,7 +7,8 @@ import pytest
 from people import run
 from PIL import Image
 
-from nrsrd_jax.lowlight import PRESETS, degrade, noise_level
+from nrsrd_jax.lowlight import PRESETS, degrade
+from nrsrd_jax.lowlight.__main__ import noise_level
 
 NO_NOISE = {"shot": (0.0, 0.0)}
 FULL_LIGHT = {"light": (1.0, 1.0), "light_distribution": "uniform", "gain": (1.0, 0.0)}

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch_names
 
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.models import create_model, initialise, vit
@@ -13,6 +12,7 @@ from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm, LayerNo
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
+from nrsrd_jax.weights import torch_names
 
 MODELS = [("vit", "vit_tiny"), ("ics", "vit_tiny_ics")]
 

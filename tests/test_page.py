@@ -13,7 +13,7 @@ from playwright.sync_api import expect, sync_playwright
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.report import page
-from nrsrd_jax.result import evaluate_run
+from nrsrd_jax.retrieval.result import evaluate_run
 
 BROKEN = "<img src=x onerror=window.broken=1>"
 HOSTILE = "</script><script>window.broken=1<!--"  # in a path: a file's own name has no slash

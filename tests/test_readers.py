@@ -12,10 +12,10 @@ from people import small_config, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax.data import datasets
-from nrsrd_jax.data.readers import SOURCES
+from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_records, read_targets
-from nrsrd_jax.result import evaluate_run
+from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.training import train
 
 
@@ -41,7 +41,7 @@ def test_nightreid_and_its_four_protocols(tmp_path, protocol, query, gallery):
     folders = ("query", "query-1000", "bounding_box_test", "bounding_box_test-528-noDistractors",
                "bounding_box_test_withDistractors", "bounding_box_test-1000-noDistractors")  # fmt: skip
     write(tmp_path, "bounding_box_train/0007L2C1_000.jpg", *(f"{folder}/0001R3C_{folder}.jpg" for folder in folders))
-    data = datasets.load("nightreid", tmp_path, protocol=protocol)
+    data = datasets.read_dataset("nightreid", tmp_path, protocol=protocol)
     assert rows(data.train) == [("0007L2C1_000.jpg", 7, 1)]
     assert rows(data.query) == [(f"0001R3C_{query}.jpg", 1, 5)]
     assert rows(data.gallery) == [(f"0001R3C_{gallery}.jpg", 1, 5)]
@@ -54,7 +54,7 @@ def test_knight_even_identities_train_and_a_pair_of_cameras_tests(tmp_path, prot
     home = tmp_path / "NightPerson" / "Person"
     write(home, "2/cam1_001.jpg", "4/cam3_001.jpg", *(f"3/cam{c}_00{c}.jpg" for c in (1, 2, 3)),
           "5/cam1_001.jpg", "5/cam3_001.jpg", "7/cam2_001.jpg")  # fmt: skip
-    data = datasets.load("knight", tmp_path, protocol=protocol)
+    data = datasets.read_dataset("knight", tmp_path, protocol=protocol)
     assert set(data.train.pids) == {2, 4}
     assert set(data.query.pids) == set(data.gallery.pids) == ids
     assert set(data.query.cameras) == {cameras[0]}
@@ -64,9 +64,9 @@ def test_knight_even_identities_train_and_a_pair_of_cameras_tests(tmp_path, prot
 def test_a_protocol_that_is_none_is_named(tmp_path):
     write_night(tmp_path)
     with pytest.raises(InputError, match=r"data.protocol is '9'; of night600 choose one of: it has none"):
-        datasets.load("night600", tmp_path, protocol="9")
+        datasets.read_dataset("night600", tmp_path, protocol="9")
     with pytest.raises(InputError, match="of knight choose one of: 1-2, 1-3, 2-3"):
-        datasets.load("knight", tmp_path, protocol="9")
+        datasets.read_dataset("knight", tmp_path, protocol="9")
 
 
 def test_a_folder_per_identity(tmp_path):
@@ -74,7 +74,7 @@ def test_a_folder_per_identity(tmp_path):
     write(tmp_path, "train/anna/a_c1_0.jpg", "train/bert/b_cam12.PNG", "query/céline/x-c2.WebP",
           "gallery/céline/c3.bmp", "gallery/anna/c1_4.jpeg")  # fmt: skip
     (tmp_path / "gallery/anna/Thumbs.db").write_text("no image")
-    data = datasets.load("folders", tmp_path)
+    data = datasets.read_dataset("folders", tmp_path)
     assert rows(data.train) == [("a_c1_0.jpg", 0, 1), ("b_cam12.PNG", 1, 12)]
     assert rows(data.query) == [("x-c2.WebP", 2, 2)]
     assert rows(data.gallery) == [("c1_4.jpeg", 0, 1), ("c3.bmp", 2, 3)]
@@ -85,12 +85,12 @@ def test_a_folder_per_identity(tmp_path):
 
 def test_folders_without_cameras_or_splits(tmp_path):
     write(tmp_path, "0012/a.jpg", "0007/b.jpg")
-    data = datasets.load("folders", tmp_path)
+    data = datasets.read_dataset("folders", tmp_path)
     assert rows(data.train) == [("b.jpg", 7, 0), ("a.jpg", 12, 0)]
     assert len(data.query) == 0
     write(tmp_path, "0012/x_c4.jpg")
     with pytest.raises(InputError, match=r"2 of 3 file names do not have one camera .*b.jpg.*x_c4.jpg, camera 4"):
-        datasets.load("folders", tmp_path)
+        datasets.read_dataset("folders", tmp_path)
 
 
 def manifest(root, text):
@@ -102,14 +102,14 @@ def manifest(root, text):
 def test_a_manifest(tmp_path):
     file = manifest(tmp_path, 'pid,camera,split,path,note\n7,hall,train,"images/a,1.jpg",x\n'
                     "9,yard,query,images/b.jpg,\n9,hall,gallery,images/c.jpg,\n")  # fmt: skip
-    data = datasets.load("manifest", file)
+    data = datasets.read_dataset("manifest", file)
     assert rows(data.train) == [("a,1.jpg", 7, 0)]
     assert rows(data.query) == [("b.jpg", 9, 1)]
     assert data.gallery.paths == (tmp_path / "images/c.jpg",)
 
 
 def test_a_manifest_without_cameras(tmp_path):
-    data = datasets.load("manifest", manifest(tmp_path, "path,pid,split\nimages/b.jpg,9,query\n"))
+    data = datasets.read_dataset("manifest", manifest(tmp_path, "path,pid,split\nimages/b.jpg,9,query\n"))
     assert rows(data.query) == [("b.jpg", 9, 0)]
 
 
@@ -122,7 +122,7 @@ def test_a_manifest_without_cameras(tmp_path):
 ])  # fmt: skip
 def test_a_broken_manifest_is_named_with_its_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
-        datasets.load("manifest", manifest(tmp_path, text))
+        datasets.read_dataset("manifest", manifest(tmp_path, text))
 
 
 def test_excluded_images_are_left_out(tmp_path):
@@ -131,7 +131,7 @@ def test_excluded_images_are_left_out(tmp_path):
     bad = tmp_path / "night/query/who.jpg"
     bad.write_bytes(b"")
     (tmp_path / "list.txt").write_text(f"{gone}\n\n{bad}\n")
-    data = datasets.load("night600", tmp_path / "night", exclude=datasets.read_exclude(tmp_path / "list.txt"))
+    data = datasets.read_dataset("night600", tmp_path / "night", exclude=datasets.read_exclude(tmp_path / "list.txt"))
     assert (len(data.train), len(data.query)) == (11, 4)
     (tmp_path / "far.txt").write_text("bounding_box_train/0001_c1_000000.jpg\n")
     with pytest.raises(InputError, match=r"none of the 1 files in data.exclude .* exists"):
@@ -182,7 +182,7 @@ def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
     assert scores["queries"] == 8
     result, _ = evaluate_run(str(tmp_path / "run"))
     assert [row["mAP"] for row in result["targets"].values()] == pytest.approx(parts)
-    other = datasets.load("market1501", tmp_path / "other")
+    other = datasets.read_dataset("market1501", tmp_path / "other")
     assert result["targets"]["market1501"]["gallery_list_sha256"] == other.gallery.hash()
 
 
@@ -190,12 +190,12 @@ def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
 def test_a_name_that_is_no_identity_is_named_and_not_taken_for_another(tmp_path, name):
     write(write_night(tmp_path), f"bounding_box_train/{name}")
     with pytest.raises(InputError, match="no identity and camera in its name, as night600 writes them"):
-        datasets.load("night600", tmp_path)
+        datasets.read_dataset("night600", tmp_path)
 
 
 def test_spaces_in_a_manifest_make_nobody_new(tmp_path):
     text = "path,pid,camera,split\nimages/b.jpg, 7 ,1,train\nimages/c.jpg,7,1, train\nimages/b.jpg,-1,1,train\n"
-    assert datasets.load("manifest", manifest(tmp_path, text)).train.pids.tolist() == [7, 7]
+    assert datasets.read_dataset("manifest", manifest(tmp_path, text)).train.pids.tolist() == [7, 7]
 
 
 def touch(root, *names):
@@ -224,7 +224,7 @@ people = st.integers(-1, 3) | st.integers(-(10**20), 10**20)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(people, st.integers(0, 20) | st.integers(0, 10**10)), min_size=1, max_size=5), st.data())
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_name_is_read_back_as_it_was_written_or_refused(name, pairs, data):
     """Never as another identity or camera; identities and cameras without numbers are told apart alike."""
     pattern, home, beside = PRINTED[name]
@@ -288,7 +288,7 @@ def test_what_is_not_read_is_counted_in_one_line(tmp_path, capsys):
         "1_c1_0.TIF", "1_c1_1.tif", "1_c1_0.gif", "none", "._1_c1_0.jpg", "desktop.ini", "-1_c1_0.jpg", 
         "@eaDir/1_c1_0.jpg", ".ipynb_checkpoints/1_c1_0-checkpoint.jpg", "__MACOSX/1_c1_0.jpg", "notes/read.txt",
         "1_c1_1.JFIF")))  # fmt: skip
-    assert len(datasets.load("market1501", tmp_path).train) == 2
+    assert len(datasets.read_dataset("market1501", tmp_path).train) == 2
     (line,) = capsys.readouterr().out.splitlines()
     for part in ("2 with suffix .tif", "1 with suffix .gif", "1 with suffix none", "5 hidden",
                  "1 of identity -1 (junk)", "1 sub-folders without images"):  # fmt: skip
@@ -297,14 +297,14 @@ def test_what_is_not_read_is_counted_in_one_line(tmp_path, capsys):
 
 def test_hidden_folders_are_no_people(tmp_path):
     people = [f"train/{name}/c1_0.jpg" for name in ("1", "2", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "@EADIR")]
-    data = datasets.load("folders", touch(tmp_path, *people, ".git/train/3/c1_0.jpg"))
+    data = datasets.read_dataset("folders", touch(tmp_path, *people, ".git/train/3/c1_0.jpg"))
     assert data.train.pids.tolist() == [1, 2]
     assert len(data.skipped["hidden or of the system"]) == 5
 
 
 @pytest.mark.parametrize("name", ["unknown", "UNKNOWN", "nan", "None", "?", "null", "_unknown_"])
 def test_a_folder_of_unknown_people_is_nobody(tmp_path, name):
-    data = datasets.load(
+    data = datasets.read_dataset(
         "folders", touch(tmp_path, "train/1/c1_0.jpg", f"train/{name}/c1_0.jpg", f"train/{name}/c2_0.jpg")
     )
     assert data.train.pids.tolist() == [1]
@@ -312,11 +312,11 @@ def test_a_folder_of_unknown_people_is_nobody(tmp_path, name):
 
 
 def test_folders_001_and_1_are_one_person_and_accents_do_not_matter(tmp_path):
-    data = datasets.load("folders", touch(tmp_path, "train/001/c1.jpg", "train/2/c1.jpg", "gallery/1/c2.jpg"))
+    data = datasets.read_dataset("folders", touch(tmp_path, "train/001/c1.jpg", "train/2/c1.jpg", "gallery/1/c2.jpg"))
     assert data.train.pids.tolist() == [1, 2]
     assert data.gallery.pids.tolist() == [1]
     touch(tmp_path, "train/c\u00e9line/c1.jpg", "gallery/ce\u0301line/c2.jpg", "train/-1/c1.jpg")
-    data = datasets.load("folders", tmp_path)
+    data = datasets.read_dataset("folders", tmp_path)
     assert data.gallery.pids.tolist() == [data.train.pids[0], data.train.pids[2]]
     assert len(data.train) == 3
 
@@ -334,14 +334,14 @@ def test_images_in_sub_folders_are_refused_with_their_count(tmp_path, name, extr
     }[name]
     root = touch(tmp_path, *usual, extra)
     if extra.startswith("Test"):
-        (line,) = datasets.load(name, root).remarks()
+        (line,) = datasets.read_dataset(name, root).remarks()
         assert line == "not read: 1 in folders other than train, query and gallery"
         return
     with pytest.raises(InputError, match=r"^1 images lie in sub-folders, .* would not be read"):
-        datasets.load(name, root)
+        datasets.read_dataset(name, root)
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name != "manifest"])
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "manifest"])
 @pytest.mark.parametrize("outside", ["Archive", "Some/Archive"])
 def test_an_archive_unpacked_one_level_deeper_is_found(tmp_path, name, outside):
     inside = {
@@ -353,14 +353,14 @@ def test_an_archive_unpacked_one_level_deeper_is_found(tmp_path, name, outside):
     with pytest.raises(
         InputError, match=rf"{tmp_path} is not the folder of data set {name}: it is in {home}; give that"
     ):
-        datasets.load(name, tmp_path)
+        datasets.read_dataset(name, tmp_path)
     if "/" not in outside:
         touch(tmp_path / "Copy", *inside)
         with pytest.raises(InputError, match=rf"2 folders in it are: {home}, {tmp_path / 'Copy'}; give one"):
-            datasets.load(name, tmp_path)
+            datasets.read_dataset(name, tmp_path)
 
 
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
     (tmp_path / "m.zip").touch()
     with pytest.raises(InputError, match=r"m.zip is a file: unpack it"):
-        datasets.load("market1501", tmp_path / "m.zip")
+        datasets.read_dataset("market1501", tmp_path / "m.zip")

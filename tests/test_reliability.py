@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 from people import small_config, train_command
 
-from nrsrd_jax import checkpoint, compiled
+from nrsrd_jax import checkpoint, compiled, runs
 from nrsrd_jax import config as configuration
 from nrsrd_jax.errors import InputError, Stopped
 from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.runs import owned
 from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.termination import Termination
 from nrsrd_jax.training import train
-from nrsrd_jax.workdir import Termination, owned
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def weights(run, step=None):
-    return checkpoint.load(run / "checkpoints" / str(step or max(checkpoint.saved_steps(run))), make_mesh())[1]
+    return checkpoint.load(run / "checkpoints" / str(step or max(runs.saved_steps(run))), make_mesh())[1]
 
 
 def start(place, workdir, **options):
@@ -50,7 +51,7 @@ def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
     last = output.splitlines()[-1]
     assert "saved; the same command goes on from there" in last
     step = int(last.split("after step ")[1].split()[0])
-    assert checkpoint.saved_steps(tmp_path / "ended") == [step]
+    assert runs.saved_steps(tmp_path / "ended") == [step]
     resumed = start(place, tmp_path / "ended", train__save_every=100)
     assert f"resuming {tmp_path / 'ended'} after step {step}" in resumed.communicate(timeout=200)[0]
     whole.communicate(timeout=200)
@@ -98,12 +99,12 @@ def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeyp
     monkeypatch.setattr(Termination, "told", after_the_second_step)
     with pytest.raises(KeyboardInterrupt):
         train(small_config(place, model__depth=1, train__save_every=100), tmp_path / "run", jax.devices()[:1])
-    assert checkpoint.saved_steps(tmp_path / "run") == [2]
+    assert runs.saved_steps(tmp_path / "run") == [2]
 
 
 def test_an_edited_description_is_refused(finished, tmp_path):
     path = tmp_path / "checkpoint"
-    shutil.copytree(finished / "checkpoints" / str(max(checkpoint.saved_steps(finished))), path)
+    shutil.copytree(finished / "checkpoints" / str(max(runs.saved_steps(finished))), path)
     edit_the_description(path)
     with pytest.raises(InputError, match="its description of the model is not the one that was saved"):
         checkpoint.load(path, make_mesh())
@@ -166,7 +167,7 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, 
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "checkpoints" / "²").mkdir()  # no step
-    before, last = checkpoint.saved_steps(run)[-2:]
+    before, last = runs.saved_steps(run)[-2:]
     spoil(run / "checkpoints" / str(last))
     config = configuration.load(run / "config.json")
     train(config, run, jax.devices()[:1])
@@ -180,7 +181,7 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, 
 def test_when_all_checkpoints_are_damaged_nothing_is_trained_over_them(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    for step in checkpoint.saved_steps(run):
+    for step in runs.saved_steps(run):
         lose_a_folder(run / "checkpoints" / str(step))
     for _ in range(2):  # a cluster starts it again
         with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to begin anew"):
@@ -215,13 +216,13 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
         return done.returncode, done.stderr
 
     try:
-        *_, before, last = checkpoint.saved_steps(finished)
+        *_, before, last = runs.saved_steps(finished)
         shutil.copytree(finished, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns(str(last), "tensorboard"))
         (run / "ballast").write_bytes(bytes(shutil.disk_usage(run).free - 2**19))
         for when in ("midway", "before"):
             status, said = go_on(when)
             assert (status, f"the last good one is {before}. Make room" in said) == (2, True), said
-            assert checkpoint.saved_steps(run)[-1] == before
+            assert runs.saved_steps(run)[-1] == before
         (run / "ballast").unlink()
         assert go_on("before")[0] == 0
         jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
@@ -237,9 +238,9 @@ def test_saved_on_eight_devices_it_goes_on_on_any_number(place, tmp_path_factory
         train(small_config(place, train__epochs=6, train__save_every=2, model__depth=1), whole)
     run = tmp_path_factory.mktemp("moved") / "run"
     shutil.copytree(whole, run)
-    for step in checkpoint.saved_steps(run)[1:]:
+    for step in runs.saved_steps(run)[1:]:
         shutil.rmtree(run / "checkpoints" / str(step))
-    (kept,) = checkpoint.saved_steps(run)
+    (kept,) = runs.saved_steps(run)
     config = small_config(place, train__epochs=6, model__depth=1, train__model_parallel=model_parallel)
     train(config, run, jax.devices()[:devices])
     curves = [[line["loss"] for line in read_metrics(path) if "loss" in line] for path in (whole, run)]
@@ -264,7 +265,7 @@ def test_a_loss_that_is_not_finite_names_its_batch(place, tmp_path):
     assert len(report["files"]["real"]) == 16
     assert report["files"]["real"][0] in str(error.value)
     assert all(Path(path).is_file() for path in report["files"]["real"])
-    assert not checkpoint.saved_steps(tmp_path / "run")
+    assert not runs.saved_steps(tmp_path / "run")
 
 
 def test_too_little_device_memory_shows_before_the_first_step(place, tmp_path, monkeypatch):

@@ -13,16 +13,16 @@ from PIL import Image
 
 from nrsrd_jax.analysis.maps import Probe, token_norm
 from nrsrd_jax.checkpoint import save_weights
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.evaluation import rank_metrics
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.report import pictures
 from nrsrd_jax.report.curves import read_curves
 from nrsrd_jax.report.overlays import make_overlays
 from nrsrd_jax.report.page import by_importance, embedded, worst_first
 from nrsrd_jax.report.ranked import RESOLUTION, SMALLEST, Pairs, read_ranking
-from nrsrd_jax.result import evaluate_run
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.ranking import rank_metrics
+from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
 
 

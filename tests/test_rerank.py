@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrsrd_jax import rerank
-from nrsrd_jax.evaluation import rank_by, rank_metrics, squared_distances
-from nrsrd_jax.rerank import expand_queries, k_reciprocal, reranked_distances
+from nrsrd_jax.retrieval import rerank
+from nrsrd_jax.retrieval.ranking import rank_by, rank_metrics, squared_distances
+from nrsrd_jax.retrieval.rerank import expand_queries, k_reciprocal, reranked_distances
 from nrsrd_jax.sharding import make_mesh
 
 

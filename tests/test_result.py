@@ -9,10 +9,10 @@ import pytest
 from people import small_config, small_model, write_images, write_night
 
 from nrsrd_jax.checkpoint import save_weights
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.result import evaluate_run, full_table
-from nrsrd_jax.result_file import choose_file, refuse_links
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.result import evaluate_run, full_table
+from nrsrd_jax.retrieval.result_file import choose_file, refuse_links
 
 
 @pytest.fixture(scope="module")

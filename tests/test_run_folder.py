@@ -12,7 +12,7 @@ import psutil
 import pytest
 from people import small_config, small_model
 
-from nrsrd_jax import checkpoint, stored
+from nrsrd_jax import checkpoint, runs, stored
 from nrsrd_jax import config as configuration
 from nrsrd_jax.description import description_hash
 from nrsrd_jax.errors import InputError, printable
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def weights(run):
-    return checkpoint.load(run / "checkpoints" / str(max(checkpoint.saved_steps(run))), make_mesh())[1]
+    return checkpoint.load(run / "checkpoints" / str(max(runs.saved_steps(run))), make_mesh())[1]
 
 
 def rewrite_the_description(saved, **changes):
@@ -42,7 +42,7 @@ def test_a_folder_that_holds_no_step_of_this_run_is_set_aside(place, finished, t
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     folder = run / "checkpoints"
-    good, last = checkpoint.saved_steps(run)
+    good, last = runs.saved_steps(run)
     shutil.rmtree(folder / str(last))
     copied, forged, *beyond = good + 2, good + 1, last + 1, 2**31, 10**30
     for step in (copied, forged, *beyond):
@@ -84,7 +84,7 @@ def test_a_file_of_a_checkpoint_that_is_something_else_is_one_line(small_checkpo
 def test_checkpoints_of_before_the_step_was_hashed_still_resume(finished, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    last = max(checkpoint.saved_steps(run))
+    last = max(runs.saved_steps(run))
     path = run / "checkpoints" / str(last) / "model" / "metadata"
     values = json.loads(path.read_text())
     assert values["provenance"].pop("step") == last
@@ -149,11 +149,11 @@ def test_an_unreadable_score_or_list_of_items_is_put_aside(finished, tmp_path, t
     """The checkpoint is used all the same; which is the best is decided by the log."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    last = max(checkpoint.saved_steps(run))
+    last = max(runs.saved_steps(run))
     (run / "checkpoints" / str(last) / "metrics" / "metrics").write_text(text)
     (run / "checkpoints" / str(last) / stored.ITEMS).write_text(text)
-    assert checkpoint.saved_score(run, last) is None
-    assert checkpoint.known_score(run, last) == logged_scores(run, 3)["mAP"]
+    assert runs.saved_score(run, last) is None
+    assert runs.known_score(run, last) == logged_scores(run, 3)["mAP"]
     checkpoint.Checkpoints(run).close()
     assert (run / "checkpoints" / str(last) / "damaged-metrics").is_dir()
 
@@ -192,18 +192,18 @@ def test_a_run_is_found_by_a_path_with_dots(finished, tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     shutil.copytree(finished, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "inner")
-    assert checkpoint.find_checkpoint("../run").is_relative_to(tmp_path / "run")
+    assert runs.find_checkpoint("../run").is_relative_to(tmp_path / "run")
     assert checkpoint.load("../run", make_mesh())[0] == checkpoint.load(tmp_path / "run", make_mesh())[0]
 
 
 def test_a_folder_without_a_checkpoint_is_named_for_what_it_is(finished, tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
-        checkpoint.find_checkpoint(tmp_path / "nowhere")
+        runs.find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is neither one itself nor the work directory"):
-        checkpoint.find_checkpoint(tmp_path)
+        runs.find_checkpoint(tmp_path)
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(InputError, match=r"a run without a checkpoint yet; the same train\.py command continues it"):
-        checkpoint.find_checkpoint(tmp_path)
+        runs.find_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [

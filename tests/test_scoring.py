@@ -7,17 +7,17 @@ import pytest
 from people import small_config, small_model, write_images, write_night
 from PIL import Image
 
-from nrsrd_jax import embedding
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.protocol import make_target
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.evaluation import rank_features, rank_metrics
-from nrsrd_jax.illumination import darkener, read_lights
 from nrsrd_jax.inputs import read_targets
-from nrsrd_jax.rerank import k_reciprocal
-from nrsrd_jax.result import evaluate_run, full_table
+from nrsrd_jax.retrieval import embedding
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.illumination import darkener, read_lights
+from nrsrd_jax.retrieval.ranking import rank_features, rank_metrics
+from nrsrd_jax.retrieval.rerank import k_reciprocal
+from nrsrd_jax.retrieval.result import evaluate_run, full_table
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def dataset(root, query, gallery):
         for name, content in files.items():
             (root / folder / name).write_bytes(content)
     write_images(root / "bounding_box_train", range(2))
-    return datasets.load("night600", root)
+    return datasets.read_dataset("night600", root)
 
 
 def test_protocols(tmp_path):

@@ -12,11 +12,11 @@ from people import small_config, write_images, write_night
 
 from nrsrd_jax import checkpoint
 from nrsrd_jax.data.datasets import load
-from nrsrd_jax.embedding import Embedder
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.models import MODELS, find_spec
 from nrsrd_jax.models.spec import Spec
+from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 

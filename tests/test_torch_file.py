@@ -14,18 +14,15 @@ import time
 import zipfile
 from pathlib import Path
 
-import from_torch
 import ml_dtypes
 import numpy as np
 import pytest
-import tensor_pickle
-import torch_file
-import weights_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tensor_pickle import Refused, Tensor
 
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.weights import from_torch, tensor_pickle, torch_file, weights_file
+from nrsrd_jax.weights.tensor_pickle import Refused, Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 FORMATS = ["plain_zip", "plain_legacy"]
@@ -264,7 +261,7 @@ REASONS = {  # of each that is not harmless: its own guard's, not what some othe
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
-import torch_file
+from nrsrd_jax.weights import torch_file
 try:
     torch_file.load(sys.argv[1])
 except torch_file.Refused as error:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from people import small_config, train_command, write_images, write_night
 
-from nrsrd_jax import checkpoint, training
-from nrsrd_jax.embedding import Embedder
+from nrsrd_jax import checkpoint, runs, training
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import MACHINE
+from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
@@ -183,14 +183,14 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(place, tmp_path):
     kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()}
     best = max(scores, key=lambda step: (scores[step], step))
     assert kept == {best, *sorted(scores)[-2:]}
-    assert checkpoint.find_checkpoint(tmp_path / "run").name == str(best)
-    assert checkpoint.run_of(checkpoint.find_checkpoint(tmp_path / "run")) == tmp_path / "run"
+    assert runs.find_checkpoint(tmp_path / "run").name == str(best)
+    assert runs.run_of(runs.find_checkpoint(tmp_path / "run")) == tmp_path / "run"
 
     last = max(scores)  # where an evaluation was made up for, the log alone has its score
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(last) / "metrics")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
         print(json.dumps({"step": last, "mAP": 1.0 + max(scores.values())}), file=log)
-    assert checkpoint.find_checkpoint(tmp_path / "run").name == str(last)
+    assert runs.find_checkpoint(tmp_path / "run").name == str(last)
 
 
 def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_at_once(place, tmp_path, caplog):
@@ -216,7 +216,7 @@ def test_embedder_takes_runs_and_checkpoints_and_loses_no_image(place):
     for count in (1, 8, 12):
         np.testing.assert_allclose(embedder(images[:count]), features[:count], atol=2e-5)
     assert embedder(images[:0]).shape == (0, 192)
-    same = Embedder.load(checkpoint.find_checkpoint(place / "teacher"))
+    same = Embedder.load(runs.find_checkpoint(place / "teacher"))
     np.testing.assert_allclose(same(images), features, atol=2e-5)
     with pytest.raises(ValueError, match=r"takes uint8 \[N, 32, 16, 3\]"):
         embedder(images[:, :16])

@@ -9,18 +9,16 @@ import pickle
 import zipfile
 from types import SimpleNamespace
 
-import from_torch
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch_file
-import torch_names
 from people import run, small_model
 
 from nrsrd_jax.checkpoint import weights_hash
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.weights import from_torch, torch_file, torch_names
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Shows what attention does in a checkpoint: the paper's figures 1, 3, 5, 6, 7 and its statements, on your images.
 
-  python -m nrsrd_jax.analysis --workdir runs/demo-nrsrd --output out
-  python -m nrsrd_jax.analysis --checkpoint DIR --images FOLDER --masks MASKS --compare OTHER-RUN
+  nrsrd analysis --workdir runs/demo-nrsrd --output out
+  nrsrd analysis --checkpoint DIR --images FOLDER --masks MASKS --compare OTHER-RUN
 
 Norms of queries, keys and values by block and head, where the CLS token looks with and without Norm-Ratio Attention
 (NRA), what changes as the images are degraded to less light, and what NRA can do at all: figures as PNG and SVG, their
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from .. import config as configuration
 from ..build import degradation_options
-from ..checkpoint import find_checkpoint, run_of
 from ..command import Parser, one_line
 from ..config import Config
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
 from ..errors import InputError, say
 from ..files import expanded, writable_folder
-from ..illumination import read_lights
 from ..inputs import read_targets
 from ..lowlight import PRESETS
+from ..retrieval.illumination import read_lights
+from ..runs import find_checkpoint, run_of
 from . import plots, statements, tables
 from .study import evenly, make_study
 
@@ -54,7 +54,7 @@ def queries_of(config: Config) -> list[Path]:
 
 
 def main() -> None:
-    parser = Parser(__doc__, "python -m nrsrd_jax.analysis")
+    parser = Parser(__doc__, "nrsrd analysis")
     weights = parser.add_mutually_exclusive_group(required=True)
     weights.add_argument("--workdir", type=Path, help="a training run: its best checkpoint")
     weights.add_argument("--checkpoint", type=Path, help="a checkpoint")
@@ -97,5 +97,10 @@ def main() -> None:
     say(*checked, statements.leverage_sentence(study), f"figures (PNG, SVG) and tables (CSV) are in {output}")
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run `nrsrd analysis` with the arguments of the process."""
     one_line(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 
 from .. import augment, checkpoint
 from ..description import Description
-from ..embedding import device_batches
 from ..errors import InputError
 from ..models.attention import NormRatio
 from ..models.vit import ViTSpec
+from ..retrieval.embedding import device_batches
 from ..sharding import make_mesh, replicated
 
 BATCH = 32  # images at once

@@ -11,8 +11,8 @@ import numpy as np
 from ..compiled import keep_compiled
 from ..data.images import decode_many
 from ..errors import InputError
-from ..illumination import darkener
 from ..models.attention import NormRatio
+from ..retrieval.illumination import darkener
 from .maps import Maps, Probe
 from .statistics import centre_region, read_masks
 

@@ -1,39 +1,21 @@
-"""Check every image of a data set before training: `python -m nrsrd_jax.data.check NAME ROOT`.
+"""What is wrong or odd in a data set: `check` looks at every image and label, `report` prints what it found.
 
-  python -m nrsrd_jax.data.check night600 data/Night600
-  python -m nrsrd_jax.data.check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
-  python -m nrsrd_jax.data.check --config configs/night600.py:nrsrd --config.data.root=DIR
-
-It takes train.py's --config FILE[:VARIANT] and --config.KEY=VALUE, and judges as train.py with these options would;
-without FILE, as configs/night600.py:baseline. A fault would stop training; a warning is worth a look. The exit status
-is 0 if train.py with these options starts, 1 if there are faults, 2 if the data or the options cannot be read at all.
-With only NAME ROOT, too few people for the default batch give a warning: train.py then needs a smaller
-train.batch_size.
+`nrsrd check NAME ROOT` and `python -m nrsrd_jax.data.check NAME ROOT` are the command.
 """
 
-import argparse
 import collections
-import contextlib
 import dataclasses
-import io
-import os
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..command import Parser, one_line, read_config
-from ..config import Config, validate
-from ..errors import InputError, counted, say
-from ..files import expanded, written_whole
-from . import datasets
+from ..errors import InputError
 from .datasets import OF_JUNK, Dataset, Split
 from .images import in_parallel, joint_digest, moments, read_picture
 from .listing import SPLITS
 from .protocol import make_target
-from .readers import SOURCES
+from .readers import LAYOUTS
 
 SMALLEST_SIDE = 8  # pixels; a smaller image shows nobody
 SHOWN = 5  # examples in a line
@@ -85,7 +67,7 @@ def _skipped(data: Dataset) -> dict[str, str]:
 
 
 def _check_published(data: Dataset, findings: Findings) -> None:
-    source, splits = SOURCES[data.source], {split: getattr(data, split) for split in SPLITS}
+    source, splits = LAYOUTS[data.source], {split: getattr(data, split) for split in SPLITS}
     cameras = np.unique(np.concatenate([split.cameras for split in splits.values()]))
     counts = {(f"{name} images", len(splits[name])): n for name, n in source.images(data.protocol).items()}
     counts |= {(f"{name} identities", len(splits[name].identities)): n for name, n in source.identities.items()}
@@ -131,7 +113,7 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
 
 def _check_identities(data: Dataset, findings: Findings) -> None:
     train, query, gallery = splits = data.train, data.query, data.gallery
-    source = SOURCES[data.source]
+    source = LAYOUTS[data.source]
     twice = [path for split in splits for path, n in collections.Counter(split.paths).items() if n > 1]
     if twice:
         findings.warnings.append(f"{len(twice)} images stand twice in a split ({twice[0]})")
@@ -186,107 +168,7 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
     return lines
 
 
-def main() -> None:
-    options, config, given = _read_options(sys.argv[1:])
-    # Not before the flags, so that --help is quick.
-    from ..inputs import make_domains, make_plans, make_targets, read_sources
-
-    left_out = datasets.read_exclude(config.data.exclude)
-
-    def surveyed(choice: Config) -> dict[str, Dataset]:
-        return read_sources(choice, left_out, datasets.survey)
-
-    sources = surveyed(config.data)
-    tests = surveyed(config.eval.data) if config.eval.data.name else sources
-    others = {f"evaluated {label}": data for label, data in tests.items()} if tests is not sources else {}
-    if config.aux.enabled:
-        for option in filter(config.aux.get, ("bright_root", "dark_root")):
-            others[f"aux.{option}"] = datasets.survey("bright", config.aux[option], exclude=left_out)
-    total = Findings()
-    for label, data in (sources | others).items():
-        findings, pixels = check(data)
-        if len(sources) + len(others) > 1:
-            say(f"{label}:")
-        say(*report(data, findings, pixels))
-        for field in dataclasses.fields(Findings):
-            getattr(total, field.name).extend(getattr(findings, field.name))
-    domains: dict[str, Split] = {}
-    refused = _refusals(lambda: make_targets(config, tests))
-    refused += _refusals(lambda: domains.update(make_domains(config, sources, left_out)[0]))
-    too_few = _refusals(lambda: make_plans(config, domains))
-    smaller = config.copy_and_resolve_references()
-    smaller.train.batch_size = 2 * config.train.instances
-    if given or _refusals(lambda: make_plans(smaller, domains)):
-        refused += too_few
-    else:
-        # Nobody asked for the default batch, and a smaller one would do.
-        total.warnings += too_few
-        say(*(f"warning: {text}" for text in too_few))
-    if given and not (refused or total.faults):
-        refused = _refusals(lambda: _start(config))
-    say(*(f"fault: {text}" for text in refused))
-    say(f"{len(total.faults) + len(refused)} faults, {len(total.warnings)} warnings")
-    if options.fix_list:
-        _write_fix_list(options.fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
-    sys.exit(1 if total.faults or refused else 0)
-
-
-def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, bool]:
-    """Return the options, the config that they stand for, and whether the user gave --config."""
-    parser = Parser(__doc__, "python -m nrsrd_jax.data.check")
-    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(SOURCES))
-    parser.add_argument("root", nargs="?", metavar="ROOT", help="its folder; of a manifest the CSV file")
-    parser.add_argument("--protocol", default="", help="of nightreid and knight")
-    parser.add_argument("--exclude", default="", help="a file of paths to leave out, as --fix-list writes it")
-    parser.add_argument(
-        "--fix-list", type=Path, help="write the paths of unreadable, unnamed, tiny and single-coloured images there"
-    )
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as train.py takes it, with --config.KEY=VALUE")
-    ours: list[str] = []
-    rest: list[str] = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        value_of_ours = before.startswith("--config") and "=" not in before and before in ours
-        (ours if argument.startswith("--config") or value_of_ours else rest).append(argument)
-    options = parser.parse_args(rest)
-    config = read_config(ours)
-    if options.name and not options.root:
-        parser.error(f"give the folder of data set {options.name} after its name")
-    if not (options.name or ours):
-        parser.error("give a data set, NAME ROOT, or --config FILE")
-    if options.name:
-        config.data.name, config.data.root = options.name, options.root
-    for key in filter(options.__dict__.get, ("protocol", "exclude")):
-        config.data[key] = getattr(options, key)
-    validate(config)
-    return options, config, bool(ours)
-
-
-def _refusals(step: Callable[[], object]) -> list[str]:
-    """Run one of train.py's steps. Return [its message] if it refuses, otherwise []."""
-    try:
-        step()
-    except InputError as error:
-        return [str(error)]
-    return []
-
-
-def _start(config: Config) -> None:
-    """Do what train.py does before it decodes images, in a temporary work directory."""
-    from ..training import check_run
-
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        check_run(config, Path(folder) / "run")
-
-
-def _write_fix_list(file: Path, listed: set[str]) -> None:
-    lines = [os.fsencode(path) for path in sorted(listed) if not {"\n", "\r"} & set(path)]
-    with written_whole(expanded(file), follow=True) as partial:
-        partial.write_bytes(b"".join(line + b"\n" for line in lines))
-    hint = f"; leave them out with --config.data.exclude={file}" if lines else ""
-    say(f"{counted(len(lines), 'path', 'paths')} written to {file}{hint}")
-    if len(lines) < len(listed):
-        say(f"{len(listed) - len(lines)} have a line break in their names: rename those")
-
-
 if __name__ == "__main__":
-    one_line(main)
+    from ..check import command
+
+    command()

@@ -13,7 +13,7 @@ from ..files import expanded
 from .listing import SPLITS, Rows, found_below
 from .lists import path_in, read_lines
 from .naming import JUNK
-from .readers import SOURCES, Source
+from .readers import LAYOUTS, Layout
 
 QUOTES = ' \t"'  # what may stand around a path in a list
 OF_JUNK = f"of identity {JUNK} (junk)"
@@ -58,7 +58,7 @@ class Dataset:
         unnamed: images whose names tell no identity and camera.
         skipped: by reason, files that are left out. The reason follows a count: "3 hidden".
         notes: what the user must know about how the names were read.
-        source: the kind of data set, one of SOURCES.
+        source: the kind of data set, one of LAYOUTS.
         protocol: how it is tested.
         version: of the data set, where it has several.
     """
@@ -79,10 +79,10 @@ class Dataset:
         return [*self.notes, *([f"not read: {counts}"] if counts else [])]
 
 
-def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
+def read_dataset(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
     """Return a data set's splits, and print which files were not read. InputError if it or a name cannot be understood.
 
-    `name` is one of SOURCES, `root` its folder (of a manifest: the file), `exclude` are images to leave out. Images
+    `name` is one of LAYOUTS, `root` its folder (of a manifest: the file), `exclude` are images to leave out. Images
     named for junk (identity −1) are dropped; distractors (identity 0) stay.
     """
     data = survey(name, root, protocol=protocol, exclude=exclude)
@@ -90,7 +90,7 @@ def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection
         raise InputError(
             f"{data.unnamed[0]}: no identity and camera in its name, as {name} writes them "
             f"({len(data.unnamed)} such images); rename or remove them, or list them with "
-            f"`python -m nrsrd_jax.data.check {name} {root} --fix-list bad.txt` and set data.exclude=bad.txt"
+            f"`nrsrd check {name} {root} --fix-list bad.txt` and set data.exclude=bad.txt"
         )
     say(*(f"{name} in {root}: {remark}" for remark in data.remarks()))
     return data
@@ -98,9 +98,9 @@ def load(name: str, root: str | Path, *, protocol: str = "", exclude: Collection
 
 def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
     """Return what `load` does without printing; images without identity and camera are in `unnamed`."""
-    if name not in SOURCES:
-        raise InputError(f"data.name is {name!r}; choose one of {', '.join(SOURCES)}")
-    source = SOURCES[name]
+    if name not in LAYOUTS:
+        raise InputError(f"data.name is {name!r}; choose one of {', '.join(LAYOUTS)}")
+    source = LAYOUTS[name]
     if not str(root):
         raise InputError(f"the root of data set {name} is empty: give its folder as data.root or eval.data.root")
     root = expanded(root)
@@ -139,7 +139,7 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
     return Dataset(train, query, gallery, unnamed, skipped, tuple(listing.notes), name, protocol, listing.version)
 
 
-def _refuse_another_place(name: str, source: Source, root: Path) -> None:
+def _refuse_another_place(name: str, source: Layout, root: Path) -> None:
     """Raise InputError if the data set lies in a sub-folder of `root`, such as an archive's own, or is not unpacked."""
     if root.is_file() and name != "manifest":
         raise InputError(f"{root} is a file: unpack it, and give the folder of data set {name}")
@@ -155,11 +155,11 @@ def _refuse_another_place(name: str, source: Source, root: Path) -> None:
         )
 
 
-def load_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:
+def read_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:
     """Return the images of a bright auxiliary folder, from `root/bounding_box_train` or from `root` itself."""
     if not str(root) or not expanded(root).is_dir():
-        raise InputError(f"{option} is {str(root)!r}, not a folder: {SOURCES['bright'].download}")
-    return load("bright", root, exclude=exclude).train
+        raise InputError(f"{option} is {str(root)!r}, not a folder: {LAYOUTS['bright'].download}")
+    return read_dataset("bright", root, exclude=exclude).train
 
 
 def join(splits: Sequence[Split]) -> Split:
@@ -181,7 +181,7 @@ def find_dark_twins(bright: Split, dark_root: str | Path, exclude: Collection[Pa
     """Return the bright images that have a dark image of the same file name, and those dark images."""
     if not len(bright):
         raise InputError("there are no bright images: data.exclude leaves out all of them")
-    dark = {path.name: path for path in load_bright(dark_root, "aux.dark_root", exclude).paths}
+    dark = {path.name: path for path in read_bright(dark_root, "aux.dark_root", exclude).paths}
     kept = [i for i, path in enumerate(bright.paths) if path.name in dark]
     if not kept:
         raise InputError(f"no image in {dark_root} has the file name of a bright one ({bright.paths[0].name}, …)")

@@ -152,9 +152,7 @@ def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) 
             yield index, result
     if faults:
         more = f" (and {len(faults) - 1} more of {len(paths)} images)" if len(faults) > 1 else ""
-        raise InputError(
-            f"{faults[0]}{more}; `python -m nrsrd_jax.data.check` lists them, data.exclude leaves them out"
-        )
+        raise InputError(f"{faults[0]}{more}; `nrsrd check` lists them, data.exclude leaves them out")
 
 
 def in_parallel(

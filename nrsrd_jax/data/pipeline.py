@@ -12,7 +12,7 @@ from .images import decode
 from .sampling import BatchPlan
 
 
-class Source(Protocol):
+class Images(Protocol):
     """Images by index: source[indices [B]] -> uint8 [B, H, W, 3]. A numpy array or memory map is one."""
 
     def __len__(self) -> int: ...
@@ -21,7 +21,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A Source that decodes at every access, for sets that neither memory nor disk can hold decoded."""
+    """A Images that decodes at every access, for sets that neither memory nor disk can hold decoded."""
 
     paths: Sequence[Path]
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class Domain:
     plan: BatchPlan
     labels: np.ndarray
     cameras: np.ndarray
-    sources: dict[str, Source]
+    sources: dict[str, Images]
 
 
 def batches(domains: dict[str, Domain], start: int, stop: int, *, pixels: bool, threads: int = 1) -> Iterator[dict]:

@@ -26,7 +26,7 @@ from .naming import NO_CAMERA, WHOLE, as_numbers, camera_in, doubt, is_unknown, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Layout:
     """A kind of data set.
 
     Attributes:
@@ -268,8 +268,8 @@ NIGHTREID = {  # by protocol: query and gallery folder, and how many images they
     "1000": ("query-1000", "bounding_box_test_withDistractors", 2637, 37725),
     "1000-no-distractors": ("query-1000", "bounding_box_test-1000-noDistractors", 2637, 25914),
 }
-SOURCES = {
-    "night600": Source(
+LAYOUTS = {
+    "night600": Layout(
         _folders("bounding_box_train", "query_3|query", "bounding_box_test", MARKET_PATTERN),
         _holds("bounding_box_train"),
         "ask its authors for Night600 (Lu et al., IEEE Transactions on Multimedia 2023)",
@@ -277,7 +277,7 @@ SOURCES = {
         identities={"train": 300},
         cameras=8,
     ),
-    "market1501": Source(
+    "market1501": Layout(
         _folders("bounding_box_train", "query", "bounding_box_test", MARKET_PATTERN),
         _holds("bounding_box_train"),
         "get Market-1501 (Zheng et al., ICCV 2015) from its authors",
@@ -285,7 +285,7 @@ SOURCES = {
         identities={"train": 751, "query": 750},
         cameras=6,
     ),
-    "msmt17": Source(
+    "msmt17": Layout(
         _read_msmt17,
         _holds("list_train.txt"),
         "get MSMT17 (Wei et al., CVPR 2018) from its authors",
@@ -294,7 +294,7 @@ SOURCES = {
         cameras=15,
         same_numbers=False,  # the test identities begin at 0 again
     ),
-    "rgbnt201": Source(
+    "rgbnt201": Layout(
         _folders("train_171/RGB", "test/RGB", "test/RGB", rf"(\d{{1,18}})_cam(\d{{1,9}}){WHOLE}"),
         _holds("train_171"),
         "get RGBNT201 (Zheng et al., AAAI 2021) from its authors",
@@ -302,7 +302,7 @@ SOURCES = {
         identities={"train": 171, "query": 30},
         cameras=4,
     ),
-    "nightreid": Source(
+    "nightreid": Layout(
         _read_nightreid,
         _holds("bounding_box_train"),
         "ask the authors of NightReID for it",
@@ -310,27 +310,27 @@ SOURCES = {
         cameras=6,
         protocols=tuple(NIGHTREID),
     ),
-    "knight": Source(
+    "knight": Layout(
         _read_knight,
         lambda root: _holds("NightPerson/Person", "Person")(root) or any(f.name.isdecimal() for f in sub_folders(root)),
         "ask the authors of Knight for it",
         cameras=3,
         protocols=("1-2", "1-3", "2-3"),
     ),
-    "bright": Source(
+    "bright": Layout(
         _folders("bounding_box_train|.", "", "", MARKET_PATTERN),
         lambda root: (
             _holds("bounding_box_train")(root) or any(re.match(MARKET_PATTERN, f.name) for f in root.iterdir())
         ),
         "any well-lit Re-ID images named <pid>_c<camera>_*.jpg will do, for example the bright half of Syn_Dark",
     ),
-    "folders": Source(
+    "folders": Layout(
         _read_identity_folders,
         lambda root: bool(_split_folders(root)),
         "make train/, query/ and gallery/, in each a folder per identity",
         distractor=None,
     ),
-    "manifest": Source(
+    "manifest": Layout(
         _read_manifest, Path.exists, "write a CSV file with the columns path,pid,camera,split", distractor=None
     ),
 }

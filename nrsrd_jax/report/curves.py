@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..evaluation import TITLES
 from ..files import written_whole
-from ..metrics_log import MACHINE, read_metrics
+from ..metrics_log import MACHINE, TITLES, read_metrics
 
 MOST_TICKS = 8  # beside each other in a plot
 MOST_POINTS = 300  # of a curve; of more, neighbours are averaged

@@ -13,9 +13,10 @@ from markupsafe import Markup
 from ..analysis.maps import Probe
 from ..data.protocol import Target
 from ..errors import InputError, counted, printable
-from ..evaluation import TITLES, RankMetrics
 from ..files import writable_folder, written_whole
-from ..scoring import Evaluation
+from ..metrics_log import TITLES
+from ..retrieval.ranking import RankMetrics
+from ..retrieval.scoring import Evaluation
 from .curves import read_curves
 from .overlays import make_overlays
 from .pictures import make_pictures

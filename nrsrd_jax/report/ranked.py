@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..evaluation import QUERY_BLOCK, Distances
+from ..retrieval.ranking import QUERY_BLOCK, Distances
 
 RIGHT, WRONG, LEFT_OUT = "right", "wrong", "left out"
 LEFT_OUT_SHOWN = 5  # in a list, at most

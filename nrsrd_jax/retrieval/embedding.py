@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from . import augment, checkpoint
-from .data import sealed
-from .description import Description
-from .errors import say
-from .models.reid import ReID
-from .precision import compute_dtype
-from .sharding import make_mesh, over_data, place, replicated
+from .. import augment, checkpoint
+from ..data import sealed
+from ..description import Description
+from ..errors import say
+from ..models.reid import ReID
+from ..precision import compute_dtype
+from ..sharding import make_mesh, over_data, place, replicated
 
 CACHE_VERSION = 1  # raise it when the same weights and images would give other features
 

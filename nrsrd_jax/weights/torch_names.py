@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 
-from nrsrd_jax.description import Description
+from ..description import Description
 
 KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by dimensions: linear, convolution
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .errors import InputError
-from .lowlight import degrade_to
+from ..errors import InputError
+from ..lowlight import degrade_to
 
 SEED = 0  # of camera and noise
 

@@ -16,9 +16,9 @@ from jax import lax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from .errors import say
-from .evaluation import Distances, centred_rows, distances_of
-from .sharding import make_mesh
+from ..errors import say
+from ..sharding import make_mesh
+from .ranking import Distances, centred_rows, distances_of
 
 BLOCK = 256  # images at a time and device
 PAIRS = 2**11  # pairs of images at a time

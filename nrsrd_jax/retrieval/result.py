@@ -18,22 +18,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from . import config as configuration
-from .analysis.maps import Probe
-from .build import degradation_options
-from .checkpoint import find_checkpoint, known_score, newest_run, run_of, weights_hash
-from .compiled import keep_compiled
-from .config import Config
-from .data.images import mean_luminance
-from .data.protocol import PROTOCOLS, Target
+from .. import config as configuration
+from ..analysis.maps import Probe
+from ..build import degradation_options
+from ..checkpoint import weights_hash
+from ..compiled import keep_compiled
+from ..config import Config
+from ..data.images import mean_luminance
+from ..data.protocol import PROTOCOLS, Target
+from ..errors import InputError, counted, say
+from ..files import absolute, expanded, writable_file, write_whole, written_whole
+from ..inputs import read_targets, read_test_images, stamps, test_data
+from ..metrics_log import TITLES
+from ..report.curves import plot_illumination
+from ..report.page import report_file, write_report
+from ..runs import find_checkpoint, known_score, newest_run, run_of
 from .embedding import Embedder
-from .errors import InputError, counted, say
-from .evaluation import TITLES, RankMetrics
-from .files import absolute, expanded, writable_file, write_whole, written_whole
 from .illumination import SEED
-from .inputs import read_targets, read_test_images, stamps, test_data
-from .report.curves import plot_illumination
-from .report.page import report_file, write_report
+from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
 
@@ -101,7 +103,7 @@ def evaluate_run(
 
     begin = time.perf_counter()
     results = evaluate(embedder, config, targets, fingerprint)
-    rows = {name: describe(results[name], target, config) for name, target in targets.items()}
+    rows = {name: target_record(results[name], target, config) for name, target in targets.items()}
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
     result |= provenance(embedder, config, path)
     if path == absolute(source):
@@ -176,7 +178,7 @@ def sweep(
     return curves
 
 
-def describe(evaluation: Evaluation, target: Target, config: Config) -> dict[str, Any]:
+def target_record(evaluation: Evaluation, target: Target, config: Config) -> dict[str, Any]:
     """Return the numbers of one data set, also by the queries' camera and brightness, and what identifies the data."""
     metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(config, target.query))
     edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))

@@ -2,27 +2,14 @@
 
 The light of the scene is recovered from the picture (unprocessing, Brooks et al. 2019), dimmed (MAET, Cui et al. 2021),
 given the sensor's noise (ELD, Wei et al. 2020), quantised and rendered again. Linear light has full scale 1.
-
-  python -m nrsrd_jax.lowlight IMAGE … --output sheet.png
-
-shows images darkened by each preset, and prints luminance and noise, to compare with those of a night of your own.
 """
 
 import dataclasses
 import math
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
-
-from .command import Parser, one_line
-from .data.images import LUMINANCE, read_rgb
-from .errors import InputError, say
-from .files import written_whole
-from .sheet import HEIGHT, WIDTH, brighten, sheet
 
 Range = tuple[float, float]
 
@@ -64,7 +51,6 @@ class Degradation:
     bits: tuple[int, ...] = (10, 12, 14)  # of the sensor's converter
 
 
-MAX_IMAGES = 50  # on a sheet
 PRESETS = {
     "maet": Degradation(),
     # Darker and cleaner, read off a figure of CENet (Lu et al. 2025): sRGB values × .1–.6, noise of 1.5–7 grey levels.
@@ -182,55 +168,3 @@ def _colour_cast(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax
     plane = strength * jax.random.normal(key, (3, channels))
     y, x = jnp.linspace(-1, 1, height)[:, None, None], jnp.linspace(-1, 1, width)[None, :, None]
     return jnp.exp(plane[0] + y * plane[1] + x * plane[2])
-
-
-def noise_level(grey: np.ndarray) -> float:
-    """Standard deviation of the noise in a grey image [H, W], H and W at least 3, in its own units (Immerkær 1996)."""
-    g = np.asarray(grey, np.float64)
-    edges = g[:-2] - 2 * g[1:-1] + g[2:]  # a Laplacian of a Laplacian: smooth shading and straight edges vanish
-    mask = edges[:, :-2] - 2 * edges[:, 1:-1] + edges[:, 2:]
-    return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
-
-
-def describe(images: list[np.ndarray]) -> str:
-    """Mean luminance and noise of images uint8 [H, W, 3], in grey levels of 255."""
-    grey = [image @ LUMINANCE for image in images]
-    mean, spread = (np.mean([measure(image) for image in grey]) for measure in (np.mean, np.std))
-    noise = np.median([noise_level(image) for image in grey])
-    return f"luminance mean {mean:5.1f}, standard deviation {spread:5.1f}; noise {noise:4.1f}"
-
-
-def main() -> None:
-    parser = Parser(__doc__, "python -m nrsrd_jax.lowlight")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--output", type=Path, help="default: sheet.png")
-    options = parser.parse_args()
-    output = options.output or Path("sheet.png")
-    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"--output {output}: name a .png, .jpg or .webp file")
-    if len(options.images) > MAX_IMAGES:
-        raise InputError(f"{len(options.images)} images; a sheet of more than {MAX_IMAGES} shows nothing: choose some")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise InputError(f"cannot write --output {output}: its folder is missing, or not yours to write in")
-    given = [np.asarray(read_rgb(path)) for path in options.images]  # each at its own size: resizing smooths noise
-    for path, image in zip(options.images, given, strict=True):
-        if min(image.shape[:2]) < 3:
-            raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
-    versions = {"as given": given}
-    for preset in PRESETS:
-        keys = jax.random.split(jax.random.key(0), len(given))
-        dark = [degrade(k, jnp.asarray(x[None]) / 255, preset=preset)[0] for k, x in zip(keys, given, strict=True)]
-        versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
-    rows = []
-    for name, images in versions.items():
-        say(f"{name:<10}{describe(images)}")
-        small = np.stack([np.asarray(Image.fromarray(image).resize((WIDTH, HEIGHT))) for image in images])
-        rows += [(name, small), (f"{name},\nbrightened", brighten(small))]
-    picture = sheet(rows)
-    with written_whole(output, follow=options.output is not None) as partial:
-        picture.save(partial, {".png": "PNG", ".webp": "WEBP"}.get(output.suffix.lower(), "JPEG"))
-    say(f"written to {output}")
-
-
-if __name__ == "__main__":
-    one_line(main)

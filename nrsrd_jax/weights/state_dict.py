@@ -8,12 +8,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import foreign_names
-import weights_file
-from foreign_names import Array
-from tensor_pickle import Inert
-
-from nrsrd_jax.errors import InputError, printable
+from ..errors import InputError, printable
+from . import foreign_names, weights_file
+from .foreign_names import Array
+from .tensor_pickle import Inert
 
 LISTS = (list, tuple)
 MAX_LEVELS = 8  # of dictionaries inside dictionaries

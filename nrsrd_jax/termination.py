@@ -1,50 +1,16 @@
-"""The lock of a run's folder, which one process holds at a time, and signals, which end a run after it has saved."""
+"""Signals: a run that is asked to stop saves what it learned first."""
 
 import contextlib
-import fcntl
 import os
 import signal
-import socket
 import stat
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
-from .errors import InputError, Stopped, printable, say
-from .files import locked_open
-
-LOCK = ".lock"
-
-
-@contextlib.contextmanager
-def owned(workdir: Path) -> Iterator[None]:
-    """Create the folder, and lock it until the end of the block or of the process.
-
-    Raises:
-        InputError: it cannot be created, its lock is a symbolic link, or another process holds it; the message names
-            that process.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = locked_open(workdir / LOCK)
-    except OSError as error:
-        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
-            raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
-        except OSError as error:  # The file system has no locks.
-            say(f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", error=True)
-        with contextlib.suppress(OSError):  # On a full disk the lock is held all the same, without a name.
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        yield
+from .errors import Stopped
 
 
 class Termination:

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol, cast
 import ml_dtypes
 import numpy as np
 
-from nrsrd_jax.errors import InputError, printable
+from ..errors import InputError, printable
 
 STORAGES = {
     "FloatStorage": np.dtype("<f4"),

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrsrd_jax import evaluation
-from nrsrd_jax.evaluation import rank_by, rank_features, rank_metrics, squared_distances
+from nrsrd_jax.retrieval import ranking
+from nrsrd_jax.retrieval.ranking import rank_by, rank_features, rank_metrics, squared_distances
 from nrsrd_jax.sharding import make_mesh
 
 
@@ -134,7 +134,7 @@ def test_blocks_and_devices_change_nothing(golden, monkeypatch):
     g = golden("metrics")
     labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
     expected = rank_features(g["qf"], g["gf"], *labels)
-    monkeypatch.setattr(evaluation, "BLOCK_DISTANCES", 3 * 2000)
+    monkeypatch.setattr(ranking, "BLOCK_DISTANCES", 3 * 2000)
     asked = []
     distances = squared_distances(g["qf"], g["gf"])
 
@@ -172,7 +172,7 @@ def test_nearly_parallel_features_rank_as_in_float64(monkeypatch, devices, block
     exact = exact_distances(query, gallery)
     assert exact.max() / 2 < 1e-4  # 1 - cosine
     expected = rank_metrics(exact, *labels)
-    monkeypatch.setattr(evaluation, "QUERY_BLOCK", block)
+    monkeypatch.setattr(ranking, "QUERY_BLOCK", block)
     mesh = make_mesh(0, devices=jax.devices()[:devices])
     found = rank_features(query, gallery, *labels, mesh=mesh)
     np.testing.assert_array_equal(found.first_match, expected.first_match)
@@ -277,5 +277,5 @@ def test_a_zero_feature_has_finite_distances():
 
 
 def test_huge_and_tiny_features_are_scaled():
-    rows = evaluation.unit_rows(np.array([[3e30, 4e30], [3e-30, 4e-30], [0, 0]]))
+    rows = ranking.unit_rows(np.array([[3e30, 4e30], [3e-30, 4e-30], [0, 0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-6)

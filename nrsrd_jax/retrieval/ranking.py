@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from .sharding import make_mesh, over_data, replicated
+from ..sharding import make_mesh, over_data, replicated
 
 # Upper limits of a block, per device: queries, distances, and compared positions.
 QUERY_BLOCK = 256
@@ -24,7 +24,6 @@ BLOCK_PLACES = 2**16
 CHUNK = 16  # gallery images that are compared at once
 ROWS = 2**10  # features that are scaled at once
 
-TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}  # of the scores
 Distances = Callable[[np.ndarray], jax.Array | np.ndarray]  # indices of queries [B] -> their distances [B, G]
 
 

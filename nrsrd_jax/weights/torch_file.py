@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tensor_pickle import MAX_TEXT, STORAGES, Cursor, Refused, Storage, run, storage_identifier
 
-from nrsrd_jax.errors import printable
+from ..errors import printable
+from .tensor_pickle import MAX_TEXT, STORAGES, Cursor, Refused, Storage, run, storage_identifier
 
 NOTES = "nrsrd_jax.json"  # our record of the model's description, which PyTorch ignores
 NEITHER = "this is not a PyTorch checkpoint: it begins like neither the zip nor the legacy format"

@@ -12,12 +12,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import torch_file
 from safetensors import SafetensorError, deserialize
-from tensor_pickle import MAX_DIMENSIONS
 
-from nrsrd_jax.errors import InputError, printable
-from nrsrd_jax.files import read_bounded
+from ..errors import InputError, printable
+from ..files import read_bounded
+from . import torch_file
+from .tensor_pickle import MAX_DIMENSIONS
 
 INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from .build import degradation_options
-from .config import Config
-from .data.datasets import Split
-from .data.images import cache_folder, decoding_key
-from .data.protocol import Target
+from ..build import degradation_options
+from ..config import Config
+from ..data.datasets import Split
+from ..data.images import cache_folder, decoding_key
+from ..data.protocol import Target
+from ..inputs import read_test_images
+from ..sharding import own_mesh
 from .embedding import Embedder, cached_features
-from .evaluation import Distances, RankMetrics, rank_by, squared_distances
 from .illumination import SEED, darkener
-from .inputs import read_test_images
+from .ranking import Distances, RankMetrics, rank_by, squared_distances
 from .rerank import expand_queries, reranked_distances
-from .sharding import own_mesh
 
 
 @dataclasses.dataclass(frozen=True)

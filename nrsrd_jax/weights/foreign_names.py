@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from tensor_pickle import Tensor
+
+from .tensor_pickle import Tensor
 
 MODULES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 BLOCK = r"base\.(?:encoder\.)?layers?\.(\d+)\."  # transformers 4: encoder.layer.0; transformers 5: layers.0

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .files import read_bounded
+from ..errors import InputError
+from ..files import read_bounded
 
 PLAIN = "result.json"
 MOST_BYTES = 2**27

@@ -1,0 +1,142 @@
+"""Check every image of a data set before training.
+
+  nrsrd check night600 data/Night600
+  nrsrd check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
+  nrsrd check --config night600:nrsrd --config.data.root=DIR
+
+It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and judges as a training with these options
+would; without FILE, as night600:baseline. A fault would stop training; a warning is worth a look. The exit status is 0
+if training with these options would start, 1 if there are faults, 2 if the data or the options cannot be read at all.
+With only NAME ROOT, too few people for the default batch give a warning: training then needs a smaller
+train.batch_size.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .command import Parser, one_line, read_config
+from .config import Config, validate
+from .data import datasets
+from .data.check import Findings, check, report
+from .data.datasets import Dataset, Split
+from .data.readers import LAYOUTS
+from .errors import InputError, counted, say
+from .files import expanded, written_whole
+
+
+def main() -> None:
+    options, config, given = _read_options(sys.argv[1:])
+    # Not before the flags, so that --help is quick.
+    from .inputs import make_domains, make_plans, make_targets, read_sources
+
+    left_out = datasets.read_exclude(config.data.exclude)
+
+    def surveyed(choice: Config) -> dict[str, Dataset]:
+        return read_sources(choice, left_out, datasets.survey)
+
+    sources = surveyed(config.data)
+    tests = surveyed(config.eval.data) if config.eval.data.name else sources
+    others = {f"evaluated {label}": data for label, data in tests.items()} if tests is not sources else {}
+    if config.aux.enabled:
+        for option in filter(config.aux.get, ("bright_root", "dark_root")):
+            others[f"aux.{option}"] = datasets.survey("bright", config.aux[option], exclude=left_out)
+    total = Findings()
+    for label, data in (sources | others).items():
+        findings, pixels = check(data)
+        if len(sources) + len(others) > 1:
+            say(f"{label}:")
+        say(*report(data, findings, pixels))
+        for field in dataclasses.fields(Findings):
+            getattr(total, field.name).extend(getattr(findings, field.name))
+    domains: dict[str, Split] = {}
+    refused = _refusals(lambda: make_targets(config, tests))
+    refused += _refusals(lambda: domains.update(make_domains(config, sources, left_out)[0]))
+    too_few = _refusals(lambda: make_plans(config, domains))
+    smaller = config.copy_and_resolve_references()
+    smaller.train.batch_size = 2 * config.train.instances
+    if given or _refusals(lambda: make_plans(smaller, domains)):
+        refused += too_few
+    else:
+        # Nobody asked for the default batch, and a smaller one would do.
+        total.warnings += too_few
+        say(*(f"warning: {text}" for text in too_few))
+    if given and not (refused or total.faults):
+        refused = _refusals(lambda: _start(config))
+    say(*(f"fault: {text}" for text in refused))
+    say(f"{len(total.faults) + len(refused)} faults, {len(total.warnings)} warnings")
+    if options.fix_list:
+        _write_fix_list(options.fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
+    sys.exit(1 if total.faults or refused else 0)
+
+
+def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, bool]:
+    """Return the options, the config that they stand for, and whether the user gave --config."""
+    parser = Parser(__doc__, "nrsrd check")
+    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(LAYOUTS))
+    parser.add_argument("root", nargs="?", metavar="ROOT", help="its folder; of a manifest the CSV file")
+    parser.add_argument("--protocol", default="", help="of nightreid and knight")
+    parser.add_argument("--exclude", default="", help="a file of paths to leave out, as --fix-list writes it")
+    parser.add_argument(
+        "--fix-list", type=Path, help="write the paths of unreadable, unnamed, tiny and single-coloured images there"
+    )
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as train.py takes it, with --config.KEY=VALUE")
+    ours: list[str] = []
+    rest: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        value_of_ours = before.startswith("--config") and "=" not in before and before in ours
+        (ours if argument.startswith("--config") or value_of_ours else rest).append(argument)
+    options = parser.parse_args(rest)
+    config = read_config(ours)
+    if options.name and not options.root:
+        parser.error(f"give the folder of data set {options.name} after its name")
+    if not (options.name or ours):
+        parser.error("give a data set, NAME ROOT, or --config FILE")
+    if options.name:
+        config.data.name, config.data.root = options.name, options.root
+    for key in filter(options.__dict__.get, ("protocol", "exclude")):
+        config.data[key] = getattr(options, key)
+    validate(config)
+    return options, config, bool(ours)
+
+
+def _refusals(step: Callable[[], object]) -> list[str]:
+    """Run one of train.py's steps. Return [its message] if it refuses, otherwise []."""
+    try:
+        step()
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _start(config: Config) -> None:
+    """Do what train.py does before it decodes images, in a temporary work directory."""
+    from .training import check_run
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        check_run(config, Path(folder) / "run")
+
+
+def _write_fix_list(file: Path, listed: set[str]) -> None:
+    lines = [os.fsencode(path) for path in sorted(listed) if not {"\n", "\r"} & set(path)]
+    with written_whole(expanded(file), follow=True) as partial:
+        partial.write_bytes(b"".join(line + b"\n" for line in lines))
+    hint = f"; leave them out with --config.data.exclude={file}" if lines else ""
+    say(f"{counted(len(lines), 'path', 'paths')} written to {file}{hint}")
+    if len(lines) < len(listed):
+        say(f"{len(listed) - len(lines)} have a line break in their names: rename those")
+
+
+def command() -> None:
+    """Run `nrsrd check` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,43 @@
+"""The command `nrsrd VERB …` of the installed package."""
+
+import importlib
+import importlib.metadata
+import sys
+
+from .errors import say
+
+# Verb -> the module whose `command()` runs it, and what it does.
+VERBS = {
+    "train": ("train", "train a model, or continue a run"),
+    "eval": ("eval", "evaluate a run or a checkpoint; --report writes a page"),
+    "convert": ("convert", "import PyTorch weights"),
+    "check": ("check", "check a data set before training"),
+    "ablation": ("ablation", "train the rows of a table of the paper, and compare them"),
+    "analysis": ("analysis.__main__", "show what attention does in a checkpoint"),
+    "lowlight": ("lowlight.__main__", "show images as they would look in the dark"),
+}
+
+
+def usage() -> list[str]:
+    """Return the lines of `nrsrd --help`."""
+    lines = ["Re-identify people in the dark.", "", "  nrsrd VERB …", "  nrsrd VERB --help", ""]
+    return lines + [f"{verb:<10}{text}" for verb, (_, text) in VERBS.items()]
+
+
+def main() -> None:
+    """Run the verb that the first argument names."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help", "help"):
+        say(*usage())
+    elif verb == "--version":
+        say(f"nrsrd-jax {importlib.metadata.version('nrsrd-jax')}")
+    elif verb in VERBS:
+        sys.argv = [f"nrsrd {verb}", *sys.argv[2:]]
+        importlib.import_module(f".{VERBS[verb][0]}", __package__).command()
+    else:
+        say(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)}", error=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Import a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
+
+  nrsrd convert ckpt.pth [--output DIR] [--image_size 256,128] [--key KEY] [--ignore PATTERN] [--dry_run]
+
+Prints a row for each tensor and writes a checkpoint that eval.py, --config.init.checkpoint and
+--config.teacher.checkpoint take. Anything missing, unknown or of a wrong shape is an error, and nothing is written.
+Reads .pth (zip and legacy) and .safetensors, also in shards (their index, or the folder), and the names of
+TransReID-SSL, PersonViT, DINO, timm and Hugging Face. PyTorch is not needed, and nothing in the file is run.
+In a clone, `python convert/from_torch.py` does the same.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from .checkpoint import save_weights
+from .command import Parser, one_line
+from .errors import InputError, say
+from .models.vit import PATCH
+from .weights.from_torch import convert, summary
+
+MAX_LISTED = 20  # faults in the error; all of them are in the report
+
+
+def size(text: str) -> tuple[int, int]:
+    """Return "256,128" as (256, 128): height and width."""
+    match = re.fullmatch(r"(\d{1,5}),(\d{1,5})", text)
+    sides = (int(match[1]), int(match[2])) if match else (0, 0)
+    if any(side == 0 or side % PATCH for side in sides):
+        raise argparse.ArgumentTypeError(f"{text} is not height,width in multiples of {PATCH} pixels, like 256,128")
+    return sides
+
+
+def default_output(file: Path) -> Path:
+    """Return the path without its ending, or with "-jax" behind it if that is the path itself."""
+    whole = file.resolve() if file.is_dir() else file
+    stem = whole.with_name(whole.name.removesuffix(".index.json")).with_suffix("") if whole.name else whole
+    return stem if stem != whole else stem.with_name(f"{stem.name or 'weights'}-jax")
+
+
+def main() -> None:
+    parser = Parser(__doc__, "nrsrd convert")
+    parser.add_argument("file", type=Path, help="the checkpoint, the index of its shards, or the folder with either")
+    parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
+    parser.add_argument(
+        "--image_size",
+        type=size,
+        metavar="H,W",
+        help="of the images that the model will take, in "
+        "pixels, multiples of 16: the position embedding is resized to them; default: as it is",
+    )
+    parser.add_argument(
+        "--source_size",
+        type=size,
+        metavar="H,W",
+        help="of the images that the file's position embedding is for, where the number of patches cannot tell",
+    )
+    parser.add_argument(
+        "--key", default="", help="which ViT to take, where the file holds several: as the error lists them"
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out the tensors without a rule whose name, in the report or the file, fits; "
+        "for example 'criterion.*'; can be repeated",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="only report")
+    options = parser.parse_args()
+    if not options.file.is_file() and not options.file.is_dir():
+        raise InputError(f"there is no file {options.file}")
+    output = options.output or default_output(options.file)
+    if not options.dry_run and os.path.lexists(output):
+        raise InputError(f"{output} exists; remove it, or choose another --output")
+    try:
+        description, variables, kept, report = convert(
+            options.file, options.image_size, options.source_size, options.key, options.ignore
+        )
+    except InputError as error:
+        raise InputError(f"{options.file}: {error}") from error
+    if not options.dry_run and not report.faults:
+        save_weights(output, description, variables, kept)
+    say(*report.lines())
+    if report.faults:
+        listed = "; ".join(report.faults[:MAX_LISTED]) + "; and more, in the rows above" * (
+            len(report.faults) > MAX_LISTED
+        )
+        raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written: {listed}")
+    say(*report.warnings, *summary(description))
+    if not options.dry_run:
+        say(f"written to {output}")
+
+
+def command() -> None:
+    """Run `nrsrd convert` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,79 @@
+"""Show images darkened by each preset, and print luminance and noise, to compare with those of your own night images.
+
+nrsrd lowlight IMAGE … --output sheet.png
+"""
+
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from ..command import Parser, one_line
+from ..data.images import LUMINANCE, read_rgb
+from ..errors import InputError, say
+from ..files import written_whole
+from ..sheet import HEIGHT, WIDTH, brighten, sheet
+from .degradation import PRESETS, degrade
+
+MAX_IMAGES = 50  # on a sheet
+
+
+def noise_level(grey: np.ndarray) -> float:
+    """Standard deviation of the noise in a grey image [H, W], H and W at least 3, in its own units (Immerkær 1996)."""
+    g = np.asarray(grey, np.float64)
+    edges = g[:-2] - 2 * g[1:-1] + g[2:]  # a Laplacian of a Laplacian: smooth shading and straight edges vanish
+    mask = edges[:, :-2] - 2 * edges[:, 1:-1] + edges[:, 2:]
+    return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
+
+
+def light_and_noise(images: list[np.ndarray]) -> str:
+    """Return the mean luminance and the noise of images uint8 [H, W, 3], in grey levels of 255."""
+    grey = [image @ LUMINANCE for image in images]
+    mean, spread = (np.mean([measure(image) for image in grey]) for measure in (np.mean, np.std))
+    noise = np.median([noise_level(image) for image in grey])
+    return f"luminance mean {mean:5.1f}, standard deviation {spread:5.1f}; noise {noise:4.1f}"
+
+
+def main() -> None:
+    parser = Parser(__doc__, "nrsrd lowlight")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    parser.add_argument("--output", type=Path, help="default: sheet.png")
+    options = parser.parse_args()
+    output = options.output or Path("sheet.png")
+    if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--output {output}: name a .png, .jpg or .webp file")
+    if len(options.images) > MAX_IMAGES:
+        raise InputError(f"{len(options.images)} images; a sheet of more than {MAX_IMAGES} shows nothing: choose some")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise InputError(f"cannot write --output {output}: its folder is missing, or not yours to write in")
+    given = [np.asarray(read_rgb(path)) for path in options.images]  # each at its own size: resizing smooths noise
+    for path, image in zip(options.images, given, strict=True):
+        if min(image.shape[:2]) < 3:
+            raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
+    versions = {"as given": given}
+    for preset in PRESETS:
+        keys = jax.random.split(jax.random.key(0), len(given))
+        dark = [degrade(k, jnp.asarray(x[None]) / 255, preset=preset)[0] for k, x in zip(keys, given, strict=True)]
+        versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
+    rows = []
+    for name, images in versions.items():
+        say(f"{name:<10}{light_and_noise(images)}")
+        small = np.stack([np.asarray(Image.fromarray(image).resize((WIDTH, HEIGHT))) for image in images])
+        rows += [(name, small), (f"{name},\nbrightened", brighten(small))]
+    picture = sheet(rows)
+    with written_whole(output, follow=options.output is not None) as partial:
+        picture.save(partial, {".png": "PNG", ".webp": "WEBP"}.get(output.suffix.lower(), "JPEG"))
+    say(f"written to {output}")
+
+
+def command() -> None:
+    """Run `nrsrd lowlight` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,7 @@
+"""From images to a ranked gallery: features, ranking metrics, re-ranking."""
+
+from .embedding import Embedder
+from .ranking import RankMetrics, rank_features, rank_metrics
+from .rerank import k_reciprocal
+
+__all__ = ["Embedder", "RankMetrics", "k_reciprocal", "rank_features", "rank_metrics"]

@@ -1,0 +1,108 @@
+"""Run folders: the lock that one process holds, and which checkpoints a folder has."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError, printable, say
+from .files import absolute, locked_open, read_bounded
+from .metrics_log import is_number, read_metrics
+
+LOCK = ".lock"
+FOLDER = "checkpoints"
+
+
+@contextlib.contextmanager
+def owned(workdir: Path) -> Iterator[None]:
+    """Create the folder, and lock it until the end of the block or of the process.
+
+    Raises:
+        InputError: it cannot be created, its lock is a symbolic link, or another process holds it; the message names
+            that process.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = locked_open(workdir / LOCK)
+    except OSError as error:
+        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
+            raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
+        except OSError as error:  # The file system has no locks.
+            say(f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", error=True)
+        with contextlib.suppress(OSError):  # On a full disk the lock is held all the same, without a name.
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Return the steps of a run's complete checkpoints, in order."""
+    return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
+
+
+def saved_score(workdir: Path, step: int) -> float | None:
+    """Return the mAP that a checkpoint was saved with; None if there was no evaluation, or it is unreadable."""
+    path = workdir / FOLDER / str(step) / "metrics" / "metrics"
+    try:
+        score = json.loads(read_bounded(path, 2**16))["mAP"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return float(score) if is_number(score) else None
+
+
+def known_score(workdir: Path, step: int) -> float | None:
+    """Return the mAP that training measured for a checkpoint; None if it was not evaluated.
+
+    Only the log has it if the first evaluation failed.
+    """
+    saved = saved_score(workdir, step)
+    if saved is not None:
+        return saved
+    logged = [row["mAP"] for row in read_metrics(workdir) if "mAP" in row and row["step"] == step]
+    return logged[-1] if logged else None
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the work directory that a checkpoint lies in; None if it does not belong to a run."""
+    home = checkpoint.parents[1] if checkpoint.parent.name == FOLDER else checkpoint
+    return home if (home / "config.json").is_file() else None
+
+
+def newest_run(runs: Path = Path("runs")) -> Path:
+    """Return the work directory under `runs` whose checkpoints changed last. InputError if there are no checkpoints."""
+    homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
+    found = [home for home in homes if saved_steps(home)]
+    if not found:
+        raise InputError(f"there is no run with a checkpoint under {runs}/; train one, or give --checkpoint")
+    return max(found, key=lambda home: (home / FOLDER).stat().st_mtime)
+
+
+def find_checkpoint(directory: str | Path) -> Path:
+    """Return `directory` if it is a checkpoint, otherwise the best (or else the last) checkpoint of the run in it."""
+    directory = absolute(directory)
+    if (directory / "model").is_dir():
+        return directory
+    if directory.is_file():
+        raise InputError(f"{directory} is a file; to import a PyTorch file: nrsrd convert {directory}")
+    if not directory.exists():
+        raise InputError(f"{directory} does not exist; give a checkpoint, or the work directory of a run")
+    steps = saved_steps(directory)
+    if not steps and (directory / "config.json").is_file():
+        raise InputError(f"{directory} is a run without a checkpoint yet; the same nrsrd train command continues it")
+    if not steps:
+        raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
+
+    def score(step: int) -> tuple[float, int]:
+        known = known_score(directory, step)
+        return -1.0 if known is None else known, step
+
+    return directory / FOLDER / str(max(steps, key=score))

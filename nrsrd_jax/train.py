@@ -1,0 +1,42 @@
+"""Train a Re-ID model; a rerun of the same command continues where it stopped.
+
+  nrsrd train --config night600:nrsrd --config.data.root=DIR [--workdir runs/x] [--config.KEY=VALUE ...]
+
+The name after --config is the run, one of the package's or a file of your own; the word after its colon is the variant.
+nrsrd_jax/config.py lists every option with its unit and choices. In a clone, `python train.py --config
+configs/night600.py:nrsrd` does the same, and `--config configs/demo.py` uses the images that come with the code.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from .command import config_name, define_config, run
+from .errors import say
+
+
+def command() -> None:
+    """Run `nrsrd train` with the arguments of the process."""
+    config = define_config("The run: a name such as night600, or a file, with :VARIANT if it has variants.")
+    workdir = flags.DEFINE_string("workdir", "", "Where the run is kept; default: runs/CONFIG-VARIANT.")
+    status = flags.DEFINE_integer(
+        "preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255
+    )
+
+    def main() -> None:
+        from . import cluster  # not before the flags, so that --help is quick
+
+        cluster.join()
+        from .training import train
+
+        folder = workdir.value or Path("runs") / config_name()
+        scores = train(config.value, folder, preempted_status=status.value)
+        names = {"mAP": "mAP", "rank1": "Rank-1", "training_accuracy": "training accuracy"}
+        score = " ".join(f"{title} {scores[name]:.3f}" for name, title in names.items() if name in scores)
+        say(f"done: {score or 'not evaluated'}; the run is in {folder}")
+
+    run(main, __doc__, "interrupted; saved checkpoints are kept, and the same command continues from the last")
+
+
+if __name__ == "__main__":
+    command()

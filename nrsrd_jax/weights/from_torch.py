@@ -1,0 +1,284 @@
+"""Import a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
+
+Anything missing, unknown or of a wrong shape is a fault in the report, a row for each tensor.
+"""
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..description import MAX_DEPTH, Description
+from ..errors import InputError, printable
+from ..models import MODELS
+from ..models.attention import NormRatio
+from ..models.vit import PATCH, ViTSpec, resize_position_embedding
+from . import foreign_names, torch_names
+from .foreign_names import Array
+from .state_dict import read
+from .tensor_pickle import STORAGES
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+MAX_LISTED = 20  # faults in the error; all of them are in the report
+MAX_KEPT = 2**31  # bytes
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclasses.dataclass
+class Report:
+    """A row for each tensor: (name, shape, what became of it, how or why); what is wrong; and what to know."""
+
+    origin: str = ""
+    rows: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    kept: int = 0  # bytes of the tensors that are kept for to_torch.py
+
+    def add(self, name: str, value: Any, verdict: str, note: str) -> None:
+        shape = "–" if value is None else "×".join(map(str, value.shape)) or "scalar"
+        self.rows.append((printable(name, 100), shape, verdict, note))
+
+    def fault(self, name: str, value: Any, note: str) -> None:
+        self.add(name, value, "FAULT", note)
+        self.faults.append(f"{printable(name, 100)}: {note}")
+
+    def lines(self) -> list[str]:
+        names, shapes = (max((len(row[i]) for row in self.rows), default=0) for i in (0, 1))
+        lines = [f"{name:<{names}}  {shape:>{shapes}}  {what:<8} {note}" for name, shape, what, note in self.rows]
+        verdicts = [row[2] for row in self.rows]
+        counts = [
+            f"{verdicts.count(verdict)} {verdict}" for verdict in ("mapped", "resized", "new", "ignored", "FAULT")
+        ]
+        return [*([f"weights found {self.origin}"] if self.origin else []), *lines, ", ".join(counts)]
+
+
+def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Return the tensors as the official model has them today, and notes on what was changed, by name."""
+    tensors, notes = dict(tensors), {}
+    projection, position = tensors.get("base.patch_embed.proj.weight"), tensors.get("base.pos_embed")
+    if projection is not None and projection.shape[1:] == (3 * PATCH * PATCH,):
+        tensors["base.patch_embed.proj.weight"] = np.asarray(projection).reshape(-1, 3, PATCH, PATCH)
+        notes["base.patch_embed.proj.weight"] = "a matrix in the file"
+    if "base.dist_token" in tensors and position is not None and len(position.shape) == 3 and position.shape[1] > 1:
+        tensors["base.pos_embed"] = np.delete(np.asarray(position), [1], axis=1)
+        notes["base.pos_embed"] = "without the row of dist_token"
+    return tensors, notes
+
+
+def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None) -> Description:
+    """Return the description of the model that these tensors make up. Raises InputError for an unknown model."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    cls_token, position = (shapes.get(f"base.{name}", ()) for name in ("cls_token", "pos_embed"))
+    if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
+        raise InputError(f"it holds no ViT that we know: cls_token has shape {cls_token}, pos_embed {position}")
+    width, stem = cls_token[-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
+    backbone = next(
+        (k for k, v in MODELS.items() if isinstance(v, ViTSpec) and (v.width, v.stem) == (width, stem)), None
+    )
+    if backbone is None:
+        raise InputError(f"a ViT of width {width}; there are {', '.join(MODELS)}: widths 192, 384 and 768")
+    depth = MODELS[backbone].depth
+    if MODELS[backbone].free_depth:
+        found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
+        depth = 1 + max(map(int, found), default=0)
+        if depth > MAX_DEPTH:
+            raise InputError(f"{depth} blocks; no more than {MAX_DEPTH} are read")
+    own = own_description(notes)
+    patches = position[1] - 1
+    size = source_size or (own.image_size if own else guess_size(patches))
+    if size[0] // PATCH * (size[1] // PATCH) != patches:
+        raise InputError(f"the position embedding has {patches} patches, images of {size} have another number")
+
+    def classes(name: str) -> int:
+        return (shapes.get(name) or (0,))[0]
+
+    norm_ratio = NormRatio() if f"base.blocks.{depth - 1}.attn.norm_ratio" in shapes else None
+    heads = classes("classifier.weight"), classes("classifier_aux.weight")
+    description = Description(backbone, depth, size, HALF, HALF, *heads, norm_ratio)
+    if own is None:
+        return description
+    if own.architecture != description.architecture:
+        raise InputError("the description that came with the file is of another model than its tensors")
+    return dataclasses.replace(own, image_size=size)
+
+
+def own_description(notes: str) -> Description | None:
+    """Return what to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
+    try:
+        return Description.from_json(json.loads(notes)) if notes else None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError("the description that came with the file is damaged") from error
+
+
+def guess_size(patches: int) -> tuple[int, int]:
+    """Return (height, width) in pixels of the images that a position embedding of this many patches is for."""
+    for ratio in (1, 2, 3):  # height over width of the grid: ImageNet's, LUPerson's, 384×128; no number fits two
+        columns = math.isqrt(patches // ratio)
+        if columns and columns * columns * ratio == patches:
+            return columns * ratio * PATCH, columns * PATCH
+    raise InputError(
+        f"{patches} patches are no grid of height : width = 1, 2 or 3: say with --source_size which images the weights "
+        "are for (overlapping patches, as of stride 12, are not supported)"
+    )
+
+
+def convert(
+    path: Path,
+    image_size: tuple[int, int] | None = None,
+    source_size: tuple[int, int] | None = None,
+    key: str = "",
+    ignored: Sequence[str] = (),
+) -> tuple[Description, dict, dict[str, np.ndarray], Report]:
+    """Return the model in a file, its variables, the tensors kept for to_torch.py, and the report.
+
+    Args:
+        path: a checkpoint, an index of shards, or a folder with either.
+        image_size: (height, width) in pixels of the images that the model will take; default: the file's own.
+        source_size: (height, width) that the file's position embedding is for; default: guessed.
+        key: which ViT to take, where the file holds several.
+        ignored: glob patterns of tensors without a rule that are left out.
+
+    Raises:
+        InputError: the file cannot be read, or holds no ViT. Anything else that is wrong is in the report.
+    """
+    state = read(path, key)
+    report = Report(state.origin)
+    for name, reason in state.beside.items():
+        report.add(name, None, "ignored", reason)
+    for name, reason in state.faults.items():
+        report.fault(name, None, reason)
+    tensors, old = without_old_layouts(state.tensors)
+    old |= state.remarks
+    source = identify_model(tensors, state.notes, source_size)
+    target = dataclasses.replace(source, image_size=image_size or source.image_size)
+    grids = [(height // PATCH, width // PATCH) for height, width in (source.image_size, target.image_size)]
+    jpm = any(name.startswith("b1.") for name in tensors)
+    table = torch_names.slots(source, jpm)
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    kept: dict[str, np.ndarray] = {}
+    types: dict[str, str] = {}  # by variable, where not float32: to_torch.py gives them back
+    rounded = 0
+    unused = set(ignored)
+    for name, tensor in tensors.items():
+        if name not in table:
+            rule = torch_names.ignored(name, source, jpm)
+            names = (name, state.sources.get(name, name)) if rule is None else ()
+            matching = [pattern for pattern in ignored if any(fnmatch.fnmatchcase(each, pattern) for each in names)]
+            unused.difference_update(matching)
+            ignore(name, tensor, (False, f"--ignore {matching[0]}") if matching else rule, kept, report)
+            continue
+        slot = table[name]
+        if fault := misfit(tensor, slot.shape):
+            report.fault(name, tensor, fault)
+            continue
+        values = np.asarray(tensor)
+        with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is a fault.
+            single = values.astype(np.float32, copy=False)
+        if not np.isfinite(single).all():
+            report.fault(name, tensor, "holds numbers that are not finite, or beyond float32")
+            continue
+        steps = [slot.transform, *([old[name]] if name in old else [])]
+        if values.dtype == np.float64:
+            steps.append("from float64, rounded to float32")
+            rounded += 1
+        elif values.dtype != np.float32:
+            types["/".join(slot.path)] = str(values.dtype)
+            steps.append(f"from {values.dtype}")
+        values = slot.from_torch(single)
+        resize = name == "base.pos_embed" and grids[0] != grids[1]
+        if resize:
+            values = resize_position_embedding(values, *grids)
+            types.pop("/".join(slot.path), None)
+            steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
+        put(variables, slot.path, values)
+        report.add(name, tensor, "resized" if resize else "mapped", ", ".join(steps))
+    for pattern in sorted(unused):
+        report.fault(f"--ignore {pattern}", None, "matches no tensor without a rule")
+    if rounded:
+        report.warnings.append(f"{rounded} tensors in float64 were rounded to float32, and are exported as float32")
+    if foreign_names.POOLED in state.remarks.values():
+        report.warnings.append(f"the last norm is {foreign_names.POOLED}")
+    fresh_neck = not source.classes and not any(name.startswith("bottleneck.") for name in tensors)
+    for name, slot in table.items():
+        if name in tensors:
+            continue
+        if fresh_neck and name.startswith("bottleneck."):
+            ones = name.endswith(("weight", "var"))
+            put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
+            report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
+        else:
+            report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
+    origin = {
+        "file": path.name,
+        "sha256": sha256(*state.files or [path]),
+        "jpm": jpm,
+        "types": types,
+        "described": bool(state.notes),
+    }
+    provenance = {"made_by": "convert/from_torch.py", "source": origin}
+    return dataclasses.replace(target, provenance=provenance), variables, kept, report
+
+
+def ignore(
+    name: str, tensor: Array, rule: tuple[bool, str] | None, kept: dict[str, np.ndarray], report: Report
+) -> None:
+    """Report a tensor that the model does not have, and add it to `kept` if its rule says so."""
+    if rule is None:
+        report.fault(name, tensor, "unknown: not a tensor of the model, and no rule for it; --ignore leaves it out")
+    elif rule[0] and (tensor.dtype not in STORAGES.values() or 0 in tensor.shape):
+        report.fault(name, tensor, f"an empty tensor, or of a type that PyTorch has not: {tensor.dtype}")
+    else:
+        report.add(name, tensor, "ignored", rule[1])
+        if rule[0]:
+            report.kept += math.prod(tensor.shape) * tensor.dtype.itemsize
+            if report.kept > MAX_KEPT:
+                raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
+            kept[name] = np.asarray(tensor)
+
+
+def misfit(tensor: Array, shape: tuple[int, ...]) -> str:
+    """Return why a tensor cannot take the place of one of this shape, "" if it can. Its numbers are not read."""
+    if tensor.shape != shape:
+        return f"has shape {tensor.shape}; the model has {shape}"
+    if str(tensor.dtype) not in FLOATS:
+        return f"is {tensor.dtype}; weights are {', '.join(FLOATS)}"
+    return ""
+
+
+def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
+    *parents, last = path
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[last] = value
+
+
+def sha256(*paths: Path) -> str:
+    """Return the hash of a file, or of several, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def summary(description: Description) -> list[str]:
+    """Return lines on what the model is, what was assumed about it, and what it can be used for."""
+    height, width = description.image_size
+    lines = [f"{description.backbone} of {description.depth} blocks for images of {height}×{width}"]
+    if not description.provenance["source"]["described"]:
+        lines[0] += ", normalised with mean and std 0.5 as in the official code"
+        if description.norm_ratio:
+            lines.append(f"NRA's scope and ε are not in the file: {description.norm_ratio} assumed")
+    if description.classes:
+        lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
+    else:
+        lines.append("it has no classifier, so it can initialise, but not be a teacher")
+    return lines

@@ -1,0 +1,90 @@
+"""Export a checkpoint to PyTorch: a state dict with the names of TransReID-SSL's model, without needing PyTorch.
+
+  python convert/to_torch.py DIR [--output out.pth] [--format torch|safetensors] [--backbone]
+
+DIR is a training run, whose best checkpoint is taken, or a checkpoint. `torch.load(file, weights_only=True)` reads the
+result, and the official model loads it strictly. NRA's λ is `base.blocks.11.attn.norm_ratio` (of 12 blocks), the
+auxiliary domain's classifier `classifier_aux.weight`: leave them out for a model that has none.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from ..checkpoint import load, load_kept
+from ..command import Parser, one_line
+from ..description import Description
+from ..errors import InputError, say
+from ..files import absolute, written_whole
+from ..runs import find_checkpoint
+from ..sharding import make_mesh
+from . import torch_file, torch_names
+
+SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
+
+
+def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarray], Description]:
+    """Return {official name: tensor} of a checkpoint or run, and its description. InputError if it is neither.
+
+    With `backbone` there are only the backbone's tensors, and their names begin with `backbone.` as in a DINO teacher.
+    """
+    path = find_checkpoint(directory)
+    description, variables = load(path, make_mesh())
+    source = description.provenance.get("source") or {}
+    jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
+    if not set(types.values()) <= {"float16", "bfloat16"}:
+        raise InputError(f"{path} is damaged: it names tensors of unknown types")
+    tensors = {}
+    for name, slot in torch_names.slots(description, jpm).items():
+        values = variables
+        for key in slot.path:
+            values = values[key]
+        tensors[name] = slot.to_torch(np.asarray(values)).astype(types.get("/".join(slot.path), "float32"))
+    extras = official_extras(description) | load_kept(path, description)
+    if not backbone:
+        return tensors | extras, dataclasses.replace(description, provenance={})
+    tensors |= {name: value for name, value in extras.items() if name.endswith("num_batches_tracked")}
+    names = [name for name in tensors if name.startswith("base.")]
+    headless = dataclasses.replace(description, classes=0, aux_classes=0, identities=(), provenance={})
+    return {name.replace("base.", "backbone.", 1): tensors[name] for name in names}, headless
+
+
+def official_extras(description: Description) -> dict[str, np.ndarray]:
+    """Return the tensors that only the official model has: an untrained `fc`, and BatchNorm's counters; all zero."""
+    table = torch_names.slots(description)
+    width = table["base.cls_token"].shape[-1]
+    extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
+    counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
+    return extras | {name: np.zeros((), np.int64) for name in counters}
+
+
+def main() -> None:
+    parser = Parser(__doc__, "python convert/to_torch.py")
+    parser.add_argument("directory", type=Path, help="a training run or a checkpoint")
+    parser.add_argument("--output", type=Path, help="the file to write; default: DIR.pth, beside DIR")
+    parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")
+    parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
+    options = parser.parse_args()
+    directory = absolute(options.directory)
+    name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
+    output = options.output or directory.parent / name
+    if os.path.lexists(output):
+        raise InputError(f"{output} exists; remove it, or choose another --output")
+    tensors, description = export(directory, options.backbone)
+    notes = json.dumps(dataclasses.asdict(description))
+    with written_whole(output, follow=options.output is not None) as partial:
+        if options.format == "safetensors":
+            contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+            partial.write_bytes(safetensors.numpy.save(contiguous, {torch_file.NOTES: notes}))
+        else:
+            torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)
+    say(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")
+
+
+def command() -> None:
+    """Run `python convert/to_torch.py` with the arguments of the process."""
+    one_line(main)
