@@ -1,7 +1,7 @@
 """Training augmentation on the device: flip, pad and crop, random erasing, normalisation.
 
-Each function takes images [B, H, W, 3] and draws per image from one key, so the same key moves a bright image and its
-dark twin alike. The distributions are those of the official TransReID-SSL.
+Each function takes images [B, H, W, 3] and draws from one key for every image separately. The same key therefore flips
+and crops a bright image and its degraded version alike. The distributions are those of the official TransReID-SSL.
 """
 
 import math
@@ -13,7 +13,27 @@ ERASING_TRIES = 10
 
 
 def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float = 0.5, pad: int = 10) -> jax.Array:
-    """Mirrors with probability `flip`, then pads `pad` black pixels on each side and crops back at a random place."""
+    """Mirror images at random, then pad them with zeros and crop them back to their size at a random place.
+
+    Args:
+        key: a JAX random key. Equal keys give equal flips and crops for equal shapes.
+        images: [B, H, W, C].
+        flip: the probability of mirroring an image left to right, in 0..1.
+        pad: pixels added on each side, at least 0.
+
+    Returns:
+        [B, H, W, C], of the type of `images`.
+
+    Source:
+        The official code of TransReID-SSL, with its defaults.
+
+    Example:
+        >>> import jax
+        >>> from nrsrd_jax.augment import flip_and_crop
+        >>> images = jax.numpy.arange(3.0).reshape(1, 1, 3, 1)
+        >>> flip_and_crop(jax.random.key(0), images, flip=1.0, pad=0).ravel().tolist()
+        [2.0, 1.0, 0.0]
+    """
     flip_key, top_key, left_key = jax.random.split(key, 3)
     batch, height, width, channels = images.shape
     mirrored = jax.random.bernoulli(flip_key, flip, (batch, 1, 1, 1))
@@ -29,15 +49,53 @@ def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float = 0.5, pad: 
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """(x − mean) / std per channel, of images in 0..1."""
+    """Normalise images per channel, (x − mean) / std.
+
+    Args:
+        images: float [B, H, W, C] in 0..1.
+        mean: C numbers in 0..1.
+        std: C numbers above 0.
+
+    Returns:
+        [B, H, W, C], of the type of `images`.
+
+    Source:
+        The official code of TransReID-SSL, where mean and std are 0.5.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.augment import normalize
+        >>> normalize(jnp.array([[[[0.0, 0.5, 1.0]]]]), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).ravel().tolist()
+        [-1.0, 0.0, 1.0]
+    """
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.5) -> jax.Array:
-    """Fills one rectangle with N(0, 1) noise per pixel (Zhong et al. 2020, as timm's 'pixel' mode), with `probability`.
+    """Fill one rectangle of an image with N(0, 1) noise per pixel and channel, at random.
 
-    Its area is uniform in 0.02..1/3 of the image's, its height/width log-uniform in 0.3..1/0.3; of 10 draws the first
-    that fits inside the image is taken, and if none fits the image stays. For normalised images.
+    The rectangle's area is uniform in 0.02..1/3 of the image's area, its height/width log-uniform in 0.3..1/0.3. Of 10
+    draws the first that fits inside the image is taken. If no draw fits, the image is not changed.
+
+    Args:
+        key: a JAX random key.
+        images: float [B, H, W, 3], normalised.
+        probability: the probability of erasing from an image, in 0..1.
+
+    Returns:
+        [B, H, W, 3], of the type of `images`.
+
+    Source:
+        Zhong et al. 2020, as timm's mode "pixel", which the official code of TransReID-SSL uses.
+
+    Example:
+        >>> import jax
+        >>> from nrsrd_jax.augment import random_erasing
+        >>> images = jax.numpy.zeros((4, 32, 16, 3))
+        >>> erased = jax.jit(random_erasing)(jax.random.key(0), images, probability=1.0) != 0
+        >>> shares = erased.mean((1, 2, 3))  # of each image
+        >>> bool(0 < shares.min() and shares.max() < 0.5)
+        True
     """
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 6)

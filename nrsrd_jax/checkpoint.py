@@ -2,7 +2,7 @@
 
 A checkpoint is a directory of Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats), after
 training `optimizer`, and after a conversion from PyTorch perhaps `torch`, tensors that convert/ gives back. A training
-run keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Hashes reveal a damaged one.
+run keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Hashes reveal a damaged checkpoint.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Checkpoints:
             folder = workdir / FOLDER / str(step)
             if folder.is_symlink():
                 continue
-            # Orbax cannot begin with a damaged score or list.
+            # Orbax does not open a folder with a damaged score or list, so such files are renamed first.
             if os.path.lexists(folder / "metrics") and saved_score(workdir, step) is None:
                 _set_aside(folder / "metrics")
             if (folder / ITEMS).exists() and not has_items(folder):
@@ -69,8 +69,11 @@ class Checkpoints:
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
         """Hash the state and write it, in the background on an accelerator.
 
-        A checkpoint becomes visible only when it is complete. If the process is killed or the disk fills up
-        (InputError), the previous checkpoint is kept. Saving an existing step does nothing.
+        A checkpoint becomes visible only when it is complete. If the process is killed or the disk fills up, the
+        previous checkpoint is kept. Saving an existing step does nothing.
+
+        Raises:
+            InputError: the checkpoint cannot be written.
         """
         step = int(state.step)
         if step == self._manager.latest_step():
@@ -93,7 +96,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            full = "RESOURCE_EXHAUSTED" in str(error) or "space" in str(error)  # TensorStore raises ValueError then
+            # If the disk is full, TensorStore raises ValueError with one of these words.
+            full = "RESOURCE_EXHAUSTED" in str(error) or "space" in str(error)
             if not (full or isinstance(error, OSError)):
                 raise
             steps = saved_steps(self._directory.parent)
@@ -140,7 +144,8 @@ class Checkpoints:
         self, step: int, state: TrainState, shardings: TrainState, description: Description, last_step: int
     ) -> TrainState:
         path = self._directory / str(step)
-        if path.is_symlink():  # Orbax cannot remove a link when the checkpoint is no longer needed.
+        # Orbax cannot remove a link when the checkpoint is no longer needed.
+        if path.is_symlink():
             raise Damaged(f"{path} is damaged: it is a symbolic link")
         saved = read_description(path).provenance
         _check_step(path, saved)
@@ -152,7 +157,7 @@ class Checkpoints:
                 raise InputError("the images are no longer those that this run began with; choose another --workdir")
         if teacher != description.provenance["teacher"]:
             raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
-        # Only now: with other images, the run would have another number of steps.
+        # This check follows those of the data because with other images the run has another number of steps.
         if step > last_step:
             raise Damaged(f"{path} is damaged: the run has {last_step} steps")
         abstract = _sharded_shapes(state, shardings)
@@ -169,7 +174,11 @@ class Checkpoints:
         return TrainState(step_array, **restored["weights"], opt_state=restored["optimizer"])
 
     def close(self) -> None:
-        """Wait until the last checkpoint is written. Raises as `save` does."""
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            InputError: as `save`.
+        """
         with self._saving("the last checkpoint"):
             self._manager.close()
 
@@ -179,7 +188,7 @@ def _handlers() -> dict:
 
 
 def _sharded_shapes(tree, shardings):
-    """Return what Orbax restores into: each array's shape, type and sharding."""
+    """Return the shape, type and sharding of each array, which Orbax needs to restore it."""
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
 
 
@@ -197,7 +206,25 @@ def _check_step(path: Path, provenance: dict[str, Any]) -> None:
 
 
 def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, dict]:
-    """Return the description and variables of a checkpoint, or of a run's best one, on the devices of `mesh`."""
+    """Load the description and the variables of a checkpoint.
+
+    Args:
+        directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
+        mesh: the devices to put the variables on; `sharding.parameter_shardings` lays them out.
+
+    Returns:
+        The Description, and {"params": …, "batch_stats": …} in float32.
+
+    Raises:
+        InputError: `directory` holds no checkpoint, a damaged one, or one that does not fit in the free memory.
+
+    Example:
+        >>> from nrsrd_jax.checkpoint import load
+        >>> from nrsrd_jax.sharding import make_mesh
+        >>> description, variables = load("runs/night", make_mesh())
+        >>> description.backbone, variables["params"]["base"]["cls_token"].shape
+        ('vit_tiny', (1, 1, 192))
+    """
     path = find_checkpoint(directory)
     description = read_description(path)
     _check_step(path, description.provenance)
@@ -214,9 +241,27 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
 
 
 def save_weights(directory: Path, description: Description, variables: dict, kept: dict[str, np.ndarray]) -> None:
-    """Write a checkpoint without optimiser, complete or not at all. `kept` are tensors that convert/ gives back.
+    """Write a checkpoint without an optimiser. It becomes visible only when it is complete.
 
-    It holds hashes of both, which `load` and `load_kept` compare. InputError if it cannot be written.
+    It holds hashes of the tensors, which `load` and `load_kept` compare.
+
+    Args:
+        directory: the checkpoint to write; its parents are made.
+        description: the model.
+        variables: its variables, {"params": …, "batch_stats": …}.
+        kept: {name: array}, tensors that the model does not have and `weights.to_torch.export` gives back.
+
+    Raises:
+        InputError: it cannot be written: it exists, the disk is full, or the folder is not writable.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from nrsrd_jax.checkpoint import save_weights
+        >>> from nrsrd_jax.weights.from_torch import convert
+        >>> description, variables, kept, report = convert(Path("model.pth"))
+        >>> save_weights(Path("runs/converted"), description, variables, kept)
+        >>> Path("runs/converted/weights").is_dir()
+        True
     """
     directory = absolute(directory)
     hashes = {"weights_sha256": weights_hash(variables), "kept_sha256": weights_hash(kept)}

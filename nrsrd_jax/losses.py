@@ -12,14 +12,33 @@ import jax.numpy as jnp
 
 from .precision import at_least_float32
 
-Part = dict[str, Any]  # `features` and `logits` of one part of the model
+# The `features`, `logits` and `weight` of one part of the model, see `models.reid.ReID`.
+Part = dict[str, Any]
 
 
 def id_loss(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Softmax cross-entropy, batch mean, against (1 − ε)·onehot + ε/C.
+    """Compute the softmax cross-entropy with smoothed labels, averaged over the batch.
 
-    Args: logits [B, C]; labels [B], integers in 0..C−1; label_smoothing ε in 0..1 (the paper: 0).
-    Source: the official TransReID-SSL; Szegedy et al. 2016, section 7.
+    loss = −Σ_c y_c·log p_c, where p = softmax(logits) and y = (1 − ε)·onehot(label) + ε/C
+
+    Args:
+        logits: [B, C].
+        labels: [B], integers in 0..C−1.
+        label_smoothing: ε in 0..1. The paper uses 0.
+
+    Returns:
+        A scalar in nats, at least 0.
+
+    Source:
+        Guo et al. (the paper), L_ID in eq. 8 and 9; Szegedy et al. 2016, section 7, for ε; checked against the official
+        code of TransReID-SSL.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import id_loss
+        >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]))
+        >>> print(f"{id_loss(logits, jnp.array([0, 2])):.4f}")  # log 2
+        0.6931
     """
     log_p = jax.nn.log_softmax(at_least_float32(logits))
     target = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
@@ -27,7 +46,25 @@ def id_loss(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.
 
 
 def pairwise_distances(features: jax.Array) -> jax.Array:
-    """Euclidean distances between rows, [B, B]: √max(d², 1e-12), so that identical rows have gradient 0."""
+    """Compute the Euclidean distances between all rows.
+
+    distance = √max(‖x_i‖² + ‖x_j‖² − 2·x_i·x_j, 1e-12). The lower limit gives identical rows the gradient 0.
+
+    Args:
+        features: [B, D].
+
+    Returns:
+        [B, B], at least 1e-6, in float32 or wider.
+
+    Source:
+        The official code of TransReID-SSL, `euclidean_dist`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import pairwise_distances
+        >>> pairwise_distances(jnp.array([[0.0, 0.0], [3.0, 4.0]])).round(3).tolist()
+        [[0.0, 5.0], [5.0, 0.0]]
+    """
     x = at_least_float32(features)
     squares = jnp.square(x).sum(axis=1)
     products = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
@@ -37,13 +74,34 @@ def pairwise_distances(features: jax.Array) -> jax.Array:
 def triplet_loss(
     features: jax.Array, labels: jax.Array, *, margin: float | None = None, normalize: bool = False
 ) -> jax.Array:
-    """Batch-hard triplet loss (Hermans et al. 2017), mean over the anchors.
+    """Compute the batch-hard triplet loss, averaged over the anchors.
 
-    Each anchor is compared with its farthest same-identity row (itself counts as one) and its nearest row of another
-    identity; of equal distances the first row is taken. An anchor without such a row adds 0.
+    loss = max(0, d_ap − d_an + m), or with the soft margin log(1 + exp(d_ap − d_an))
 
-    Args: features [B, D]; labels [B]; margin m: max(0, d_ap − d_an + m), or None for the soft margin
-    log(1 + exp(d_ap − d_an)) (the paper's); normalize: scale rows to length 1 first.
+    d_ap is the distance of an anchor to the farthest row of its identity, which may be the anchor itself; d_an is its
+    distance to the nearest row of another identity. Of rows at equal distances the first is taken. An anchor without
+    a row of another identity adds 0.
+
+    Args:
+        features: [B, D].
+        labels: the identities [B], integers.
+        margin: m in the unit of the distances, or None for the soft margin, which the paper uses.
+        normalize: whether to scale the rows to length 1 first.
+
+    Returns:
+        A scalar, at least 0.
+
+    Source:
+        Guo et al. (the paper), L_Triplet in eq. 8 and 9; Hermans et al. 2017, "batch hard"; checked against the
+        official code of TransReID-SSL.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import triplet_loss
+        >>> features = jnp.array([[0.0], [1.0], [3.0], [5.0]])
+        >>> labels = jnp.array([0, 0, 1, 1])
+        >>> print(f"{triplet_loss(features, labels, margin=1.0):.2f}")  # The third anchor alone violates the margin.
+        0.25
     """
     if normalize:
         x = at_least_float32(features)
@@ -68,14 +126,42 @@ def dkd_loss(
     temperature: float = 1.0,
     nckd_weight: str = "target",
 ) -> jax.Array:
-    """Decoupled knowledge distillation, (α·TCKD + β·NCKD)·T², batch mean (paper, eq. 4–6; Zhao et al. 2022).
+    """Compute the loss of decoupled knowledge distillation, averaged over the batch.
 
-    TCKD is KL(teacher‖student) of [p_t, 1 − p_t] for the target class t, NCKD the same over the other classes,
-    renormalised. All in log space, so a teacher or student that is certain gives finite values and gradients.
-    The teacher's logits receive no gradient.
+    loss = (α·TCKD + β·NCKD)·T²
+    TCKD = p_t·log(p_t/q_t) + (1 − p_t)·log((1 − p_t)/(1 − q_t))
+    NCKD = w·Σ_{i≠t} p̂_i·log(p̂_i/q̂_i), where p̂_i = p_i/(1 − p_t), q̂_i = q_i/(1 − q_t)
 
-    Args: both logits [B, C], C ≥ 2; labels [B]; temperature T > 0; nckd_weight: "target" multiplies each NCKD by the
-    teacher's p_t (the paper's eq. 6), "none" leaves it as in DKD's published code.
+    Here p = softmax(teacher_logits/T), q = softmax(student_logits/T), and t is the label. Everything is computed from
+    log-probabilities, so a teacher or student that is certain gives finite values and gradients. The teacher's logits
+    receive no gradient.
+
+    Args:
+        student_logits, teacher_logits: [B, C], C at least 2.
+        labels: [B], integers in 0..C−1.
+        alpha: α, the weight of TCKD, at least 0.
+        beta: β, the weight of NCKD, at least 0.
+        temperature: T, above 0.
+        nckd_weight: "target" for w = p_t (eq. 6 of the paper), "none" for w = 1 (the published code of DKD).
+
+    Returns:
+        A scalar in nats, at least 0.
+
+    Raises:
+        ValueError: `nckd_weight` is unknown, the logits differ in shape, or there are fewer than 2 classes.
+
+    Source:
+        Guo et al. (the paper), eq. 4–6; Zhao et al. 2022, and their published code for T².
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import dkd_loss
+        >>> teacher = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+        >>> student = jnp.log(jnp.array([[0.25, 0.5, 0.25]]))
+        >>> print(f"{dkd_loss(student, teacher, jnp.array([0])):.4f}")
+        0.1674
+        >>> print(f"{dkd_loss(teacher, teacher, jnp.array([0])):.4f}")
+        0.0000
     """
     if nckd_weight not in ("target", "none"):
         raise ValueError(f"nckd_weight is {nckd_weight!r}; choose 'target' (eq. 6) or 'none' (DKD's code)")
@@ -96,7 +182,7 @@ def dkd_loss(
 
 
 def _decouple(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log[p_t, 1 − p_t] [B, 2], and the log-probabilities of the other classes among themselves [B, C − 1]."""
+    """Return log[p_t, 1 − p_t] [B, 2] and the log-probabilities of the other classes among themselves [B, C − 1]."""
     column = jnp.arange(logits.shape[1] - 1)[None, :]
     others = jnp.take_along_axis(logits, column + (column >= labels[:, None]), axis=1)
     target = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -157,14 +243,31 @@ def compute_terms(
     taught: jax.Array | None,
     options: Mapping[str, Any],
 ) -> dict[str, jax.Array]:
-    """Return {name: value} of every term of TERMS that the batch has data for, summed over the model's parts.
+    """Compute every term of TERMS that the batch has data for, summed over the model's parts.
+
+    A term is Σ_part weight·term(part). The distillation term reads the first part only.
 
     Args:
-        parts: the model's parts (`models.reid.ReID`); row i belongs to domain i % len(domains).
-        labels: {domain: [B]}.
-        domains: the batch's domains, in the order of its rows.
+        parts: the parts that the model returns (`models.reid.ReID`). Row i belongs to domain i % len(domains).
+        labels: {domain: [B]}, the identities of the images of each domain.
+        domains: the batch's domains, "real" or "aux" or both, in the order of its rows.
         taught: the teacher's logits on the auxiliary images [B, C], or None without a teacher.
-        options: the options of the terms by name, such as `margin`; missing ones keep their defaults.
+        options: options of the terms by name, such as `margin`. A missing option keeps its default.
+
+    Returns:
+        {name: scalar}, not weighted by λ. A term is missing if its domain is, or if it needs a teacher and there is
+        no teacher.
+
+    Source:
+        Guo et al. (the paper), the terms of eq. 10.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import compute_terms
+        >>> part = {"features": jnp.zeros((2, 4)), "logits": {"real": jnp.zeros((2, 2))}, "weight": 1.0}
+        >>> terms = compute_terms([part], {"real": jnp.array([0, 1])}, ["real"], None, {})
+        >>> {name: f"{value:.4f}" for name, value in terms.items()}
+        {'id_real': '0.6931', 'triplet_real': '0.6931'}
     """
 
     def of_domain(part: Part, domain: str) -> Part:
@@ -186,5 +289,26 @@ def compute_terms(
 
 
 def total_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Array:
-    """Return Σ λ·term over the terms present (paper, eq. 10)."""
+    """Add up the weighted terms, Σ λ·term.
+
+    Args:
+        terms: {name: scalar}, from `compute_terms`.
+        weights: {name: λ}, with a weight for each of the terms. The paper uses 0.5, and 0.02 for `distill`.
+
+    Returns:
+        A scalar; 0 without terms.
+
+    Raises:
+        KeyError: a term has no weight.
+
+    Source:
+        Guo et al. (the paper), eq. 10.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import total_loss
+        >>> terms = {"id_real": jnp.array(2.0), "distill": jnp.array(50.0)}
+        >>> float(total_loss(terms, {"id_real": 0.5, "distill": 0.02}))
+        2.0
+    """
     return sum((weights[name] * value for name, value in terms.items()), start=jnp.zeros(()))

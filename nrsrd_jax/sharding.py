@@ -1,4 +1,4 @@
-"""How arrays lie over the devices: batches split over the axis `data`, parameters over `model` where asked for."""
+"""The layout of arrays over devices: batches are split over the axis `data`, parameters over `model` if asked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,25 @@ from .errors import InputError
 
 
 def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices, (data, model). InputError if they do not divide evenly."""
+    """Return a mesh of devices with the axes `data` and `model`.
+
+    Args:
+        batch_size: images that must divide evenly over the axis `data`; 0 for no such check.
+        model_parallel: the length of the axis `model`, at least 1.
+        devices: the devices to use; None for all devices of all processes.
+
+    Returns:
+        The mesh, of shape (number of devices / model_parallel, model_parallel).
+
+    Raises:
+        InputError: the devices, or the batch, do not divide evenly.
+
+    Example:
+        >>> import jax
+        >>> from nrsrd_jax.sharding import make_mesh
+        >>> dict(make_mesh(batch_size=64, devices=jax.devices()[:1]).shape)
+        {'data': 1, 'model': 1}
+    """
     devices = jax.devices() if devices is None else devices
     if len(devices) % model_parallel:
         raise InputError(f"train.model_parallel {model_parallel} does not divide {len(devices)} devices; lower it")
@@ -25,7 +43,22 @@ def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[An
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays on the devices, laid out by one sharding or a tree of them; of several processes each gives the same."""
+    """Put arrays on the devices.
+
+    Args:
+        tree: a tree of arrays. Every process must pass the same values.
+        shardings: one sharding for all arrays, or a tree of shardings like `tree`.
+
+    Returns:
+        The tree as global JAX arrays.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from nrsrd_jax.sharding import make_mesh, place, replicated
+        >>> mesh = make_mesh(devices=jax.devices()[:1])
+        >>> place({"steps": np.arange(3)}, replicated(mesh))["steps"].tolist()
+        [0, 1, 2]
+    """
 
     def one(x: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
@@ -39,20 +72,75 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """The mesh, or of several processes one of this process's own devices, for what each computes by itself."""
+    """Return a mesh for a computation that each process does by itself.
+
+    Args:
+        mesh: the mesh of the run.
+
+    Returns:
+        `mesh`; with several processes, a mesh of this process's own devices.
+
+    Example:
+        >>> from nrsrd_jax.sharding import make_mesh, own_mesh
+        >>> mesh = make_mesh()
+        >>> own_mesh(mesh) is mesh  # There is a single process.
+        True
+    """
     return make_mesh(devices=jax.local_devices()) if mesh.is_multi_process else mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that puts a whole array on every device.
+
+    Args:
+        mesh: the mesh of the devices.
+
+    Returns:
+        The sharding, for arrays of any shape.
+
+    Example:
+        >>> from nrsrd_jax.sharding import make_mesh, replicated
+        >>> replicated(make_mesh()).is_fully_replicated
+        True
+    """
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_data(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that splits an array's first axis over the axis `data`.
+
+    Args:
+        mesh: the mesh of the devices.
+
+    Returns:
+        The sharding, for arrays whose first axis is a multiple of the axis `data`.
+
+    Example:
+        >>> from nrsrd_jax.sharding import make_mesh, over_data
+        >>> over_data(make_mesh()).spec[0]
+        'data'
+    """
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def parameter_shardings(tree, mesh: Mesh):
-    """Each array's last axis that the `model` axis divides is split over it; the rest is replicated."""
+    """Return a sharding for each parameter: its last axis that the axis `model` divides is split over `model`.
+
+    Args:
+        tree: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`).
+        mesh: the mesh of the devices.
+
+    Returns:
+        A tree of shardings like `tree`. An array without such an axis is replicated, as is every array if the axis
+        `model` has the length 1.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from nrsrd_jax.sharding import make_mesh, parameter_shardings
+        >>> mesh = make_mesh(devices=jax.devices()[:1])
+        >>> parameter_shardings({"kernel": np.zeros((3, 4))}, mesh)["kernel"].is_fully_replicated
+        True
+    """
     size = mesh.shape["model"]
 
     def shard(array) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""Image files -> uint8 arrays, decoded once into a memory map on disk."""
+"""Image files as uint8 arrays, decoded once into a memory map on disk."""
 
 import contextlib
 import dataclasses
@@ -23,10 +23,13 @@ from .picture import MAX_BYTES, take_apart
 
 Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-CACHE_VERSION = 2  # raise it when the same file would decode to other pixels
-LUMINANCE = 0.299, 0.587, 0.114  # weights of red, green and blue (ITU-R BT.601)
+# Raise this when the same file would decode to other pixels, so that old caches are not read.
+CACHE_VERSION = 2
+# These are the weights of red, green and blue (ITU-R BT.601).
+LUMINANCE = 0.299, 0.587, 0.114
 THREADS = os.cpu_count() or 1
-UPRIGHT = {  # by EXIF's orientation, the operation that turns the picture upright
+# For each orientation in EXIF, the operation that turns the picture upright.
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -39,7 +42,13 @@ UPRIGHT = {  # by EXIF's orientation, the operation that turns the picture uprig
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """An image as RGB, upright; Pillow's name of its pixels' kind as stored; the SHA-256 of the file's bytes."""
+    """An image that was read from a file.
+
+    Attributes:
+        image: in RGB, upright.
+        mode: Pillow's name of the kind of pixels in the file, such as "L".
+        digest: the SHA-256 of the file's bytes.
+    """
 
     image: Image.Image
     mode: str
@@ -51,7 +60,30 @@ class Read:
 
 
 def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
-    """Return an image as RGB uint8 [height, width, 3], resized by Pillow. InputError names an unreadable file."""
+    """Decode an image file and resize it with Pillow.
+
+    Args:
+        path: a JPEG, PNG, WebP or BMP file.
+        size: (height, width) in pixels.
+        resampling: "bicubic" or "bilinear", with Pillow's antialiasing.
+
+    Returns:
+        uint8 [height, width, 3], RGB in 0..255, upright.
+
+    Raises:
+        InputError: as `read_picture`.
+        KeyError: `resampling` is unknown.
+
+    Source:
+        The official code of TransReID-SSL, which resizes with Pillow: bicubic for training, bilinear for testing.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from nrsrd_jax.data.images import decode
+        >>> pixels = decode(Path("crop.png"), (32, 16), "bicubic")
+        >>> pixels.shape, pixels.dtype, pixels[0, 0].tolist()
+        ((32, 16, 3), dtype('uint8'), [200, 100, 50])
+    """
     return read_picture(path).resized(size, resampling)
 
 
@@ -74,7 +106,8 @@ def read_picture(path: Path) -> Read:
             rgb = _to_rgb(image)
         turned = rgb.transpose(UPRIGHT[picture.orientation]) if picture.orientation in UPRIGHT else rgb
         return Read(turned, image.mode, hashlib.sha256(content).digest())
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    # Pillow's decoders raise many kinds of errors on damaged files.
+    except Exception as error:
         raise _unreadable(path, error) from error
 
 
@@ -114,7 +147,7 @@ def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, o
 
 
 def check_readable(paths: Sequence[Path]) -> None:
-    """Raise one InputError for all unreadable files, as `decode_many` does; keep nothing."""
+    """Decode images and discard them; raise one InputError for all unreadable files."""
     for _ in _all(lambda path: read_rgb(path).size, paths, "checking"):
         pass
 
@@ -122,7 +155,10 @@ def check_readable(paths: Sequence[Path]) -> None:
 def pixels_sha256(paths: Sequence[Path]) -> str:
     """Return a hash of the files' bytes, in this order; it does not depend on their names or folders.
 
-    MSMT17 V2 has files of V1's names, with faces blurred: their hashes differ. InputError names a missing file.
+    MSMT17 V2 has the file names of V1, with faces blurred: their hashes differ.
+
+    Raises:
+        InputError: a file is unreadable.
     """
     digests = [b""] * len(paths)
     for index, digest in _all(_digest, paths, "hashing"):
@@ -143,7 +179,7 @@ def joint_digest(digests: Sequence[bytes]) -> bytes:
 
 
 def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) -> Iterator[tuple[int, Result]]:
-    """Yield what `in_parallel` does, except errors; at the end raise one InputError for all of them."""
+    """Yield the results of `in_parallel` without the errors; at the end raise one InputError for all of them."""
     faults = []
     for index, result in in_parallel(function, paths, title):
         if isinstance(result, InputError):
@@ -248,7 +284,11 @@ def mean_luminance(images: np.ndarray) -> np.ndarray:
 
 
 def decoding_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
-    """Return a hash of the files' paths, sizes and times of change, and the decoding. InputError if one is missing."""
+    """Return a hash of the files' paths, sizes and times of change, the image size and the filter.
+
+    Raises:
+        InputError: a file is missing.
+    """
     digest = hashlib.sha256(json.dumps([CACHE_VERSION, list(size), resampling]).encode())
     for path in paths:
         with readable(path):

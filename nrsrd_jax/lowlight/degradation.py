@@ -13,7 +13,7 @@ import numpy as np
 
 Range = tuple[float, float]
 
-# XYZ -> camera of four cameras, and linear sRGB -> XYZ (D65), as in Brooks et al.'s code.
+# These map XYZ to the colours of four cameras, and linear sRGB to XYZ (D65), as in the code of Brooks et al.
 _XYZ_TO_CAMERA = np.array(
     [
         [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
@@ -26,34 +26,53 @@ _SRGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
 )
 _PRODUCT = _XYZ_TO_CAMERA @ _SRGB_TO_XYZ
-SRGB_TO_CAMERA = _PRODUCT / _PRODUCT.sum(axis=2, keepdims=True)  # rows sum to 1: white stays white
+# The rows sum to 1, so that white stays white.
+SRGB_TO_CAMERA = _PRODUCT / _PRODUCT.sum(axis=2, keepdims=True)
 CAMERA_TO_SRGB = np.linalg.inv(SRGB_TO_CAMERA)
 
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-    """The ranges that one degradation draws from, per image. The defaults are MAET's."""
+    """The ranges that a degradation draws from, for each image. The defaults are those of MAET (Cui et al. 2021).
 
-    inverse_tone: bool = False  # undo a smoothstep tone curve first
-    gamma: Range = (2.0, 3.5)  # linear light = sRGB^g, g uniform
-    gain: Range = (0.8, 0.1)  # sensor gain s: mean and standard deviation
-    red_gain: Range = (1.9, 2.4)  # white balance, uniform
+    Attributes:
+        inverse_tone: whether to undo a smoothstep tone curve first.
+        gamma: (low, high) of g in linear light = sRGB^g; g is uniform.
+        gain: (mean, standard deviation) of the sensor's gain; it is normal.
+        red_gain, blue_gain: (low, high) of the white balance; uniform.
+        light_unit: what the intensity k scales: "linear" light or "srgb" values.
+        light_distribution: of k: "normal" (truncated to `light`) or "uniform" in `light`.
+        light_moments: (mean, standard deviation) of a normal k before truncation.
+        light: (low, high) of k in 0..1.
+        shot: (low, high) of a in the noise variance a·x + b, where x is light with full scale 1; log-uniform.
+        read_line: (slope, offset) in log b = slope·log a + offset + N(0, read_spread²).
+        read_spread: see `read_line`.
+        row: (low, high) of the standard deviation of the noise that a whole row shares, in units of √b; uniform.
+        cast: the standard deviation, in log units, of a smooth colour cast; 0 for no cast.
+        bits: the bit depths of the sensor's converter, equally likely.
+    """
+
+    inverse_tone: bool = False
+    gamma: Range = (2.0, 3.5)
+    gain: Range = (0.8, 0.1)
+    red_gain: Range = (1.9, 2.4)
     blue_gain: Range = (1.5, 1.9)
-    light_unit: str = "linear"  # "linear": k scales linear light; "srgb": k scales sRGB values
-    light_distribution: str = "normal"  # "normal": truncated, of light_moments; "uniform"
-    light_moments: Range = (0.1, 0.08)  # mean and standard deviation of k before truncation
-    light: Range = (0.01, 1.0)  # the range that k is cut to, or is uniform in
-    shot: Range = (1e-4, 0.012)  # a of the noise variance a·x + b, log-uniform
-    read_line: Range = (2.18, 1.20)  # log b = slope·log a + offset + N(0, read_spread²)
+    light_unit: str = "linear"
+    light_distribution: str = "normal"
+    light_moments: Range = (0.1, 0.08)
+    light: Range = (0.01, 1.0)
+    shot: Range = (1e-4, 0.012)
+    read_line: Range = (2.18, 1.20)
     read_spread: float = 0.26
-    row: Range = (0.3, 1.0)  # std of the noise that a whole row shares, in units of √b, uniform
-    cast: float = 0.0  # log-std of a smooth colour cast; 0 is none
-    bits: tuple[int, ...] = (10, 12, 14)  # of the sensor's converter
+    row: Range = (0.3, 1.0)
+    cast: float = 0.0
+    bits: tuple[int, ...] = (10, 12, 14)
 
 
 PRESETS = {
     "maet": Degradation(),
-    # Darker and cleaner, read off a figure of CENet (Lu et al. 2025): sRGB values × .1–.6, noise of 1.5–7 grey levels.
+    # This one is darker and cleaner. A figure of CENet (Lu et al. 2025) shows sRGB values × 0.1–0.6 and noise of 1.5–7
+    # grey levels.
     "low_noise": Degradation(
         light_unit="srgb", light_distribution="uniform", light=(0.1, 0.6), shot=(2e-5, 2e-4), cast=0.08, bits=(14,)
     ),
@@ -61,7 +80,27 @@ PRESETS = {
 
 
 def resolve(preset: str = "maet", **overrides) -> Degradation:
-    """A preset ("maet" or "low_noise") with some of its ranges replaced; ValueError names what is unknown or unfit."""
+    """Return a preset with some of its ranges replaced, after checking them.
+
+    Args:
+        preset: "maet" or "low_noise".
+        **overrides: ranges by their names in `Degradation`.
+
+    Returns:
+        The complete settings.
+
+    Raises:
+        ValueError: the preset or a name is unknown, or a value is out of its range.
+
+    Source:
+        Cui et al. 2021 for "maet"; Lu et al. 2025 for "low_noise".
+
+    Example:
+        >>> from nrsrd_jax.lowlight import resolve
+        >>> settings = resolve("maet", gamma=(2.2, 2.2))
+        >>> settings.gamma, settings.light
+        ((2.2, 2.2), (0.01, 1.0))
+    """
     if preset not in PRESETS:
         raise ValueError(f"degradation preset is {preset!r}; choose one of {', '.join(PRESETS)}")
     names = [field.name for field in dataclasses.fields(Degradation)]
@@ -100,10 +139,35 @@ _RULES = (
 
 
 def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
-    """Bright images to dark ones: float [B, H, W, 3] sRGB in 0..1 -> the same, rounded to 8 bits.
+    """Degrade well-lit images to what a small sensor would record in low light.
 
-    Each image draws its own light, camera and noise from `key`; the same key gives the same result. `overrides`
-    replace single ranges of the preset, under the names of `Degradation`.
+    x = M·image^g / w · s·k,   y = x + √(a·x + b)·n + row noise,   dark = (M⁻¹·(quantise(y)·w))^(1/g)
+
+    M is a camera's colour matrix, w its white balance, s its gain, k the intensity, and n is N(0, 1). Each image draws
+    these from the ranges of a `Degradation`; the same key gives the same result.
+
+    Args:
+        key: a JAX random key.
+        images: float [B, H, W, 3], sRGB in 0..1.
+        preset: "maet" (the ranges of MAET) or "low_noise" (darker, with less noise).
+        **overrides: ranges that replace those of the preset, by their names in `Degradation`.
+
+    Returns:
+        [B, H, W, 3], sRGB in 0..1, rounded to multiples of 1/255.
+
+    Raises:
+        ValueError: as `resolve`.
+
+    Source:
+        Brooks et al. 2019 (M, w, g), Cui et al. 2021 (k, s, a, b) and Wei et al. 2020 (row noise).
+
+    Example:
+        >>> import jax
+        >>> from nrsrd_jax.lowlight import degrade
+        >>> images = jax.numpy.full((2, 8, 4, 3), 0.5)
+        >>> dark = jax.jit(degrade)(jax.random.key(0), images)
+        >>> dark.shape, bool(dark.mean() < images.mean())
+        ((2, 8, 4, 3), True)
     """
     settings = resolve(preset, **overrides)
     keys = jax.random.split(key, images.shape[0])
@@ -111,7 +175,32 @@ def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overri
 
 
 def degrade_to(light: jax.Array, keys: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
-    """As `degrade`, all to one intensity `light` in 0..1 at a sensor gain of 1, with a key for each image [B]."""
+    """Degrade images as `degrade` does, but all of them to one intensity, at a sensor gain of 1.
+
+    Args:
+        light: the intensity k in 0..1, a scalar; 1 is full light.
+        keys: a JAX random key for each image, [B].
+        images: float [B, H, W, 3], sRGB in 0..1.
+        preset: as in `degrade`.
+        **overrides: as in `degrade`. `gain`, `light` and its distribution have no effect.
+
+    Returns:
+        [B, H, W, 3], sRGB in 0..1, rounded to multiples of 1/255.
+
+    Raises:
+        ValueError: as `resolve`.
+
+    Source:
+        As `degrade`.
+
+    Example:
+        >>> import functools, jax
+        >>> from nrsrd_jax.lowlight import degrade_to
+        >>> keys, images = jax.random.split(jax.random.key(0), 2), jax.numpy.full((2, 8, 4, 3), 0.5)
+        >>> without_noise = jax.jit(functools.partial(degrade_to, shot=(0, 0)))
+        >>> bool(without_noise(0.1, keys, images).mean() < 0.7 * without_noise(1.0, keys, images).mean())
+        True
+    """
     settings = resolve(preset, **overrides | {"gain": (1.0, 0.0)})
     return jax.vmap(lambda k, image: _degrade_one(k, image, settings, light))(keys, images)
 
@@ -161,7 +250,7 @@ def _light(key: jax.Array, d: Degradation) -> jax.Array:
 
 
 def _colour_cast(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax.Array | float:
-    """Per-channel gains that vary linearly over the image, as under one coloured lamp; [H, W, 3]."""
+    """Return gains [H, W, 3] per channel that vary smoothly over the image, as under one coloured lamp."""
     if not strength:
         return 1.0
     height, width, channels = shape

@@ -21,10 +21,22 @@ MODELS: dict[str, Spec] = {
 
 
 def find_spec(backbone: str, depth: int = 0) -> Spec:
-    """Return the spec of a backbone, with `depth` blocks if that is not 0.
+    """Return the spec of a backbone.
+
+    Args:
+        backbone: a name in MODELS, such as "vit_small_ics".
+        depth: the number of blocks; 0 for the backbone's own.
+
+    Returns:
+        The spec, with `depth` blocks.
 
     Raises:
         InputError: there is no such backbone, or it cannot have that depth.
+
+    Example:
+        >>> from nrsrd_jax.models import find_spec
+        >>> find_spec("vit_small").width, find_spec("vit_tiny", depth=2).depth
+        (384, 2)
     """
     if backbone not in MODELS:
         raise InputError(f"model.backbone is {backbone!r}; choose one of {', '.join(MODELS)}")
@@ -49,19 +61,46 @@ def create_model(
     """Return the Re-ID model of a named backbone, not initialised.
 
     Args:
-        backbone: a name in MODELS.
+        backbone: a name in MODELS, such as "vit_small_ics".
         classes, aux_classes: the number of training identities of the two domains; 0 for no classifier.
         depth: the number of blocks; 0 for the backbone's own.
         dtype: the type of its matrix products; None for float32.
-        **options: further arguments of the spec's `module`.
+        **options: further arguments of the spec's `module` (`models.spec.Spec.module`).
+
+    Returns:
+        A Flax module; `models.reid.ReID` says how to call it and what it returns.
 
     Raises:
         InputError: as `find_spec`.
+
+    Example:
+        >>> from nrsrd_jax.models import create_model
+        >>> from nrsrd_jax.models.attention import NormRatio
+        >>> model = create_model("vit_tiny", classes=30, norm_ratio=NormRatio())
+        >>> model.classes, model.base.norm_ratio.init
+        (30, 1.0)
     """
     return ReID(find_spec(backbone, depth).module(dtype=dtype, **options), classes, aux_classes)
 
 
 def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict:
-    """Return fresh variables {"params", "batch_stats"} for images of (height, width) pixels."""
+    """Return fresh variables of a model.
+
+    Args:
+        model: from `create_model`.
+        key: a JAX random key.
+        image_size: (height, width) in pixels, multiples of the backbone's stride.
+
+    Returns:
+        {"params": …, "batch_stats": …}, trees of float32 arrays.
+
+    Example:
+        >>> import jax
+        >>> from nrsrd_jax.models import create_model, initialise
+        >>> model = create_model("vit_tiny", depth=1, classes=30)
+        >>> shapes = jax.eval_shape(lambda key: initialise(model, key, (32, 16)), jax.random.key(0))
+        >>> shapes["params"]["classifier"]["kernel"].shape
+        (192, 30)
+    """
     images, cameras = jnp.zeros((1, *image_size, 3)), jnp.zeros(1, jnp.int32)
     return model.init(key, images, cameras=cameras)  # pyright: ignore[reportReturnType]

@@ -16,22 +16,60 @@ from ..precision import at_least_float32, one_order
 
 @dataclasses.dataclass(frozen=True)
 class NormRatio:
-    """The settings of Norm-Ratio Attention."""
+    """The settings of Norm-Ratio Attention.
 
-    init: float = 1.0  # λ at the start; it is learned
-    scope: str = "head"  # head | token: whose vectors the norms are of
+    Attributes:
+        init: λ at the start of training; it is learned.
+        scope: whose vectors the norms are of: "head" or "token" (all heads together).
+        epsilon: ε, above 0.
+    """
+
+    init: float = 1.0
+    scope: str = "head"
     epsilon: float = 1e-6
 
 
 def l2_norm(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
-    """Euclidean norm in float32, with gradient 0 at a zero vector."""
+    """Compute the Euclidean norm, √Σ x².
+
+    Args:
+        x: an array of any shape.
+        axis: the axis or axes of a vector.
+
+    Returns:
+        `x` without those axes, in float32 or wider. The gradient at a zero vector is 0, not NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.attention import l2_norm
+        >>> l2_norm(jnp.array([[3.0, 4.0], [0.0, 0.0]])).round(4).tolist()
+        [5.0, 0.0]
+    """
     squared = jnp.square(at_least_float32(x)).sum(axis)
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
 def token_norms(x_BNHK: jax.Array, scope: str = "head") -> jax.Array:
-    """Norm of every token's vector, [B, H, N]: of each head's part, or with scope "token" of the whole width."""
+    """Compute the norm of each token's queries, keys or values.
+
+    Args:
+        x_BNHK: queries, keys or values.
+        scope: "head" for the norm of each head's vector, "token" for the norm of the whole token, √Σ_head ‖x_head‖².
+
+    Returns:
+        [B, H, N] in float32 or wider. With scope "token" all heads have the same norm.
+
+    Source:
+        Guo et al. (the paper), ‖Q‖ and ‖K‖ in eq. 2, which does not say which of the two it means.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.attention import token_norms
+        >>> x = jnp.array([[[[3.0, 0.0], [0.0, 4.0]]]])  # one image, one token, two heads
+        >>> token_norms(x).round(4).tolist(), token_norms(x, scope="token").round(4).tolist()
+        ([[[3.0], [4.0]]], [[[5.0], [5.0]]])
+    """
     if scope == "token":
         norm_BN = l2_norm(x_BNHK, axis=(-2, -1))
         return jnp.broadcast_to(norm_BN[:, None], (norm_BN.shape[0], x_BNHK.shape[2], norm_BN.shape[1]))
@@ -41,38 +79,109 @@ def token_norms(x_BNHK: jax.Array, scope: str = "head") -> jax.Array:
 def norm_ratio_penalty(
     q_norm_BHM: jax.Array, k_norm_BHN: jax.Array, strength: jax.Array, epsilon: float = 1e-6
 ) -> jax.Array:
-    """γ = λ‖K‖ / (‖Q‖ + ε), [B, H, M, N] (paper, eq. 2); rank one over (query, key).
+    """Compute the penalty that Norm-Ratio Attention subtracts from the logits.
 
-    It is kept in float32 and subtracted from the logits as they are: M is 1 (the CLS query of the last block) unless
-    all maps are asked for, so it costs no bias matrix, and its deviations over the keys, often thousandths, survive
-    bfloat16.
+    γ = λ·‖K‖ / (‖Q‖ + ε)
+
+    It has rank one over (query, key). Its deviations over the keys are often thousandths, so it stays in float32 and
+    is subtracted from the float32 logits. The last block has M = 1 query (CLS) unless all maps are asked for, so γ
+    needs no N×N matrix.
+
+    Args:
+        q_norm_BHM: norms of the queries, from `token_norms`.
+        k_norm_BHN: norms of the keys.
+        strength: λ, a scalar.
+        epsilon: ε, above 0.
+
+    Returns:
+        γ, [B, H, M, N], in nats.
+
+    Source:
+        Guo et al. (the paper), eq. 2; eq. 3 subtracts it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.attention import norm_ratio_penalty
+        >>> q_norm, k_norm = jnp.array([[[2.0]]]), jnp.array([[[1.0, 2.0]]])
+        >>> norm_ratio_penalty(q_norm, k_norm, jnp.array(1.0)).round(4).tolist()
+        [[[[0.5, 1.0]]]]
     """
     return strength * k_norm_BHN[:, :, None, :] / (q_norm_BHM[..., None] + epsilon)
 
 
 def attention_logits(q_BMHK: jax.Array, k_BNHK: jax.Array) -> jax.Array:
-    """QKᵀ/√K in float32, [B, H, M, N]."""
+    """Compute the scaled products of queries and keys, QKᵀ/√K.
+
+    Args:
+        q_BMHK: queries, of any float type.
+        k_BNHK: keys, of the same type.
+
+    Returns:
+        [B, H, M, N], in float32 or wider, in nats.
+
+    Source:
+        Guo et al. (the paper), eq. 1; Vaswani et al. 2017, eq. 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.attention import attention_logits
+        >>> q = jnp.ones((1, 1, 1, 4))
+        >>> attention_logits(q, jnp.ones((1, 3, 1, 4))).tolist()
+        [[[[2.0, 2.0, 2.0]]]]
+    """
     accumulate = jnp.promote_types(q_BMHK.dtype, jnp.float32)
-    # Otherwise the gradients' products would take both factors in float32, which no tensor core has.
+    # Without this algorithm, the products of the gradients would have both factors in float32, which tensor cores do
+    # not multiply.
     precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if q_BMHK.dtype == jnp.bfloat16 else None
     logits_BHMN = jnp.einsum("BMHK,BNHK->BHMN", q_BMHK, k_BNHK, precision=precision, preferred_element_type=accumulate)
     return logits_BHMN * q_BMHK.shape[-1] ** -0.5
 
 
 def attend(logits_BHMN: jax.Array, v_BNHK: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax over the keys and the weighted sum of values: [B, M, H, K], and the weights [B, H, M, N]."""
+    """Compute the attention weights and the weighted sum of the values, Softmax(logits)·V.
+
+    Args:
+        logits_BHMN: `attention_logits`, for Norm-Ratio Attention less `norm_ratio_penalty`.
+        v_BNHK: values, of any float type.
+
+    Returns:
+        The output [B, M, H, K] in the type of the values, and the weights [B, H, M, N], which sum to 1 over the keys,
+        in the type of the logits.
+
+    Source:
+        Guo et al. (the paper), eq. 1 and 3.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.attention import attend
+        >>> logits = jnp.log(jnp.array([[[[1.0, 3.0]]]]))
+        >>> output, weights = attend(logits, jnp.array([0.0, 4.0]).reshape(1, 2, 1, 1))
+        >>> output.round(4).tolist(), weights.round(4).tolist()
+        ([[[[3.0]]]], [[[[0.25, 0.75]]]])
+    """
     weights_BHMN = jax.nn.softmax(logits_BHMN, axis=-1)
     return jnp.einsum("BHMN,BNHK->BMHK", weights_BHMN.astype(v_BNHK.dtype), v_BNHK), weights_BHMN
 
 
 def fused_attend(q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, tokens: int, layer: int = 0) -> jax.Array:
-    """Softmax(QKᵀ/√K)·V over the first `tokens` keys, [B, N, H, K], by cuDNN, which never writes the [N, N] weights.
+    """Compute Softmax(QKᵀ/√K)·V by cuDNN, which never writes the [N, N] weights to memory.
 
-    It needs bfloat16, an NVIDIA GPU and, for gradients, an even N
-    (https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html). Rows past `tokens` are 0.
-    Calls of the same shapes in one program need different `layer` numbers. XLA fails on two equal calls in a
-    program that must be deterministic (https://github.com/openxla/xla/pull/46500, third defect). The number makes
-    the calls differ, by a part of the scale that float32 rounds away.
+    It needs bfloat16, an NVIDIA GPU and, for gradients, an even N; `fusion_works` checks the device.
+
+    Args:
+        q_BNHK: queries, bfloat16.
+        k_BNHK: keys, bfloat16.
+        v_BNHK: values, bfloat16.
+        tokens: how many of the first keys count, in 1..N; the others are padding.
+        layer: a number that differs between calls of equal shapes in one program. XLA fails on two equal calls in a
+            program that must be deterministic (https://github.com/openxla/xla/pull/46500, third defect). The number
+            makes the calls differ, by a part of the scale that float32 rounds away.
+
+    Returns:
+        [B, N, H, K], bfloat16. Rows past `tokens` are 0.
+
+    Source:
+        https://docs.jax.dev/en/latest/_autosummary/jax.nn.dot_product_attention.html
     """
     batch, length, _, width = q_BNHK.shape
     lengths = None if tokens == length else jnp.full(batch, tokens, jnp.int32)
@@ -91,7 +200,11 @@ def fused_attend(q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, tokens
 def fusion_works() -> bool:
     """Return whether `fused_attend` runs on this device and gives the numbers and gradients of `attend`.
 
-    The first call tries it on two small layers, with the train step's compiler options.
+    The first call tries it on two small layers, with the compiler options of the training step. If it fails on a GPU,
+    a note on stderr says why.
+
+    Returns:
+        The answer, which is kept for later calls; False without a GPU.
     """
     if jax.default_backend() != "gpu":
         return False
@@ -110,9 +223,11 @@ def fusion_works() -> bool:
 
     try:
         fused = output_and_gradients(fused_attend)
-        difference = np.abs(np.asarray(fused) - np.asarray(output_and_gradients(plain))).max()  # NumPy's max shows NaN
+        # The maximum is NumPy's because it returns NaN if there is one.
+        difference = np.abs(np.asarray(fused) - np.asarray(output_and_gradients(plain))).max()
         reason = "" if difference < 0.05 else f"it is {difference:.2g} off"
-    except Exception as error:  # whatever JAX's checks, cuDNN and XLA raise: training continues without it
+    # JAX's checks, cuDNN and XLA raise many kinds of errors, and training can continue without the fusion.
+    except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if reason:
         say(f"note: cuDNN's attention is not used, so training is slower ({reason})", error=True)

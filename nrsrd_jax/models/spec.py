@@ -3,11 +3,11 @@
 A backbone is a Flax module. Called with images [B, h, w, 3] and the keywords `cameras`, `train`, `maps` and `domains`
 (see `reid.ReID`), it returns
 
-  {"embedding": [B, D] float32,          what retrieval ranks by
+  {"embedding": [B, D] float32,          the features that retrieval ranks by
    "parts": [[B, D_i] float32, …],       the features that get a neck and classifiers, at least one
-   "weights": [float, …],                of each part's losses; without it every part counts 1
-   "diagnostics": {name: scalar},        logged while training
-   "maps": {…}}                          with `maps=True`, whatever the model can show
+   "weights": [float, …],                the weight of each part's losses; if it is missing, 1 for every part
+   "diagnostics": {name: scalar},        values to log while training
+   "maps": {…}}                          with `maps=True`, attention maps and other arrays to look at
 
 A new backbone is a file with its module and its Spec, and a line in `models/__init__.py`.
 """
@@ -25,7 +25,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What the rest of the program asks about a backbone.
+    """The facts about a backbone that the rest of the program asks for.
 
     Two specs are equal if and only if a checkpoint of one can initialise the other.
 
@@ -34,6 +34,12 @@ class Spec:
         stride: in pixels; both sides of an image must be multiples of it.
         depth: the number of blocks; 0 for a backbone without that option.
         free_depth: whether `model.depth` may choose another depth.
+
+    Example:
+        >>> from nrsrd_jax.models.spec import Spec
+        >>> spec = Spec(width=384, stride=16, depth=12)
+        >>> spec == Spec(width=384, stride=16, depth=12, free_depth=True)
+        True
     """
 
     width: int
@@ -58,11 +64,27 @@ class Spec:
             drop_path: the rate of stochastic depth in the last block.
             remat: whether the backward pass computes each block again instead of storing it.
             cameras: the number of cameras in training. A model that does not read cameras ignores it.
+
+        Returns:
+            The module. The file's first lines say how to call it and what it returns.
         """
         raise NotImplementedError
 
     def check_size(self, image_size: tuple[int, ...]) -> None:
-        """Raise InputError unless the model takes images of (height, width) pixels."""
+        """Check that the model takes images of a size.
+
+        Args:
+            image_size: (height, width) in pixels.
+
+        Raises:
+            InputError: they are not two positive multiples of the stride.
+
+        Example:
+            >>> from nrsrd_jax.models import find_spec
+            >>> find_spec("vit_small").check_size((250, 128))
+            Traceback (most recent call last):
+            nrsrd_jax.errors.InputError: image_size is (250, 128); it takes height and width, multiples of 16 pixels
+        """
         if len(image_size) != 2 or any(type(side) is not int or side <= 0 or side % self.stride for side in image_size):
             raise InputError(
                 f"image_size is {tuple(image_size)}; it takes height and width, multiples of {self.stride} pixels"
@@ -71,7 +93,7 @@ class Spec:
     def start_from(
         self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int]
     ) -> tuple[dict, list[str]]:
-        """Return the backbone's parameters for this model, from a checkpoint of an equal spec.
+        """Convert the backbone's parameters in a checkpoint of an equal spec to those that this model starts from.
 
         Args:
             own: this model's freshly initialised backbone parameters, which supply what `given` lacks.
@@ -80,11 +102,29 @@ class Spec:
 
         Returns:
             The parameters, and notes for the user on what was changed.
+
+        Example:
+            >>> from nrsrd_jax.models.spec import Spec
+            >>> spec = Spec(width=384, stride=16)
+            >>> spec.start_from({"kernel": 0}, {"kernel": 1}, (32, 16), (32, 16))
+            ({'kernel': 1}, [])
         """
         del own, image_size, given_size
         return given, []
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        """Return the official PyTorch name of a variable at `path`, without its collection."""
+        """Return the official PyTorch name of a variable.
+
+        Args:
+            path: the keys that lead to the variable, without its collection ("params" or "batch_stats").
+
+        Returns:
+            The name, its parts joined by dots.
+
+        Example:
+            >>> from nrsrd_jax.models import find_spec
+            >>> find_spec("vit_small").torch_name(("base", "blocks_0", "attn", "qkv", "kernel"))
+            'base.blocks.0.attn.qkv.weight'
+        """
         *parents, leaf = path
         return ".".join([*parents, LEAVES.get(leaf, leaf)])

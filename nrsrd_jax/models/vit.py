@@ -23,7 +23,7 @@ from .spec import Spec
 
 PATCH = 16
 HEAD_WIDTH = 64
-# The official truncation at ±2 is absolute, 100 standard deviations away: it never cuts.
+# The official initialiser truncates at ±2, which is 100 standard deviations away, so truncation is left out.
 LINEAR_INIT = nn.initializers.normal(0.02)
 
 
@@ -34,7 +34,7 @@ def uniform_fan_in(fan_in: int) -> Callable:
 
 
 class Conv(nn.Module):
-    """A convolution with PyTorch's default initialisation, padded by half its size, without bias."""
+    """Convolve images [B, h, w, C], padded by half the kernel's size, without bias; initialised as in PyTorch."""
 
     features: int
     size: int
@@ -53,7 +53,7 @@ class Conv(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """The convolution of patches that do not overlap, as the matrix product that it is: [B, h, w, C] -> [B, N, D]."""
+    """Project patches that do not overlap by one matrix product, [B, h, w, C] -> [B, N, D]."""
 
     width: int
     patch: int
@@ -73,7 +73,7 @@ class PatchProjection(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Image to patch tokens, row-major: of 16×16 pixels, or of 8×8 after the ICS stem."""
+    """Embed patches row by row: patches of 16×16 pixels, or with the ICS stem of 8×8 of its outputs."""
 
     width: int
     stem: bool
@@ -102,6 +102,7 @@ def rows(x: jax.Array) -> jax.Array:
 
 
 def dense(name: str, features: int, dtype: jnp.dtype | None) -> nn.Dense:
+    """Return a linear layer, initialised as the official code does."""
     return nn.Dense(features, kernel_init=LINEAR_INIT, dtype=dtype, name=name)
 
 
@@ -114,7 +115,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 class QKV(nn.Module):
-    """The fused qkv linear, laid out [3, heads, 64]; queries of the first M tokens only."""
+    """Compute keys and values of all tokens, and queries of the first M, by one kernel laid out [3, heads, 64]."""
 
     dtype: jnp.dtype | None = None
 
@@ -133,11 +134,18 @@ class QKV(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of the first `queries` tokens over all, [B, N, D] -> [B·M, D]; with `norm_ratio`, NRA (eq. 3)."""
+    """Attend from the first `queries` tokens to all tokens, [B, N, D] -> [B·M, D].
+
+    Attributes:
+        norm_ratio: the settings of Norm-Ratio Attention (paper, eq. 3), or None for plain attention.
+        fused: the number of first tokens that cuDNN attends to, without maps; 0 to compute it as written here.
+        layer: the number of the block.
+        dtype: the type of the matrix products.
+    """
 
     norm_ratio: NormRatio | None
-    fused: int = 0  # cuDNN computes it over this many first tokens, without maps; 0: as written here
-    layer: int = 0  # the block's number
+    fused: int = 0
+    layer: int = 0
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -162,6 +170,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Apply two linear layers with a GELU between them, [B·N, D] -> [B·N, D]; the hidden width is 4·D."""
+
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -180,11 +190,16 @@ def drop_path(key: jax.Array, x: jax.Array, samples: int, rate: float) -> jax.Ar
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block on [B·N, D] that returns each image's first M `queries` tokens, updated."""
+    """Apply a pre-norm transformer block, [B·N, D] -> [B·M, D]: it updates the first M `queries` tokens of each image.
+
+    Attributes:
+        drop_path: the probability of dropping a residual branch in training, in 0..1.
+        norm_ratio, fused, layer, dtype: as in Attention.
+    """
 
     norm_ratio: NormRatio | None
     drop_path: float
-    fused: int = 0  # as in Attention
+    fused: int = 0
     layer: int = 0
     dtype: jnp.dtype | None = None
 
@@ -204,7 +219,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embed images [B, h, w, 3], normalised: a backbone as `spec` describes it, with one part.
+    """Embed normalised images [B, h, w, 3]: a backbone as `spec` describes it, with one part.
 
     The features are the CLS token after the last LayerNorm. Only that row of the last block reaches them, so the last
     block runs for CLS alone unless `maps` asks for the maps of every token; the features are the same.
@@ -214,15 +229,25 @@ class VisionTransformer(nn.Module):
 
     With `maps=True` it returns, for L blocks, H heads and N tokens (CLS first): `attention` [B, L, H, N, N]; `q_norm`,
     `k_norm`, `v_norm` [B, L, H, N]; `logit_spread` [B, L, H]; and with NRA `leverage` [B, H].
+
+    Attributes:
+        width: D, a multiple of 64.
+        depth: L, the number of blocks.
+        stem: whether the ICS convolutions come before the patches.
+        norm_ratio: the settings of NRA in the last block, or None for a model without it.
+        drop_path: the rate of stochastic depth in the last block; it grows linearly from 0.
+        fused: whether cuDNN computes attention (`attention.fused_attend`).
+        remat: whether the backward pass computes each block again instead of storing it.
+        dtype: the type of the matrix products; None for float32.
     """
 
     width: int
     depth: int
     stem: bool
-    norm_ratio: NormRatio | None = None  # in the last block
+    norm_ratio: NormRatio | None = None
     drop_path: float = 0.1
-    fused: bool = False  # attention by cuDNN (attention.fused_attend)
-    remat: bool = False  # the backward pass computes each block again instead of storing what is inside
+    fused: bool = False
+    remat: bool = False
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -339,9 +364,30 @@ class ViTSpec(Spec):
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """Resize [1, 1 + h·w, D] from one patch grid (rows, columns) to another; CLS stays as it is.
+    """Resize a position embedding from one grid of patches to another; the row of CLS is not changed.
 
-    It is bilinear with half-pixel centres and no antialiasing, as torch's interpolate(align_corners=False).
+    The interpolation is bilinear with half-pixel centres and without antialiasing.
+
+    Args:
+        position: [1, 1 + h·w, D], CLS first, then the patches row by row.
+        source: (h, w), the rows and columns of patches that it is for.
+        target: (h', w'), the rows and columns that it will be for.
+
+    Returns:
+        [1, 1 + h'·w', D].
+
+    Raises:
+        InputError: `position` has not 1 + h·w rows.
+
+    Source:
+        The official code of TransReID-SSL, which uses torch.nn.functional.interpolate(align_corners=False).
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.models.vit import resize_position_embedding
+        >>> position = np.array([[[9.0], [0.0], [1.0]]], np.float32)
+        >>> resize_position_embedding(position, (1, 2), (1, 4)).ravel().round(4).tolist()
+        [9.0, 0.0, 0.25, 0.75, 1.0]
     """
     if position.shape[1] != 1 + source[0] * source[1]:
         raise InputError(f"position embedding has {position.shape[1] - 1} patches, not {source[0]}×{source[1]}")

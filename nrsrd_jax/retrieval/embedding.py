@@ -1,4 +1,4 @@
-"""Images to features: what evaluation uses, and people who bring their own."""
+"""Features of images, for evaluation and for a user's own images."""
 
 import dataclasses
 import hashlib
@@ -21,14 +21,23 @@ from ..models.reid import ReID
 from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
 
-CACHE_VERSION = 1  # raise it when the same weights and images would give other features
+# Raise this when the same weights and images would give other features, so that old caches are not read.
+CACHE_VERSION = 1
 
 
 class Embedder:
-    """Callable: uint8 RGB images [N, H, W, 3] at the model's size -> features [N, D] float32.
+    """Compute features of images by calling it; `Embedder.load(directory)` makes one from a checkpoint or a run.
 
-    The features are the CLS token before the neck, not normalised; with `flip` the mean of those of the image and of
-    its mirror image. `Embedder.load(directory)` takes a checkpoint or a training run.
+    The features are those before the neck (of a ViT, the CLS token), not normalised. With `flip` they are the mean of
+    the features of the image and of its mirror image.
+
+    Args:
+        model: the model that `description` describes.
+        variables: its variables, {"params": …, "batch_stats": …}, on the devices of `mesh`.
+        description: the image size and normalisation of the model.
+        mesh: the devices that batches are split over.
+        batch_size: the most images to embed at once, at least 1.
+        flip: whether to average with the mirror image.
     """
 
     def __init__(
@@ -58,7 +67,27 @@ class Embedder:
     def load(
         cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto", flip: bool = False
     ) -> "Embedder":
-        """Return the Embedder of a checkpoint, or of a work directory's best one. InputError if it is neither."""
+        """Return the Embedder of a checkpoint, on all devices.
+
+        Args:
+            directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
+            batch_size: the most images to embed at once, at least 1.
+            precision: of the network's matrix products: "float32", "bfloat16", or "auto" for bfloat16 on an
+                accelerator and float32 on CPU.
+            flip: whether to average the features with those of the mirror image.
+
+        Returns:
+            The Embedder. `.description` has the image size and normalisation, `.width` the number of features.
+
+        Raises:
+            InputError: `directory` holds no checkpoint or a damaged one, or the precision is unknown.
+
+        Example:
+            >>> from nrsrd_jax.retrieval import Embedder
+            >>> embedder = Embedder.load("runs/night")
+            >>> embedder.description.image_size, embedder.width
+            ((32, 16), 192)
+        """
         mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
@@ -72,23 +101,35 @@ class Embedder:
         progress: str = "",
         alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Return the features of all images, a batch at a time.
+        """Compute the features of images, one batch at a time.
 
         Args:
-            images: uint8 [N, H, W, 3].
+            images: uint8 [N, H, W, 3], RGB in 0..255, at the model's size.
             cameras: the camera numbers [N] of the images, as in the training data, for models that read them.
-            progress: names a progress bar.
-            alter: takes the index of a batch's first image and the batch, and returns the images to embed instead.
+            progress: the title of a progress bar; "" for no bar.
+            alter: a function that takes the index of a batch's first image and the batch, and returns the images to
+                embed instead.
+
+        Returns:
+            float32 [N, D].
 
         Raises:
             ValueError: the images have another shape or type.
+
+        Example:
+            >>> import numpy as np
+            >>> from nrsrd_jax.retrieval import Embedder
+            >>> embedder = Embedder.load("runs/night")
+            >>> embedder(np.zeros((2, 32, 16, 3), np.uint8)).shape
+            (2, 192)
         """
         height, width = self.description.image_size
         if images.ndim != 4 or images.shape[1:] != (height, width, 3) or images.dtype != np.uint8:
             raise ValueError(
                 f"images are {images.dtype} {images.shape}; this model takes uint8 [N, {height}, {width}, 3] (RGB)"
             )
-        # A small call is padded only to the device count, a large one to whole batches: few shapes, few compiles.
+        # A small call is padded to a multiple of the devices, a large one to whole batches, so that few shapes are
+        # compiled.
         size = min(self.batch_size, len(images)) or 1
         batches = device_batches(images, size, self.mesh, progress, alter)
         ranks = np.full(len(images), -1, np.int32) if cameras is None else self.description.camera_ranks(cameras)
@@ -138,7 +179,10 @@ def device_batches(
 def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """Load cached features [N, D] from `path`. If the file is missing, call `embed()` and cache the result.
 
-    A damaged file counts as missing, with a warning. InputError if the file cannot be written.
+    A damaged file counts as missing, with a warning.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     try:
         if kept := sealed.read(path, np.float32, shape):

@@ -1,4 +1,4 @@
-"""How recognition falls with the light: test images degraded at fixed intensities."""
+"""Test images degraded at fixed intensities, which show how recognition falls with the light."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,11 +11,28 @@ import numpy as np
 from ..errors import InputError
 from ..lowlight import degrade_to
 
-SEED = 0  # of camera and noise
+# The camera and noise of every image follow from this seed.
+SEED = 0
 
 
 def read_lights(text: str, option: str = "--illumination") -> tuple[float, ...]:
-    """Numbers, brightest first, from text like 1,0.5,0.1; InputError if one is none, or not in 0..1 (0 excluded)."""
+    """Read intensities from text.
+
+    Args:
+        text: numbers above 0 and at most 1, separated by commas; 1 is full light. "" for no numbers.
+        option: the name of the option in the message of an error.
+
+    Returns:
+        The numbers without duplicates, brightest first.
+
+    Raises:
+        InputError: a part of the text is not such a number.
+
+    Example:
+        >>> from nrsrd_jax.retrieval.illumination import read_lights
+        >>> read_lights("0.1,1,0.5,1")
+        (1.0, 0.5, 0.1)
+    """
     try:
         lights = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
@@ -26,10 +43,30 @@ def read_lights(text: str, option: str = "--illumination") -> tuple[float, ...]:
 
 
 def darkener(light: float, degradation: Mapping[str, Any], stream: int) -> Callable[[int, np.ndarray], np.ndarray]:
-    """Images as a share `light` of their light would show them: (place of the first, uint8 [B, H, W, 3]) -> the same.
+    """Return a function that degrades images to one intensity, for `Embedder`'s argument `alter`.
 
-    It scales linear light or sRGB values, as `degradation` says: options of `lowlight.degrade`. An image's camera and
-    noise depend on `stream` and its place alone, and are the same at every intensity.
+    The camera and noise of an image depend only on `stream` and on its index, so they are the same at every intensity.
+
+    Args:
+        light: the intensity, above 0 and at most 1; it scales linear light or sRGB values, as `degradation` says.
+        degradation: options of `lowlight.degrade_to` by name, such as `preset`.
+        stream: a number that differs between the queries and the gallery, so that they draw different noise.
+
+    Returns:
+        A function of the index of a batch's first image and the batch, uint8 [B, H, W, 3] in 0..255, that returns the
+        degraded batch in the same form.
+
+    Raises:
+        ValueError: when the function is called with an unknown or unfit option, as `lowlight.resolve`.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.illumination import darkener
+        >>> darken = darkener(0.1, {"preset": "maet"}, stream=0)
+        >>> images = np.full((2, 8, 4, 3), 128, np.uint8)
+        >>> dark = darken(0, images)
+        >>> dark.dtype, bool(dark.mean() < images.mean())
+        (dtype('uint8'), True)
     """
     options = tuple(sorted(degradation.items()))
     return lambda start, images: np.asarray(_darken(light, stream, start, images, options))

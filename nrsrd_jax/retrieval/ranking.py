@@ -1,9 +1,9 @@
 """Re-ID ranking metrics: exact, on the device, without sorting the gallery.
 
 Q queries, G gallery images, D feature width, B queries of a block, L gallery images of a query's identity. By the
-Market-1501 protocol (Zheng et al. 2015) gallery images of the query's identity and camera are left out. What a metric
-needs of a ranking is the place of those few gallery images that show the query's person, and the place of one is the
-number of images that are closer: B·G·L comparisons, no sort, and never more than B·G distances.
+Market-1501 protocol (Zheng et al. 2015) gallery images of the query's identity and camera are left out. A metric needs
+only the ranks of the few gallery images that show the query's person, and a rank is the number of images that are
+closer. So B·G·L comparisons replace the sort, and at most B·G distances are in memory.
 """
 
 import dataclasses
@@ -21,18 +21,26 @@ from ..sharding import make_mesh, over_data, replicated
 QUERY_BLOCK = 256
 BLOCK_DISTANCES = 2**26
 BLOCK_PLACES = 2**16
-CHUNK = 16  # gallery images that are compared at once
-ROWS = 2**10  # features that are scaled at once
+# The numbers of gallery images compared at once, and of features scaled at once, keep the intermediate arrays small.
+CHUNK = 16
+ROWS = 2**10
 
-Distances = Callable[[np.ndarray], jax.Array | np.ndarray]  # indices of queries [B] -> their distances [B, G]
+# A function from the indices of some queries [B] to their distances [B, G].
+Distances = Callable[[np.ndarray], jax.Array | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class RankMetrics:
-    """What ranking gave each query; the means are over the queries that have a match, as fractions in 0..1.
+    """The result of ranking for each query; mAP, mINP and CMC are means over the queries with a match, in 0..1.
 
-    average_precision [Q]; inverse_penalty [Q], matches / rank of the last match (Ye et al. 2021); both NaN where there
-    is no match. first_match [Q], the rank of the first match from 1, 0 where there is none; max_rank, the CMC's length.
+    A match is a gallery image of the query's identity from another camera.
+
+    Attributes:
+        average_precision: [Q] in 0..1, NaN for a query without a match.
+        inverse_penalty: [Q] in 0..1, the number of matches / the rank of the last match, NaN for a query without a
+            match (Ye et al. 2021).
+        first_match: [Q], the rank of the first match, from 1; 0 for a query without a match.
+        max_rank: the length of the CMC.
     """
 
     average_precision: np.ndarray
@@ -47,26 +55,28 @@ class RankMetrics:
 
     @property
     def mAP(self) -> float:
+        """Return the mean average precision, in 0..1."""
         return float(self.average_precision[self.valid].mean())
 
     @property
     def mINP(self) -> float:
+        """Return the mean inverse negative penalty, in 0..1."""
         return float(self.inverse_penalty[self.valid].mean())
 
     @property
     def cmc(self) -> np.ndarray:
-        """Return the share of queries whose first match ranks r+1 or better, [max_rank]."""
+        """Return the share of queries whose first match has rank r + 1 or better, r = 0..max_rank−1; [max_rank]."""
         firsts = np.bincount(self.first_match[self.valid], minlength=self.max_rank + 1)[1 : self.max_rank + 1]
         return firsts.cumsum() / self.valid.sum()
 
     def of(self, queries: np.ndarray) -> "RankMetrics":
-        """Return the metrics of some queries, chosen by index or by a mask."""
+        """Return the metrics of some queries, chosen by their indices or by a mask bool [Q]."""
         return RankMetrics(
             self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.max_rank
         )
 
     def summary(self) -> dict[str, float | int]:
-        """Return the headline numbers, as result.json names them."""
+        """Return the main numbers under their names in result.json: mAP, mINP, rank1, rank5, rank10 and counts."""
         ranks = {f"rank{k}": float(self.cmc[min(k, self.max_rank) - 1]) for k in (1, 5, 10)}
         counts = {"queries": len(self.valid), "queries_without_match": int((~self.valid).sum())}
         return {"mAP": self.mAP, "mINP": self.mINP} | ranks | counts
@@ -80,10 +90,36 @@ def rank_metrics(
     gallery_cameras: np.ndarray,
     max_rank: int = 50,
 ) -> RankMetrics:
-    """Return CMC, mAP and mINP of a distance matrix [Q, G]. Equal distances rank by the gallery's order.
+    """Compute CMC, mAP and mINP of a distance matrix.
 
-    The CMC has min(max_rank, G) entries. ValueError if shapes disagree, a distance is NaN or more than float64 can tell
-    apart, or no query has a match.
+    Gallery images of the query's identity from the query's camera are left out. Of equal distances the earlier gallery
+    image ranks first.
+
+    Args:
+        distances: real numbers [Q, G]; smaller is more similar.
+        query_ids, gallery_ids: the identities [Q] and [G].
+        query_cameras, gallery_cameras: the cameras [Q] and [G].
+        max_rank: the length of the CMC, at least 1; at most G entries are returned.
+
+    Returns:
+        A RankMetrics, with `.mAP`, `.mINP`, `.cmc` and the values of each query.
+
+    Raises:
+        ValueError: shapes disagree, a distance is NaN or an integer beyond 2⁵³, or no query has a match.
+
+    Source:
+        Zheng et al. 2015 (the protocol of Market-1501); Ye et al. 2021 (mINP).
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval import rank_metrics
+        >>> distances = np.array([[0.1, 0.2, 0.3, 0.4]])
+        >>> ids, cameras = np.array([7, 5, 7, 7]), np.array([1, 2, 2, 3])
+        >>> metrics = rank_metrics(distances, np.array([7]), ids, np.array([1]), cameras)
+        >>> metrics.first_match.tolist()  # The nearest image is from the query's camera, the next of another person.
+        [2]
+        >>> print(f"mAP {metrics.mAP:.4f}, mINP {metrics.mINP:.4f}, CMC {metrics.cmc.tolist()}")
+        mAP 0.5833, mINP 0.6667, CMC [0.0, 1.0, 1.0, 1.0]
     """
     distances = _unmasked(distances, "distances")
     if distances.dtype.kind not in "fiu" or not np.can_cast(distances.dtype, np.float64) or _too_large(distances):
@@ -106,9 +142,31 @@ def rank_features(
     max_rank: int = 50,
     mesh: Mesh | None = None,
 ) -> RankMetrics:
-    """Rank as `rank_metrics`, by the `squared_distances` of features [Q, D] and [G, D], one block at a time.
+    """Compute CMC, mAP and mINP of features, by their `squared_distances`, one block of queries at a time.
 
-    ValueError also if a feature is not finite.
+    Args:
+        query: features of the queries [Q, D], of any length; they are scaled to length 1.
+        gallery: features of the gallery images [G, D].
+        query_ids, gallery_ids: the identities [Q] and [G].
+        query_cameras, gallery_cameras: the cameras [Q] and [G].
+        max_rank: the length of the CMC, at least 1; at most G entries are returned.
+        mesh: the devices to use; None for all.
+
+    Returns:
+        A RankMetrics, as `rank_metrics` returns.
+
+    Raises:
+        ValueError: as `rank_metrics` and `squared_distances`.
+
+    Source:
+        Zheng et al. 2015 (the protocol of Market-1501); Ye et al. 2021 (mINP).
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval import rank_features
+        >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[2.0, 0.1], [0.0, 1.0]])
+        >>> rank_features(query, gallery, np.array([7]), np.array([7, 5]), np.array([1]), np.array([2, 2])).mAP
+        1.0
     """
     _check_counts((len(query), len(gallery)), query_ids, gallery_ids)
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
@@ -122,7 +180,7 @@ def _unmasked(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def _too_large(values: np.ndarray) -> bool:
-    """Return whether they are integers so large that float64 might not tell them apart."""
+    """Return whether `values` are integers so large that float64 might not tell them apart."""
     return values.dtype.kind in "iu" and values.size > 0 and max(-int(values.min()), int(values.max())) > 2**53
 
 
@@ -132,10 +190,30 @@ def _check_counts(shape: tuple[int, ...], query_ids: np.ndarray, gallery_ids: np
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
-    """Return the function of squared Euclidean distances, float64, of features [Q, D] and [G, D] scaled to length 1.
+    """Return a function that computes squared Euclidean distances of features, one block of queries at a time.
 
-    It computes a block of queries at a time. Rounding may put a distance below 0. The gallery stays on the devices,
-    and blocks are split over them. ValueError if a feature is not finite, or the widths differ.
+    distance = ‖q/‖q‖ − g/‖g‖‖² = 2 − 2·cos(q, g), in 0..4
+
+    The gallery stays on the devices, and a block is split over them.
+
+    Args:
+        query: features of the queries [Q, D], of any length; they are scaled to length 1.
+        gallery: features of the gallery images [G, D].
+        mesh: the devices to use; None for all.
+
+    Returns:
+        A function from the indices of some queries [B] to their distances [B, G], float64. Rounding may put a distance
+        slightly below 0.
+
+    Raises:
+        ValueError: a feature is not finite, or the widths differ.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.ranking import squared_distances
+        >>> distances = squared_distances(np.array([[3.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))
+        >>> (np.asarray(distances(np.array([0]))).round(4) + 0.0).tolist()
+        [[0.0, 2.0, 4.0]]
     """
     query, gallery, _ = centred_rows(query, gallery)
     return distances_of(query, gallery, mesh or make_mesh())
@@ -147,7 +225,7 @@ def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np
     Features of a network may be nearly parallel. Without their common part, a product loses less of what differs.
 
     Returns:
-        Both, and the mean [D], in float64.
+        The query features, the gallery features and the mean [D], in float64.
 
     Raises:
         ValueError: a feature is not finite, or the widths differ.
@@ -165,7 +243,7 @@ def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarr
         The result in float64, [N, D].
 
     Raises:
-        ValueError: they are not rows of real numbers, or one is not finite.
+        ValueError: the features are not rows of real numbers, or a feature is not finite.
     """
     features = _unmasked(features, "features")
     if not np.can_cast(features.dtype, np.float64):
@@ -192,7 +270,7 @@ def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarr
 
 
 def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
-    """Return what `squared_distances` does, for features that `centred_rows` returned."""
+    """Return the function that `squared_distances` returns, for features from `centred_rows`."""
     squares, gallery_squares = (np.einsum("nd,nd->n", rows, rows) for rows in (query, gallery))
     with jax.enable_x64(True):
         of_gallery = jax.device_put((gallery, gallery_squares), replicated(mesh))
@@ -211,8 +289,8 @@ def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distance
 
 @jax.jit
 def _squared_distances(query: jax.Array, squares: jax.Array, gallery: jax.Array, g_squares: jax.Array) -> jax.Array:
-    # In float64: float32 is too coarse for small differences where features form groups far apart.
-    # The squares are computed beforehand: XLA for CPU would fuse their sum and compute it again for every distance.
+    # These are float64 because float32 is too coarse for small differences where features form groups far apart.
+    # The squares are computed beforehand because XLA for CPU would fuse their sum and repeat it for every distance.
     return squares[:, None] + g_squares - 2 * (query @ gallery.T)
 
 
@@ -226,9 +304,33 @@ def rank_by(
     max_rank: int = 50,
     mesh: Mesh | None = None,
 ) -> RankMetrics:
-    """Rank as `rank_metrics`, by a function that returns the distances of a block of queries.
+    """Compute CMC, mAP and mINP by a function that returns the distances of a block of queries.
 
-    Blocks are split over the devices of `mesh`. To fill the last block, some queries are computed again.
+    Args:
+        distances: a function from the indices of some queries [B] to their distances [B, G], such as
+            `squared_distances` or `reranked_distances` return. To fill a block, indices may repeat.
+        query_ids, gallery_ids: the identities [Q] and [G].
+        query_cameras, gallery_cameras: the cameras [Q] and [G].
+        max_rank: the length of the CMC, at least 1; at most G entries are returned.
+        mesh: the devices that a block is split over; None for all.
+
+    Returns:
+        A RankMetrics, as `rank_metrics` returns.
+
+    Raises:
+        ValueError: identities and cameras differ in number or type or are NaN, or no query has a match.
+
+    Source:
+        Zheng et al. 2015 (the protocol of Market-1501); Ye et al. 2021 (mINP).
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.ranking import rank_by
+        >>> table = np.array([[0.2, 0.1], [0.3, 0.4]])
+        >>> ids, cameras = np.array([5, 7]), np.array([2, 2])
+        >>> metrics = rank_by(lambda rows: table[rows], np.array([7, 7]), ids, np.array([1, 1]), cameras)
+        >>> metrics.average_precision.tolist()
+        [1.0, 0.5]
     """
     mesh = mesh or make_mesh()
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
@@ -250,7 +352,8 @@ def rank_by(
 
     precision, penalty = np.full(len(query_ids), np.nan), np.full(len(query_ids), np.nan)
     first = np.zeros(len(query_ids), np.int64)
-    waiting = np.argsort(start - stop, kind="stable")  # blocks of queries with about as many images of their identity
+    # Queries with about as many images of their identity share a block, so that little of its width is padding.
+    waiting = np.argsort(start - stop, kind="stable")
     waiting = waiting[stop[waiting] > start[waiting]]
     while len(waiting):
         width = _power_of_two(int(stop[waiting[0]] - start[waiting[0]]))
@@ -270,7 +373,7 @@ def rank_by(
 
 
 def _power_of_two(number: int) -> int:
-    """Return the next power of two: few sizes, few compiles."""
+    """Return the smallest power of two that is not below a number: few sizes need few compiles."""
     return 1 << (number - 1).bit_length()
 
 
@@ -291,7 +394,8 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
     def count(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         index, chunk_keys = chunk  # [CHUNK], [CHUNK, B]
-        limit = chosen + (index[:, None, None] < same)  # of equals the earlier goes first; k < c + 1 is k <= c
+        # Of equal keys the earlier image ranks first, so it counts as closer: k < c + 1 means k <= c.
+        limit = chosen + (index[:, None, None] < same)
         return total + jnp.sum(chunk_keys[:, :, None] < limit, 0, dtype=jnp.int32), None
 
     by_chunk = (
@@ -302,7 +406,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """Return floats as integers of the same order, −0 equal to 0: a device may flush small floats, not integers."""
+    """Return integers in the order of the floats, −0 equal to 0, because a device may round small floats to 0."""
     integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
     bits = lax.bitcast_convert_type(x, integer)
     return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
@@ -315,12 +419,15 @@ def _metrics_of_places(
 
     Junk (from the query's own camera) is skipped: images after it move up.
     """
-    nothing = np.iinfo(np.int64).max  # odd as junk, and after all else
+    # This is odd, as junk is, and sorts last.
+    nothing = np.iinfo(np.int64).max
     coded = np.sort(np.where(exists, 2 * places.astype(np.int64) + junk, nothing), axis=1)
     match = coded % 2 == 0
-    rank = coded // 2 + 1 - np.cumsum(~match, axis=1)  # among what counts, from 1
+    # Ranks begin at 1 and skip junk.
+    rank = coded // 2 + 1 - np.cumsum(~match, axis=1)
     found, total = np.cumsum(match, axis=1), match.sum(1)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no match
+    # A query without a match gets 0 / 0, which is NaN.
+    with np.errstate(invalid="ignore"):
         precision = np.where(match, found / rank, 0).sum(1) / total
         penalty = total / np.where(match, rank, 0).max(1)
     first = np.where(match, rank, nothing).min(1)

@@ -1,8 +1,8 @@
 """Better rankings without new labels: k-reciprocal re-ranking (Zhong et al. 2017) and average query expansion.
 
 N = Q + G images, queries first. Two images are k-reciprocal neighbours if each is among the other's k nearest; the
-Jaccard distance of two images compares their sets of such neighbours. Distances come a block at a time from the
-devices, the sets are sparse matrices: memory is O(N·k) and a few blocks, where the official code holds N×N.
+Jaccard distance of two images compares their sets of such neighbours. The devices compute distances one block at a
+time, and the sets are sparse matrices, so memory is O(N·k) and a few blocks. The official code holds N×N numbers.
 """
 
 import functools
@@ -20,9 +20,11 @@ from ..errors import say
 from ..sharding import make_mesh
 from .ranking import Distances, centred_rows, distances_of
 
-BLOCK = 256  # images at a time and device
-PAIRS = 2**11  # pairs of images at a time
-WORTH_TELLING = 1  # seconds that re-ranking should take
+# At most this many images per device, and pairs of images, are compared at once: it bounds the memory.
+BLOCK = 256
+PAIRS = 2**11
+# If re-ranking takes longer than this many seconds, the user is told how long.
+WORTH_TELLING = 1
 
 
 def k_reciprocal(
@@ -32,11 +34,38 @@ def k_reciprocal(
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> np.ndarray:
-    """Return re-ranked distances [Q, G], float32, of features [Q, D] and [G, D], which are scaled to length 1.
+    """Compute distances re-ranked by k-reciprocal neighbours.
 
-    They are TransReID's except for its float16 rounding: λ·d/max(d) + (1−λ)·d_Jaccard. d is the squared Euclidean
-    distance (which Zhong et al.'s own script squares once more). The Jaccard distance is of sets of k1 neighbours,
-    expanded by their k1/2 and averaged over the k2 nearest. ValueError as in `reranked_distances`.
+    distance = λ·d/max(d) + (1 − λ)·d_Jaccard
+
+    d is the squared Euclidean distance of the features scaled to length 1, max(d) the query's largest. d_Jaccard
+    compares the sets of the k1 reciprocal neighbours of two images, expanded by the k1/2 neighbours of each, averaged
+    over the k2 nearest images. It uses all queries together, so it is transductive.
+
+    Args:
+        query_features: [Q, D], of any length.
+        gallery_features: [G, D].
+        k1: the size of a neighbourhood, at least 1.
+        k2: how many nearest images each set is averaged over, at least 1.
+        lambda_value: λ in 0..1; 1 for the plain distance, 0 for the Jaccard distance alone.
+
+    Returns:
+        [Q, G], float32, in 0..1 up to rounding.
+
+    Raises:
+        ValueError: as `reranked_distances`.
+
+    Source:
+        Zhong et al. 2017, as in the code of TransReID, without its rounding to float16. (The script of Zhong et al.
+        squares d once more.)
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval import k_reciprocal
+        >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[1.0, 0.1], [0.9, 0.2], [-1.0, 0.0]])
+        >>> distances = k_reciprocal(query, gallery, k1=2, k2=1)
+        >>> distances.shape, distances.argsort().tolist()
+        ((1, 3), [[0, 1, 2]])
     """
     rows = reranked_distances(query_features, gallery_features, k1, k2, lambda_value)
     result = np.empty((len(query_features), len(gallery_features)), np.float32)
@@ -54,10 +83,34 @@ def reranked_distances(
     lambda_value: float = 0.3,
     mesh: Mesh | None = None,
 ) -> Distances:
-    """Return `k_reciprocal` as a function from indices of queries [B] to their rows [B, G], for `evaluation.rank_by`.
+    """Return the distances of `k_reciprocal` as a function, for `ranking.rank_by`, without the matrix [Q, G].
 
-    Prints to stderr how much memory it takes, and about how long. ValueError for parameters out of range, features that
-    are not finite, or of different widths.
+    If it takes longer than a second, it prints to stderr how much memory it takes at most, and about how long.
+
+    Args:
+        query_features: [Q, D], of any length.
+        gallery_features: [G, D].
+        k1: as in `k_reciprocal`.
+        k2: as in `k_reciprocal`.
+        lambda_value: as in `k_reciprocal`.
+        mesh: the devices to use; None for all.
+
+    Returns:
+        A function from the indices of some queries [B] to their distances [B, G].
+
+    Raises:
+        ValueError: a parameter is out of its range, a feature is not finite, the widths differ, or there are no
+            queries or gallery images.
+
+    Source:
+        As `k_reciprocal`.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.rerank import reranked_distances
+        >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[1.0, 0.1], [0.9, 0.2], [-1.0, 0.0]])
+        >>> reranked_distances(query, gallery, k1=2, k2=1)(np.array([0])).shape
+        (1, 3)
     """
     _check_parameters(k1, k2, lambda_value)
     _check_features(query_features, gallery_features)
@@ -75,7 +128,7 @@ def reranked_distances(
 
     def rows(block: np.ndarray) -> np.ndarray:
         result = np.asarray(distances(block))[:, queries:] * (lambda_value / farthest[block, None])
-        # Blocks are filled up with queries that are in them.
+        # A block may hold a query several times, because queries of the block fill it up.
         jaccard = {query: _jaccard_distances(weights, query, gallery) for query in set(block.tolist())}
         for row, query in zip(result, block.tolist(), strict=True):
             row += (1 - lambda_value) * jaccard[query]
@@ -85,10 +138,11 @@ def reranked_distances(
 
 
 def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
-    """Bytes that re-ranking N images of D features takes at most, beside what it is given and its result.
+    """Return the bytes that re-ranking N images of width D takes at most, beside its arguments and its result.
 
-    Features: scaled, joined, and on each device. A block: six times on its way from distances to neighbours or weights.
-    Sparse matrices: an image has k1+1 neighbours, each of them with half as many, of which less than a third are new.
+    Features are held scaled, joined, and on each device. A block is held six times on its way from distances to
+    neighbours or weights. In the sparse matrices an image has k1+1 neighbours, and each of them half as many, of which
+    less than a third are new.
     """
     half = round(k1 / 2) + 1
     expanded = (k1 + 1) * (1 + half // 3)
@@ -100,7 +154,7 @@ def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) ->
 def _nearest(
     distances: Distances, images: int, queries: int, k: int, size: int, bound: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each image's k nearest, itself among them, nearest first, int [N, min(k, N)], and its largest distance [N]."""
+    """Return the k nearest of each image, itself among them, int [N, min(k, N)], and its largest distance [N]."""
     k = min(k, images)
     neighbours, farthest = np.empty((images, k), np.int32), np.empty(images, np.float32)
     starts = range(0, images, size)
@@ -110,8 +164,9 @@ def _nearest(
         with jax.enable_x64(True):
             nearest, largest = _nearest_and_farthest(distances(np.resize(rows, min(size, images))), k)
         neighbours[rows], farthest[rows] = np.asarray(nearest)[: len(rows)], np.asarray(largest)[: len(rows)]
-        if number == min(1, len(starts) - 1):  # the first also compiles
-            # The rest is the host's: what it takes per image and per query, measured on one core at Night600's size.
+        # The time of the first block includes compiling, so the second tells more.
+        if number == min(1, len(starts) - 1):
+            # The host's work follows: seconds per image and per query, measured on one core at Night600's size.
             seconds = (time.perf_counter() - begin) * len(starts) + 3e-5 * images + 4e-4 * queries
             if seconds > WORTH_TELLING:
                 text = f"re-ranking {images} images: at most {bound / 2**30:.1f} GiB, about {seconds:.0f} s"
@@ -121,14 +176,15 @@ def _nearest(
 
 @functools.partial(jax.jit, static_argnames="k")
 def _nearest_and_farthest(distances: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    distances = distances.astype(jnp.float32)  # XLA for CPU finds the nearest of float64 far slower
+    # XLA for CPU finds the nearest of float64 numbers far slower.
+    distances = distances.astype(jnp.float32)
     return lax.top_k(-distances, k)[1], jnp.max(distances, 1)
 
 
 def _neighbour_weights(features: np.ndarray, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> sp.csr_array:
-    """Per image its expanded set of k-reciprocal neighbours, weighted by exp(−distance), rows summing to 1; [N, N]."""
+    """Return each image's expanded k-reciprocal neighbours, weighted by exp(−distance); [N, N], rows sum to 1."""
     mutual, half = (_mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2)))
-    # A neighbour's smaller set joins if more than 2/3 of it is in the image's own.
+    # A neighbour's smaller set is added if more than 2/3 of it is in the image's own set (Zhong et al. 2017).
     shared = sp.csr_array(sp.csr_array(mutual @ half).multiply(mutual))
     shared.data = (3 * shared.data > 2 * half.sum(1)[shared.indices]).astype(np.int32)
     shared.eliminate_zeros()
@@ -142,20 +198,20 @@ def _neighbour_weights(features: np.ndarray, neighbours: np.ndarray, farthest: n
 
 
 def _mutual(neighbours: np.ndarray) -> sp.csr_array:
-    """1 where two images are each among the other's neighbours [N, k], else 0; sparse [N, N]."""
+    """Return 1 where two images are each among the other's neighbours [N, k], else 0; sparse [N, N]."""
     forward = _rows_of(neighbours, np.int32(1))
     return forward.multiply(forward.T).tocsr()
 
 
 def _rows_of(columns: np.ndarray, value: np.generic) -> sp.csr_array:
-    """`value` at the columns [N, k] of each row; sparse [N, N]."""
+    """Return a matrix with `value` at the columns [N, k] of each row; sparse [N, N]."""
     count, k = columns.shape
     starts = np.arange(0, count * k + 1, k)
     return sp.csr_array((np.full(count * k, value), columns.flatten(), starts), (count, count))
 
 
 def _pair_distances(features: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Squared distances of pairs of features, float32."""
+    """Return the squared distances of pairs of features, float32."""
     distances = np.empty(len(left), np.float32)
     for start in range(0, len(left), PAIRS):
         block = slice(start, start + PAIRS)
@@ -165,9 +221,10 @@ def _pair_distances(features: np.ndarray, left: np.ndarray, right: np.ndarray) -
 
 
 def _jaccard_distances(weights: sp.csr_array, query: int, gallery: sp.csc_array) -> np.ndarray:
-    """1 − Σ min / Σ max of a query's weights [N, N] and those of each gallery image [G, N], rows of sum 1; [G].
+    """Return 1 − Σ min / Σ max of a query's weights [N, N] and those of each gallery image [G, N]; [G].
 
-    An image without neighbours, which duplicates crowded out of its own list, is at distance 1.
+    Each row sums to 1. An image whose list of neighbours holds duplicates of it, but not itself, may have no weights;
+    its distance is 1.
     """
     row = slice(*weights.indptr[query : query + 2])
     columns = gallery[:, weights.indices[row]]
@@ -179,11 +236,34 @@ def _jaccard_distances(weights: sp.csr_array, query: int, gallery: sp.csc_array)
 def expand_queries(
     query_features: np.ndarray, gallery_features: np.ndarray, nearest: int, mesh: Mesh | None = None
 ) -> np.ndarray:
-    """Average query expansion (Chum et al. 2007): each query as the mean of itself and its nearest gallery features.
+    """Replace each query by the mean of itself and its nearest gallery features.
 
-    A copy of the query in the gallery, as Night600 has them, is its nearest.
-    [Q, D], [G, D] -> [Q, D] float32, of rows scaled to length 1; of a smaller gallery it takes all. ValueError if
-    `nearest` is less than 1, or features are not finite or of different widths.
+    expanded = (q + Σ_{g in nearest} g) / (1 + k), of features scaled to length 1
+
+    A copy of the query in the gallery, as Night600 has them, counts as its nearest.
+
+    Args:
+        query_features: [Q, D], of any length.
+        gallery_features: [G, D].
+        nearest: k, at least 1. A smaller gallery is taken whole.
+        mesh: the devices to use; None for all.
+
+    Returns:
+        [Q, D], float64, not scaled again.
+
+    Raises:
+        ValueError: `nearest` is below 1, a feature is not finite, the widths differ, or there are no queries or
+            gallery images.
+
+    Source:
+        Chum et al. 2007, average query expansion.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.rerank import expand_queries
+        >>> query, gallery = np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.0, -1.0], [-1.0, 0.0]])
+        >>> expand_queries(query, gallery[:1], nearest=1).round(4).tolist()
+        [[0.5, 0.5]]
     """
     if nearest < 1:
         raise ValueError(f"query expansion takes at least 1 of the nearest, not {nearest}")

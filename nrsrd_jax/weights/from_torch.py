@@ -1,6 +1,6 @@
 """Import a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
 
-Anything missing, unknown or of a wrong shape is a fault in the report, a row for each tensor.
+The report has a row for each tensor. A tensor that is missing, unknown or of a wrong shape is a fault.
 """
 
 import dataclasses
@@ -26,30 +26,43 @@ from .state_dict import read
 from .tensor_pickle import STORAGES
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-MAX_LISTED = 20  # faults in the error; all of them are in the report
-MAX_KEPT = 2**31  # bytes
+# The error lists at most this many faults, because the report lists all of them.
+MAX_LISTED = 20
+# Tensors that are kept for to_torch.py take at most this many bytes of memory.
+MAX_KEPT = 2**31
 HALF = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass
 class Report:
-    """A row for each tensor: (name, shape, what became of it, how or why); what is wrong; and what to know."""
+    """The report of a conversion.
+
+    Attributes:
+        origin: where in the file the weights were found; "" for the top level.
+        rows: (name, shape, verdict, note) of each tensor. The verdict is mapped, resized, new, ignored or FAULT.
+        faults: errors, of which a usable conversion has none.
+        warnings: facts that the user should know.
+        kept: bytes of the tensors that are kept for to_torch.py.
+    """
 
     origin: str = ""
     rows: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
     faults: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
-    kept: int = 0  # bytes of the tensors that are kept for to_torch.py
+    kept: int = 0
 
     def add(self, name: str, value: Any, verdict: str, note: str) -> None:
+        """Add a row for a tensor, or for a name without a tensor if `value` is None."""
         shape = "–" if value is None else "×".join(map(str, value.shape)) or "scalar"
         self.rows.append((printable(name, 100), shape, verdict, note))
 
     def fault(self, name: str, value: Any, note: str) -> None:
+        """Add a row with the verdict FAULT, and an error."""
         self.add(name, value, "FAULT", note)
         self.faults.append(f"{printable(name, 100)}: {note}")
 
     def lines(self) -> list[str]:
+        """Return the report as text: aligned rows, then the counts of the verdicts."""
         names, shapes = (max((len(row[i]) for row in self.rows), default=0) for i in (0, 1))
         lines = [f"{name:<{names}}  {shape:>{shapes}}  {what:<8} {note}" for name, shape, what, note in self.rows]
         verdicts = [row[2] for row in self.rows]
@@ -60,7 +73,7 @@ class Report:
 
 
 def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], dict[str, str]]:
-    """Return the tensors as the official model has them today, and notes on what was changed, by name."""
+    """Return the tensors in the shapes of today's official model, and notes on the changes, by name."""
     tensors, notes = dict(tensors), {}
     projection, position = tensors.get("base.patch_embed.proj.weight"), tensors.get("base.pos_embed")
     if projection is not None and projection.shape[1:] == (3 * PATCH * PATCH,):
@@ -73,7 +86,16 @@ def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], di
 
 
 def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None) -> Description:
-    """Return the description of the model that these tensors make up. Raises InputError for an unknown model."""
+    """Return the description of the model that has these tensors.
+
+    Args:
+        tensors: {official name: tensor}.
+        notes: the JSON that to_torch.py wrote beside the tensors; "" if there is none.
+        source_size: (height, width) in pixels that the position embedding is for; None to guess it.
+
+    Raises:
+        InputError: the tensors are not those of a known model, or contradict the notes or the size.
+    """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     cls_token, position = (shapes.get(f"base.{name}", ()) for name in ("cls_token", "pos_embed"))
     if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
@@ -110,7 +132,11 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
 
 
 def own_description(notes: str) -> Description | None:
-    """Return what to_torch.py wrote beside the tensors: normalisation, NRA's settings, identities."""
+    """Return the description that to_torch.py wrote beside the tensors, None if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         return Description.from_json(json.loads(notes)) if notes else None
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
@@ -118,8 +144,13 @@ def own_description(notes: str) -> Description | None:
 
 
 def guess_size(patches: int) -> tuple[int, int]:
-    """Return (height, width) in pixels of the images that a position embedding of this many patches is for."""
-    for ratio in (1, 2, 3):  # height over width of the grid: ImageNet's, LUPerson's, 384×128; no number fits two
+    """Return (height, width) in pixels of the images that a position embedding of this many patches is for.
+
+    Raises:
+        InputError: no grid of a known shape has this many patches.
+    """
+    # These are height over width of ImageNet, LUPerson, and 384×128 pixels. No number of patches fits two of them.
+    for ratio in (1, 2, 3):
         columns = math.isqrt(patches // ratio)
         if columns and columns * columns * ratio == patches:
             return columns * ratio * PATCH, columns * PATCH
@@ -136,17 +167,33 @@ def convert(
     key: str = "",
     ignored: Sequence[str] = (),
 ) -> tuple[Description, dict, dict[str, np.ndarray], Report]:
-    """Return the model in a file, its variables, the tensors kept for to_torch.py, and the report.
+    """Convert a PyTorch checkpoint of TransReID-SSL, or of a compatible ViT, without PyTorch.
+
+    A conversion with `report.faults` is not usable: `checkpoint.save_weights` must not be called with it.
 
     Args:
-        path: a checkpoint, an index of shards, or a folder with either.
-        image_size: (height, width) in pixels of the images that the model will take; default: the file's own.
-        source_size: (height, width) that the file's position embedding is for; default: guessed.
-        key: which ViT to take, where the file holds several.
-        ignored: glob patterns of tensors without a rule that are left out.
+        path: a `.pth` or `.safetensors` file, an index of shards, or a folder with one of these.
+        image_size: (height, width) in pixels of the images that the model will take; None for the size in the file.
+            The position embedding is resized to it.
+        source_size: (height, width) in pixels that the position embedding in the file is for; None to guess it.
+        key: which ViT to take if the file holds several, such as "teacher"; "" if there is only one.
+        ignored: glob patterns of names of tensors to leave out, if no rule maps them.
+
+    Returns:
+        The Description of the model; its variables {"params": …, "batch_stats": …} in float32; {name: array}, the
+        tensors kept for `weights.to_torch.export`; and the Report.
 
     Raises:
-        InputError: the file cannot be read, or holds no ViT. Anything else that is wrong is in the report.
+        InputError: the file cannot be read, or holds no ViT. Other errors are in the report.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from nrsrd_jax.weights.from_torch import convert
+        >>> description, variables, kept, report = convert(Path("model.pth"))
+        >>> description.backbone, description.depth, report.faults
+        ('vit_tiny', 1, [])
+        >>> variables["params"]["base"]["cls_token"].shape
+        (1, 1, 192)
     """
     state = read(path, key)
     report = Report(state.origin)
@@ -163,7 +210,8 @@ def convert(
     table = torch_names.slots(source, jpm)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     kept: dict[str, np.ndarray] = {}
-    types: dict[str, str] = {}  # by variable, where not float32: to_torch.py gives them back
+    # The types of variables that are not float32 in the file, so that to_torch.py gives them back.
+    types: dict[str, str] = {}
     rounded = 0
     unused = set(ignored)
     for name, tensor in tensors.items():
@@ -244,7 +292,7 @@ def ignore(
 
 
 def misfit(tensor: Array, shape: tuple[int, ...]) -> str:
-    """Return why a tensor cannot take the place of one of this shape, "" if it can. Its numbers are not read."""
+    """Return why a tensor does not fit a variable of this shape, "" if it fits. Its numbers are not read."""
     if tensor.shape != shape:
         return f"has shape {tensor.shape}; the model has {shape}"
     if str(tensor.dtype) not in FLOATS:
@@ -253,6 +301,7 @@ def misfit(tensor: Array, shape: tuple[int, ...]) -> str:
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
+    """Put a value into nested dicts, which are made as needed."""
     *parents, last = path
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -260,7 +309,7 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
 
 
 def sha256(*paths: Path) -> str:
-    """Return the hash of a file, or of several, one after the other."""
+    """Return the SHA-256 of the bytes of files, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -270,7 +319,7 @@ def sha256(*paths: Path) -> str:
 
 
 def summary(description: Description) -> list[str]:
-    """Return lines on what the model is, what was assumed about it, and what it can be used for."""
+    """Return lines of text: the model, the assumptions about it, and its possible uses."""
     height, width = description.image_size
     lines = [f"{description.backbone} of {description.depth} blocks for images of {height}×{width}"]
     if not description.provenance["source"]["described"]:

@@ -28,9 +28,29 @@ SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
 
 
 def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarray], Description]:
-    """Return {official name: tensor} of a checkpoint or run, and its description. InputError if it is neither.
+    """Convert a checkpoint to the state dict of the official PyTorch model, without PyTorch.
 
-    With `backbone` there are only the backbone's tensors, and their names begin with `backbone.` as in a DINO teacher.
+    Args:
+        directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
+        backbone: whether to return only the backbone's tensors, with names that begin with `backbone.` as in the
+            teacher of a DINO checkpoint.
+
+    Returns:
+        {official name: tensor} in the types of the file that it was converted from (float32 after training), and the
+        Description without its provenance.
+
+    Raises:
+        InputError: `directory` holds no checkpoint, or a damaged one.
+
+    Source:
+        The names and layouts of the official code of TransReID-SSL.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from nrsrd_jax.weights.to_torch import export
+        >>> tensors, description = export(Path("runs/night"))
+        >>> tensors["base.blocks.0.attn.qkv.weight"].shape
+        (576, 192)
     """
     path = find_checkpoint(directory)
     description, variables = load(path, make_mesh())
@@ -63,6 +83,7 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    """Write the file that the arguments of the process ask for."""
     parser = Parser(__doc__, "python convert/to_torch.py")
     parser.add_argument("directory", type=Path, help="a training run or a checkpoint")
     parser.add_argument("--output", type=Path, help="the file to write; default: DIR.pth, beside DIR")
