@@ -19,13 +19,22 @@ from ..files import written_whole
 from ..sheet import HEIGHT, WIDTH, brighten, sheet
 from .degradation import PRESETS, degrade
 
-MAX_IMAGES = 50  # on a sheet
+# More images than this on a sheet would be too small to see.
+MAX_IMAGES = 50
 
 
 def noise_level(grey: np.ndarray) -> float:
-    """Standard deviation of the noise in a grey image [H, W], H and W at least 3, in its own units (Immerkær 1996)."""
+    """Estimate the standard deviation of the noise in a grey image, in the image's own units.
+
+    Args:
+        grey: [H, W], H and W at least 3.
+
+    Source:
+        Immerkær 1996.
+    """
     g = np.asarray(grey, np.float64)
-    edges = g[:-2] - 2 * g[1:-1] + g[2:]  # a Laplacian of a Laplacian: smooth shading and straight edges vanish
+    # Second differences in both directions are 0 on smooth shading and along straight edges, so noise remains.
+    edges = g[:-2] - 2 * g[1:-1] + g[2:]
     mask = edges[:, :-2] - 2 * edges[:, 1:-1] + edges[:, 2:]
     return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
 
@@ -39,6 +48,7 @@ def light_and_noise(images: list[np.ndarray]) -> str:
 
 
 def main() -> None:
+    """Write the sheet that the arguments of the process ask for, and print light and noise."""
     parser = Parser(__doc__, "nrsrd lowlight")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--output", type=Path, help="default: sheet.png")
@@ -50,7 +60,8 @@ def main() -> None:
         raise InputError(f"{len(options.images)} images; a sheet of more than {MAX_IMAGES} shows nothing: choose some")
     if not os.access(output.absolute().parent, os.W_OK):
         raise InputError(f"cannot write --output {output}: its folder is missing, or not yours to write in")
-    given = [np.asarray(read_rgb(path)) for path in options.images]  # each at its own size: resizing smooths noise
+    # Each image keeps its own size because resizing would smooth the noise.
+    given = [np.asarray(read_rgb(path)) for path in options.images]
     for path, image in zip(options.images, given, strict=True):
         if min(image.shape[:2]) < 3:
             raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")

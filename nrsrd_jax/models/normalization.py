@@ -17,10 +17,11 @@ def _normalize(
     epsilon: float = EPSILON,
     dtype: jnp.dtype | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """((x − mean)/√(var + ε)·scale + bias, mean, biased variance), of x [..., C]; the statistics are over `axes`.
+    """Return (x − mean)/√(var + ε)·scale + bias of x [..., C], the mean, and the biased variance over `axes`.
 
-    The first is of `dtype`, float32 if None; only it passes gradients on. They are written out, from x and the
-    statistics (Ioffe and Szegedy 2015, section 3): what autodiff makes of the forward pass reads and writes more.
+    The first result has the type `dtype`, float32 if that is None. Only it passes gradients on. They are computed from
+    x and the statistics (Ioffe and Szegedy 2015, section 3), because the gradients that autodiff derives read and write
+    more memory.
     """
     return _normalize_forward(x, scale, bias, axes, epsilon, dtype)[0]
 
@@ -31,7 +32,8 @@ def _normalize_forward(x, scale, bias, axes, epsilon, dtype):
     var = jnp.square(values - mean).mean(axes, keepdims=True)
     factor = jax.lax.rsqrt(var + epsilon)
     y = (values - mean) * factor * scale + bias
-    kept = jax.lax.optimization_barrier((mean, factor))  # else a GPU computes both again from x wherever they are used
+    # Without the barrier, XLA on a GPU computes both again from x wherever they are used.
+    kept = jax.lax.optimization_barrier((mean, factor))
     return (y.astype(dtype or y.dtype), mean, var), (x, *kept, scale)
 
 
@@ -47,7 +49,8 @@ def _normalize_backward(axes, epsilon, dtype, kept, gradients):
     if -1 in axes:
         shift, slope = sums(gradient * scale, axes)
         bias_gradient, scale_gradient = (y.reshape(-1) for y in sums(gradient, all_but_channels))
-    else:  # what the channels' own gradients are made of serves here too
+    else:
+        # Reuse the sums per channel, which the gradients of scale and bias need as well.
         shift, slope = sums(gradient, axes)
         bias_gradient, scale_gradient = (y.sum(all_but_channels) for y in (shift, slope))
         shift, slope = scale * shift, scale * slope
@@ -61,7 +64,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis of x, ε = 1e-6, as `dtype` (None: float32)."""
+    """Normalise the last axis of x, with ε = 1e-6. The result has the type `dtype`, float32 if that is None."""
 
     dtype: jnp.dtype | None = None
 
@@ -73,16 +76,20 @@ class LayerNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over every axis but the last, with statistics of the global batch.
+    """Normalise over all axes except the last, with the statistics of the global batch.
 
     Training normalises with the biased variance and moves the running variance towards the unbiased one,
     as torch.nn.BatchNorm does: https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm1d.html.
-    Row i of a batch of several domains is of domain i % domains; each is normalised with statistics of its own, and
-    moves the running ones in its turn, as in one pass after another.
+    With several domains, row i belongs to domain i % domains. Each domain is normalised with its own batch statistics;
+    running statistics are updated domain by domain, as if each had its own forward pass.
+
+    Attributes:
+        decay: the part of a running statistic that a step keeps; 1 − PyTorch's momentum.
+        frozen_bias: whether the bias gets no gradient, as that of the BNNeck.
     """
 
-    decay: float = 0.9  # PyTorch's momentum 0.1
-    frozen_bias: bool = False  # the BNNeck's bias is never trained
+    decay: float = 0.9
+    frozen_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, domains: int = 1) -> jax.Array:
@@ -109,7 +116,7 @@ class BatchNorm(nn.Module):
 
 
 class InstanceNorm(nn.Module):
-    """Normalises each channel of each image over its pixels; no running statistics."""
+    """Normalise each channel of each image over its pixels, without running statistics."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, H, W, C]
@@ -119,7 +126,7 @@ class InstanceNorm(nn.Module):
 
 
 class InstanceBatchNorm(nn.Module):
-    """IBN (Pan et al. 2018): InstanceNorm on the first half of the channels, BatchNorm on the second."""
+    """Apply InstanceNorm to the first half of the channels and BatchNorm to the second (IBN, Pan et al. 2018)."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, domains: int = 1) -> jax.Array:

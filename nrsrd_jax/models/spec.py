@@ -63,7 +63,7 @@ class Spec:
             norm_ratio: an `attention.NormRatio`, or None for a model without Norm-Ratio Attention.
             drop_path: the rate of stochastic depth in the last block.
             remat: whether the backward pass computes each block again instead of storing it.
-            cameras: the number of cameras in training. A model that does not read cameras ignores it.
+            cameras: the number of cameras in training; ignored by models that do not read cameras.
 
         Returns:
             The module. The file's first lines say how to call it and what it returns.

@@ -183,7 +183,8 @@ class Mlp(nn.Module):
 def drop_path(key: jax.Array, x: jax.Array, samples: int, rate: float) -> jax.Array:
     """Drop each sample's whole residual branch x [B·N, D] with probability `rate`; divide the others by 1 − rate.
 
-    It multiplies by a factor per sample. Dividing every element, as PyTorch does, takes a twentieth of a CPU's step.
+    It multiplies by a factor per sample, because dividing every element, as PyTorch does, takes a twentieth of a
+    training step on CPU.
     """
     factor = jax.random.bernoulli(key, 1 - rate, (samples, 1)) / (1 - rate)
     return (at_least_float32(x) * jnp.repeat(factor, len(x) // samples, axis=0)).astype(x.dtype)
@@ -318,14 +319,14 @@ class ViTSpec(Spec):
         cameras: int = 0,
         fused: bool | None = None,
     ) -> VisionTransformer:
-        """Return the module. If `fused` is None, cuDNN computes bfloat16 attention where it can."""
+        """Return the module as `Spec.module` does. If `fused` is None, cuDNN computes bfloat16 attention if it can."""
         del cameras
         if fused is None:
             fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
         return VisionTransformer(self.width, self.depth, self.stem, norm_ratio, drop_path, fused, remat, dtype)
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the rows and columns of patches."""
+        """Return the rows and columns of patches of an image of (height, width) pixels."""
         return image_size[0] // self.stride, image_size[1] // self.stride
 
     def start_from(

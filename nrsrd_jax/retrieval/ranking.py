@@ -105,7 +105,8 @@ def rank_metrics(
         A RankMetrics, with `.mAP`, `.mINP`, `.cmc` and the values of each query.
 
     Raises:
-        ValueError: shapes disagree, a distance is NaN or an integer beyond 2⁵³, or no query has a match.
+        ValueError: shapes disagree, an array is masked, a distance is NaN or an integer beyond 2⁵³, `max_rank` is
+            below 1, or no query has a match.
 
     Source:
         Zheng et al. 2015 (the protocol of Market-1501); Ye et al. 2021 (mINP).
@@ -147,9 +148,7 @@ def rank_features(
     Args:
         query: features of the queries [Q, D], of any length; they are scaled to length 1.
         gallery: features of the gallery images [G, D].
-        query_ids, gallery_ids: the identities [Q] and [G].
-        query_cameras, gallery_cameras: the cameras [Q] and [G].
-        max_rank: the length of the CMC, at least 1; at most G entries are returned.
+        query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank: as in `rank_metrics`.
         mesh: the devices to use; None for all.
 
     Returns:
@@ -157,9 +156,6 @@ def rank_features(
 
     Raises:
         ValueError: as `rank_metrics` and `squared_distances`.
-
-    Source:
-        Zheng et al. 2015 (the protocol of Market-1501); Ye et al. 2021 (mINP).
 
     Example:
         >>> import numpy as np
@@ -309,19 +305,15 @@ def rank_by(
     Args:
         distances: a function from the indices of some queries [B] to their distances [B, G], such as
             `squared_distances` or `reranked_distances` return. To fill a block, indices may repeat.
-        query_ids, gallery_ids: the identities [Q] and [G].
-        query_cameras, gallery_cameras: the cameras [Q] and [G].
-        max_rank: the length of the CMC, at least 1; at most G entries are returned.
+        query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank: as in `rank_metrics`.
         mesh: the devices that a block is split over; None for all.
 
     Returns:
         A RankMetrics, as `rank_metrics` returns.
 
     Raises:
-        ValueError: identities and cameras differ in number or type or are NaN, or no query has a match.
-
-    Source:
-        Zheng et al. 2015 (the protocol of Market-1501); Ye et al. 2021 (mINP).
+        ValueError: identities and cameras are masked, NaN, or differ in number or type; `max_rank` is below 1; or no
+            query has a match.
 
     Example:
         >>> import numpy as np

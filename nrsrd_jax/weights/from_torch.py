@@ -227,7 +227,8 @@ def convert(
             report.fault(name, tensor, fault)
             continue
         values = np.asarray(tensor)
-        with np.errstate(over="ignore"):  # A float64 beyond float32 becomes infinite, which is a fault.
+        # A float64 beyond float32 becomes infinite, which is a fault in the report.
+        with np.errstate(over="ignore"):
             single = values.astype(np.float32, copy=False)
         if not np.isfinite(single).all():
             report.fault(name, tensor, "holds numbers that are not finite, or beyond float32")
