@@ -3,6 +3,7 @@
 import functools
 import lzma
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -14,20 +15,38 @@ from people import small_config, write_night
 from nrsrd_jax.description import Description
 from nrsrd_jax.weights import from_torch, torch_file
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
 os.environ["XDG_CACHE_HOME"] = "/dev/null"  # no test writes to a home folder
 os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")  # else it warns of that
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Most of the tests' time is XLA's. It leaves out most optimisations, and what one process has compiled the others take.
+COMPILED = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="nrsrd-jax-compiled-"))
+FAST = {
+    "jax_compilation_cache_dir": COMPILED,
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+    "jax_disable_most_optimizations": True,
+}
+for name, value in FAST.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+def pytest_unconfigure() -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
-def compile_quickly():
-    """XLA without most of its optimisations, for tests that compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised():
+    """Compile as users do, for tests that compare with tensors of the official code or compute much."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,12 @@
 
 import os
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+import warm
 from PIL import Image
 
 from nrsrd_jax.config import flatten, get_config
@@ -63,21 +64,26 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
 
 
 def train_command(config, workdir: Path) -> list[str]:
-    """The command line that trains a small_config of the baseline."""
+    """Return the script and the arguments that train a small_config of the baseline."""
     default = flatten(get_config("baseline"))
     options = [f"--config.{name}={value}" for name, value in flatten(config).items() if value != default[name]]
     run = ["--config", str(ROOT / "configs/night600.py:baseline"), "--workdir", str(workdir)]
-    return [sys.executable, str(ROOT / "train.py"), *run, *options]
+    return ["train.py", *run, *options]
 
 
-def run(*command, cwd=ROOT, status=0) -> subprocess.CompletedProcess:
-    """`python SCRIPT …` or `python -m MODULE …`, on the CPU; `status` is what it must end with."""
+def start(command: Sequence[object], cwd: Path = ROOT, log: Path | None = None, **environment: str) -> warm.Command:
+    """Start `SCRIPT …`, `-m MODULE …` or `-c CODE …` on the CPU, with variables added to the environment."""
     script, *arguments = map(str, command)
-    command = [sys.executable, script if script == "-m" else str(ROOT / script), *arguments]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done
+    argv = [script if script in ("-m", "-c") else str(ROOT / script), *arguments]
+    return warm.Command(argv, cwd, os.environ | {"JAX_PLATFORMS": "cpu"} | environment, log)
+
+
+def run(*command: object, cwd: Path = ROOT, status: int = 0) -> subprocess.CompletedProcess:
+    """Run `SCRIPT …` or `-m MODULE …` on the CPU; `status` is what it must end with."""
+    process = start(command, cwd)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == status, output + errors
+    return subprocess.CompletedProcess(command, status, output, errors)
 
 
 def small_model(depth=2, size=(32, 16), seed=0, **fields):

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from people import small_config, train_command, write_night
+from people import ROOT, small_config, train_command, write_night
 
 from nrsrd_jax.checkpoint import load, weights_hash
 from nrsrd_jax.command import Parser, one_line, positive
@@ -59,8 +59,9 @@ def main() -> None:
         def start(workdir: Path) -> subprocess.Popen:
             log = (place / "log").open("a")
             with log:
-                command = train_command(small_config(place, train__epochs=100, eval__every=1, model__depth=1), workdir)
-                return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+                config = small_config(place, train__epochs=100, eval__every=1, model__depth=1)
+                script, *rest = train_command(config, workdir)
+                return subprocess.Popen([sys.executable, ROOT / script, *rest], env=environment, stdout=log, stderr=log)
 
         begin = time.time()
         alone = start(place / "alone")

@@ -220,7 +220,6 @@ def write_msmt17(root, blurred):
     return root
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_a_result_tells_msmt17_v1_from_v2(tmp_path):
     """The lists are the same; version and pixels are not. Without a cache the hashes are the same."""
     save_weights(tmp_path / "weights", *small_model(1), {})

@@ -1,16 +1,14 @@
 """Two processes of two devices each, joined over loopback, are as one process with four."""
 
 import contextlib
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
+import people
 import pytest
 from people import small_config, train_command, write_night
 
@@ -32,14 +30,12 @@ def alone(place):
 
 
 def start(place, workdir, devices, process=None, port=0, **options):
-    command = train_command(small_config(place, model__depth=1, **options), workdir)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = {"JAX_NUM_CPU_DEVICES": str(devices)}
     if process is not None:
         environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
                         "JAX_PROCESS_ID": str(process)}  # fmt: skip
-    log = workdir.with_name(f"{workdir.name}-{process}.log").open("w")
-    with log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    command = train_command(small_config(place, model__depth=1, **options), workdir)
+    return people.start(command, log=workdir.with_name(f"{workdir.name}-{process}.log"), **environment)
 
 
 def free_port():
@@ -109,10 +105,8 @@ print("joined", cluster.is_first(), file=sys.stderr)
 
 
 def join(process, count, port, address="127.0.0.1"):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"{address}:{port}"}
-    environment |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(process)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", JOIN], env=environment, stdout=pipe, stderr=pipe, text=True)
+    environment = {"JAX_COORDINATOR_ADDRESS": f"{address}:{port}", "JAX_NUM_PROCESSES": str(count)}
+    return people.start(["-c", JOIN], JAX_PROCESS_ID=str(process), **environment)
 
 
 def test_a_process_says_what_it_waits_for_and_ends_in_time_where_another_does_not_come():

@@ -14,6 +14,7 @@ from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
 from nrsrd_jax.weights import torch_names
 
+pytestmark = pytest.mark.usefixtures("optimised")
 MODELS = [("vit", "vit_tiny"), ("ics", "vit_tiny_ics")]
 
 
@@ -82,12 +83,13 @@ def check_train_step(reference, description, variables, prefix, name, suffix):
     inputs = {"real": jnp.asarray(reference["x"].transpose(0, 2, 3, 1), dtype)}
     labels = {"real": jnp.asarray(reference["labels"])}
 
+    # Arguments, not constants: XLA would compute with constants while it compiles, for minutes.
     @jax.jit
-    def step_and_gradient(key):
+    def step_and_gradient(state, inputs, labels, key):
         gradient, _ = jax.grad(objective, has_aux=True)(state.params, state.batch_stats, inputs, labels, key, None)
         return *update(state, inputs, labels, 0, key), gradient
 
-    new, metrics, gradient = step_and_gradient(jax.random.key(0))
+    new, metrics, gradient = step_and_gradient(state, inputs, labels, jax.random.key(0))
     grads = flat(gradient)
 
     np.testing.assert_allclose(metrics["loss"], reference[f"{prefix}_train_loss{suffix}"], rtol=tight)

@@ -5,12 +5,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import people
 import pytest
 from people import small_config, train_command
 
@@ -23,18 +23,13 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.termination import Termination
 from nrsrd_jax.training import train
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def weights(run, step=None):
     return checkpoint.load(run / "checkpoints" / str(step or max(runs.saved_steps(run))), make_mesh())[1]
 
 
 def start(place, workdir, **options):
-    command = train_command(small_config(place, train__epochs=6, model__depth=1, **options), workdir)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)
+    return people.start(train_command(small_config(place, train__epochs=6, model__depth=1, **options), workdir))
 
 
 def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
@@ -210,10 +205,9 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
         pytest.skip("no right to mount a small disk")
 
     def go_on(when):
-        command = [sys.executable, "-c", GO_ON, str(run), when]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-        return done.returncode, done.stderr
+        done = people.start(["-c", GO_ON, run, when])
+        _, errors = done.communicate(timeout=200)
+        return done.returncode, errors
 
     try:
         *_, before, last = runs.saved_steps(finished)

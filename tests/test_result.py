@@ -23,7 +23,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def place(tmp_path, weights, compile_quickly):
+def place(tmp_path, weights):
     """night/, and in weights/ a checkpoint with random weights."""
     write_night(tmp_path / "night", frames=1)
     shutil.copytree(weights, tmp_path / "weights")

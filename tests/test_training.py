@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 
 import jax
 import numpy as np
+import people
 import pytest
 from people import small_config, train_command, write_images, write_night
 
@@ -18,8 +18,6 @@ from nrsrd_jax.metrics_log import MACHINE
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +101,7 @@ def test_wherever_the_images_wait_the_run_is_the_same(place, tmp_path):
 
 
 def start(place, workdir):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONWARNINGS": "default"}
-    command = train_command(small_config(place, train__epochs=4), workdir)
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return people.start(train_command(small_config(place, train__epochs=4), workdir))
 
 
 def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(place, tmp_path):

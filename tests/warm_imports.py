@@ -1,0 +1,12 @@
+"""What every command imports; warm.py forks a process that has done so."""
+
+import warnings
+
+import matplotlib.figure  # noqa: F401
+
+import nrsrd_jax.analysis.study
+import nrsrd_jax.retrieval.result
+import nrsrd_jax.training
+import nrsrd_jax.weights.from_torch  # noqa: F401
+
+warnings.filterwarnings("ignore", message=r"os\.fork\(\)")
