@@ -179,15 +179,15 @@ def _unknown_option(error: Exception) -> str:
     for argument in sys.argv[1:]:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
         if argument.startswith(("--config.", "-config.")) and name not in options:
-            return f"there is no option --config.{name}; {_nearest(name)}"
+            return f"there is no option --config.{name}; {nearest_option(name)}"
     cause = error.args[0] if error.args else ""
     text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
     # ml_collections quotes the key first, and appends all of its neighbours' values.
     name = text.split('"')[1] if text.count('"') > 1 else text.strip("'\"")
-    return f"the config file{_place(error)} sets {name}, which is not an option; {_nearest(name)}"
+    return f"the config file{_place(error)} sets {name}, which is not an option; {nearest_option(name)}"
 
 
-def _nearest(name: str) -> str:
+def nearest_option(name: str) -> str:
     """Return a hint for an option's name that does not exist: similar names, or else those of its group."""
     options = list(flatten(get_config()))
     last = name.rpartition(".")[2]
