@@ -15,6 +15,7 @@ from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
 from nrsrd_jax.rows import TABLES, Row, choose_rows, parse_row, row_config
+from nrsrd_jax.training import check_run
 
 ROWS = TABLES["2"][:2]
 CONFIG = """
@@ -218,24 +219,26 @@ def test_rows_side_by_side_are_the_runs_of_a_plain_ablation(file, tmp_path, monk
     tests = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), tests]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    rows = (ROWS[0], parse_row("wide=nra,image_size=48,32"), parse_row("bad=nra,optim.lr=1e30,train.log_every=2"))
-    arguments = file, rows, 1, tmp_path / "w", {"model.depth": 2}
-    with pytest.raises(
-        InputError, match=r"^1 of 3 trainings failed \(bad-seed0: not finite at step .*tries them again"
-    ):
-        run_ablation(*arguments, jobs=2)
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    rows = (ROWS[0], parse_row("wide=nra,image_size=48,32"))
+    results = run_ablation(file, rows, 1, tmp_path / "w", {"optim.lr": 2e-3}, jobs=2)
     output = capsys.readouterr().out
-    assert "2/3: wide-seed0\n" in output
+    assert "2/2: wide-seed0\n" in output
     assert "wide-seed0: epoch 1: mAP" in output
-    table = (tmp_path / "w/ablation.md").read_text()
-    assert "| wide | 1 |" in table
-    assert (tmp_path / "w/ablation.tex").exists()
     saved = json.loads((tmp_path / "w/wide-seed0/config.json").read_text())
-    assert (saved["image_size"], saved["model"]["depth"]) == ([48, 32], 2)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
-    run_ablation(file, rows[:2], *arguments[2:])
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
-    assert (tmp_path / "w/ablation.md").read_text() == table
+    assert (saved["image_size"], saved["optim"]["lr"]) == ([48, 32], 2e-3)
+    assert saved["model"]["norm_ratio"]
+    table = (tmp_path / "w/ablation.md").read_text()
+    assert table == markdown(results, rows)
+    assert (tmp_path / "w/ablation.tex").read_text() == latex(results, rows)
+
+    def train(config, folder, preempted_status):
+        start = check_run(config, folder)
+        assert start.done == start.records.plans["real"].steps(config.train.epochs)
+        return results[folder.name.removesuffix("-seed0")][0]
+
+    monkeypatch.setattr(ablation, "train", train)
+    assert run_ablation(file, rows, 1, tmp_path / "w", {"optim.lr": 2e-3}) == results
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
