@@ -14,6 +14,7 @@ from PIL import Image
 
 from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load, save_weights
+from nrsrd_jax.command import read_overrides, split_config_arguments
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.retrieval.comparison import compare, paired_differences, tables
 from nrsrd_jax.retrieval.ranking import RankMetrics
@@ -200,6 +201,17 @@ def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch
             compare(given, overrides=overrides)
         assert "\n" not in str(error.value)
     assert not (here / "compare.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_options_of_the_config_are_told_from_runs_wherever_they_stand():
+    arguments = ["a", "--config", "demo:nra", "b", "--config.data.root", "x", "--seed", "3", "--config.eval.flip=True"]
+    ours, rest = split_config_arguments(arguments)
+    assert rest == ["a", "b", "--seed", "3"]
+    config, overrides = read_overrides(ours)
+    assert overrides == {"data.root": "x", "eval.flip": True}
+    assert (config.model.norm_ratio, config.data.root, config.eval.flip) == (True, "x", True)
+    assert read_overrides(ours[2:]) == (None, overrides)
 
 
 def test_the_command_says_what_differs_and_what_is_wrong(place, here):

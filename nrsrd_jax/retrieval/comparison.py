@@ -28,7 +28,6 @@ from .result import find_warnings, provenance, selected_by, table
 from .scoring import evaluate
 
 OUTPUT = "compare.json"
-RESAMPLES = 10_000
 LEVEL = 0.95
 UNITS = {"query": ("query", "queries"), "identity": ("person", "people")}  # what is resampled, in words
 # By title, a difference and the ends of its interval.
@@ -44,7 +43,7 @@ def compare(
     overrides: Mapping[str, Any] = MappingProxyType({}),
     *,
     flips: str = "",
-    resamples: int = RESAMPLES,
+    resamples: int = 10_000,
     seed: int = 0,
     by: str = "query",
 ) -> tuple[dict[str, Any], list[Path]]:
@@ -289,6 +288,8 @@ def _plot(path: Path, result: Mapping[str, Any]) -> None:
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set(xlabel=f"difference in {title} (percentage points)")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"b − a and its {LEVEL:.0%} interval; filled: it leaves out 0", fontsize="medium")
+    figure.suptitle(
+        f"difference and its {LEVEL:.0%} interval; filled dot: the interval leaves out 0", fontsize="medium"
+    )
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
