@@ -1,82 +1,63 @@
-"""Trains the rows of the paper's table 2 (modules) or 3 (backbones) with several seeds, and compares them.
+"""Train the rows of the paper's table 2 (modules) or 3 (backbones), or rows of your own, with several seeds.
 
   nrsrd ablation --config demo [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
   nrsrd ablation --config night600 --table 3 --config.init.checkpoint=weights/{backbone}
+  nrsrd ablation --config demo --row small=baseline,image_size=64,32 --row slow=nrsrd,optim.lr=1e-4
+  nrsrd ablation --config demo --table none --rows rows.txt --jobs 2
 
-A rerun of the same command goes on where it stopped, row by row. The numbers are those of the last epoch: the best one
-would be chosen on the test data. The difference from a row's baseline is taken seed by seed.
+A row of your own is NAME=VARIANT,KEY=VALUE,…: a variant of the file with single options on top of --config.KEY=VALUE.
+--row can be given several times, --rows names a file with a row per line and # before comments. A comma begins an
+option only where KEY= follows it, so that a value may hold commas (image_size=64,32). Rows of your own stand below the
+table's; --table none leaves only those.
+
+A rerun of the same command continues where it stopped, row by row. The numbers are those of the last epoch: the best
+epoch would be chosen on the test data. The difference from a row's baseline is taken seed by seed; the baseline is the
+last row above of the variant baseline without options of its own, or else the first row.
+
+--jobs N trains N rows side by side, each in a process of its own, like nrsrd train in its folder. GPUs are split among
+them. If one fails, the others are trained all the same, and the command ends with status 2.
 """
 
-import dataclasses
-import inspect
+import contextlib
 import math
-import runpy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
 from .command import config_overrides, define_config, run
-from .config import VARIANTS, Config
+from .config import Config, flatten
 from .data.readers import LAYOUTS
 from .errors import InputError, say
 from .files import expanded, write_csv, write_whole, written_whole
 from .inputs import Records
+from .jobs import device_shares, run_jobs
 from .metrics_log import TITLES, logged_scores
+from .rows import TABLES, Row, choose_rows, row_config, variant_config
 from .runs import owned
 from .termination import Termination
 from .training import check_run, check_same_run, train
 
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One training: a variant, perhaps on a backbone; `paper` has its mAP, Rank-1, Rank-5 on Night600 in per cent."""
-
-    name: str
-    variant: str
-    paper: tuple[float, float, float]
-    backbone: str = ""
-
-
-TABLES = {
-    "2": (
-        Row("baseline", "baseline", (9.5, 20.0, 36.1)),
-        Row("nra", "nra", (10.4, 21.8, 39.0)),
-        Row("mdl", "mdl", (10.9, 24.2, 41.8)),
-        Row("nra_mdl", "nra_mdl", (12.2, 27.1, 41.8)),
-        Row("srd", "srd", (11.4, 25.3, 41.4)),
-        Row("nrsrd", "nrsrd", (12.5, 27.2, 43.9)),
-    ),
-    "3": (
-        Row("vit_small", "baseline", (8.5, 18.8, 34.2), "vit_small"),
-        Row("vit_small-nra", "nra", (8.2, 18.1, 33.2), "vit_small"),
-        Row("vit_small_ics", "baseline", (8.3, 17.4, 34.5), "vit_small_ics"),
-        Row("vit_small_ics-nra", "nra", (8.7, 18.5, 34.8), "vit_small_ics"),
-        Row("vit_base_ics", "baseline", (9.5, 20.0, 36.1), "vit_base_ics"),
-        Row("vit_base_ics-nra", "nra", (10.4, 21.8, 39.0), "vit_base_ics"),
-    ),
-}
 Results = dict[str, dict[int, dict[str, float]]]  # a row's name -> seed -> its scores
 
 
-def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Config:
-    """The config of one training: the file's variant, the overrides on top, `{backbone}` in init.checkpoint filled in.
+class Training(NamedTuple):
+    """A row trained with a seed: its config, and its folder."""
 
-    InputError if the file has no variants.
-    """
-    get_config = runpy.run_path(file)["get_config"]
-    if not inspect.signature(get_config).parameters:
-        raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}): no ablation can be made of it")
-    config = get_config(row.variant)
-    config.update_from_flattened_dict(overrides)
-    if row.backbone:
-        config.model.backbone = row.backbone
-    config.init.checkpoint = config.init.checkpoint.replace("{backbone}", config.model.backbone)
-    config.train.seed += seed
-    return config
+    row: Row
+    seed: int
+    config: Config
+    folder: Path
+
+    def logged(self) -> dict[str, float]:
+        """Return the scores of the last epoch, {} before."""
+        return logged_scores(self.folder, self.config.train.epochs)
 
 
 def run_ablation(
@@ -86,32 +67,73 @@ def run_ablation(
     workdir: Path,
     overrides: dict[str, Any],
     preempted_status: int = 143,
+    jobs: int = 1,
 ) -> Results:
-    """Train every row with seeds 0..seeds−1, and write what is known so far after each. Raises as `train` does."""
-    jobs = [
-        (row, seed, row_config(file, row, seed, overrides), workdir / f"{row.name}-seed{seed}")
-        for seed in range(seeds)
-        for row in rows
-    ]
-    paper = rows
-    for row, seed, config, folder in jobs:  # a mistake in the last row shows now
-        if seed:
-            check_same_run(config, folder)
-            continue
-        records = check_run(config, folder).records
-        if not records.targets:
-            raise InputError(f"{file}: its data has no queries; there is nothing to compare {row.name} by")
-        paper = paper if is_the_papers(config, records) else ()
+    """Train every row with seeds 0..seeds−1, and write what is known so far after each.
+
+    With several `jobs` as many are trained at a time, in processes of their own. Raises as `train` and `run_jobs` do;
+    an InputError before anything is trained names the row.
+    """
+    trainings = []
+    for seed in range(seeds):
+        for row in rows:
+            with _naming(row):
+                config = row_config(file, row, seed, overrides)
+            trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
+    paper = tuple(row for row in rows if row.paper)
+    for row, seed, config, folder in trainings:  # A mistake in the last row shows now.
+        with _naming(row):
+            if seed:
+                check_same_run(config, folder)
+                continue
+            records = check_run(config, folder).records
+            if not records.targets:
+                raise InputError(f"its data has no queries: {file} gives nothing to compare by")
+        if row.paper and not is_the_papers(config, records):
+            paper = ()
+    shares = device_shares(jobs) if jobs > 1 else []
     with owned(workdir):
-        known = {(row.name, seed): logged_scores(folder, config.train.epochs) for row, seed, config, folder in jobs}
+        known = {(each.row.name, each.seed): each.logged() for each in trainings}
         results: Results = {}
-        for number, (row, seed, config, folder) in enumerate(jobs, start=1):
-            say(f"{number}/{len(jobs)}: {row.name}, seed {seed}, in {folder}")
-            # A complete run returns what it logged.
-            known[row.name, seed] = train(config, folder, preempted_status=preempted_status)
-            results = {row.name: {s: known[row.name, s] for s in range(seeds) if known[row.name, s]} for row in rows}
+
+        def record(row: Row, seed: int, scores: dict[str, float]) -> None:
+            known[row.name, seed] = scores
+            for name in (row.name for row in rows):
+                results[name] = {s: known[name, s] for s in range(seeds) if known[name, s]}
             write(workdir, results, rows, paper)
+
+        if shares:
+            named = {each.folder.name: each for each in trainings}
+            commands = {name: train_command(file, each) for name, each in named.items()}
+            run_jobs(
+                *(commands, shares),
+                lambda name: record(named[name].row, named[name].seed, named[name].logged()),
+                preempted_status,
+            )
+            return results
+        for number, (row, seed, config, folder) in enumerate(trainings, start=1):
+            say(f"{number}/{len(trainings)}: {row.name}, seed {seed}, in {folder}")
+            # A complete run returns what it logged.
+            record(row, seed, train(config, folder, preempted_status=preempted_status))
     return results
+
+
+@contextlib.contextmanager
+def _naming(row: Row) -> Iterator[None]:
+    """Put a row's name in front of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"row {row.name}: {error}") from error
+
+
+def train_command(file: str, training: Training) -> list[str]:
+    """Return the command that does a training in a process of its own."""
+    row, _, config, folder = training
+    plain = flatten(variant_config(file, row))
+    options = [f"--config.{name}={value}" for name, value in flatten(config).items() if value != plain[name]]
+    place = ["--config", f"{file}:{row.variant}", "--workdir", str(folder)]
+    return [sys.executable, "-m", "nrsrd_jax.train", *place, *options]
 
 
 def is_the_papers(config: Config, records: Records) -> bool:
@@ -125,18 +147,21 @@ def is_the_papers(config: Config, records: Records) -> bool:
 
 def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
     """Per row: `name`, `seeds`, the mean and the standard deviation over seeds of each score and, as `difference`, of
-    the mAP's difference from the last baseline above with the same seed; in 0..1, NaN where there is nothing to tell.
+    the mAP's difference from its baseline with the same seed; in 0..1, NaN where there is nothing to tell.
+
+    A row's baseline is the last one above that `is_baseline`, or else the first row.
     """
     table: list[dict[str, Any]] = []
     baseline: dict[int, dict[str, float]] = {}
     for row in rows:
         runs = results[row.name]
-        if row.variant == "baseline":
+        is_reference = row.is_baseline or row is rows[0]
+        if is_reference:
             baseline = runs
         if runs:
             columns = {score: [run[score] for run in runs.values()] for score in TITLES}
             paired = [runs[seed]["mAP"] - baseline[seed]["mAP"] for seed in runs.keys() & baseline.keys()]
-            columns["difference"] = [] if row.variant == "baseline" else paired
+            columns["difference"] = [] if is_reference else paired
             table.append({"name": row.name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
     return table
 
@@ -146,18 +171,45 @@ def _mean_and_std(values: list[float]) -> tuple[float, float]:
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def markdown(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
-    """The table in per cent; `paper` rows add the paper's columns."""
-    published = {row.name: row.paper for row in paper}
-    titles = ["", "seeds", *TITLES.values(), "mAP − baseline"]
-    titles += ["paper's mAP", "paper's Rank-1", "paper's Rank-5"] if published else []
-    lines = [titles, ["---"] * len(titles)]
+NOTE = "In per cent, of the last epoch: mean ± standard deviation over seeds."
+
+
+def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> list[list[str]]:
+    """Return the titles and the rows of the table, in per cent; `paper` rows add the paper's columns."""
+    published = {row.name: row.paper for row in paper if row.paper}
+    extra = ["paper's mAP", "paper's Rank-1", "paper's Rank-5"] if published else []
+    lines = [["", "seeds", *TITLES.values(), "mAP − baseline", *extra]]
     for row in statistics(results, rows):
         cells = [row["name"], str(row["seeds"]), *(_cell(row[score]) for score in TITLES)]
         cells.append(_cell(row["difference"], "+"))
-        lines.append(cells + [f"{value:.1f}" for value in published.get(row["name"], ())])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\nIn per cent, of the last epoch: mean ± standard deviation over seeds.\n"
+        numbers = [f"{value:.1f}" for value in published.get(row["name"], ())]
+        lines.append(cells + (numbers or [""] * len(extra)))
+    return lines
+
+
+def markdown(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
+    """Return the table as Markdown."""
+    titles, *lines = table_cells(results, rows, paper)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines))
+    return f"{table}\n\n{NOTE}\n"
+
+
+def latex(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
+    """Return the table as a tabular of plain LaTeX, which needs no package."""
+    titles, *lines = (list(map(_escaped, line)) for line in table_cells(results, rows, paper))
+    body = "".join(f"{' & '.join(line)} \\\\\n" for line in lines)
+    columns = "l" + "r" * (len(titles) - 1)
+    head = f"\\begin{{tabular}}{{{columns}}}\n\\hline\n{' & '.join(titles)} \\\\\n\\hline\n"
+    return f"% {_escaped(NOTE)}\n{head}{body}\\hline\n\\end{{tabular}}\n"
+
+
+def _escaped(cell: str) -> str:
+    """Return a cell as LaTeX: special characters are escaped, and a minus is longer than a hyphen."""
+    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {"±": r"$\pm$", "−": "$-$"}
+    text = "".join(special.get(character, character) for character in cell.removeprefix("-"))
+    return f"$-${text}" if cell.startswith("-") else text
 
 
 def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
@@ -168,8 +220,9 @@ def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
 
 
 def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...]) -> None:
-    """Write ablation.md (means), ablation.csv (every run) and ablation.png in `workdir`."""
+    """Write ablation.md and ablation.tex (means), ablation.csv (every run) and ablation.png in `workdir`."""
     write_whole(workdir / "ablation.md", markdown(results, rows, paper))
+    write_whole(workdir / "ablation.tex", latex(results, rows, paper))
     runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]
     write_csv(
         workdir / "ablation.csv",
@@ -196,14 +249,18 @@ def main() -> None:
     file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
     if variant:
         raise InputError(f"--config {file}:{variant}: name the file alone, the variants are the rows")
-    default = f"runs/ablation-{Path(file).stem}" + ("" if values.table == "2" else "-backbones")
-    workdir = expanded(values.workdir or default)
+    rows = choose_rows(values.table, values.row, values.rows)
+    if values.jobs > 1:
+        # This process only checks and waits: the GPUs' memory is for those that train.
+        jax.config.update("jax_platforms", "cpu")
+    endings = {"2": "", "3": "-backbones", "none": "-rows"}
+    workdir = expanded(values.workdir or f"runs/ablation-{Path(file).stem}{endings[values.table]}")
     status = values.preempted_status
     with Termination(status):
-        results = run_ablation(file, TABLES[values.table], values.seeds, workdir, config_overrides(), status)
+        results = run_ablation(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs)
     say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))
-    best = max(statistics(results, TABLES[values.table]), key=lambda row: row["mAP"][0])
-    say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; table, runs and plot are in {workdir}")
+    best = max(statistics(results, rows), key=lambda row: row["mAP"][0])
+    say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; tables, runs and plot are in {workdir}")
 
 
 def command() -> None:
@@ -212,7 +269,10 @@ def command() -> None:
     flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
     flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
     flags.DEFINE_integer("preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255)
-    flags.DEFINE_enum("table", "2", list(TABLES), "Of the paper: 2 its modules, 3 its backbones.")
+    flags.DEFINE_enum("table", "2", list(TABLES), "Of the paper: 2 its modules, 3 its backbones; none: only own rows.")
+    flags.DEFINE_multi_string("row", [], "A row of your own, NAME=VARIANT,KEY=VALUE,…; several times for several rows.")
+    flags.DEFINE_string("rows", "", "A text file of such rows, one a line.")
+    flags.DEFINE_integer("jobs", 1, "How many rows to train at a time, each in a process of its own.", lower_bound=1)
     run(main, __doc__, "interrupted; the same command continues from the last checkpoint")
 
 

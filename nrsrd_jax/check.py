@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from .command import Parser, one_line, read_config
+from .command import Parser, one_line, read_config, split_config_arguments
 from .config import Config, validate
 from .data import datasets
 from .data.check import Findings, check, report
@@ -32,7 +32,7 @@ from .files import expanded, written_whole
 
 
 def main() -> None:
-    options, config, given = _read_options(sys.argv[1:])
+    options, config, given = _read_options()
     # Not before the flags, so that --help is quick.
     from .inputs import make_domains, make_plans, make_targets, read_sources
 
@@ -76,7 +76,7 @@ def main() -> None:
     sys.exit(1 if total.faults or refused else 0)
 
 
-def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, bool]:
+def _read_options() -> tuple[argparse.Namespace, Config, bool]:
     """Return the options, the config that they stand for, and whether the user gave --config."""
     parser = Parser(__doc__, "nrsrd check")
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(LAYOUTS))
@@ -87,11 +87,7 @@ def _read_options(arguments: list[str]) -> tuple[argparse.Namespace, Config, boo
         "--fix-list", type=Path, help="write the paths of unreadable, unnamed, tiny and single-coloured images there"
     )
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as train.py takes it, with --config.KEY=VALUE")
-    ours: list[str] = []
-    rest: list[str] = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        value_of_ours = before.startswith("--config") and "=" not in before and before in ours
-        (ours if argument.startswith("--config") or value_of_ours else rest).append(argument)
+    ours, rest = split_config_arguments(sys.argv[1:])
     options = parser.parse_args(rest)
     config = read_config(ours)
     if options.name and not options.root:

@@ -179,15 +179,15 @@ def _unknown_option(error: Exception) -> str:
     for argument in sys.argv[1:]:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
         if argument.startswith(("--config.", "-config.")) and name not in options:
-            return f"there is no option --config.{name}; {_nearest(name)}"
+            return f"there is no option --config.{name}; {nearest_option(name)}"
     cause = error.args[0] if error.args else ""
     text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
     # ml_collections quotes the key first, and appends all of its neighbours' values.
     name = text.split('"')[1] if text.count('"') > 1 else text.strip("'\"")
-    return f"the config file{_place(error)} sets {name}, which is not an option; {_nearest(name)}"
+    return f"the config file{_place(error)} sets {name}, which is not an option; {nearest_option(name)}"
 
 
-def _nearest(name: str) -> str:
+def nearest_option(name: str) -> str:
     """Return a hint for an option's name that does not exist: similar names, or else those of its group."""
     options = list(flatten(get_config()))
     last = name.rpartition(".")[2]
@@ -228,11 +228,31 @@ def _fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def split_config_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the --config and --config.KEY arguments with their values, and the other arguments."""
+    ours: list[str] = []
+    rest: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        value_of_ours = before.startswith("--config") and "=" not in before and before in ours
+        (ours if argument.startswith("--config") or value_of_ours else rest).append(argument)
+    return ours, rest
+
+
 def read_config(arguments: list[str]) -> Config:
     """Return the config of --config FILE[:VARIANT] and --config.KEY=VALUE, for a command that parses its own flags.
 
     Without FILE: the baseline on Night600. A wrong option ends the process with one line and status 2.
     """
+    return _config_values(arguments).config
+
+
+def read_overrides(arguments: list[str]) -> tuple[Config | None, dict]:
+    """Return the config as `read_config` does, None without FILE, and its --config.KEY=VALUE as {"data.root": …}."""
+    values = _config_values(arguments)
+    return values.config if values["config"].present else None, config_flags.get_override_values(values["config"])
+
+
+def _config_values(arguments: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
     argv = _with_our_configs(["", *arguments])
     with _one_line_errors():
@@ -240,7 +260,7 @@ def read_config(arguments: list[str]) -> Config:
         config_flags.DEFINE_config_file("config", baseline, flag_values=values, sys_argv=argv)
         values(argv)
         _ = values.config.to_dict
-        return values.config
+        return values
 
 
 def config_name() -> str:

@@ -101,14 +101,18 @@ def write_whole(path: Path, text: str, follow: bool = False) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]], follow: bool = False) -> None:
+def write_csv(
+    path: Path, rows: Sequence[Mapping[str, object]], follow: bool = False, columns: Sequence[str] = ()
+) -> None:
     """Write rows with the same keys as a CSV file, with a header, as `write_whole` does.
+
+    `columns` are these keys, needed where there may be no rows.
 
     A text that a spreadsheet would run as a formula (`=…`, `+…`, `-…`, `@…`) gets a `'` in front; numbers stay.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_cell(name) for name in rows[0]])
+    writer.writerow([_cell(name) for name in columns or rows[0]])
     writer.writerows([_cell(value) for value in row.values()] for row in rows)
     write_whole(path, text.getvalue(), follow)
 

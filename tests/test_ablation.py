@@ -2,17 +2,20 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from people import run, write_images, write_night
+from people import ROOT, run, write_images, write_night
 
 from nrsrd_jax import ablation
-from nrsrd_jax.ablation import TABLES, Row, markdown, row_config, run_ablation, statistics
+from nrsrd_jax.ablation import latex, markdown, run_ablation, statistics
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
+from nrsrd_jax.rows import TABLES, Row, choose_rows, parse_row, row_config
+from nrsrd_jax.training import check_run
 
 ROWS = TABLES["2"][:2]
 CONFIG = """
@@ -135,10 +138,114 @@ def test_backbones_name_their_own_weights(file):
     assert (config.model.norm_ratio, config.train.seed) == (True, 2)
 
 
+def test_a_row_of_ones_own_is_a_variant_with_options(file):
+    row = parse_row("wide=nra,image_size=64,32,optim.lr=2e-3, degradation.light=0.1,0.5,loss.margin=0.3")
+    config = row_config(file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
+    assert (row.name, row.variant, row.paper, config.model.norm_ratio) == ("wide", "nra", None, True)
+    assert (config.image_size, config.optim.lr, config.optim.momentum) == ((64, 32), 2e-3, 0.5)
+    assert (config.degradation.light, config.loss.margin, config.train.seed) == ((0.1, 0.5), 0.3, 1)
+
+
+def test_rows_are_read_from_a_file_and_stand_below_the_tables(tmp_path):
+    (tmp_path / "rows.txt").write_text(
+        "# learning rates\n\nslow=baseline,optim.lr=1e-4\n  fast=baseline,optim.lr=1e-2\n"
+    )
+    rows = choose_rows("2", ["own=nra"], str(tmp_path / "rows.txt"))
+    assert [row.name for row in rows] == [*(row.name for row in TABLES["2"]), "slow", "fast", "own"]
+    assert rows[-2].options == (("optim.lr", "1e-2"),)
+    assert [row.name for row in choose_rows("none", ["own=nra"])] == ["own"]
+    (tmp_path / "rows.txt").write_text("a=nra\nb\n")
+    with pytest.raises(InputError, match=r'rows.txt, line 2: "b" is no row: write a row as NAME=VARIANT,KEY=VALUE'):
+        choose_rows("2", [], str(tmp_path / "rows.txt"))
+
+
+@pytest.mark.parametrize(("table", "own", "message"), [
+    ("none", [], "--table none leaves no rows"),
+    ("2", ["nra=nra,optim.lr=1"], "two rows are called nra"),
+    ("2", ["../x=nra"], "is no row"),
+    ("2", ["x=nra,optim.lr"], "is no row"),
+    ("2", ["x=nra,optim.lr=1,optim.lr=2"], "row x sets optim.lr twice"),
+])  # fmt: skip
+def test_rows_that_cannot_be_are_refused(table, own, message):
+    with pytest.raises(InputError, match=message):
+        choose_rows(table, own)
+
+
+@pytest.mark.parametrize(("own", "message"), [
+    ("x=nope", "row x: there is no variant 'nope'; choose one of baseline, nra"),
+    ("x=nra,optim.rate=1", "row x: optim.rate is not an option; did you mean optim.name or optim.lr?"),
+    ("x=nra,train=1", "row x: train is not an option"),
+    ("x=nra,train.epochs=many", 'row x: train.epochs is given as "many", which it does not take'),
+    ("x=nra,optim.lr=-1", "row x: optim.lr is -1.0; it must be positive"),
+    ("x=nra,data.root=/nowhere", "row x: no folder /nowhere for data set night600"),
+])  # fmt: skip
+def test_a_mistake_in_a_row_names_it_and_the_option_before_anything_trains(file, tmp_path, monkeypatch, own, message):
+    monkeypatch.setattr(ablation, "train", pytest.fail)
+    with pytest.raises(InputError) as error:
+        run_ablation(file, (*ROWS, parse_row(own)), 1, tmp_path / "w", {})
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_own_rows_are_compared_with_the_plain_baseline_and_have_no_paper():
+    rows = (*ROWS, parse_row("slow=baseline,optim.lr=1e-4"), parse_row("own=nra"))
+    results = {row.name: scores(x) for row, x in zip(rows, (0.1, 0.2, 0.05, 0.4), strict=True)}
+    differences = [row["difference"][0] for row in statistics(results, rows)]
+    np.testing.assert_allclose(differences, [np.nan, 0.1, -0.05, 0.3])
+    lines = markdown(results, rows, ROWS).splitlines()
+    assert lines[3].endswith("| +10.0 | 10.4 | 21.8 | 39.0 |")
+    assert lines[5].endswith("| +30.0 |  |  |  |")
+    assert len({line.count("|") for line in lines[:6]}) == 1
+    alone = tuple(map(parse_row, ("a=nra", "b=mdl")))
+    first, second = statistics({"a": scores(0.1), "b": scores(0.3)}, alone)
+    assert np.isnan(first["difference"][0])
+    np.testing.assert_allclose(second["difference"][0], 0.2)
+
+
+def test_the_latex_table_is_a_plain_tabular_with_special_characters_escaped():
+    rows = (ROWS[0], parse_row("lower_lr=baseline,optim.lr=1e-4"))
+    lines = latex({"baseline": scores(0.2, 0.4), "lower_lr": scores(0.1, 0.2)}, rows).splitlines()
+    assert lines[0].startswith(r"% In per cent, of the last epoch: mean $\pm$ standard")
+    assert lines[1:3] == [r"\begin{tabular}{lrrrrrrr}", r"\hline"]
+    assert lines[3] == r" & seeds & mAP & mINP & Rank-1 & Rank-5 & Rank-10 & mAP $-$ baseline \\"
+    assert lines[6].startswith(r"lower\_lr & 2 & 15.0 $\pm$ 7.1 &")
+    assert lines[6].endswith(r"& $-$15.0 $\pm$ 7.1 \\")
+    assert lines[7:] == [r"\hline", r"\end{tabular}"]
+
+
+def test_rows_side_by_side_are_the_runs_of_a_plain_ablation(file, tmp_path, monkeypatch, capsys):
+    """Two processes at a time; afterwards the plain ablation takes their runs as its own, complete ones."""
+    tests = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), tests]))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    rows = (ROWS[0], parse_row("wide=nra,image_size=48,32"))
+    results = run_ablation(file, rows, 1, tmp_path / "w", {"optim.lr": 2e-3}, jobs=2)
+    output = capsys.readouterr().out
+    assert "2/2: wide-seed0\n" in output
+    assert "wide-seed0: epoch 1: mAP" in output
+    saved = json.loads((tmp_path / "w/wide-seed0/config.json").read_text())
+    assert (saved["image_size"], saved["optim"]["lr"]) == ([48, 32], 2e-3)
+    assert saved["model"]["norm_ratio"]
+    table = (tmp_path / "w/ablation.md").read_text()
+    assert table == markdown(results, rows)
+    assert (tmp_path / "w/ablation.tex").read_text() == latex(results, rows)
+
+    def train(config, folder, preempted_status):
+        start = check_run(config, folder)
+        assert start.done == start.records.plans["real"].steps(config.train.epochs)
+        return results[folder.name.removesuffix("-seed0")][0]
+
+    monkeypatch.setattr(ablation, "train", train)
+    assert run_ablation(file, rows, 1, tmp_path / "w", {"optim.lr": 2e-3}) == results
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["configs/demo.py:nra"], "name the file alone, the variants are the rows"),
     (["configs/teacher.py"], "has no variants"),
     (["configs/demo.py", "--seeds=0"], "seeds"),
+    (["configs/demo.py", "--table=none", "--row=a=nra,optim.rate=1"], "row a: optim.rate is not an option"),
 ])  # fmt: skip
 def test_a_wrong_command_is_one_line(tmp_path, arguments, message):
     done = run("-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", tmp_path / "w", status=2)

@@ -106,12 +106,7 @@ def evaluate_run(
     rows = {name: target_record(results[name], target, config) for name, target in targets.items()}
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
     result |= provenance(embedder, config, path)
-    if path == absolute(source):
-        result["selected_by"] = "its name"
-    elif known_score(source, int(path.name)) is not None:
-        result["selected_by"] = "the best mAP on the run's query and gallery while training"
-    else:
-        result["selected_by"] = "being the last of a run that was not evaluated"
+    result["selected_by"] = selected_by(source, path)
     if not output:
         written["result"] = choose_file(source, result, embedder.description.provenance.get("data"))
         if lights:
@@ -134,6 +129,15 @@ def evaluate_run(
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
         write_report(written["page"], str(source), result, results, targets, images, probe, run_of(path) or source)
     return result, list(written.values())
+
+
+def selected_by(source: Path, path: Path) -> str:
+    """Return why the checkpoint `path` is taken where the user named `source`: a checkpoint itself, or a run."""
+    if path == absolute(source):
+        return "its name"
+    if known_score(source, int(path.name)) is not None:
+        return "the best mAP on the run's query and gallery while training"
+    return "being the last of a run that was not evaluated"
 
 
 def _plot_beside(result_file: Path) -> Path:

@@ -1,0 +1,68 @@
+"""Put runs or checkpoints beside each other on the same query and gallery, with intervals of their differences.
+
+  nrsrd compare runs/a runs/b                                 on the data of the first run, its best checkpoint
+  nrsrd compare runs/a runs/b runs/c --by identity            intervals over people instead of queries
+  nrsrd compare A B --config.data.root=DIR                    data that has moved, or any other option of nrsrd eval
+  nrsrd compare A B --config.eval.data.name=night600,folders --config.eval.data.root=DIR1,DIR2
+  nrsrd compare A B --flips flips.csv                         the queries whose first match is right under one alone
+
+Each pair has the difference b − a of mAP and Rank-1, and how far it could change with other queries: the 95 % interval
+of a paired bootstrap, which draws the same queries for both. Queries of one person resemble each other, so that
+intervals over people (--by identity) are wider and more honest where a person has many queries. An interval says
+nothing of other seeds of the training: nrsrd ablation has those. Queries without a match are left out.
+
+compare.json, in this folder or where --output says, has all numbers as fractions in 0..1, and compare.png beside it
+shows the differences.
+"""
+
+import argparse
+import sys
+
+from .command import Parser, one_line, positive, read_overrides, split_config_arguments
+from .errors import say
+
+
+def _read_options() -> tuple[argparse.Namespace, list[str]]:
+    """Return the options, and the arguments that choose the config."""
+    parser = Parser(__doc__, "nrsrd compare")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="a work directory (its best checkpoint) or a checkpoint")
+    parser.add_argument("--output", default="", help="the file to write or replace; default: compare.json, here")
+    parser.add_argument("--flips", default="", metavar="FILE.csv", help="write the queries that runs disagree on there")
+    parser.add_argument("--by", choices=("query", "identity"), default="query", help="what is drawn; default: query")
+    parser.add_argument("--resamples", type=positive, default=10_000, help="default: 10,000; at least 100")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples; default: 0")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="which data; as nrsrd eval, with --config.KEY=VALUE")
+    ours, rest = split_config_arguments(sys.argv[1:])
+    options = parser.parse_intermixed_args(rest)
+    if options.resamples < 100:
+        parser.error(f"argument --resamples: {options.resamples} is too few for an interval; give at least 100")
+    if options.seed < 0:
+        parser.error(f"argument --seed: {options.seed} is negative")
+    return options, ours
+
+
+def main() -> None:
+    options, ours = _read_options()
+    # Not before the flags, so that --help is quick.
+    from .retrieval.comparison import compare, tables
+
+    config, overrides = read_overrides(ours)
+    result, files = compare(
+        *(options.runs, options.output, config, overrides),
+        flips=options.flips,
+        resamples=options.resamples,
+        seed=options.seed,
+        by=options.by,
+    )
+    say(*tables(result))
+    say(*(f"weights: {each['checkpoint']} (chosen by {each['selected_by']})" for each in result["runs"]))
+    say(f"written to {', '.join(map(str, files))}")
+
+
+def command() -> None:
+    """Run `nrsrd compare` with the arguments of the process."""
+    one_line(main, "interrupted; complete features are kept")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,157 @@
+"""Commands side by side, in processes of their own, and the GPUs of each."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn
+
+from .errors import InputError, counted, printable, say
+from .termination import Termination
+
+# These variables make a process wait for others, to train as one with them (cluster.py).
+CLUSTER = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
+POLL = 0.1  # seconds between looks at the processes
+
+
+def device_shares(count: int) -> list[dict[str, str]]:
+    """Return the environment variables that give each of `count` processes as many GPUs, its own; {} without GPUs.
+
+    InputError if there are fewer GPUs than processes, or JAX does not start.
+    """
+    # Not in this process: JAX would take the GPUs' memory.
+    probe = "import jax; print(jax.default_backend(), jax.local_device_count())"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"JAX does not start: {printable((done.stderr.strip().splitlines() or [''])[-1], 200)}")
+    backend, number = done.stdout.split()[-2:]
+    if backend != "gpu":
+        return [{} for _ in range(count)]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return gpu_shares(named.split(",") if named else [str(i) for i in range(int(number))], count)
+
+
+def gpu_shares(gpus: Sequence[str], count: int) -> list[dict[str, str]]:
+    """Return CUDA_VISIBLE_DEVICES of each of `count` processes. InputError if there are fewer GPUs than that."""
+    if len(gpus) < count:
+        raise InputError(f"--jobs {count} takes as many GPUs, and there are {len(gpus)}: give --jobs {len(gpus)}")
+    size = len(gpus) // count  # As many for each: a row must not differ from the next by its devices.
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(count)]
+
+
+class Child:
+    """A running command. Its output is printed line by line, with its name in front."""
+
+    def __init__(self, name: str, command: Sequence[str], variables: Mapping[str, str]):
+        kept = {key: value for key, value in os.environ.items() if key not in CLUSTER}
+        self.name, self.variables, self.error = name, variables, ""
+        self.process = subprocess.Popen(
+            command,
+            env=kept | dict(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which tells the children.
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as output:
+            for line in filter(None, map(str.strip, output)):
+                if line.startswith("error: "):
+                    self.error = line.removeprefix("error: ")
+                with contextlib.suppress(OSError):  # Nobody reads this; the child must continue all the same.
+                    say(f"{self.name}: {line}")
+
+    def ended(self) -> bool:
+        """Return whether the process has ended; then all of its output has been printed."""
+        if self.process.poll() is None:
+            return False
+        self.wait()
+        return True
+
+    def wait(self) -> None:
+        """Wait until the process has ended and its output has been printed."""
+        self.process.wait()
+        self._reader.join()
+
+    def fault(self) -> str:
+        """Return why an ended process failed, "" if it did not."""
+        status = self.process.returncode
+        return f"{self.name}: {self.error or f'it ended with status {status}'}" if status else ""
+
+
+def run_jobs(
+    commands: Mapping[str, Sequence[str]],
+    shares: Sequence[Mapping[str, str]],
+    finished: Callable[[str], None],
+    preempted_status: int = 143,
+) -> None:
+    """Run commands, as many at a time as there are shares of devices.
+
+    If one fails, the others run all the same. After SIGTERM or Ctrl-C all get SIGTERM, which makes a training save, and
+    nothing more is started; a second Ctrl-C kills them.
+
+    Args:
+        commands: by name.
+        shares: the environment variables of each process that runs at a time.
+        finished: is called with the name of each command that ended with status 0.
+        preempted_status: the exit status that `Stopped` carries.
+
+    Raises:
+        InputError: some have failed; it says which and why, once the others have ended.
+        Stopped: SIGTERM came; KeyboardInterrupt: Ctrl-C came.
+    """
+    waiting, free, faults = list(commands.items()), list(shares), []
+    running: list[Child] = []
+    with Termination(preempted_status) as termination, _ended(running):
+        told = termination.told()  # From here on a signal is kept in mind until it is asked for.
+        while running or (waiting and not told):
+            while waiting and free and not told:
+                name, command = waiting.pop(0)
+                say(f"{len(commands) - len(waiting)}/{len(commands)}: {name}")
+                running.append(Child(name, command, free.pop(0)))
+            for child in [child for child in running if child.ended()]:
+                running.remove(child)
+                free.append(dict(child.variables))
+                if fault := child.fault():
+                    faults.append(fault)
+                else:
+                    finished(child.name)
+            if termination.told() and not told:
+                told = True
+                for child in running:
+                    child.process.terminate()
+            time.sleep(POLL)
+        if told:
+            termination.end("stopped; the same command continues each training from its last checkpoint")
+    if faults:
+        _fail(faults, len(commands))
+
+
+def _fail(faults: Sequence[str], total: int) -> NoReturn:
+    shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    raise InputError(
+        f"{len(faults)} of {counted(total, 'training')} failed ({shown}); the same command tries them again"
+    )
+
+
+@contextlib.contextmanager
+def _ended(running: list[Child]) -> Iterator[None]:
+    """Leave no process behind if the block fails: kill them after a second Ctrl-C, otherwise let them save."""
+    try:
+        yield
+    except BaseException as error:
+        for child in running:
+            child.process.kill() if isinstance(error, KeyboardInterrupt) else child.process.terminate()
+        for child in running:
+            child.wait()
+        raise

@@ -1,0 +1,295 @@
+"""Runs and checkpoints beside each other on the same query and gallery: what `nrsrd compare` does."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .. import config as configuration
+from ..compiled import keep_compiled
+from ..config import Config
+from ..data.protocol import Target
+from ..errors import InputError, counted, printable, say
+from ..files import expanded, writable_file, write_csv, write_whole, written_whole
+from ..inputs import read_targets, stamps
+from ..runs import FOLDER, find_checkpoint, run_of
+from ..stored import read_description
+from .bootstrap import percentile_interval, resampled_means
+from .embedding import Embedder
+from .ranking import RankMetrics
+from .result import find_warnings, provenance, selected_by, table
+from .scoring import evaluate
+
+OUTPUT = "compare.json"
+LEVEL = 0.95
+UNITS = {"query": ("query", "queries"), "identity": ("person", "people")}  # what is resampled, in words
+# By title, a difference and the ends of its interval.
+SCORES = {"mAP": ("mAP", "low", "high"), "Rank-1": ("rank1", "rank1_low", "rank1_high")}
+# What `provenance` says of a single checkpoint; the rest holds for all.
+OF_ONE = ("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source")
+
+
+def compare(
+    runs: Sequence[str],
+    output: str = "",
+    config: Config = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    flips: str = "",
+    resamples: int = 10_000,
+    seed: int = 0,
+    by: str = "query",
+) -> tuple[dict[str, Any], list[Path]]:
+    """Evaluate runs on the same data, and write what they differ by.
+
+    Args:
+        runs: two or more work directories, whose best checkpoint is taken, or checkpoints.
+        output: the file; without it compare.json in the current folder.
+        config: says which data; without it that of the first run that has a config.
+        overrides: single options of the config, as {"data.root": …}.
+        flips: a .csv file for the queries whose first match is right under some runs and wrong under others.
+        resamples: how many resamples an interval is made of.
+        seed: of the resamples.
+        by: what is resampled, "query" or "identity".
+
+    Returns:
+        The record, and the files written, its own first.
+
+    Raises:
+        InputError: a run or the data cannot be used, or a file cannot be written.
+    """
+    keep_compiled()
+    checkpoints = _checkpoints(runs)
+    config = _choose_config(config, overrides, list(checkpoints.values()))
+    written = _files(output, flips)
+    targets = read_targets(config)
+    for name, target in targets.items():
+        units = len(set(target.query.pids[target.matched].tolist())) if by == "identity" else int(target.matched.sum())
+        if units < 2:
+            of = counted(units, *UNITS[by])
+            raise InputError(f"{name} has {of} with a match: an interval takes at least 2; give more queries")
+
+    metrics, rows, about, shared = {}, [], [], {}
+    for (name, path), given in zip(checkpoints.items(), runs, strict=True):
+        say(f"{name}: {path}")
+        metrics[name], numbers, record = _measure(path, config, targets)
+        rows += [{"run": name, "data": data} | row for data, row in numbers.items()]
+        why = selected_by(expanded(given), path)
+        about.append({"run": name, "given": given, "selected_by": why} | {key: record[key] for key in OF_ONE})
+        shared = {key: value for key, value in record.items() if key not in OF_ONE}
+    differences = []
+    for name, target in targets.items():
+        groups = target.query.pids if by == "identity" else None
+        of_target = {run: of_run[name] for run, of_run in metrics.items()}
+        differences += [{"data": name} | each for each in paired_differences(of_target, groups, resamples, seed)]
+    method = {"method": "paired bootstrap, percentiles (Efron and Tibshirani 1993)", "level": LEVEL}
+    result = {
+        "rows": rows,
+        "differences": differences,
+        "meaning": "a difference is b − a; low and high are the ends of its interval; all are fractions in 0..1",
+        "interval": method | {"by": by, "resamples": resamples, "seed": seed},
+        "runs": about,
+        "warnings": find_warnings(targets),
+        **shared,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_whole(written["output"], json.dumps(result, indent=1) + "\n", follow=bool(output))
+    _plot(written["plot"], result)
+    if flips:
+        _write_flips(written["flips"], metrics, targets)
+    return result, list(written.values())
+
+
+def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
+    """Return the checkpoint of each run by its name in tables: the folder's, or the whole path where names repeat.
+
+    InputError if there are fewer than two, one is unusable, or two are the same.
+    """
+    if len(runs) < 2:
+        raise InputError("give two or more runs or checkpoints to compare")
+    paths = [find_checkpoint(expanded(run)) for run in runs]
+    for (one, path), (other, same) in itertools.combinations(zip(runs, paths, strict=True), 2):
+        if os.path.realpath(path) == os.path.realpath(same):
+            raise InputError(f"{one} and {other} are the same checkpoint, {path}; give different ones")
+    for path in paths:
+        read_description(path)
+    names = []
+    for run in map(os.path.abspath, map(expanded, runs)):
+        home, step = Path(run).parent, Path(run).name
+        names.append(f"{home.parent.name}/{step}" if home.name == FOLDER else step)
+    if len(set(names)) < len(names):
+        names = list(map(str, runs))
+    return dict(zip(names, paths, strict=True))
+
+
+def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Sequence[Path]) -> Config:
+    """Return the config that says which data: the given one, or that of the first checkpoint of a run."""
+    if config is None:
+        home = next(filter(None, map(run_of, checkpoints)), None)
+        config = configuration.load(home / "config.json") if home else configuration.get_config()
+        config.update_from_flattened_dict(dict(overrides))
+    configuration.validate(config)
+    return config
+
+
+def _files(output: str, flips: str) -> dict[str, Path]:
+    """Return the files to write: "output", "plot", and "flips" if it is asked for. InputError if one cannot be."""
+    written = {"output": writable_file(output or OUTPUT, "--output")}
+    written["plot"] = written["output"].with_name(f"{written['output'].stem}.png")
+    for name, file in written.items():
+        # Only a link that the user named with an option is followed.
+        if file.is_symlink() and not (output and name == "output"):
+            raise InputError(f"{file} is a symbolic link; remove it, or name another --output")
+    if flips:
+        written["flips"] = writable_file(flips, "--flips")
+    if len({os.path.realpath(file) for file in written.values()}) < len(written):
+        raise InputError(f"two of the files to write are one: {', '.join(map(str, written.values()))}; name others")
+    return written
+
+
+def _measure(
+    path: Path, config: Config, targets: Mapping[str, Target]
+) -> tuple[dict[str, RankMetrics], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return a checkpoint's metrics by data set, its row of each, and what identifies its weights and the test."""
+    embedder = Embedder.load(
+        path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
+    )
+    own = config.copy_and_resolve_references()
+    own.image_size = embedder.description.image_size
+    fingerprint = embedder.fingerprint() if config.data.cache != "none" else ""
+    metrics = {name: result.metrics for name, result in evaluate(embedder, own, targets, fingerprint).items()}
+    rows = {
+        name: metrics[name].summary()
+        | {"gallery": len(target.gallery)}
+        | {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
+        | stamps(own, target)
+        for name, target in targets.items()
+    }
+    return metrics, rows, provenance(embedder, config, path)
+
+
+def paired_differences(
+    metrics: Mapping[str, RankMetrics], groups: np.ndarray | None, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Return the differences b − a of each pair of runs, with intervals; all pairs are of the same resamples.
+
+    Args:
+        metrics: of each run, on the same queries.
+        groups: the group of each query [Q], drawn together; None to draw queries.
+        resamples: how many resamples to draw.
+        seed: of the resamples.
+
+    Returns:
+        Dicts of `a` and `b`; `mAP`, `low` and `high`; `rank1`, `rank1_low` and `rank1_high`; `better` and `worse`, how
+        many queries have the right first match under b alone and under a alone; `queries` with a match, and
+        `resampled`, how many queries or groups are drawn. The same weights give exactly 0 everywhere.
+    """
+    pairs = list(itertools.combinations(metrics, 2))
+    valid = next(iter(metrics.values())).valid
+    precision = {run: each.average_precision[valid] for run, each in metrics.items()}
+    right = {run: each.first_match[valid] == 1 for run, each in metrics.items()}
+    scores = (precision, {run: hit.astype(np.float64) for run, hit in right.items()})
+    values = np.stack([score[b] - score[a] for score in scores for a, b in pairs], axis=1)  # [queries, 2 × pairs]
+    groups = None if groups is None else groups[valid]
+    ends = percentile_interval(resampled_means(values, resamples=resamples, seed=seed, groups=groups), LEVEL)
+    columns = np.stack([values.mean(0), *ends], axis=1).reshape(2, len(pairs), 3).tolist()
+    count = len(values) if groups is None else len(np.unique(groups))
+    return [
+        {"a": a, "b": b}
+        | dict(zip(SCORES["mAP"], of_precision, strict=True))
+        | dict(zip(SCORES["Rank-1"], of_first, strict=True))
+        | {"better": int((right[b] & ~right[a]).sum()), "worse": int((right[a] & ~right[b]).sum())}
+        | {"queries": len(values), "resampled": count}
+        for (a, b), of_precision, of_first in zip(pairs, *columns, strict=True)
+    ]
+
+
+def _write_flips(file: Path, metrics: Mapping[str, Mapping[str, RankMetrics]], targets: Mapping[str, Target]) -> None:
+    """Write the queries whose first match is right under some runs and wrong under others."""
+    rows: list[dict[str, Any]] = []
+    for data, target in targets.items():
+        split, first = target.query, np.stack([of_run[data].first_match for of_run in metrics.values()])  # [runs, Q]
+        for i in ((first == 1).any(0) & (first > 1).any(0)).nonzero()[0].tolist():
+            row: dict[str, Any] = {"data": data, "path": str(split.paths[i])}
+            row |= {"identity": int(split.pids[i]), "camera": int(split.cameras[i])}
+            for run, of_run in metrics.items():
+                row[f"rank of first match, {run}"] = int(of_run[data].first_match[i])
+                row[f"AP, {run}"] = round(float(of_run[data].average_precision[i]), 6)
+            rows.append(row)
+    columns = ["data", "path", "identity", "camera"]
+    columns += [f"{title}, {run}" for run in metrics for title in ("rank of first match", "AP")]
+    write_csv(file, rows, follow=True, columns=columns)
+
+
+def tables(result: Mapping[str, Any]) -> list[str]:
+    """Return a record as lines on screen, in per cent: scores, with several data sets a matrix, and differences."""
+    rows, differences, interval = result["rows"], result["differences"], result["interval"]
+    data = list(dict.fromkeys(row["data"] for row in rows))
+    lines = []
+    for name in data:
+        lines += [f"{name}:"] if len(data) > 1 else []
+        lines += table({row["run"]: row for row in rows if row["data"] == name}).split("\n")
+    if len(data) > 1:
+        lines += _matrix(rows, data)
+    titles = [_title(each, len(data) > 1) for each in differences]
+    width = max(map(len, (*titles, "difference")))
+    heads = "".join(f"{title:>9}{'95 % interval':>17}" for title in ("mAP", "Rank-1"))
+    lines.append(f"{'difference':<{width}}{heads}{'better':>8}{'worse':>8}")
+    for title, each in zip(titles, differences, strict=True):
+        cells = ""
+        for keys in SCORES.values():
+            middle, low, high = (100 * each[key] for key in keys)
+            cells += f"{middle:>+9.1f}{f'[{low:+.1f}, {high:+.1f}]':>17}"
+        lines.append(f"{title:<{width}}{cells}{each['better']:>8}{each['worse']:>8}")
+    counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
+    drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
+    lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; they say nothing of other seeds")
+    lines.append("better: queries whose first match is right under the first run alone; worse: under the second alone")
+    return lines + [f"warning: {warning}" for warning in result["warnings"]]
+
+
+def _matrix(rows: Sequence[Mapping[str, Any]], data: Sequence[str]) -> list[str]:
+    """Return the mAP of each run on each data set, and the mean, as lines."""
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        scores.setdefault(row["run"], []).append(100 * row["mAP"])
+    width, widths = max(map(len, (*scores, "mAP"))), [max(9, len(name) + 2) for name in (*data, "mean")]
+    lines = [f"{'mAP':<{width}}" + "".join(f"{n:>{w}}" for n, w in zip((*data, "mean"), widths, strict=True))]
+    for run, values in scores.items():
+        shown = zip((*values, float(np.mean(values))), widths, strict=True)
+        lines.append(f"{run:<{width}}" + "".join(f"{value:>{w}.1f}" for value, w in shown))
+    return lines
+
+
+def _title(difference: Mapping[str, Any], with_data: bool) -> str:
+    title = f"{difference['b']} − {difference['a']}" + (f", {difference['data']}" if with_data else "")
+    return printable(title)
+
+
+def _plot(path: Path, result: Mapping[str, Any]) -> None:
+    """Draw each difference in mAP and Rank-1 with its interval."""
+    shown = result["differences"]
+    several = len({each["data"] for each in shown}) > 1
+    figure = Figure(figsize=(9, 0.4 * len(shown) + 1.6), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(1, 2, sharey=True), SCORES.items(), strict=True):
+        axes.axvline(0, color="0.6", linewidth=1)
+        for y, each in enumerate(shown):
+            middle, low, high = (100 * each[key] for key in keys)
+            axes.plot([low, high], [y, y], color="C0", linewidth=2)
+            axes.plot(middle, y, "o", color="C0" if low > 0 or high < 0 else "white", markeredgecolor="C0")
+        axes.set_yticks(range(len(shown)), [_title(each, several) for each in shown], parse_math=False)
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set(xlabel=f"difference in {title} (percentage points)")
+        axes.grid(axis="x", alpha=0.3)
+    figure.suptitle(
+        f"difference and its {LEVEL:.0%} interval; filled dot: the interval leaves out 0", fontsize="medium"
+    )
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)

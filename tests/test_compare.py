@@ -1,0 +1,229 @@
+"""Runs beside each other: one test for all, honest intervals, and files that say what they are of."""
+
+import csv
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from people import run, small_config, small_model, write_night
+from PIL import Image
+
+from nrsrd_jax import config as configuration
+from nrsrd_jax.checkpoint import load, save_weights
+from nrsrd_jax.command import read_overrides, split_config_arguments
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.retrieval.comparison import compare, paired_differences, tables
+from nrsrd_jax.retrieval.ranking import RankMetrics
+from nrsrd_jax.retrieval.result import evaluate_run
+from nrsrd_jax.sharding import make_mesh
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two data sets, and in runs/ two runs of other image sizes; "twin" has the weights of "a", "c" is no run."""
+    place = tmp_path_factory.mktemp("compare")
+    write_night(place / "night", frames=1)
+    # People of pure noise: who of them is found first differs from model to model.
+    rng = np.random.default_rng(0)
+    for folder, camera in (("query", 1), ("bounding_box_test", 2)):
+        for identity in range(110, 122):
+            pixels = rng.integers(0, 256, (40, 20, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(place / "night" / folder / f"{identity:04d}_c{camera}_000000.jpg")
+    write_night(place / "other", frames=1)
+    for name, size in (("a", (32, 16)), ("b", (48, 32))):
+        home = place / "runs" / name
+        home.mkdir(parents=True)
+        configuration.save(small_config(place, image_size=size), home / "config.json")
+        save_weights(home / "checkpoints/7", *small_model(1, size), {})
+    description, variables = load(place / "runs/a", make_mesh())
+    description = dataclasses.replace(description, provenance={"source": {"file": "elsewhere"}})
+    save_weights(place / "runs/twin", description, variables, {})
+    save_weights(place / "runs/c", description, jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape), variables), {})
+    return place
+
+
+@pytest.fixture
+def here(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def runs(place, *names):
+    return [str(place / "runs" / name) for name in names]
+
+
+def metrics(precision, first):
+    return RankMetrics(np.array(precision, float), np.array(precision, float), np.array(first), 5)
+
+
+def test_differences_by_hand():
+    """b finds three queries first that a does not, and loses one; the query without a match counts nowhere."""
+    a = metrics([0.5, 0.5, 0.5, 1, 1, math.nan], [2, 2, 2, 1, 1, 0])
+    b = metrics([1, 1, 1, 0.5, 1, math.nan], [1, 1, 1, 2, 1, 0])
+    (found,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
+    assert (found["a"], found["b"], found["better"], found["worse"]) == ("a", "b", 3, 1)
+    assert (found["queries"], found["resampled"]) == (5, 5)
+    np.testing.assert_allclose((found["mAP"], found["rank1"]), (0.2, 0.4))
+    assert found["low"] < found["mAP"] < found["high"]
+    assert found["rank1_low"] < found["rank1"] < found["rank1_high"]
+    (turned,) = paired_differences({"b": b, "a": a}, None, 1000, 0)
+    for name, end in (("mAP", "mAP"), ("low", "high"), ("rank1_high", "rank1_low")):
+        np.testing.assert_allclose(turned[name], -found[end])
+    assert (turned["better"], turned["worse"]) == (1, 3)
+
+
+def test_people_are_drawn_whole():
+    """A person's queries all change alike: drawn one by one they look surer than they are."""
+    a = metrics([0.5] * 40, [2] * 40)
+    b = metrics(np.repeat([0.2, 0.9, 0.6, 0.8], 10), [2] * 40)
+    (by_query,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
+    (by_person,) = paired_differences({"a": a, "b": b}, np.repeat([3, 1, 8, 5], 10), 1000, 0)
+    assert by_person["mAP"] == by_query["mAP"]
+    assert by_person["high"] - by_person["low"] > 2 * (by_query["high"] - by_query["low"])
+    assert (by_query["resampled"], by_person["resampled"]) == (40, 4)
+
+
+def test_runs_of_other_image_sizes_are_compared_on_the_first_runs_data(place, here):
+    result, files = compare(runs(place, "a", "b", "c"), flips="flips.csv", resamples=200)
+    assert [file.name for file in files] == ["compare.json", "compare.png", "flips.csv"]
+    assert json.loads((here / "compare.json").read_text()) == json.loads(json.dumps(result))
+    assert (here / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert [(row["run"], row["data"]) for row in result["rows"]] == [(name, "night600") for name in "abc"]
+    assert [row["queries"] for row in result["rows"]] == [4 + 12] * 3
+    assert [(each["a"], each["b"]) for each in result["differences"]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [each["image_size"] for each in result["runs"]] == [[32, 16], [48, 32], [32, 16]]
+    assert "training" not in result["runs"][2]["selected_by"]
+    assert result["protocol"].startswith("cross-camera")
+    assert result["interval"]["resamples"] == 200
+    assert result["versions"]["jax"]
+    score = {row["run"]: row for row in result["rows"]}
+    for each in result["differences"]:
+        for name in ("mAP", "rank1"):
+            assert each[name] == pytest.approx(score[each["b"]][name] - score[each["a"]][name])
+        assert each["better"] - each["worse"] == pytest.approx(each["rank1"] * each["queries"])
+    alone, _ = evaluate_run("", str(place / "runs/b"), str(here / "alone.json"))
+    assert alone["mAP"] == pytest.approx(score["b"]["mAP"])
+    assert alone["targets"]["night600"]["query_pixels_sha256"] == score["b"]["query_pixels_sha256"]
+
+    with open(here / "flips.csv", encoding="utf-8", newline="") as file:
+        flips = list(csv.DictReader(file))
+    lost = {each["b"]: each["better"] + each["worse"] for each in result["differences"] if each["a"] == "a"}
+    assert flips
+    for name in ("b", "c"):
+        ranks = [(row["rank of first match, a"] == "1", row[f"rank of first match, {name}"] == "1") for row in flips]
+        assert sum(one != other for one, other in ranks) == lost[name]
+    assert flips[0]["path"].startswith(str(place / "night/query"))
+    assert 0 < float(flips[0]["AP, c"]) <= 1
+
+
+def test_the_same_weights_do_not_differ(place, here):
+    result, _ = compare(runs(place, "a", "twin"), flips="flips.csv", resamples=200, by="identity")
+    (same,) = result["differences"]
+    assert {same[name] for name in ("mAP", "low", "high", "rank1", "rank1_low", "rank1_high")} == {0}
+    assert same["better"] == same["worse"] == 0
+    assert (here / "flips.csv").read_text().startswith("data,path,identity,camera,")
+    assert (here / "flips.csv").read_text().count("\n") == 1
+    assert (result["interval"]["by"], same["resampled"]) == ("identity", 16)
+    assert result["runs"][0]["weights_sha256"] == result["runs"][1]["weights_sha256"]
+
+
+def test_several_data_sets_make_a_matrix(place, here):
+    both = {"eval.data.name": "night600,night600", "eval.data.root": f"{place / 'night'},{place / 'other'}"}
+    result, _ = compare(runs(place, "a", "b"), overrides=both, resamples=200)
+    assert [each["data"] for each in result["differences"]] == ["night600-1", "night600-2"]
+    lines = tables(result)
+    matrix = lines[next(i for i, line in enumerate(lines) if line.startswith("mAP")) :]
+    assert matrix[0].split() == ["mAP", "night600-1", "night600-2", "mean"]
+    values = [100 * row["mAP"] for row in result["rows"] if row["run"] == "b"]
+    assert matrix[2].split() == ["b", *(f"{x:.1f}" for x in (*values, np.mean(values)))]
+    assert any(line.startswith("b − a, night600-2") for line in lines)
+
+
+def test_runs_of_one_name_keep_their_paths(place, here):
+    shutil.copytree(place / "runs/c", here / "x/a")
+    result, _ = compare([*runs(place, "a"), "x/a"], resamples=200)
+    assert [each["run"] for each in result["runs"]] == [str(place / "runs/a"), "x/a"]
+    (place / "runs/b/checkpoints/9").symlink_to(place / "runs/c")
+    try:
+        steps, _ = compare([*runs(place, "b/checkpoints/7"), "x/a"], resamples=200)
+    finally:
+        (place / "runs/b/checkpoints/9").unlink()
+    assert [each["run"] for each in steps["runs"]] == ["b/7", "a"]
+
+
+def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place, here):
+    (here / "kept.json").write_text("precious")
+    (here / "compare.json").symlink_to("kept.json")
+    with pytest.raises(InputError, match=r"compare.json is a symbolic link"):
+        compare(runs(place, "a", "c"), resamples=200)
+    assert (here / "kept.json").read_text() == "precious"
+    _, files = compare(runs(place, "a", "c"), "kept.json", resamples=200)
+    assert json.loads((here / "kept.json").read_text())["differences"]
+    assert files[1].name == "kept.png"
+    with pytest.raises(InputError, match="two of the files to write are one"):
+        compare(runs(place, "a", "c"), "kept.json", flips="compare.json")
+
+
+def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch):
+    monkeypatch.setattr("nrsrd_jax.retrieval.comparison.Embedder", None)
+    (here / "new").mkdir()
+    configuration.save(small_config(place), here / "new/config.json")
+    copy = here / "again"
+    copy.symlink_to(place / "runs/a")
+    alone = write_night(here / "alone", frames=1)
+    for path in (alone / "query").glob("010[1-9]*"):
+        path.unlink()
+    unmatched = write_night(here / "unmatched", frames=1)
+    for path in (unmatched / "bounding_box_test").glob("*_c2_*"):
+        path.unlink()
+    cases = [
+        (runs(place, "a"), {}, "give two or more runs"),
+        ([], {}, "give two or more runs"),
+        ([*runs(place, "a"), "nowhere"], {}, "nowhere does not exist"),
+        ([*runs(place, "a"), "new"], {}, "new is a run without a checkpoint yet"),
+        (runs(place, "a", "a"), {}, "are the same checkpoint"),
+        ([*runs(place, "a"), str(copy)], {}, "are the same checkpoint"),
+        (runs(place, "a", "a/checkpoints/7"), {}, "are the same checkpoint"),
+        (runs(place, "a", "c"), {"data.root": str(here / "gone")}, "no folder .*gone"),
+        (runs(place, "a", "c"), {"data.root": str(unmatched)}, "none of the 4 queries of night600 has a match"),
+        (runs(place, "a", "c"), {"data.name": "bright"}, "has no queries to evaluate with"),
+        (runs(place, "a", "c"), {"data.root": str(alone)}, "night600 has 1 query with a match"),
+        (runs(place, "a", "c"), {"eval.protocol": "any"}, "eval.protocol is 'any'"),
+    ]
+    for given, overrides, message in cases:
+        with pytest.raises(InputError, match=message) as error:
+            compare(given, overrides=overrides)
+        assert "\n" not in str(error.value)
+    assert not (here / "compare.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_options_of_the_config_are_told_from_runs_wherever_they_stand():
+    arguments = ["a", "--config", "demo:nra", "b", "--config.data.root", "x", "--seed", "3", "--config.eval.flip=True"]
+    ours, rest = split_config_arguments(arguments)
+    assert rest == ["a", "b", "--seed", "3"]
+    config, overrides = read_overrides(ours)
+    assert overrides == {"data.root": "x", "eval.flip": True}
+    assert (config.model.norm_ratio, config.data.root, config.eval.flip) == (True, "x", True)
+    assert read_overrides(ours[2:]) == (None, overrides)
+
+
+def test_the_command_says_what_differs_and_what_is_wrong(place, here):
+    """Options stand between runs, and the data of another config is taken."""
+    data = f"--config.data.root={place / 'night'}"
+    done = run(
+        "-m", "nrsrd_jax.cli", "compare", runs(place, "a")[0], "--by", "identity", runs(place, "c")[0],
+        "--config", "night600:baseline", data, f"--config.data.cache_dir={place / 'cache'}", "--resamples", "100",
+        "--output", here / "out.json",
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("c − a") for line in lines)
+    assert any("16 people of night600, resampled 100 times" in line for line in lines)
+    assert lines[-1] == f"written to {here / 'out.json'}, {here / 'out.png'}"
+    assert json.loads((here / "out.json").read_text())["config"]["model"]["backbone"] == "vit_base_ics"
