@@ -26,6 +26,7 @@ from .errors import InputError, say
 from .files import expanded, write_csv, write_whole, written_whole
 from .inputs import Records
 from .metrics_log import TITLES, logged_scores
+from .options import Options, read_options
 from .runs import owned
 from .termination import Termination
 from .training import check_run, check_same_run, train
@@ -96,12 +97,12 @@ def run_ablation(
     paper = rows
     for row, seed, config, folder in jobs:  # a mistake in the last row shows now
         if seed:
-            check_same_run(config, folder)
+            check_same_run(read_options(config), folder)
             continue
-        records = check_run(config, folder).records
-        if not records.targets:
+        start = check_run(config, folder)
+        if not start.records.targets:
             raise InputError(f"{file}: its data has no queries; there is nothing to compare {row.name} by")
-        paper = paper if is_the_papers(config, records) else ()
+        paper = paper if is_the_papers(start.options, start.records) else ()
     with owned(workdir):
         known = {(row.name, seed): logged_scores(folder, config.train.epochs) for row, seed, config, folder in jobs}
         results: Results = {}
@@ -114,13 +115,13 @@ def run_ablation(
     return results
 
 
-def is_the_papers(config: Config, records: Records) -> bool:
+def is_the_papers(options: Options, records: Records) -> bool:
     """Whether the numbers are of Night600 as the paper tests on it."""
     published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
-    plain = not (config.eval.rerank.enabled or config.eval.flip or config.eval.expand)
-    return config.data.name == "night600" and as_published and plain and config.eval.protocol == "cross-camera"
+    plain = not (options.eval.rerank.enabled or options.eval.flip or options.eval.expand)
+    return options.data.name == "night600" and as_published and plain and options.eval.protocol == "cross-camera"
 
 
 def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 ERASING_TRIES = 10
 
 
-def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float = 0.5, pad: int = 10) -> jax.Array:
+def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float, pad: int) -> jax.Array:
     """Mirrors with probability `flip`, then pads `pad` black pixels on each side and crops back at a random place."""
     flip_key, top_key, left_key = jax.random.split(key, 3)
     batch, height, width, channels = images.shape
@@ -33,7 +33,7 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
-def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.5) -> jax.Array:
+def random_erasing(key: jax.Array, images: jax.Array, *, probability: float) -> jax.Array:
     """Fills one rectangle with N(0, 1) noise per pixel (Zhong et al. 2020, as timm's 'pixel' mode), with `probability`.
 
     Its area is uniform in 0.02..1/3 of the image's, its height/width log-uniform in 0.3..1/0.3; of 10 draws the first

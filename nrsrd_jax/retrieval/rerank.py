@@ -49,9 +49,9 @@ def k_reciprocal(
 def reranked_distances(
     query_features: np.ndarray,
     gallery_features: np.ndarray,
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
+    k1: int,
+    k2: int,
+    lambda_value: float,
     mesh: Mesh | None = None,
 ) -> Distances:
     """Return `k_reciprocal` as a function from indices of queries [B] to their rows [B, G], for `evaluation.rank_by`.
