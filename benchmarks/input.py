@@ -23,6 +23,7 @@ from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.data.images import cached_images, decode
 from nrsrd_jax.data.pipeline import Domain, batches
 from nrsrd_jax.data.sampling import BatchPlan
+from nrsrd_jax.options import Augment
 from nrsrd_jax.step import Preparation
 
 HALF = (0.5, 0.5, 0.5)
@@ -90,8 +91,10 @@ def main() -> None:
         print(f"plain loader, {cores} processes     {batch / plain:>9.0f} images/s, {1e3 * plain:.1f} ms a batch")
 
     one = {"labels": np.zeros(batch, np.int32), "images": np.asarray(everything[:batch])}
+    usual = Augment()
+    preparation = Preparation(HALF, HALF, flip=usual.flip, pad=usual.pad, erasing=usual.erasing, degradation={})
     for name, data in (("augmentation", {"real": one}), ("and a degraded domain", {"real": one, "aux": one})):
-        prepare = jax.jit(lambda key, data: Preparation(HALF, HALF)(key, data))
+        prepare = jax.jit(lambda key, data: preparation(key, data))
         data = jax.device_put(data)
         jax.block_until_ready(prepare(jax.random.key(0), data))
         cost = seconds(lambda prepare=prepare, data=data: prepare(jax.random.key(0), data), 10)

@@ -33,6 +33,7 @@ from nrsrd_jax.files import writable_folder
 from nrsrd_jax.models import MODELS, initialise
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.vit import PATCH, ViTSpec
+from nrsrd_jax.options import read_options
 from nrsrd_jax.precision import compute_dtype, one_order
 from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.sharding import make_mesh, over_data
@@ -68,18 +69,19 @@ class Case:
         config = get_config(variant)
         config.model.backbone, config.image_size, config.train.remat = backbone, size, remat
         config.train.precision = precision
+        options = read_options(config)
         self.dtype = compute_dtype(precision)
         common = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-        self.domains = 2 if config.aux.enabled else 1
+        self.domains = 2 if options.aux.enabled else 1
         description = Description(
             backbone, VITS[backbone].depth, **common, classes=CLASSES,
-            aux_classes=CLASSES * (self.domains - 1), norm_ratio=NormRatio() if config.model.norm_ratio else None,
+            aux_classes=CLASSES * (self.domains - 1), norm_ratio=NormRatio() if options.model.norm_ratio else None,
         )  # fmt: skip
         mesh = make_mesh(batch)
-        self.optimizer = make_optimizer("sgd")
-        self.create = state_builder(config, description, self.optimizer, mesh)[2]
+        self.optimizer = make_optimizer("sgd", momentum=options.optim.momentum, decay=options.optim.weight_decay)
+        self.create = state_builder(options, description, self.optimizer, mesh)[2]
         self.teacher = self.teacher_variables = None
-        if config.teacher.enabled:
+        if options.teacher.enabled:
             model = Description(backbone, description.depth, **common, classes=CLASSES).create_model(dtype=self.dtype)
             self.teacher = Teacher(model, (0.5,) * 3, (0.5,) * 3)
             self.teacher_variables = jax.jit(lambda key: initialise(model, key, size))(jax.random.key(1))
@@ -90,9 +92,9 @@ class Case:
         }
         self.data = jax.device_put({"real": domain} | ({"aux": domain} if self.domains == 2 else {}), over_data(mesh))
         self.labels = {name: self.data[name]["labels"] for name in self.data}
-        self.step = make_step(config, description, self.teacher, self.optimizer, {})
-        self.prepare = preparation(config, description, {})
-        self.objective = loss_function(config, description, self.teacher)
+        self.step = make_step(options, description, self.teacher, self.optimizer, {})
+        self.prepare = preparation(options, description, {})
+        self.objective = loss_function(options, description, self.teacher)
         self.update = make_update(self.objective, self.optimizer, lambda _: (1e-3, 2e-3))
         self.model = description.create_model(dtype=self.dtype)
 

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load
 from nrsrd_jax.command import Parser, one_line
+from nrsrd_jax.config import load_config
 from nrsrd_jax.errors import say
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models import initialise
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run, table
 from nrsrd_jax.retrieval.scoring import evaluate, headline, score
@@ -36,20 +37,22 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
 def main() -> None:
     Parser(__doc__).parse_args()
     runs = {name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")}
-    config = configuration.load(runs["nrsrd"] / "config.json")
-    targets = read_targets(config)
+    options = read_options(load_config(runs["nrsrd"] / "config.json"))
+    targets = read_targets(options)
     (target,) = targets.values()
     mesh = make_mesh()
     description, _ = load(runs["nrsrd"], mesh)
     model = description.create_model()
     variables = jax.jit(lambda key: initialise(model, key, description.image_size))(jax.random.key(0))
+    evaluation = options.eval
+    untrained = Embedder(model, variables, description, mesh, batch_size=evaluation.batch_size, flip=evaluation.flip)
     histograms = {
         name: colour_histograms(split.paths) for name, split in (("query", target.query), ("gallery", target.gallery))
     }
     rows = {
-        "untrained network": headline(evaluate(Embedder(model, variables, description, mesh), config, targets)),
-        "colour histogram": score(histograms, target, config).metrics.summary(),
-        "pretrained": headline(evaluate(Embedder.load(config.init.checkpoint), config, targets)),
+        "untrained network": headline(evaluate(untrained, options, targets)),
+        "colour histogram": score(histograms, target, options.eval).metrics.summary(),
+        "pretrained": headline(evaluate(Embedder.load(options.init.checkpoint), options, targets)),
     }
     for name, run in runs.items():
         rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))

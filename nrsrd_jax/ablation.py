@@ -39,6 +39,7 @@ from .files import expanded, write_csv, write_whole, written_whole
 from .inputs import Records
 from .jobs import device_shares, run_jobs
 from .metrics_log import TITLES, logged_scores
+from .options import Options, read_options
 from .rows import TABLES, Row, choose_rows, row_config, variant_config
 from .runs import owned
 from .termination import Termination
@@ -84,12 +85,12 @@ def run_ablation(
     for row, seed, config, folder in trainings:  # A mistake in the last row shows now.
         with _naming(row):
             if seed:
-                check_same_run(config, folder)
+                check_same_run(read_options(config), folder)
                 continue
-            records = check_run(config, folder).records
-            if not records.targets:
+            start = check_run(config, folder)
+            if not start.records.targets:
                 raise InputError(f"its data has no queries: {file} gives nothing to compare by")
-        if row.paper and not is_the_papers(config, records):
+        if row.paper and not is_the_papers(start.options, start.records):
             paper = ()
     shares = device_shares(jobs) if jobs > 1 else []
     with owned(workdir):
@@ -136,13 +137,13 @@ def train_command(file: str, training: Training) -> list[str]:
     return [sys.executable, "-m", "nrsrd_jax.train", *place, *options]
 
 
-def is_the_papers(config: Config, records: Records) -> bool:
+def is_the_papers(options: Options, records: Records) -> bool:
     """Whether the numbers are of Night600 as the paper tests on it."""
     published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
-    plain = not (config.eval.rerank.enabled or config.eval.flip or config.eval.expand)
-    return config.data.name == "night600" and as_published and plain and config.eval.protocol == "cross-camera"
+    plain = not (options.eval.rerank.enabled or options.eval.flip or options.eval.expand)
+    return options.data.name == "night600" and as_published and plain and options.eval.protocol == "cross-camera"
 
 
 def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 ERASING_TRIES = 10
 
 
-def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float = 0.5, pad: int = 10) -> jax.Array:
+def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float, pad: int) -> jax.Array:
     """Mirror images at random, then pad them with zeros and crop them back to their size at a random place.
 
     Args:
@@ -25,7 +25,7 @@ def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float = 0.5, pad: 
         [B, H, W, C], of the type of `images`.
 
     Source:
-        The official code of TransReID-SSL, with its defaults.
+        The official code of TransReID-SSL.
 
     Example:
         >>> import jax
@@ -71,7 +71,7 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
-def random_erasing(key: jax.Array, images: jax.Array, *, probability: float = 0.5) -> jax.Array:
+def random_erasing(key: jax.Array, images: jax.Array, *, probability: float) -> jax.Array:
     """Fill one rectangle of an image with N(0, 1) noise per pixel and channel, at random.
 
     The rectangle's area is uniform in 0.02..1/3 of the image's area, its height/width log-uniform in 0.3..1/0.3. Of 10

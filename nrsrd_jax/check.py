@@ -22,31 +22,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .command import Parser, one_line, read_config, split_config_arguments
-from .config import Config, validate
+from .config import Config
 from .data import datasets
 from .data.check import Findings, check, report
 from .data.datasets import Dataset, Split
 from .data.readers import LAYOUTS
 from .errors import InputError, counted, say
 from .files import expanded, written_whole
+from .options import Data, EvalData, read_options
 
 
 def main() -> None:
-    options, config, given = _read_options()
+    arguments, config, given = _read_arguments()
+    options = read_options(config)
     # Not before the flags, so that --help is quick.
     from .inputs import make_domains, make_plans, make_targets, read_sources
 
-    left_out = datasets.read_exclude(config.data.exclude)
+    left_out = datasets.read_exclude(options.data.exclude)
 
-    def surveyed(choice: Config) -> dict[str, Dataset]:
+    def surveyed(choice: Data | EvalData) -> dict[str, Dataset]:
         return read_sources(choice, left_out, datasets.survey)
 
-    sources = surveyed(config.data)
-    tests = surveyed(config.eval.data) if config.eval.data.name else sources
+    sources = surveyed(options.data)
+    tests = surveyed(options.eval.data) if options.eval.data.name else sources
     others = {f"evaluated {label}": data for label, data in tests.items()} if tests is not sources else {}
-    if config.aux.enabled:
-        for option in filter(config.aux.get, ("bright_root", "dark_root")):
-            others[f"aux.{option}"] = datasets.survey("bright", config.aux[option], exclude=left_out)
+    if options.aux.enabled:
+        for name, root in (("bright_root", options.aux.bright_root), ("dark_root", options.aux.dark_root)):
+            if root:
+                others[f"aux.{name}"] = datasets.survey("bright", root, exclude=left_out)
     total = Findings()
     for label, data in (sources | others).items():
         findings, pixels = check(data)
@@ -56,11 +59,10 @@ def main() -> None:
         for field in dataclasses.fields(Findings):
             getattr(total, field.name).extend(getattr(findings, field.name))
     domains: dict[str, Split] = {}
-    refused = _refusals(lambda: make_targets(config, tests))
-    refused += _refusals(lambda: domains.update(make_domains(config, sources, left_out)[0]))
-    too_few = _refusals(lambda: make_plans(config, domains))
-    smaller = config.copy_and_resolve_references()
-    smaller.train.batch_size = 2 * config.train.instances
+    refused = _refusals(lambda: make_targets(options, tests))
+    refused += _refusals(lambda: domains.update(make_domains(options.aux, sources, left_out)[0]))
+    too_few = _refusals(lambda: make_plans(options.train, domains))
+    smaller = dataclasses.replace(options.train, batch_size=2 * options.train.instances)
     if given or _refusals(lambda: make_plans(smaller, domains)):
         refused += too_few
     else:
@@ -71,13 +73,13 @@ def main() -> None:
         refused = _refusals(lambda: _start(config))
     say(*(f"fault: {text}" for text in refused))
     say(f"{len(total.faults) + len(refused)} faults, {len(total.warnings)} warnings")
-    if options.fix_list:
-        _write_fix_list(options.fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
+    if arguments.fix_list:
+        _write_fix_list(arguments.fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
     sys.exit(1 if total.faults or refused else 0)
 
 
-def _read_options() -> tuple[argparse.Namespace, Config, bool]:
-    """Return the options, the config that they stand for, and whether the user gave --config."""
+def _read_arguments() -> tuple[argparse.Namespace, Config, bool]:
+    """Return the arguments, the config that they stand for, and whether the user gave --config."""
     parser = Parser(__doc__, "nrsrd check")
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(LAYOUTS))
     parser.add_argument("root", nargs="?", metavar="ROOT", help="its folder; of a manifest the CSV file")
@@ -88,18 +90,17 @@ def _read_options() -> tuple[argparse.Namespace, Config, bool]:
     )
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as train.py takes it, with --config.KEY=VALUE")
     ours, rest = split_config_arguments(sys.argv[1:])
-    options = parser.parse_args(rest)
+    arguments = parser.parse_args(rest)
     config = read_config(ours)
-    if options.name and not options.root:
-        parser.error(f"give the folder of data set {options.name} after its name")
-    if not (options.name or ours):
+    if arguments.name and not arguments.root:
+        parser.error(f"give the folder of data set {arguments.name} after its name")
+    if not (arguments.name or ours):
         parser.error("give a data set, NAME ROOT, or --config FILE")
-    if options.name:
-        config.data.name, config.data.root = options.name, options.root
-    for key in filter(options.__dict__.get, ("protocol", "exclude")):
-        config.data[key] = getattr(options, key)
-    validate(config)
-    return options, config, bool(ours)
+    if arguments.name:
+        config.data.name, config.data.root = arguments.name, arguments.root
+    for key in filter(arguments.__dict__.get, ("protocol", "exclude")):
+        config.data[key] = getattr(arguments, key)
+    return arguments, config, bool(ours)
 
 
 def _refusals(step: Callable[[], object]) -> list[str]:

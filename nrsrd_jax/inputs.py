@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import Config, fixed_statistic
 from .data import datasets, pipeline
 from .data.images import (
     THREADS,
@@ -20,6 +19,7 @@ from .data.images import (
 from .data.protocol import PROTOCOLS, Target, advice, make_target
 from .data.sampling import BatchPlan
 from .errors import InputError, say
+from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]
 
@@ -50,35 +50,35 @@ class Records:
         return {name: split.hash() for name, split in splits.items() if split}
 
 
-def read_records(config: Config) -> Records:
+def read_records(options: Options) -> Records:
     """List the files and plan the batches. InputError for every fault that shows without decoding."""
-    exclude = datasets.read_exclude(config.data.exclude)
-    sources = read_sources(config.data, exclude)
-    targets = make_targets(config, read_sources(config.eval.data, exclude) if config.eval.data.name else sources)
-    splits, dark = make_domains(config, sources, exclude)
-    return Records(splits["real"], targets, splits.get("aux"), dark, make_plans(config, splits))
+    exclude = datasets.read_exclude(options.data.exclude)
+    sources = read_sources(options.data, exclude)
+    targets = make_targets(options, read_sources(options.eval.data, exclude) if options.eval.data.name else sources)
+    splits, dark = make_domains(options.aux, sources, exclude)
+    return Records(splits["real"], targets, splits.get("aux"), dark, make_plans(options.train, splits))
 
 
-def read_targets(config: Config) -> dict[str, Target]:
+def read_targets(options: Options) -> dict[str, Target]:
     """Return the tests, by data set. InputError if there are no queries, or no query has a match."""
-    choice = test_data(config)
-    targets = make_targets(config, read_sources(choice, datasets.read_exclude(config.data.exclude)))
+    choice = test_data(options)
+    targets = make_targets(options, read_sources(choice, datasets.read_exclude(options.data.exclude)))
     if not targets:
         raise InputError(_no_queries(choice))
     return targets
 
 
-def test_data(config: Config) -> Config:
+def test_data(options: Options) -> Data | EvalData:
     """Return the options of the data to evaluate on: eval.data, or data if that is not set."""
-    return config.eval.data if config.eval.data.name else config.data
+    return options.eval.data if options.eval.data.name else options.data
 
 
-def make_targets(config: Config, sources: dict[str, datasets.Dataset]) -> dict[str, Target]:
+def make_targets(options: Options, sources: dict[str, datasets.Dataset]) -> dict[str, Target]:
     """Make the tests on the data sets with queries, and print how many have a match. InputError if no query has one.
 
     InputError also if eval.data names data sets without queries.
     """
-    protocol = config.eval.protocol
+    protocol = options.eval.protocol
     targets = {name: make_target(data, protocol) for name, data in sources.items() if len(data.query)}
     for name, target in targets.items():
         queries, matched = len(target.query), int(target.matched.sum())
@@ -88,28 +88,28 @@ def make_targets(config: Config, sources: dict[str, datasets.Dataset]) -> dict[s
                 f"in which {PROTOCOLS[protocol].meaning}: nothing can be evaluated; {advice(sources[name])}"
             )
         say(f"{name}: {matched} of {queries} queries have a match among {len(target.gallery)}, {protocol}")
-    if not targets and config.eval.data.name:
-        raise InputError(_no_queries(config.eval.data))
+    if not targets and options.eval.data.name:
+        raise InputError(_no_queries(options.eval.data))
     return targets
 
 
-def _no_queries(choice: Config) -> str:
+def _no_queries(choice: Data | EvalData) -> str:
     return f"data set {choice.name} in {choice.root} has no queries to evaluate with"
 
 
 def make_domains(
-    config: Config, sources: dict[str, datasets.Dataset], exclude: Collection[Path]
+    aux: Aux, sources: dict[str, datasets.Dataset], exclude: Collection[Path]
 ) -> tuple[dict[str, datasets.Split], datasets.Split | None]:
     """Return the images to learn from, "real", and with an auxiliary domain "aux", and the dark twins of the latter."""
     splits, dark = {"real": datasets.join([data.train for data in sources.values()])}, None
-    if config.aux.enabled:
-        splits["aux"], dark = _read_aux(config.aux.bright_root, config.aux.dark_root, exclude)
+    if aux.enabled:
+        splits["aux"], dark = _read_aux(aux.bright_root, aux.dark_root, exclude)
     return splits, dark
 
 
-def make_plans(config: Config, splits: dict[str, datasets.Split]) -> dict[str, BatchPlan]:
+def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, BatchPlan]:
     """Plan the batches of each domain. InputError if they cannot be drawn."""
-    sizes = config.train.batch_size, config.train.instances, config.train.seed
+    sizes = train.batch_size, train.instances, train.seed
     plans = {name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())}
     for plan in plans.values():
         plan.steps(1)
@@ -117,7 +117,7 @@ def make_plans(config: Config, splits: dict[str, datasets.Split]) -> dict[str, B
 
 
 def read_sources(
-    choice: Config, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.read_dataset
+    choice: Data | EvalData, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.read_dataset
 ) -> dict[str, datasets.Dataset]:
     """Return the data sets that name, root and protocol stand for, by name; a repeated name gets a number."""
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
@@ -148,17 +148,17 @@ def _read_aux(
     return paired, dark
 
 
-def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]:
+def read_domains(options: Options, records: Records) -> dict[str, pipeline.Domain]:
     """Return the training domains with their images, decoded into the cache unless data.cache is "none"."""
     splits = {"real": {"images": records.train}}
     if records.bright:
         splits["aux"] = {"images": records.bright} | ({"dark_images": records.dark} if records.dark else {})
 
     def source(split: datasets.Split) -> pipeline.Images:
-        if config.data.cache == "none":
+        if options.data.cache == "none":
             check_readable(split.paths)
-            return pipeline.Files(split.paths, tuple(config.image_size), "bicubic")
-        return cached_images(split.paths, config.image_size, "bicubic", config.data.cache_dir)
+            return pipeline.Files(split.paths, options.image_size, "bicubic")
+        return cached_images(split.paths, options.image_size, "bicubic", options.data.cache_dir)
 
     return {
         name: pipeline.Domain(
@@ -171,34 +171,34 @@ def read_domains(config: Config, records: Records) -> dict[str, pipeline.Domain]
     }
 
 
-def read_test_images(config: Config, split: datasets.Split) -> np.ndarray:
+def read_test_images(options: Options, split: datasets.Split) -> np.ndarray:
     """Return the images of a query or gallery split, uint8 [N, H, W, 3], resized as by the official test transform."""
-    if config.data.cache != "none":
-        return cached_images(split.paths, config.image_size, "bilinear", config.data.cache_dir)
-    images = np.empty((len(split), *config.image_size, 3), np.uint8)
-    decode_many(split.paths, config.image_size, "bilinear", images)
+    if options.data.cache != "none":
+        return cached_images(split.paths, options.image_size, "bilinear", options.data.cache_dir)
+    images = np.empty((len(split), *options.image_size, 3), np.uint8)
+    decode_many(split.paths, options.image_size, "bilinear", images)
     return images
 
 
-def stamps(config: Config, target: Target) -> dict[str, str]:
+def stamps(options: Options, target: Target) -> dict[str, str]:
     """Return what distinguishes test images from others of the same names: the version, and hashes of the files.
 
     The lists' hashes cover only names, identities and cameras. InputError if an image cannot be read.
     """
 
     def pixels(split: datasets.Split) -> str:
-        if config.data.cache == "none":
+        if options.data.cache == "none":
             return pixels_sha256(split.paths)
-        return cached_pixels_sha256(split.paths, config.image_size, "bilinear", config.data.cache_dir)
+        return cached_pixels_sha256(split.paths, options.image_size, "bilinear", options.data.cache_dir)
 
     version = {"version": target.version} if target.version else {}
     hashes = {f"{part}_pixels_sha256": pixels(getattr(target, part)) for part in ("query", "gallery")}
     return version | hashes
 
 
-def pixel_statistics(config: Config, images: pipeline.Images) -> tuple[Statistic, Statistic]:
+def pixel_statistics(data: Data, images: pipeline.Images) -> tuple[Statistic, Statistic]:
     """Return data.mean and data.std as numbers; "dataset" measures them on at most 512 training images."""
-    mean, std = (fixed_statistic(config.data[name], f"data.{name}") for name in ("mean", "std"))
+    mean, std = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
     if mean and std:
         return mean, std
     sample = images[np.linspace(0, len(images) - 1, min(len(images), 512)).astype(int)]
@@ -209,6 +209,6 @@ def pixel_statistics(config: Config, images: pipeline.Images) -> tuple[Statistic
     return mean or rounded[0], std or rounded[1]
 
 
-def reading_threads(config: Config) -> int:
+def reading_threads(options: Options) -> int:
     """Return how many threads read batches ahead: one suffices unless they decode."""
-    return THREADS if config.data.cache == "none" else 1
+    return THREADS if options.data.cache == "none" else 1

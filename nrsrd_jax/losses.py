@@ -226,7 +226,7 @@ class Term:
 
 
 DISTILLATION = ("alpha", "beta", "temperature", "nckd_weight")
-# Each name is also the option of config.py's `loss` that sets the term's weight λ.
+# Each name is also the option of options.py's `Loss` that sets the term's weight λ.
 TERMS = {
     "id_real": Term(_id_term, "real", ("label_smoothing",)),
     "triplet_real": Term(_triplet_term, "real", ("margin", "normalize")),

@@ -11,11 +11,11 @@ def learning_rate(
     epoch: jax.Array | int,
     *,
     base: float,
-    group_factor: float = 1.0,
+    group_factor: float,
     epochs: int,
-    warmup_epochs: int = 20,
-    warmup_factor: float = 0.01,
-    final_factor: float = 0.002,
+    warmup_epochs: int,
+    warmup_factor: float,
+    final_factor: float,
 ) -> jax.Array:
     """Rate of one parameter group during 0-based `epoch`: linear warm-up, then a cosine that began at epoch 0.
 
@@ -29,7 +29,7 @@ def learning_rate(
     return jnp.where(epoch < warmup_epochs, warmup, cosine)
 
 
-def make_optimizer(name: str, *, momentum: float = 0.9, decay: float = 1e-4) -> optax.GradientTransformation:
+def make_optimizer(name: str, *, momentum: float, decay: float) -> optax.GradientTransformation:
     """Directions to step along, before the learning rate: update = −rate(group)·direction.
 
     "sgd" is PyTorch's form, v = momentum·v + (g + decay·p); "adamw" decouples the decay (Loshchilov and Hutter

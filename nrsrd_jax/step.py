@@ -37,10 +37,10 @@ class Preparation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    flip: float = 0.5
-    pad: int = 10
-    erasing: float = 0.5
-    degradation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    flip: float
+    pad: int
+    erasing: float
+    degradation: dict[str, Any]
 
     def __call__(self, key: jax.Array, batch: dict, teacher: Teacher | None = None) -> dict:
         """Return {"real": float images, "aux": dark ones, "teacher": the bright ones with the same flip and crop}."""

@@ -3,8 +3,9 @@
   nrsrd train --config night600:nrsrd --config.data.root=DIR [--workdir runs/x] [--config.KEY=VALUE ...]
 
 The name after --config is the run, one of the package's or a file of your own; the word after its colon is the variant.
-nrsrd_jax/config.py lists every option with its unit and choices. In a clone, `python train.py --config
-configs/night600.py:nrsrd` does the same, and `--config configs/demo.py` uses the images that come with the code.
+`nrsrd train --options` prints every option with its default, unit, range and choices. In a clone, `python train.py
+--config configs/night600.py:nrsrd` does the same, and `--config configs/demo.py` uses the images that come with the
+code.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from absl import flags
 
 from .command import config_name, define_config, run
 from .errors import say
+from .options import describe
 
 
 def command() -> None:
@@ -23,7 +25,12 @@ def command() -> None:
         "preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255
     )
 
+    show = flags.DEFINE_bool("options", False, "Print every --config.KEY with its default, meaning and range, and end.")
+
     def main() -> None:
+        if show.value:
+            say(*describe())
+            return
         from . import cluster  # not before the flags, so that --help is quick
 
         cluster.join()

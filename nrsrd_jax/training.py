@@ -17,12 +17,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from . import checkpoint, runs
-from . import config as configuration
 from .build import degradation_options, load_initial_backbone, load_teacher, make_description, make_step, state_builder
 from .checkpoint import Checkpoints
 from .cluster import check_alike, is_first, together
 from .compiled import CompiledStep, is_finite, keep_compiled
-from .config import Config
+from .config import Config, differences, flatten, load_config, save_config
 from .data import pipeline
 from .data.images import check_readable
 from .description import Description
@@ -39,6 +38,7 @@ from .inputs import (
 )
 from .metrics_log import MetricsLog, logged_accuracy, logged_scores
 from .models import find_spec
+from .options import Options, read_options
 from .precision import compute_dtype
 from .retrieval.embedding import Embedder
 from .retrieval.scoring import evaluate, headline
@@ -54,6 +54,7 @@ from .termination import Termination
 class Start:
     """What a run begins from, after its config, file lists and checkpoints were checked."""
 
+    options: Options
     mesh: Mesh
     degradation: dict[str, Any]
     records: Records
@@ -66,20 +67,20 @@ class Start:
 def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
     """Return what a run of `config` in `workdir` begins from. InputError if config, data or checkpoints are wrong."""
     with together():
-        configuration.validate(config)
-        degradation = degradation_options(config)
-        mesh = make_mesh(config.train.batch_size, config.train.model_parallel, devices)
-        check_same_run(config, workdir)
-        spec = find_spec(config.model.backbone, config.model.depth)
-        spec.check_size(config.image_size)
-        records = read_records(config)
+        options = read_options(config)
+        degradation = degradation_options(options)
+        mesh = make_mesh(options.train.batch_size, options.train.model_parallel, devices)
+        check_same_run(options, workdir)
+        spec = find_spec(options.model.backbone, options.model.depth)
+        spec.check_size(options.image_size)
+        records = read_records(options)
         done = max(runs.saved_steps(workdir), default=0)
     # Processes must also agree on how the attention is computed, which depends on their devices.
-    module = repr(spec.module(dtype=compute_dtype(config.train.precision)))
-    about = [configuration.flatten(config), records.hash(), done, str(workdir.absolute()), module]
+    module = repr(spec.module(dtype=compute_dtype(options.train.precision)))
+    about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
-    source = None if done else load_initial_backbone(config, mesh)
-    return Start(mesh, degradation, records, done, source, *load_teacher(config, records, mesh))
+    source = None if done else load_initial_backbone(options, mesh)
+    return Start(options, mesh, degradation, records, done, source, *load_teacher(options, records, mesh))
 
 
 def train(
@@ -111,30 +112,30 @@ def train(
                 held.enter_context(owned(workdir))
                 if start.done != max(runs.saved_steps(workdir), default=0):
                     raise InputError(f"another process has just trained in {workdir}; the same command goes on there")
-        return _train(config, workdir, start, termination)
+        return _train(workdir, start, termination)
 
 
-def _train(config: Config, workdir: Path, start: Start, termination: Termination) -> dict[str, float]:
-    mesh, records, done, source = start.mesh, start.records, start.done, start.source
+def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, float]:
+    options, mesh, records, done, source = start.options, start.mesh, start.records, start.done, start.source
     teacher, teacher_variables = start.teacher, start.teacher_variables
     with together():
-        domains = read_domains(config, records)
+        domains = read_domains(options, records)
         for name, data in records.targets.items():  # An unreadable test image shows now, not after the first epochs.
             for split in (data.query, data.gallery):
-                if config.data.cache == "none":
+                if options.data.cache == "none":
                     check_readable(split.paths)
                 else:
-                    read_test_images(config, split)
-            say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(config, data).items()))
-    mean, std = pixel_statistics(config, domains["real"].sources["images"])
-    description = make_description(config, records, mean, std, teacher_variables)
+                    read_test_images(options, split)
+            say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(options, data).items()))
+    mean, std = pixel_statistics(options.data, domains["real"].sources["images"])
+    description = make_description(options, records, mean, std, teacher_variables)
 
-    optimizer = make_optimizer(config.optim.name, momentum=config.optim.momentum, decay=config.optim.weight_decay)
-    abstract, shardings, create = state_builder(config, description, optimizer, mesh)
+    optimizer = make_optimizer(options.optim.name, momentum=options.optim.momentum, decay=options.optim.weight_decay)
+    abstract, shardings, create = state_builder(options, description, optimizer, mesh)
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. from random weights.
     if done:
-        total = records.plans["real"].steps(config.train.epochs)
+        total = records.plans["real"].steps(options.train.epochs)
         state = checkpoints.restore(abstract, shardings, description, total)
         done = int(state.step)
         complete = done >= total
@@ -145,30 +146,30 @@ def _train(config: Config, workdir: Path, start: Start, termination: Termination
             variables, taken = checkpoint.initialise_backbone(state.variables, description, *source)
             variables = place(variables, {name: getattr(shardings, name) for name in variables})
             state = dataclasses.replace(state, **variables)
-            say(f"starting from {config.init.checkpoint}: {taken}")
+            say(f"starting from {options.init.checkpoint}: {taken}")
         else:
             say("starting from random weights (init.checkpoint names none)")
     if teacher:
-        say(f"the teacher is {config.teacher.checkpoint}")
+        say(f"the teacher is {options.teacher.checkpoint}")
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)) / 1e6
     say(
-        f"{mesh.size} × {mesh.devices.flat[0].device_kind}, {compute_dtype(config.train.precision).name}, "
-        f"{size:.1f} M parameters, {config.train.batch_size * len(domains)} images a step; the run is in {workdir}"
+        f"{mesh.size} × {mesh.devices.flat[0].device_kind}, {compute_dtype(options.train.precision).name}, "
+        f"{size:.1f} M parameters, {options.train.batch_size * len(domains)} images a step; the run is in {workdir}"
     )
     with together():
         if is_first():
-            configuration.save(config, workdir / "config.json")
+            save_config(options, workdir / "config.json")
 
-    step = make_step(config, description, teacher, optimizer, start.degradation)
-    compiled = CompiledStep(step, shardings, mesh, teacher_variables, config.train.debug_nans)
-    loop = Loop(config, records, description, domains, mesh, checkpoints, termination)
+    step = make_step(options, description, teacher, optimizer, start.degradation)
+    compiled = CompiledStep(step, shardings, mesh, teacher_variables, options.train.debug_nans)
+    loop = Loop(options, records, description, domains, mesh, checkpoints, termination)
     try:
         return loop.run(state, done, compiled, workdir)
     finally:
         checkpoints.close()
 
 
-def check_same_run(config: Config, workdir: Path) -> None:
+def check_same_run(options: Options, workdir: Path) -> None:
     """Raise InputError if the work directory holds a run that learns something else."""
     folder = workdir / runs.FOLDER
     if folder.is_symlink():  # Training removes old checkpoints in it, and must not remove what a link points to.
@@ -177,7 +178,7 @@ def check_same_run(config: Config, workdir: Path) -> None:
         raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
     if not runs.saved_steps(workdir):
         return
-    changed = configuration.differences(configuration.load(workdir / "config.json"), config)
+    changed = differences(read_options(load_config(workdir / "config.json")), options)
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise InputError(f"{workdir} holds a run with other options ({shown}); choose another --workdir, or remove it")
@@ -199,7 +200,7 @@ class Rate:
 class Loop:
     """Steps, and between epochs the log, the evaluation and the checkpoints."""
 
-    config: Config
+    options: Options
     records: Records
     description: Description
     domains: dict[str, pipeline.Domain]
@@ -209,9 +210,9 @@ class Loop:
 
     def run(self, state: TrainState, done: int, step: Callable, workdir: Path) -> dict[str, float]:
         """Train from `done` steps to the last by `step(state, batch)`. Returns what `train` does."""
-        config, plan = self.config, self.records.plans["real"]
-        total = plan.steps(config.train.epochs)
-        images = config.train.batch_size * len(self.domains)
+        options, plan = self.options, self.records.plans["real"]
+        total = plan.steps(options.train.epochs)
+        images = options.train.batch_size * len(self.domains)
         scores: dict[str, float] = {}
         pending: list[dict] = []
         ending, begin = False, done
@@ -220,8 +221,8 @@ class Loop:
         with opened as log, progress_bar(done, total, images) as bar:
             if done == total:
                 return (
-                    logged_scores(workdir, config.train.epochs)
-                    or self.evaluate(state, config.train.epochs, log, bar)
+                    logged_scores(workdir, options.train.epochs)
+                    or self.evaluate(state, options.train.epochs, log, bar)
                     or self.training_accuracy(workdir)
                 )
             rate = Rate()
@@ -236,12 +237,12 @@ class Loop:
                 pending.append(metrics)
                 done += 1
                 epoch, index = plan.locate(done)
-                if done % config.train.log_every == 0 or index == 0:
+                if done % options.train.log_every == 0 or index == 0:
                     self.check_finite(metrics, done, workdir)
                     values = {name: float(np.mean([float(x[name]) for x in pending])) for name in metrics}
                     current = epoch if index == 0 else epoch + 1
                     log.write(done, {"epoch": current} | values | rate.figures())
-                    bar.set_description(f"epoch {current}/{config.train.epochs}", refresh=False)
+                    bar.set_description(f"epoch {current}/{options.train.epochs}", refresh=False)
                     bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
                     bar.update(len(pending) * images)
                     pending, rate = [], Rate()
@@ -261,7 +262,7 @@ class Loop:
 
     def training_accuracy(self, workdir: Path) -> dict[str, float]:
         """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""
-        accuracy, chance = logged_accuracy(workdir, self.config.train.epochs), 1 / self.description.classes
+        accuracy, chance = logged_accuracy(workdir, self.options.train.epochs), 1 / self.description.classes
         if accuracy is None:
             return {}
         if accuracy < min(2 * chance, (1 + chance) / 2) and is_first():
@@ -296,8 +297,8 @@ class Loop:
 
     def batches(self, start: int, stop: int):
         """Yield batches on the devices, split over the mesh."""
-        config, sharding = self.config, over_data(self.mesh)
-        on_device = config.data.cache == "device"
+        options, sharding = self.options, over_data(self.mesh)
+        on_device = options.data.cache == "device"
         if on_device:
             everywhere = replicated(self.mesh)
             images = {
@@ -305,7 +306,7 @@ class Loop:
                 for name, domain in self.domains.items()
             }
             gather = jax.jit(lambda array, index: array[index], out_shardings=sharding)
-        batches = pipeline.batches(self.domains, start, stop, pixels=not on_device, threads=reading_threads(config))
+        batches = pipeline.batches(self.domains, start, stop, pixels=not on_device, threads=reading_threads(options))
         for batch in batches:
             for name in self.domains:
                 if on_device:
@@ -316,15 +317,15 @@ class Loop:
 
     def end_epoch(self, state: TrainState, epoch: int, last: bool, log: MetricsLog, bar: tqdm) -> dict[str, float]:
         """Evaluate and save after `epoch` epochs, if it is time. Return the evaluation's numbers, if any."""
-        config = self.config
+        options = self.options
         scores: dict[str, float] = {}
-        if last or (config.eval.every and epoch % config.eval.every == 0):
+        if last or (options.eval.every and epoch % options.eval.every == 0):
             try:
                 scores = self.evaluate(state, epoch, log, bar)
             except Exception:
                 self.checkpoints.save(state, self.description, None)  # A failed evaluation must not lose the weights.
                 raise
-        if scores or last or epoch % config.train.save_every == 0:
+        if scores or last or epoch % options.train.save_every == 0:
             self.checkpoints.save(state, self.description, scores or None)
         return scores
 
@@ -335,7 +336,7 @@ class Loop:
         bar.set_description("evaluating")
         embedder = self.embedder
         embedder.variables = state.variables
-        results = evaluate(embedder, self.config, self.records.targets)
+        results = evaluate(embedder, self.options, self.records.targets)
         scores = headline(results)
         several = {
             f"{name}/{key}": x
@@ -344,14 +345,15 @@ class Loop:
             if len(results) > 1
         }
         log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
-        bar.set_description(f"epoch {epoch}/{self.config.train.epochs}")
+        bar.set_description(f"epoch {epoch}/{self.options.train.epochs}")
         bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
         return scores
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        model = self.description.create_model(dtype=compute_dtype(self.config.train.precision))
-        return Embedder(model, {}, self.description, self.mesh, self.config.eval.batch_size, self.config.eval.flip)
+        model = self.description.create_model(dtype=compute_dtype(self.options.train.precision))
+        batch_size, flip = self.options.eval.batch_size, self.options.eval.flip
+        return Embedder(model, {}, self.description, self.mesh, batch_size=batch_size, flip=flip)
 
 
 def progress_bar(done: int, total: int, images: int) -> tqdm:

@@ -17,7 +17,7 @@ def test_flip_and_crop_as_the_official_transform(golden, monkeypatch):
     image = jnp.asarray(g["train_resized_u8"], jnp.float32)[None] / 255
     draws = iter(g["aug_top_left"])
     monkeypatch.setattr(jax.random, "randint", lambda key, shape, *_: jnp.full(shape, next(draws)))
-    ours = normalize(flip_and_crop(jax.random.key(0), image, flip=1.0)[0], (0.5,) * 3, (0.5,) * 3)
+    ours = normalize(flip_and_crop(jax.random.key(0), image, flip=1.0, pad=10)[0], (0.5,) * 3, (0.5,) * 3)
     np.testing.assert_allclose(ours, g["train_flip_pad_crop_norm"].transpose(1, 2, 0), atol=1e-6)
 
 
@@ -25,7 +25,7 @@ def test_every_outcome_is_a_shifted_and_perhaps_mirrored_image():
     pad = 2
     image = images(1)
     batch = jnp.repeat(image, 400, axis=0)
-    out = np.asarray(flip_and_crop(jax.random.key(0), batch, pad=pad))
+    out = np.asarray(flip_and_crop(jax.random.key(0), batch, flip=0.5, pad=pad))
     outcomes = {}
     for mirrored in (False, True):
         padded = np.pad(np.asarray(image)[0, :, :: -1 if mirrored else 1], [(pad, pad), (pad, pad), (0, 0)])
@@ -40,7 +40,8 @@ def test_every_outcome_is_a_shifted_and_perhaps_mirrored_image():
 def test_one_key_moves_bright_and_dark_alike():
     bright = images()
     key = jax.random.key(3)
-    np.testing.assert_allclose(flip_and_crop(key, bright / 8), flip_and_crop(key, bright) / 8, rtol=1e-6)
+    dark, moved = (flip_and_crop(key, x, flip=0.5, pad=10) for x in (bright / 8, bright))
+    np.testing.assert_allclose(dark, moved / 8, rtol=1e-6)
 
 
 def test_no_flip_and_no_pad_leave_the_image():

@@ -16,6 +16,7 @@ from nrsrd_jax.data import datasets, sealed
 from nrsrd_jax.data.images import cached_images, cached_pixels_sha256, pixels_sha256
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_targets, stamps
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.embedding import cached_features
 from nrsrd_jax.retrieval.result import evaluate_run
 
@@ -230,7 +231,8 @@ def test_a_result_tells_msmt17_v1_from_v2(tmp_path):
         result = evaluate_run("", str(tmp_path / "weights"), str(tmp_path / f"{version}.json"), config, {})[0]
         rows.append(result["targets"]["msmt17"])
         config.data.cache = "none"
-        assert stamps(config, read_targets(config)["msmt17"]).items() <= rows[-1].items()
+        options = read_options(config)
+        assert stamps(options, read_targets(options)["msmt17"]).items() <= rows[-1].items()
     v1, v2 = rows
     assert (v1["version"], v2["version"]) == ("V1", "V2")
     for part in ("query", "gallery"):

@@ -75,7 +75,7 @@ def check_train_step(reference, description, variables, prefix, name, suffix):
     dtype = np.float64 if suffix else np.float32
     tight = 1e-6 if suffix else 1e-5
     objective = make_objective(tiny(name), {"id_real": 1.0, "triplet_real": 1.0})
-    optimizer = make_optimizer("sgd")
+    optimizer = make_optimizer("sgd", momentum=0.9, decay=1e-4)
     rate, bias_rate = 3e-3, 7e-3
     update = make_update(objective, optimizer, lambda _: (rate, bias_rate))
     variables = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)

@@ -15,6 +15,7 @@ from nrsrd_jax.data import datasets
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_records, read_targets
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.training import train
 
@@ -147,25 +148,25 @@ def test_several_sources_train_together_and_are_evaluated_one_by_one(tmp_path):
     config = small_config(tmp_path)
     config.data.name = "night600,bright"
     config.data.root = f"{tmp_path / 'night'},{tmp_path / 'bright'}"
-    records = read_records(config)
+    records = read_records(read_options(config))
     assert len(records.train) == 32 + 16
     assert len(records.train.identities) == 8 + 4
     assert len(np.unique(records.train.cameras)) == 2 + 2
     assert list(records.targets) == ["night600"]
 
     config.eval.data.name, config.eval.data.root = "night600, night600", f"{tmp_path / 'night'}, {tmp_path / 'night'}"
-    assert list(read_targets(config)) == ["night600-1", "night600-2"]
+    assert list(read_targets(read_options(config))) == ["night600-1", "night600-2"]
     home = write(tmp_path / "knight", "3/cam1_1.jpg", "3/cam2_1.jpg", "3/cam3_1.jpg", "2/cam1_1.jpg")
     config.eval.data.name, config.eval.data.root = "knight,knight,night600", f"{home},{home},{tmp_path / 'night'}"
     config.eval.data.protocol = "1-2,1-3,"
-    assert list(read_targets(config)) == ["knight-1-2", "knight-1-3", "night600"]
+    assert list(read_targets(read_options(config))) == ["knight-1-2", "knight-1-3", "night600"]
     config.eval.data.protocol = "1-2"
     with pytest.raises(InputError, match=r"3 data sets .* and 1 protocols \(1-2\); give as many"):
-        read_targets(config)
+        read_targets(read_options(config))
     config.eval.data.update(name="", root="", protocol="")
     config.data.root = str(tmp_path / "night")
     with pytest.raises(InputError, match=r"2 data sets \(night600,bright\), but 1 roots"):
-        read_records(config)
+        read_records(read_options(config))
 
 
 def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):

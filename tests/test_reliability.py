@@ -164,7 +164,7 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, 
     (run / "checkpoints" / "²").mkdir()  # no step
     before, last = runs.saved_steps(run)[-2:]
     spoil(run / "checkpoints" / str(last))
-    config = configuration.load(run / "config.json")
+    config = configuration.load_config(run / "config.json")
     train(config, run, jax.devices()[:1])
     told = capsys.readouterr()
     assert f"warning: {run}/checkpoints/{last} is damaged" in told.err
@@ -180,7 +180,7 @@ def test_when_all_checkpoints_are_damaged_nothing_is_trained_over_them(finished,
         lose_a_folder(run / "checkpoints" / str(step))
     for _ in range(2):  # a cluster starts it again
         with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to begin anew"):
-            train(configuration.load(run / "config.json"), run, jax.devices()[:1])
+            train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
 
 
 GO_ON = """
@@ -192,7 +192,7 @@ jax.config.update("jax_num_cpu_devices", 1)
 if sys.argv[2] == "midway":
     checkpoint.check_space = lambda *_: None
 run = Path(sys.argv[1])
-one_line(lambda: training.train(config.load(run / "config.json"), run))
+one_line(lambda: training.train(config.load_config(run / "config.json"), run))
 """
 
 

@@ -31,7 +31,7 @@ def test_official_distances_and_metrics(golden):
     np.testing.assert_allclose([m.mAP, m.mINP], [g["rr_mAP"], g["rr_fast_mINP"]], atol=1e-3)
     np.testing.assert_allclose(m.mAP, g["rr32_mAP"], atol=1e-6)
     np.testing.assert_allclose(m.cmc, g["rr32_cmc"], atol=1e-6)
-    by_rows = rank_by(reranked_distances(g["qf"], g["gf"]), *labels)
+    by_rows = rank_by(reranked_distances(g["qf"], g["gf"], 20, 6, 0.3), *labels)
     assert by_rows.mAP == m.mAP
 
 
@@ -118,7 +118,7 @@ def test_takes_no_more_host_memory_than_it_says():
     centres = rng.standard_normal((50, 32))
     features = (centres[rng.integers(50, size=3000)] + rng.standard_normal((3000, 32))).astype(np.float32)
     tracemalloc.start()
-    rows = reranked_distances(features[:300], features[300:])
+    rows = reranked_distances(features[:300], features[300:], 20, 6, 0.3)
     rows(np.arange(256))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -154,7 +154,7 @@ def test_nearly_parallel_features_are_reranked_as_in_float64(monkeypatch, device
     query, gallery = nearly_parallel()
     monkeypatch.setattr(rerank, "BLOCK", block)
     mesh = make_mesh(0, devices=jax.devices()[:devices])
-    found = np.asarray(reranked_distances(query, gallery, mesh=mesh)(np.arange(40)))
+    found = np.asarray(reranked_distances(query, gallery, 20, 6, 0.3, mesh)(np.arange(40)))
     expected = dense(query.astype(np.float64), gallery.astype(np.float64), 20, 6, 0.3)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     np.testing.assert_array_equal(np.argsort(found, kind="stable"), np.argsort(expected, kind="stable"))

@@ -50,7 +50,7 @@ def test_a_folder_that_holds_no_step_of_this_run_is_set_aside(place, finished, t
     rewrite_the_description(folder / str(forged), **{"\x1b[2J\nerror: forged": 1})
     with pytest.raises(InputError, match=rf"{copied} is damaged: it holds the weights of step {good}"):
         checkpoint.load(folder / str(copied), make_mesh())
-    train(configuration.load(run / "config.json"), run, jax.devices()[:1])
+    train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
     told = capsys.readouterr()
     assert f"resuming {run} after step {good}" in told.out
     reasons = dict.fromkeys(beyond, f"the run has {last} steps") | {
@@ -88,7 +88,7 @@ def test_checkpoints_of_before_the_step_was_hashed_still_resume(finished, tmp_pa
     assert values["provenance"].pop("step") == last
     path.write_text(json.dumps(values))
     rewrite_the_description(run / "checkpoints" / str(last))
-    train(configuration.load(run / "config.json"), run, jax.devices()[:1])
+    train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
     told = capsys.readouterr().out
     assert f"{run} is complete after {last} steps" in told
     assert "\nnight600: query_pixels_sha256 " in told
@@ -175,12 +175,15 @@ def test_a_config_that_no_run_wrote_is_refused_in_one_line(tmp_path, values):
     path = tmp_path / "config.json"
     path.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(InputError, match=r"config.json is not the config of a run") as refused:
-        configuration.load(path)
+        configuration.load_config(path)
     assert printable(refused.value) == str(refused.value)
 
 
 def test_a_config_or_a_log_that_is_a_pipe_is_refused_instead_of_waited_for(tmp_path):
-    for name, read in (("config.json", configuration.load), ("metrics.jsonl", lambda path: read_metrics(path.parent))):
+    for name, read in (
+        ("config.json", configuration.load_config),
+        ("metrics.jsonl", lambda path: read_metrics(path.parent)),
+    ):
         os.mkfifo(tmp_path / name)
         with pytest.raises(InputError, match="is not a regular file"):
             read(tmp_path / name)

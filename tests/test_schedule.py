@@ -6,20 +6,32 @@ import numpy as np
 import optax
 import pytest
 
+from nrsrd_jax.options import Optim, Options
 from nrsrd_jax.schedule import learning_rate, make_optimizer, scale_updates
 
 
 @pytest.mark.parametrize(("group", "factor"), [("weight", 1.0), ("bias", 2.0)])
 def test_rates_of_all_120_epochs(golden, group, factor):
     g = golden("schedule")
-    rates = learning_rate(np.asarray(g["epoch"]) - 1, base=4e-4, group_factor=factor, epochs=120)
+    usual = Options()
+    assert usual.optim.bias_factor == 2.0
+    rates = learning_rate(
+        np.asarray(g["epoch"]) - 1,
+        base=usual.optim.lr,
+        group_factor=factor,
+        epochs=usual.train.epochs,
+        warmup_epochs=usual.optim.warmup_epochs,
+        warmup_factor=usual.optim.warmup_factor,
+        final_factor=usual.optim.final_factor,
+    )
     np.testing.assert_allclose(rates, g[f"used_lr_{group}"], rtol=2e-6, atol=2e-10)
 
 
 def test_every_official_group_has_the_rate_and_the_decay_of_ours(golden):
     g = golden("schedule")
     params = {str(name): jnp.ones(()) for name in g["group_names"]}
-    optimizer = make_optimizer("sgd")
+    usual = Optim()
+    optimizer = make_optimizer(usual.name, momentum=usual.momentum, decay=usual.weight_decay)
     directions, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     moved = scale_updates(directions, jnp.array(4e-4), jnp.array(8e-4))
     for name, rate, decay in zip(g["group_names"], g["group_base_lr"], g["group_weight_decay"], strict=True):
@@ -46,11 +58,11 @@ def test_two_steps_of_sgd_by_hand():
 
 def test_adamw_decays_apart_from_the_gradient():
     params = {"kernel": jnp.array(2.0)}
-    optimizer = make_optimizer("adamw", decay=0.1)
+    optimizer = make_optimizer("adamw", momentum=0.9, decay=0.1)
     directions, _ = optimizer.update({"kernel": jnp.array(5.0)}, optimizer.init(params), params)
     np.testing.assert_allclose(directions["kernel"], 1 + 0.1 * 2, rtol=1e-5)
 
 
 def test_an_unknown_optimiser_is_named():
     with pytest.raises(ValueError, match="'adam'; choose sgd or adamw"):
-        make_optimizer("adam")
+        make_optimizer("adam", momentum=0.9, decay=0.1)

@@ -12,6 +12,7 @@ from nrsrd_jax.data import datasets
 from nrsrd_jax.data.protocol import make_target
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_targets
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import embedding
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.illumination import darkener, read_lights
@@ -233,7 +234,7 @@ def test_several_targets_are_told_apart(place):
     write_night(place / "other", frames=1)
     two = {"eval.data.name": "night600,market1501", "eval.data.root": f"{place / 'night'},{place / 'other'}"}
     result = run(place, two, features=str(place / "f.npz"), lights=(0.5,))
-    assert read_targets(small_config(place, **two)).keys() == result["targets"].keys()
+    assert read_targets(read_options(small_config(place, **two))).keys() == result["targets"].keys()
     means = [row["mAP"] for row in result["targets"].values()]
     assert (result["mAP"], result["queries"]) == (pytest.approx(np.mean(means)), 8)
     assert "mean of 2 data sets" in full_table(result)

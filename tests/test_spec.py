@@ -11,7 +11,7 @@ import pytest
 from people import small_config, write_images, write_night
 
 from nrsrd_jax import checkpoint
-from nrsrd_jax.data.datasets import load
+from nrsrd_jax.data.datasets import read_dataset
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.models import MODELS, find_spec
@@ -66,7 +66,7 @@ def test_a_backbone_with_two_parts_and_cameras_trains_embeds_and_evaluates(halve
     params = variables["params"]
     assert {"classifier", "classifier_1", "bottleneck", "bottleneck_1"} <= params.keys()
     assert not np.any(params["bottleneck_1"]["bias"])  # the neck's bias is frozen, in every part
-    data = load("night600", night)
+    data = read_dataset("night600", night)
     assert description.cameras == tuple(np.unique(data.train.cameras))
     embedder = Embedder.load(tmp_path / "run")
     images = np.zeros((2, 40, 24, 3), np.uint8)

@@ -11,9 +11,11 @@ from people import small_config, write_images, write_night
 from nrsrd_jax.inputs import pixel_statistics
 from nrsrd_jax.models import create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.options import Data
 from nrsrd_jax.step import Preparation, Teacher, make_objective
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+USUAL = {"flip": 0.5, "pad": 10, "erasing": 0.5, "degradation": {}}
 
 
 def batch(dark=False, count=32):
@@ -24,7 +26,7 @@ def batch(dark=False, count=32):
 
 def prepare(dark, **options):
     teacher = Teacher(create_model("vit_tiny", classes=5), **PLAIN)
-    inputs = Preparation(**PLAIN, **options)(jax.random.key(0), batch(dark), teacher)
+    inputs = Preparation(**PLAIN, **USUAL | options)(jax.random.key(0), batch(dark), teacher)
     return {name: np.asarray(images) for name, images in inputs.items()}
 
 
@@ -50,24 +52,22 @@ def test_without_dark_twins_the_student_sees_the_degraded_picture():
 
 def test_each_side_has_its_own_normalisation():
     teacher = Teacher(create_model("vit_tiny", classes=5), mean=(0.5,) * 3, std=(0.5,) * 3)
-    preparation = Preparation(mean=(0.1, 0.2, 0.3), std=(0.1, 0.2, 0.4), flip=0.0, pad=0, erasing=0.0)
+    still = {"flip": 0.0, "pad": 0, "erasing": 0.0, "degradation": {}}
+    preparation = Preparation(mean=(0.1, 0.2, 0.3), std=(0.1, 0.2, 0.4), **still)
     inputs = preparation(jax.random.key(0), batch(), teacher)
     images = batch()["aux"]["images"] / 255
     np.testing.assert_allclose(inputs["teacher"], (images - 0.5) / 0.5, atol=1e-6)
     np.testing.assert_allclose(inputs["real"], (images - [0.1, 0.2, 0.3]) / [0.1, 0.2, 0.4], atol=1e-5)
 
 
-def test_measured_statistics_are_those_of_the_training_images(tmp_path):
-    write_night(tmp_path / "night")
-    config = small_config(tmp_path, **{"data.mean": "dataset", "data.std": "dataset"})
+def test_measured_statistics_are_those_of_the_training_images():
+    measured = Data(mean="dataset", std="dataset")
     images = np.random.default_rng(0).integers(0, 200, (20, 32, 16, 3), np.uint8)
-    mean, std = pixel_statistics(config, images)
+    mean, std = pixel_statistics(measured, images)
     np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, atol=1e-4)
     np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, atol=1e-4)
-    config.data.std = "0.1,0.2,0.3"
-    assert pixel_statistics(config, images)[1] == (0.1, 0.2, 0.3)
-    config.data.std = "dataset"
-    assert pixel_statistics(config, images * 0)[1] == (0.0039,) * 3  # a black set does not divide by zero
+    assert pixel_statistics(Data(mean="dataset", std="0.1,0.2,0.3"), images)[1] == (0.1, 0.2, 0.3)
+    assert pixel_statistics(measured, images * 0)[1] == (0.0039,) * 3  # a black set does not divide by zero
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -11,15 +11,15 @@ numbers as CSV. Norms are of whole vectors, of the last block where none is name
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import config as configuration
 from ..build import degradation_options
 from ..command import Parser, one_line
-from ..config import Config
+from ..config import get_config, load_config
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
 from ..errors import InputError, say
 from ..files import expanded, writable_folder
 from ..inputs import read_targets
 from ..lowlight import PRESETS
+from ..options import Options, read_options
 from ..retrieval.illumination import read_lights
 from ..runs import find_checkpoint, run_of
 from . import plots, statements, tables
@@ -44,10 +44,10 @@ def find_images(places: Sequence[Path], limit: int) -> list[Path]:
     return [found[i] for i in evenly(len(found), limit)]
 
 
-def queries_of(config: Config) -> list[Path]:
+def queries_of(options: Options) -> list[Path]:
     """The query images of a run's data. InputError if they are not to be found."""
     try:
-        targets = read_targets(config)
+        targets = read_targets(options)
     except InputError as error:
         raise InputError(f"the run's queries cannot be used, name images with --images: {error}") from error
     return list(next(iter(targets.values())).query.paths)
@@ -71,25 +71,25 @@ def main() -> None:
     region.add_argument("--masks", type=Path, help="a folder of person masks, named as the images")
     region.add_argument("--centre", action="store_true", help="take an ellipse in the middle for the person")
     parser.add_argument("--compare", type=Path, help="another run or checkpoint, shown beside in images.png")
-    options = parser.parse_args()
-    if not 1 <= options.limit <= MOST:
-        raise InputError(f"--limit {options.limit}: take 1 to {MOST} images; all their maps are held in memory")
-    lights = read_lights(options.lights, "--lights")
-    source = expanded(options.workdir or options.checkpoint)
+    arguments = parser.parse_args()
+    if not 1 <= arguments.limit <= MOST:
+        raise InputError(f"--limit {arguments.limit}: take 1 to {MOST} images; all their maps are held in memory")
+    lights = read_lights(arguments.lights, "--lights")
+    source = expanded(arguments.workdir or arguments.checkpoint)
     run = run_of(find_checkpoint(source))
-    if not options.images and not run:
+    if not arguments.images and not run:
         raise InputError(f"{source} is of no run: name the images with --images")
-    config = configuration.load(run / "config.json") if run else configuration.get_config()
-    paths = find_images(options.images or queries_of(config), options.limit)
-    output = writable_folder(options.output, "--output")
+    options = read_options(load_config(run / "config.json") if run else get_config())
+    paths = find_images(arguments.images or queries_of(options), arguments.limit)
+    output = writable_folder(arguments.output, "--output")
     study = make_study(
         source,
         paths,
         lights=lights,
-        degradation={"preset": options.preset} if options.preset else degradation_options(config),
-        masks=options.masks and expanded(options.masks),
-        centre=options.centre,
-        compare=options.compare and expanded(options.compare),
+        degradation={"preset": arguments.preset} if arguments.preset else degradation_options(options),
+        masks=arguments.masks and expanded(arguments.masks),
+        centre=arguments.centre,
+        compare=arguments.compare and expanded(arguments.compare),
     )
     checked = statements.check(study)
     tables.write_all(study, checked, output)

@@ -214,9 +214,7 @@ def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
 
 
-def cached_images(
-    paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path = ""
-) -> np.ndarray:
+def cached_images(paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path) -> np.ndarray:
     """Return all images as a read-only uint8 memory map [N, height, width, 3], decoded on the first call.
 
     The file is named by a hash of the list (paths, sizes and times of change), the size and the filter, and sealed. If
@@ -227,9 +225,7 @@ def cached_images(
     return _cached(paths, size, resampling, cache_dir)[0]
 
 
-def cached_pixels_sha256(
-    paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path = ""
-) -> str:
+def cached_pixels_sha256(paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path) -> str:
     """Return `pixels_sha256` of the files as they were when `cached_images` decoded them."""
     return _cached(paths, size, resampling, cache_dir)[1].hex()
 

@@ -1,5 +1,6 @@
 """Runs and checkpoints beside each other on the same query and gallery: what `nrsrd compare` does."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -19,6 +20,7 @@ from ..data.protocol import Target
 from ..errors import InputError, counted, printable, say
 from ..files import expanded, writable_file, write_csv, write_whole, written_whole
 from ..inputs import read_targets, stamps
+from ..options import Options, read_options
 from ..runs import FOLDER, find_checkpoint, run_of
 from ..stored import read_description
 from .bootstrap import percentile_interval, resampled_means
@@ -67,9 +69,9 @@ def compare(
     """
     keep_compiled()
     checkpoints = _checkpoints(runs)
-    config = _choose_config(config, overrides, list(checkpoints.values()))
+    options = read_options(_choose_config(config, overrides, list(checkpoints.values())))
     written = _files(output, flips)
-    targets = read_targets(config)
+    targets = read_targets(options)
     for name, target in targets.items():
         units = len(set(target.query.pids[target.matched].tolist())) if by == "identity" else int(target.matched.sum())
         if units < 2:
@@ -79,7 +81,7 @@ def compare(
     metrics, rows, about, shared = {}, [], [], {}
     for (name, path), given in zip(checkpoints.items(), runs, strict=True):
         say(f"{name}: {path}")
-        metrics[name], numbers, record = _measure(path, config, targets)
+        metrics[name], numbers, record = _measure(path, options, targets)
         rows += [{"run": name, "data": data} | row for data, row in numbers.items()]
         why = selected_by(expanded(given), path)
         about.append({"run": name, "given": given, "selected_by": why} | {key: record[key] for key in OF_ONE})
@@ -133,9 +135,8 @@ def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Se
     """Return the config that says which data: the given one, or that of the first checkpoint of a run."""
     if config is None:
         home = next(filter(None, map(run_of, checkpoints)), None)
-        config = configuration.load(home / "config.json") if home else configuration.get_config()
+        config = configuration.load_config(home / "config.json") if home else configuration.get_config()
         config.update_from_flattened_dict(dict(overrides))
-    configuration.validate(config)
     return config
 
 
@@ -155,15 +156,14 @@ def _files(output: str, flips: str) -> dict[str, Path]:
 
 
 def _measure(
-    path: Path, config: Config, targets: Mapping[str, Target]
+    path: Path, options: Options, targets: Mapping[str, Target]
 ) -> tuple[dict[str, RankMetrics], dict[str, dict[str, Any]], dict[str, Any]]:
     """Return a checkpoint's metrics by data set, its row of each, and what identifies its weights and the test."""
     embedder = Embedder.load(
-        path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
+        path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
     )
-    own = config.copy_and_resolve_references()
-    own.image_size = embedder.description.image_size
-    fingerprint = embedder.fingerprint() if config.data.cache != "none" else ""
+    own = dataclasses.replace(options, image_size=embedder.description.image_size)
+    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
     metrics = {name: result.metrics for name, result in evaluate(embedder, own, targets, fingerprint).items()}
     rows = {
         name: metrics[name].summary()
@@ -172,7 +172,7 @@ def _measure(
         | stamps(own, target)
         for name, target in targets.items()
     }
-    return metrics, rows, provenance(embedder, config, path)
+    return metrics, rows, provenance(embedder, options, path)
 
 
 def paired_differences(

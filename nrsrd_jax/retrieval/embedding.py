@@ -46,8 +46,9 @@ class Embedder:
         variables: dict,
         description: Description,
         mesh: Mesh,
-        batch_size: int = 256,
-        flip: bool = False,
+        *,
+        batch_size: int,
+        flip: bool,
     ):
         self.description, self.variables, self.mesh = description, variables, mesh
         self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
@@ -91,7 +92,7 @@ class Embedder:
         mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
-        return cls(model, variables, description, mesh, batch_size, flip)
+        return cls(model, variables, description, mesh, batch_size=batch_size, flip=flip)
 
     def __call__(
         self,

@@ -78,9 +78,9 @@ def k_reciprocal(
 def reranked_distances(
     query_features: np.ndarray,
     gallery_features: np.ndarray,
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
+    k1: int,
+    k2: int,
+    lambda_value: float,
     mesh: Mesh | None = None,
 ) -> Distances:
     """Return the distances of `k_reciprocal` as a function, for `ranking.rank_by`, without the matrix [Q, G].

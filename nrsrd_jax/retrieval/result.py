@@ -1,5 +1,6 @@
 """The evaluation of a checkpoint, and its record, result.json."""
 
+import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -18,18 +19,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import config as configuration
 from ..analysis.maps import Probe
 from ..build import degradation_options
 from ..checkpoint import weights_hash
 from ..compiled import keep_compiled
-from ..config import Config
+from ..config import Config, get_config, load_config
 from ..data.images import mean_luminance
 from ..data.protocol import PROTOCOLS, Target
 from ..errors import InputError, counted, say
 from ..files import absolute, expanded, writable_file, write_whole, written_whole
 from ..inputs import read_targets, read_test_images, stamps, test_data
 from ..metrics_log import TITLES
+from ..options import Options, read_options
 from ..report.curves import plot_illumination
 from ..report.page import report_file, write_report
 from ..runs import find_checkpoint, known_score, newest_run, run_of
@@ -77,8 +78,8 @@ def evaluate_run(
     keep_compiled()
     source, path, config = _choose(workdir, directory, config, overrides)
     config.eval.rerank.enabled |= rerank
-    configuration.validate(config)
-    degradation_options(config)  # A wrong one raises InputError here.
+    options = read_options(config)
+    degradation_options(options)  # A wrong one raises InputError here.
     if features and Path(features).suffix != ".npz":
         raise InputError(f"--features {features}: name a .npz file")
     written = {"result": writable_file(output or source / PLAIN, "--output")}
@@ -94,18 +95,18 @@ def evaluate_run(
         written["page"] = report_file(report)
     if len({os.path.realpath(file) for file in written.values()}) < len(written):
         raise InputError(f"two of the files to write are one: {', '.join(map(str, written.values()))}; name others")
-    targets = read_targets(config)
+    targets = read_targets(options)
     embedder = Embedder.load(
-        path, batch_size=config.eval.batch_size, precision=config.train.precision, flip=config.eval.flip
+        path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
     )
-    config.image_size = embedder.description.image_size
-    fingerprint = embedder.fingerprint() if config.data.cache != "none" else ""
+    options = dataclasses.replace(options, image_size=embedder.description.image_size)
+    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
 
     begin = time.perf_counter()
-    results = evaluate(embedder, config, targets, fingerprint)
-    rows = {name: target_record(results[name], target, config) for name, target in targets.items()}
+    results = evaluate(embedder, options, targets, fingerprint)
+    rows = {name: target_record(results[name], target, options) for name, target in targets.items()}
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
-    result |= provenance(embedder, config, path)
+    result |= provenance(embedder, options, path)
     result["selected_by"] = selected_by(source, path)
     if not output:
         written["result"] = choose_file(source, result, embedder.description.provenance.get("data"))
@@ -116,14 +117,14 @@ def evaluate_run(
     if features:
         export_features(written["features"], results, targets)
     if lights:
-        for name, curve in sweep(embedder, config, targets, fingerprint, lights).items():
+        for name, curve in sweep(embedder, options, targets, fingerprint, lights).items():
             rows[name]["illumination"] = curve
-        result["degradation"] = degradation_options(config) | {"seed": SEED}
+        result["degradation"] = degradation_options(options) | {"seed": SEED}
         write_result(written["result"], result, begin, follow=bool(output))
-        plot_illumination(written["plot"], rows, f"{source}, degraded by preset {config.degradation.preset}")
+        plot_illumination(written["plot"], rows, f"{source}, degraded by preset {options.degradation.preset}")
     if report:
         images = {
-            name: (read_test_images(config, target.query), read_test_images(config, target.gallery))
+            name: (read_test_images(options, target.query), read_test_images(options, target.gallery))
             for name, target in targets.items()
         }
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
@@ -162,14 +163,14 @@ def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str
     path = find_checkpoint(source)
     if config is None:
         home = run_of(path)
-        config = configuration.load(home / "config.json") if home else configuration.get_config()
+        config = load_config(home / "config.json") if home else get_config()
         config.update_from_flattened_dict(dict(overrides))
     return source, path, config
 
 
 def sweep(
     embedder: Embedder,
-    config: Config,
+    options: Options,
     targets: Mapping[str, Target],
     fingerprint: str,
     lights: tuple[float, ...],
@@ -177,14 +178,14 @@ def sweep(
     """Return the numbers of each data set at every intensity."""
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
     for light in lights:
-        for name, evaluation in evaluate(embedder, config, targets, fingerprint, light).items():
+        for name, evaluation in evaluate(embedder, options, targets, fingerprint, light).items():
             curves[name].append({"light": light} | _numbers(evaluation) | {"seconds": evaluation.seconds})
     return curves
 
 
-def target_record(evaluation: Evaluation, target: Target, config: Config) -> dict[str, Any]:
+def target_record(evaluation: Evaluation, target: Target, options: Options) -> dict[str, Any]:
     """Return the numbers of one data set, also by the queries' camera and brightness, and what identifies the data."""
-    metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(config, target.query))
+    metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(options, target.query))
     edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
     group = np.searchsorted(edges[1:-1], luminance, side="right")
     cameras = {str(camera): target.query.cameras == camera for camera in np.unique(target.query.cameras)}
@@ -197,7 +198,7 @@ def target_record(evaluation: Evaluation, target: Target, config: Config) -> dic
         | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
         | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
         | {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
-        | stamps(config, target)
+        | stamps(options, target)
         | {"seconds": evaluation.seconds}
     )
 
@@ -233,22 +234,27 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
         np.savez(file, **arrays)
 
 
-def provenance(embedder: Embedder, config: Config, source: Path) -> dict[str, Any]:
+def provenance(embedder: Embedder, options: Options, source: Path) -> dict[str, Any]:
     """Return all that identifies the numbers, and that it takes to reproduce them."""
-    choice, rerank, trained = test_data(config), config.eval.rerank, embedder.description.provenance
+    choice, rerank, trained = test_data(options), options.eval.rerank, embedder.description.provenance
     return {
-        "protocol": f"{config.eval.protocol}: {PROTOCOLS[config.eval.protocol].meaning}",
+        "protocol": f"{options.eval.protocol}: {PROTOCOLS[options.eval.protocol].meaning}",
         "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
-        "flip": config.eval.flip,
-        "expand": config.eval.expand,
+        "flip": options.eval.flip,
+        "expand": options.eval.expand,
         "checkpoint": str(source),
         "weights_sha256": weights_hash(embedder.variables),
         "backbone": embedder.description.backbone,
         "image_size": list(embedder.description.image_size),
-        "data": {name: str(choice[name]) for name in ("name", "root", "protocol")} | {"exclude": config.data.exclude},
+        "data": {
+            "name": choice.name,
+            "root": choice.root,
+            "protocol": choice.protocol,
+            "exclude": options.data.exclude,
+        },
         "command": shlex.join(sys.argv),
         "folder": os.getcwd(),
-        "config": config.to_dict(),
+        "config": dataclasses.asdict(options),
         "trained_with": trained.get("config"),
         "source": trained.get("source"),
         "devices": [str(device) for device in jax.devices()],

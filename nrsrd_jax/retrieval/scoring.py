@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..build import degradation_options
-from ..config import Config
 from ..data.datasets import Split
 from ..data.images import cache_folder, decoding_key
 from ..data.protocol import Target
 from ..inputs import read_test_images
+from ..options import Eval, Options
 from ..sharding import own_mesh
 from .embedding import Embedder, cached_features
 from .illumination import SEED, darkener
@@ -45,7 +45,7 @@ class Evaluation:
 
 def evaluate(
     embedder: Embedder,
-    config: Config,
+    options: Options,
     targets: Mapping[str, Target],
     fingerprint: str = "",
     light: float | None = None,
@@ -61,42 +61,42 @@ def evaluate(
         with _stage("features", seconds):
             splits = {"query": target.query, "gallery": target.gallery}
             features = {
-                part: _features(embedder, config, split, fingerprint, light, f"{name} {part}", stream)
+                part: _features(embedder, options, split, fingerprint, light, f"{name} {part}", stream)
                 for stream, (part, split) in enumerate(splits.items())
             }
-        scored = score(features, target, config, own_mesh(embedder.mesh))
+        scored = score(features, target, options.eval, own_mesh(embedder.mesh))
         results[name] = dataclasses.replace(scored, seconds=seconds | scored.seconds)
     return results
 
 
 def _features(
-    embedder: Embedder, config: Config, split: Split, fingerprint: str, light: float | None, title: str, stream: int
+    embedder: Embedder, options: Options, split: Split, fingerprint: str, light: float | None, title: str, stream: int
 ) -> np.ndarray:
-    degradation, alter = degradation_options(config), None
+    degradation, alter = degradation_options(options), None
     if light is not None:
         alter = darkener(light, degradation, stream)
         title += f", light {light:g}"
 
     def embed() -> np.ndarray:
-        return embedder(read_test_images(config, split), progress=title, alter=alter)
+        return embedder(read_test_images(options, split), progress=title, alter=alter)
 
     if not fingerprint:
         return embed()
     key = [fingerprint, decoding_key(split.paths, embedder.description.image_size, "bilinear")]
     key += [light, degradation, SEED, stream] if alter else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
-    path = cache_folder(config.data.cache_dir) / f"features-{name}.npy"
+    path = cache_folder(options.data.cache_dir) / f"features-{name}.npy"
     return cached_features(path, embed, (len(split), embedder.width))
 
 
-def score(features: dict[str, np.ndarray], target: Target, config: Config, mesh: Mesh | None = None) -> Evaluation:
-    """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as config.eval says."""
+def score(features: dict[str, np.ndarray], target: Target, options: Eval, mesh: Mesh | None = None) -> Evaluation:
+    """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as `options` say."""
     query, gallery = features["query"], features["gallery"]
-    rerank = config.eval.rerank
+    rerank = options.rerank
     seconds: dict[str, float] = {}
     with _stage("ranking", seconds):
-        if config.eval.expand:
-            query = expand_queries(query, gallery, config.eval.expand, mesh)
+        if options.expand:
+            query = expand_queries(query, gallery, options.expand, mesh)
         distances = squared_distances(query, gallery, mesh)
         metrics, plain = rank_by(distances, *target.labels, mesh=mesh), None
     if rerank.enabled:

@@ -1,0 +1,321 @@
+"""Every option: its type, default, meaning, range and choices, and whether it may change when a run is resumed.
+
+`nrsrd train --options` prints them. The command line and `configs/` set them by name on a ConfigDict (`config.py`);
+`read_options` checks that and returns an `Options`, which is all that the rest of the program sees.
+"""
+
+import dataclasses
+import textwrap
+from typing import Any, TypeVar
+
+from .data.protocol import PROTOCOLS
+from .errors import InputError
+from .option import Pair, listed, option
+
+Group = TypeVar("Group")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images to learn from, and to test on if eval.data names no others."""
+
+    name: str = option(
+        "night600",
+        "The layout of the data set: night600, market1501, msmt17, rgbnt201, nightreid, knight, bright (training "
+        "images only), folders (one per identity) or manifest (a CSV file); or several: market1501,msmt17.",
+    )
+    root: str = option(
+        "data/Night600",
+        "Its folder, or a manifest's CSV file; for several data sets as many, separated by commas.",
+        resumable=True,
+    )
+    protocol: str = option(
+        "",
+        "Which test of a data set that has several: nightreid 528, 528-no-distractors, 1000, …; knight 1-2, 1-3, 2-3.",
+    )
+    exclude: str = option(
+        "", "A file of image paths to leave out, as nrsrd check --fix-list writes it.", resumable=True
+    )
+    cache: str = option(
+        "disk",
+        "Where decoded images are kept: in device memory, on disk as a memory map, or nowhere, so that each use "
+        "decodes again.",
+        choices=("device", "disk", "none"),
+        resumable=True,
+    )
+    cache_dir: str = option("", "The folder of decoded images; empty: ~/.cache/nrsrd_jax.", resumable=True)
+    mean: str = option(
+        "half",
+        "What is subtracted from pixels in 0..1: half (0.5), dataset (the mean of the training images) or a number "
+        "in 0..1 for each channel, like 0.1,0.1,0.1.",
+    )
+    std: str = option("half", "What pixels are then divided by: half, dataset or three numbers, as data.mean.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aux:
+    """The auxiliary domain: well-lit images and their dark versions."""
+
+    enabled: bool = option(True, "Also learn from dark versions of a bright auxiliary domain.")
+    bright_root: str = option(
+        "data/Syn_Dark/bright", "The folder of its bright images, named <pid>_c<camera>_*.jpg.", resumable=True
+    )
+    dark_root: str = option(
+        "",
+        "The folder of their dark twins, with the same file names; empty: the training step darkens the bright images.",
+        resumable=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Degradation:
+    """How a bright image is darkened. Without a value the preset's counts (lowlight.PRESETS)."""
+
+    preset: str = option("maet", "The sensor and light to imitate: maet or low_noise.")
+    inverse_tone: bool | None = option(None, "Undo a tone curve first.")
+    gamma: Pair | None = option(None, "Low and high end of the exponent from sRGB to linear light, 0 < low <= high.")
+    gain: Pair | None = option(None, "Mean and standard deviation of the sensor's gain.")
+    red_gain: Pair | None = option(None, "Low and high end of red's white balance, 0 < low <= high.")
+    blue_gain: Pair | None = option(None, "Low and high end of blue's white balance, 0 < low <= high.")
+    light_unit: str | None = option(None, "What the light's intensity scales: linear (light) or srgb (values).")
+    light_distribution: str | None = option(None, "How the intensity is drawn: normal or uniform.")
+    light_moments: Pair | None = option(None, "Mean and standard deviation of a normal intensity.")
+    light: Pair | None = option(None, "Low and high end of the intensity; 1 is full light.")
+    shot: Pair | None = option(None, "Low and high end of the shot noise's variance, per unit of light.")
+    read_line: Pair | None = option(None, "Slope and offset of the read noise's log-variance over the shot noise's.")
+    read_spread: float | None = option(None, "Standard deviation around that line.")
+    row: Pair | None = option(None, "Low and high end of a row's noise, in standard deviations of the read noise.")
+    cast: float | None = option(None, "Standard deviation of the logarithm of a smooth colour cast.")
+    bits: tuple[int, ...] | None = option(None, "The bit depths of the sensor's converter to draw from.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """How training images are varied."""
+
+    flip: float = option(0.5, "The probability of mirroring.", low=0, high=1)
+    pad: int = option(10, "The black margin on each side before the random crop.", unit="pixels", low=0)
+    erasing: float = option(0.5, "The probability of erasing a rectangle.", low=0, high=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network."""
+
+    backbone: str = option(
+        "vit_base_ics", "vit_tiny, vit_tiny_ics, vit_small, vit_small_ics, vit_base or vit_base_ics (models.MODELS)."
+    )
+    depth: int = option(
+        0, "The number of blocks, for a vit_tiny; 0: the backbone's own (vit_tiny 4, others 12).", unit="blocks", low=0
+    )
+    norm_ratio: bool = option(True, "Norm-Ratio Attention in the last block.")
+    drop_path: float = option(
+        0.1, "The rate of stochastic depth in the last block; it rises from 0 in the first.", low=0, below=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormRatioOptions:
+    """Norm-Ratio Attention."""
+
+    init: float = option(1.0, "λ at the start; it is learned.")
+    scope: str = option("head", "Whose vectors the norms are of.", choices=("head", "token"))
+    epsilon: float = option(1e-6, "ε of the paper's equation 2.", positive=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The weights λ of the paper's equation 10, and the options of each loss."""
+
+    id_real: float = option(0.5, "The weight of the identity loss on the real images.")
+    triplet_real: float = option(0.5, "The weight of the triplet loss on the real images.")
+    id_syn: float = option(0.5, "The weight of the identity loss on the auxiliary images.")
+    triplet_syn: float = option(0.5, "The weight of the triplet loss on the auxiliary images.")
+    distill: float = option(0.02, "The weight of the distillation from the teacher.")
+    label_smoothing: float = option(0.0, "The label smoothing ε of the identity losses.", low=0, below=1)
+    margin: float | None = option(None, "The margin of the triplet losses; without a value the soft margin.")
+    normalize: bool = option(False, "Scale features to length 1 for the triplet losses.")
+    alpha: float = option(1.0, "The weight of TCKD in the distillation.")
+    beta: float = option(0.8, "The weight of NCKD in the distillation.")
+    temperature: float = option(1.0, "The temperature of the distillation.", positive=True)
+    nckd_weight: str = option(
+        "target",
+        "Whether NCKD is multiplied by the teacher's probability of the target (equation 6), or not (DKD's code).",
+        choices=("target", "none"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The optimiser and its learning rate."""
+
+    name: str = option("sgd", "The optimiser.", choices=("sgd", "adamw"))
+    lr: float = option(
+        4e-4, "The base learning rate, meant for batches of 64; it is not rescaled with the batch.", positive=True
+    )
+    bias_factor: float = option(2.0, "The rate of parameters called bias.", unit="base rates")
+    momentum: float = option(0.9, "The momentum of sgd.", low=0, high=1)
+    weight_decay: float = option(1e-4, "The weight decay.", low=0)
+    warmup_epochs: int = option(20, "The length of the linear warm-up.", unit="epochs", low=0)
+    warmup_factor: float = option(0.01, "The rate of the first epoch.", unit="base rates")
+    final_factor: float = option(0.002, "The rate at which the cosine ends.", unit="base rates")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The training run."""
+
+    epochs: int = option(120, "How long to train.", unit="epochs", positive=True)
+    batch_size: int = option(64, "The size of a batch per domain, over all devices.", unit="images", positive=True)
+    instances: int = option(4, "How many images of an identity a batch has.", unit="images", positive=True)
+    seed: int = option(0, "The seed of all random numbers.", low=0, high=2**32 - 1)
+    precision: str = option(
+        "auto",
+        "The type of the matrix products; auto is bfloat16 on an accelerator and float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    remat: bool = option(
+        False,
+        "Compute each block again in the backward pass: that needs less memory, and a third more work.",
+        resumable=True,
+    )
+    debug_nans: bool = option(False, "Stop at the operation that gives the first NaN; slow.", resumable=True)
+    model_parallel: int = option(
+        1, "How many devices share each parameter; the rest shares the batch.", unit="devices", positive=True,
+        resumable=True,
+    )  # fmt: skip
+    log_every: int = option(10, "Steps between lines of metrics.jsonl.", unit="steps", positive=True, resumable=True)
+    save_every: int = option(5, "Epochs between checkpoints.", unit="epochs", positive=True, resumable=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rerank:
+    """Re-ranking by k-reciprocal neighbours."""
+
+    enabled: bool = option(False, "Re-rank by k-reciprocal neighbours.")
+    k1: int = option(20, "How many neighbours an image has.", unit="images", positive=True)
+    k2: int = option(6, "Over how many nearest images sets of neighbours are averaged.", unit="images", positive=True)
+    lambda_value: float = option(0.3, "The share of the distance before re-ranking.", low=0, high=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalData:
+    """What to evaluate on, if not on data.name; several data sets are evaluated one by one."""
+
+    name: str = option("", "The layout of the data set to evaluate on, as data.name; empty: data.name itself.")
+    root: str = option("", "Its folder, as data.root.", resumable=True)
+    protocol: str = option("", "Which test of it, as data.protocol.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """The evaluation, while training and after it."""
+
+    every: int = option(
+        20, "Epochs between evaluations; 0: only after the last epoch.", unit="epochs", low=0, resumable=True
+    )
+    batch_size: int = option(256, "The size of a batch to embed.", unit="images", positive=True, resumable=True)
+    protocol: str = option(
+        "cross-camera",
+        "Which gallery images count for a query: cross-camera is Market-1501's, all-cameras for data without cameras.",
+        choices=tuple(PROTOCOLS),
+    )
+    flip: bool = option(False, "Also embed each image mirrored; features are the mean of both.")
+    expand: int = option(0, "Average each query with this many of its nearest gallery images.", unit="images", low=0)
+    rerank: Rerank = Rerank()
+    data: EvalData = EvalData()
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """What training starts from."""
+
+    checkpoint: str = option("", "A checkpoint or work directory whose backbone to start from; empty: random weights.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The teacher of Semantic Recovery Distillation."""
+
+    enabled: bool = option(True, "Distil from a teacher that sees the bright images of the auxiliary domain.")
+    checkpoint: str = option(
+        "runs/teacher", "Its checkpoint or work directory. A resumed run compares a hash of its weights.",
+        resumable=True,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """All options. The defaults are the paper's run on Night600."""
+
+    variant: str = option("nrsrd", "A label for tables and plots; it switches nothing.", resumable=True)
+    image_size: tuple[int, int] = option(
+        (256, 128), "Height and width of images, multiples of what the backbone asks for (a ViT: 16).", unit="pixels"
+    )
+    data: Data = Data()
+    aux: Aux = Aux()
+    degradation: Degradation = Degradation()
+    augment: Augment = Augment()
+    model: Model = Model()
+    norm_ratio: NormRatioOptions = NormRatioOptions()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    eval: Eval = Eval()
+    init: Init = Init()
+    teacher: Teacher = Teacher()
+
+
+OPTIONS = {each.name: each for each in listed(Options)}
+
+
+def read_options(config: Any) -> Options:
+    """Return the options that a ConfigDict sets. InputError if one of them, or two together, cannot be meant."""
+    options = _read(Options, config)
+    if options.teacher.enabled and not options.aux.enabled:
+        raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
+    if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
+        raise InputError("eval.data.root and eval.data.protocol need eval.data.name: the kind of data set")
+    fixed_statistic(options.data.mean, "data.mean")
+    fixed_statistic(options.data.std, "data.std")
+    return options
+
+
+def _read(group: type[Group], config: Any, prefix: str = "") -> Group:
+    values = {}
+    for name, default in vars(group()).items():
+        value = None if config is None else config[name]
+        if dataclasses.is_dataclass(default):
+            value = _read(type(default), value, f"{prefix}{name}.")
+        else:
+            OPTIONS[prefix + name].check(value)
+        values[name] = value
+    return group(**values)
+
+
+def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
+    """Return the numbers that data.mean or data.std stands for; None if they must be measured ("dataset")."""
+    if value in ("half", "dataset"):
+        return (0.5, 0.5, 0.5) if value == "half" else None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    low = 1e-6 if name.endswith("std") else 0
+    if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
+        raise InputError(f"{name} is {value!r}; choose half, dataset or three numbers in 0..1 like 0.13,0.13,0.12")
+    return numbers
+
+
+def describe() -> list[str]:
+    """Return the lines of `nrsrd train --options`: each option with its default, unit, range, choices and meaning."""
+    lines = []
+    for each in OPTIONS.values():
+        default = ",".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
+        notes = ["no default" if default is None else f"default {'empty' if default == '' else default}"]
+        notes += [f"in {each.unit}"] if each.unit else []
+        notes += [each.range] if each.range else []
+        notes += ["may change on resume"] if each.resumable else []
+        lines.append(f"--config.{each.name}  {'; '.join(notes)}")
+        lines += textwrap.wrap(each.text, 100, initial_indent="    ", subsequent_indent="    ")
+    return lines
