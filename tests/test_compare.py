@@ -16,12 +16,11 @@ from nrsrd_jax import config as configuration
 from nrsrd_jax.checkpoint import load, save_weights
 from nrsrd_jax.command import read_overrides, split_config_arguments
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.comparison import compare, paired_differences, tables
 from nrsrd_jax.retrieval.ranking import RankMetrics
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
-
-pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,7 @@ def place(tmp_path_factory):
     for name, size in (("a", (32, 16)), ("b", (48, 32))):
         home = place / "runs" / name
         home.mkdir(parents=True)
-        configuration.save_config(small_config(place, image_size=size), home / "config.json")
+        configuration.save_config(read_options(small_config(place, image_size=size)), home / "config.json")
         save_weights(home / "checkpoints/7", *small_model(1, size), {})
     description, variables = load(place / "runs/a", make_mesh())
     description = dataclasses.replace(description, provenance={"source": {"file": "elsewhere"}})
@@ -173,7 +172,7 @@ def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place
 def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch):
     monkeypatch.setattr("nrsrd_jax.retrieval.comparison.Embedder", None)
     (here / "new").mkdir()
-    configuration.save_config(small_config(place), here / "new/config.json")
+    configuration.save_config(read_options(small_config(place)), here / "new/config.json")
     copy = here / "again"
     copy.symlink_to(place / "runs/a")
     alone = write_night(here / "alone", frames=1)

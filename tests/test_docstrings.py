@@ -17,8 +17,6 @@ from nrsrd_jax.models import attention, spec, vit
 from nrsrd_jax.retrieval import embedding, illumination, ranking, rerank
 from nrsrd_jax.weights import from_torch, to_torch, torch_file
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 PUBLIC = (
     losses.id_loss,
     losses.pairwise_distances,
