@@ -89,8 +89,7 @@ def make_description(
     options: Options, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
 ) -> Description:
     identities = records.train.identities.tolist()
-    chosen = options.norm_ratio
-    ratio = NormRatio(init=chosen.init, scope=chosen.scope, epsilon=chosen.epsilon)
+    ratio = NormRatio(**dataclasses.asdict(options.norm_ratio))
     return Description(
         backbone=options.model.backbone,
         depth=find_spec(options.model.backbone, options.model.depth).depth,

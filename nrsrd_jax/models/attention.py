@@ -28,6 +28,11 @@ class NormRatio:
     scope: str = "head"
     epsilon: float = 1e-6
 
+    def penalty(self, q_BMHK: jax.Array, k_BNHK: jax.Array, strength: jax.Array) -> jax.Array:
+        """Return γ, [B, H, M, N] in nats, which is subtracted from the logits; `strength` is λ."""
+        q_norm_BHM, k_norm_BHN = (token_norms(x, self.scope) for x in (q_BMHK, k_BNHK))
+        return norm_ratio_penalty(q_norm_BHM, k_norm_BHN, strength, self.epsilon)
+
 
 def l2_norm(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
     """Compute the Euclidean norm, √Σ x².

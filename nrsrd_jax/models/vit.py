@@ -158,8 +158,7 @@ class Attention(nn.Module):
             maps = {"logit_spread": jnp.std(logits[:, :, 0], axis=-1)}  # [B, H], of the CLS query
             if self.norm_ratio:
                 strength = self.param("norm_ratio", nn.initializers.constant(self.norm_ratio.init), ())
-                q_norm, k_norm = (attention.token_norms(y, self.norm_ratio.scope) for y in (q, k))
-                penalty = attention.norm_ratio_penalty(q_norm, k_norm, strength, self.norm_ratio.epsilon)
+                penalty = self.norm_ratio.penalty(q, k, strength)
                 logits = logits - penalty
                 maps |= {"norm_ratio": strength, "leverage": jnp.std(penalty[:, :, 0], axis=-1)}
             y, weights = attention.attend(logits, v)
@@ -323,7 +322,16 @@ class ViTSpec(Spec):
         del cameras
         if fused is None:
             fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
-        return VisionTransformer(self.width, self.depth, self.stem, norm_ratio, drop_path, fused, remat, dtype)
+        return VisionTransformer(
+            self.width,
+            self.depth,
+            self.stem,
+            norm_ratio=norm_ratio,
+            drop_path=drop_path,
+            fused=fused,
+            remat=remat,
+            dtype=dtype,
+        )
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of patches of an image of (height, width) pixels."""

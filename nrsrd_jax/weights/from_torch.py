@@ -105,7 +105,8 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
         (k for k, v in MODELS.items() if isinstance(v, ViTSpec) and (v.width, v.stem) == (width, stem)), None
     )
     if backbone is None:
-        raise InputError(f"a ViT of width {width}; there are {', '.join(MODELS)}: widths 192, 384 and 768")
+        known = ", ".join(f"{name} ({spec.width})" for name, spec in MODELS.items() if isinstance(spec, ViTSpec))
+        raise InputError(f"a ViT of width {width}; there are {known}")
     depth = MODELS[backbone].depth
     if MODELS[backbone].free_depth:
         found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
