@@ -76,7 +76,7 @@ class RankMetrics:
         )
 
     def summary(self) -> dict[str, float | int]:
-        """Return the main numbers under their names in result.json: mAP, mINP, rank1, rank5, rank10 and counts."""
+        """Return the main numbers under their names in result.json, Rank-k as rank<k>, and counts of queries."""
         ranks = {f"rank{k}": float(self.cmc[min(k, self.max_rank) - 1]) for k in (1, 5, 10)}
         counts = {"queries": len(self.valid), "queries_without_match": int((~self.valid).sum())}
         return {"mAP": self.mAP, "mINP": self.mINP} | ranks | counts
