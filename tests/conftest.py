@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick_xla
 from people import small_config, write_night
 
 from nrsrd_jax.description import Description
@@ -20,17 +21,9 @@ os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matp
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Most of the tests' time is XLA's. It leaves out most optimisations, and what one process has compiled the others take.
-COMPILED = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="nrsrd-jax-compiled-"))
-FAST = {
-    "jax_compilation_cache_dir": COMPILED,
-    "jax_persistent_cache_min_compile_time_secs": 0.05,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-    "jax_disable_most_optimizations": True,
-}
-for name, value in FAST.items():
-    os.environ[name.upper()] = str(value)
-    jax.config.update(name, value)
+# Most of the tests' time would be XLA's. What one process has compiled the others take from this folder.
+COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
+quick_xla.switch_on(COMPILED)
 
 
 def pytest_unconfigure() -> None:

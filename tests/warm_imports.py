@@ -1,8 +1,10 @@
 """What every command imports; warm.py forks a process that has done so."""
 
+import os
 import warnings
 
 import matplotlib.figure  # noqa: F401
+import quick_xla
 
 import nrsrd_jax.analysis.study
 import nrsrd_jax.retrieval.result
@@ -10,3 +12,5 @@ import nrsrd_jax.training
 import nrsrd_jax.weights.from_torch  # noqa: F401
 
 warnings.filterwarnings("ignore", message=r"os\.fork\(\)")
+if cache := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    quick_xla.switch_on(cache)

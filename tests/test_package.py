@@ -1,0 +1,56 @@
+"""The wheel has everything that the commands need, and works in a folder that is no clone."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from people import ROOT, write_night
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this tree, built from a copy so that nothing is written here."""
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("nrsrd_jax", "configs"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", copy, copy]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = copy.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_every_config(wheel):
+    folders = {"nrsrd_jax": ROOT / "nrsrd_jax", "nrsrd_jax/configs": ROOT / "configs"}
+    expected = {
+        f"{name}/{path.relative_to(folder)}"
+        for name, folder in folders.items()
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".html", ".css", ".js")
+    }
+    assert {name for name in wheel.namelist() if name.startswith("nrsrd_jax/")} == expected
+
+
+def test_the_installed_command_finds_the_shipped_configs(wheel, tmp_path):
+    wheel.extractall(tmp_path / "site")
+    (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    assert b"nrsrd = nrsrd_jax.cli:main" in wheel.read(scripts)
+    write_night(tmp_path / "night")
+    program = "import sys; from nrsrd_jax.cli import main; print(sys.modules['nrsrd_jax'].__file__); main()"
+    options = ["--config.data.root=night", "--config.model.backbone=vit_tiny", "--config.train.batch_size=16"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, "check", "--config", "night600:baseline", *options],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(tmp_path / "site/nrsrd_jax/__init__.py")
+    assert lines[-1].startswith("0 faults, ")
