@@ -266,7 +266,7 @@ def compute_terms(
         >>> from nrsrd_jax.losses import compute_terms
         >>> part = {"features": jnp.zeros((2, 4)), "logits": {"real": jnp.zeros((2, 2))}, "weight": 1.0}
         >>> terms = compute_terms([part], {"real": jnp.array([0, 1])}, ["real"], None, {})
-        >>> {name: f"{value:.4f}" for name, value in terms.items()}
+        >>> {name: f"{terms[name]:.4f}" for name in ("id_real", "triplet_real")}
         {'id_real': '0.6931', 'triplet_real': '0.6931'}
     """
 

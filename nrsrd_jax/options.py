@@ -9,6 +9,7 @@ import textwrap
 from typing import Any, TypeVar
 
 from .data.protocol import PROTOCOLS
+from .data.readers import LAYOUTS
 from .errors import InputError
 from .option import Pair, listed, option
 
@@ -21,8 +22,8 @@ class Data:
 
     name: str = option(
         "night600",
-        "The layout of the data set: night600, market1501, msmt17, rgbnt201, nightreid, knight, bright (training "
-        "images only), folders (one per identity) or manifest (a CSV file); or several: market1501,msmt17.",
+        "The layout of the data set, or several: market1501,msmt17. bright has training images only, folders is one "
+        "folder per identity, manifest a CSV file.",
     )
     root: str = option(
         "data/Night600",
@@ -102,9 +103,7 @@ class Augment:
 class Model:
     """The network."""
 
-    backbone: str = option(
-        "vit_base_ics", "vit_tiny, vit_tiny_ics, vit_small, vit_small_ics, vit_base or vit_base_ics (models.MODELS)."
-    )
+    backbone: str = option("vit_base_ics", "The backbone.")
     depth: int = option(
         0, "The number of blocks, for a vit_tiny; 0: the backbone's own (vit_tiny 4, others 12).", unit="blocks", low=0
     )
@@ -309,6 +308,10 @@ def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
 
 def describe() -> list[str]:
     """Return the lines of `nrsrd train --options`: each option with its default, unit, range, choices and meaning."""
+    # Imported here because it imports JAX, which takes seconds, and most readers of options do not describe them.
+    from .models import MODELS
+
+    names = {"data.name": LAYOUTS, "model.backbone": MODELS}
     lines = []
     for each in OPTIONS.values():
         default = ",".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
@@ -317,5 +320,6 @@ def describe() -> list[str]:
         notes += [each.range] if each.range else []
         notes += ["may change on resume"] if each.resumable else []
         lines.append(f"--config.{each.name}  {'; '.join(notes)}")
-        lines += textwrap.wrap(each.text, 100, initial_indent="    ", subsequent_indent="    ")
+        known = f" Known: {', '.join(names[each.name])}." if each.name in names else ""
+        lines += textwrap.wrap(each.text + known, 100, initial_indent="    ", subsequent_indent="    ")
     return lines

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from people import ROOT, run
 
 from nrsrd_jax.config import VARIANTS, differences, flatten, get_config, load_config, save_config
+from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.lowlight import PRESETS
 from nrsrd_jax.models import MODELS
@@ -196,8 +197,10 @@ def test_a_range_of_the_degradation_is_set_on_the_command_line(tmp_path):
 
 
 def test_a_text_names_what_there_is():
-    for name, known in (("model.backbone", MODELS), ("degradation.preset", PRESETS)):
-        assert all(re.search(rf"\b{each}\b", OPTIONS[name].text) for each in known)
+    text = "\n".join(describe())
+    for name, known in (("data.name", LAYOUTS), ("model.backbone", MODELS), ("degradation.preset", PRESETS)):
+        own = text.partition(f"--config.{name} ")[2].partition("\n--config.")[0]
+        assert all(re.search(rf"\b{each}\b", own) for each in known)
 
 
 def test_norm_ratio_attention_has_one_set_of_defaults():
