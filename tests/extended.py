@@ -1,0 +1,151 @@
+"""What must hold once all diffs of docs/extending.md are applied. test_extending.py runs this in a patched copy.
+
+It prints {heading: what failed, "" if nothing did} as JSON.
+"""
+
+import dataclasses
+import functools
+import json
+import runpy
+import sys
+import traceback
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import quick_xla
+from people import small_config, write_images, write_night
+
+from nrsrd_jax import checkpoint
+from nrsrd_jax.description import Description
+from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.models import MODELS, find_spec
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.result import evaluate_run, full_table
+from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.training import train
+
+PLACE = Path(sys.argv[1])
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 16, 3), np.uint8)
+
+
+def trained(backbone: str, variant: str, **options) -> tuple[dict, Description, dict]:
+    """Train an epoch of two steps. Return what the last step logged, and the checkpoint read back."""
+    run = PLACE / backbone
+    config = small_config(PLACE, variant, model__backbone=backbone, train__epochs=1, **options)
+    assert 0 < train(config, run, jax.devices()[:1])["mAP"] <= 1
+    steps = [row for row in read_metrics(run) if "loss" in row]
+    return steps[-1], *checkpoint.load(run, make_mesh())
+
+
+@functools.cache
+def trained_vit() -> tuple[dict, Description, dict]:
+    """Train one ViT with all that the diffs add to ViTs and losses, because compiling a step takes seconds."""
+    MODELS["vit_mini"] = dataclasses.replace(MODELS["vit_mini"], two_parts=True, camera_embedding=True)
+    return trained("vit_mini", "nra", model__depth=1, loss__center_real=0.1, norm_ratio__form="mean")
+
+
+def embedded(description: Description, variables: dict, **options) -> np.ndarray:
+    model = description.create_model()
+    features = Embedder(model, variables, description, make_mesh(), batch_size=4, flip=False)(IMAGES, **options)
+    assert features.shape == (4, description.spec.width)
+    assert np.isfinite(features).all()
+    return features
+
+
+def loss() -> None:
+    logged, *_ = trained_vit()
+    assert logged["center_real"] > 0
+    weighted = 0.5 * (logged["id_real"] + logged["triplet_real"]) + 0.1 * logged["center_real"]
+    np.testing.assert_allclose(logged["loss"], weighted, rtol=1e-5)
+
+
+def penalty() -> None:
+    _, description, variables = trained_vit()
+    assert description.norm_ratio == NormRatio(form="mean")
+    assert variables["params"]["base"]["blocks_0"]["attn"]["norm_ratio"] != 1  # λ is learned.
+    plain = dataclasses.replace(description, norm_ratio=NormRatio())
+    assert not np.allclose(embedded(description, variables), embedded(plain, variables), rtol=1e-4)
+
+
+def layout() -> None:
+    for folder, people in (("train", range(4)), ("query", (7,)), ("test", (7, 8))):
+        write_images(PLACE / "ltcc" / folder, people, cameras=(1,) if folder == "query" else (1, 12))
+    for path in (PLACE / "ltcc").rglob("*.jpg"):
+        identity, camera, frame = path.stem.split("_")
+        path.rename(path.with_name(f"{identity}_2_{camera}_{frame}.jpg"))
+    sys.argv = ["check", "ltcc", str(PLACE / "ltcc"), "--config.train.batch_size=8"]
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("nrsrd_jax.data.check", run_name="__main__")
+    assert ended.value.code == 0
+
+
+def backbone() -> None:
+    logged, *model = trained("cnn_small", "baseline", model__depth=0)
+    assert logged["loss"] > 0
+    embedded(*model)
+
+
+def number() -> None:
+    trained_vit()
+    result, files = evaluate_run(str(PLACE / "vit_mini"))
+    assert result["rank10"] <= json.loads(files[0].read_text())["rank20"] == result["rank20"] <= 1
+    assert "Rank-20" in full_table(result)
+
+
+def size() -> None:
+    _, description, variables = trained_vit()
+    assert embedded(description, variables).shape == (4, 256)
+    assert find_spec("vit_mini").depth == 6
+
+
+def parts() -> None:
+    assert find_spec("vit_small_parts") == find_spec("vit_small")  # Either starts from the other's weights.
+    assert find_spec("vit_small_parts", depth=1).two_parts
+    _, _, variables = trained_vit()
+    assert {"bottleneck", "classifier", "bottleneck_1", "classifier_1"} <= variables["params"].keys()
+
+
+def cameras() -> None:
+    assert find_spec("vit_tiny_cameras") == find_spec("vit_tiny")
+    assert find_spec("vit_tiny_cameras", depth=1).camera_embedding
+    _, description, variables = trained_vit()
+    first, second, unknown = (embedded(description, variables, cameras=np.full(4, c)) for c in (1, 2, 77))
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(unknown, embedded(description, variables))
+    own = variables["params"]["base"]
+    plain = {name: value for name, value in own.items() if name != "camera_embed"}
+    size = description.image_size
+    assert description.spec.start_from(own, plain, size, size)[0]["camera_embed"] is own["camera_embed"]
+    assert description.spec.start_from(plain, own, size, size)[0].keys() == plain.keys()
+
+
+CHECKS = {
+    "A loss": loss,
+    "An attention penalty": penalty,
+    "A data layout": layout,
+    "A backbone": backbone,
+    "A number of the evaluation": number,
+    "A ViT of another size": size,
+    "A head of two parts": parts,
+    "A camera embedding": cameras,
+}
+
+
+def main() -> None:
+    jax.config.update("jax_platforms", "cpu")
+    quick_xla.switch_on(sys.argv[2])
+    write_night(PLACE / "night")
+    failed = dict.fromkeys(CHECKS, "")
+    for name, check in CHECKS.items():
+        try:
+            check()
+        except BaseException:
+            failed[name] = traceback.format_exc()
+    print("\n" + json.dumps(failed))
+
+
+if __name__ == "__main__":
+    main()
