@@ -26,6 +26,23 @@ COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefi
 quick_xla.switch_on(COMPILED)
 
 
+# Tests that train, start processes or compile whole models. They begin first, so that no worker waits for the last one;
+# `make quick` leaves them out.
+SLOW = (
+    *("training", "cluster", "reliability", "convert", "models", "scoring", "attention", "ablation", "readers"),
+    *("lowlight", "check", "analysis", "commands", "page", "step", "run_folder", "compare", "package", "torch_file"),
+    *("step_cost", "report", "result", "jobs", "fuzz", "extending"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
+    for item in items:
+        if item.path.stem in order:
+            item.add_marker("slow")
+
+
 def pytest_unconfigure() -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(COMPILED, ignore_errors=True)

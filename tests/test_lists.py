@@ -105,6 +105,11 @@ def test_what_cannot_be_seen_in_a_cell_makes_nobody_new(folder, seven):
     assert one != two
 
 
+def test_a_number_too_large_for_arrays_is_one_number_however_it_is_written():
+    one, same, also, other = as_numbers(["1" + 18 * "0", "1" + 18 * "0" + ".0", "01" + 18 * "0", "7"])
+    assert one == same == also != other
+
+
 @pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "sep=;;;;", "\nsep=;"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_a_manifest_for_excel_says_its_separator(folder, first, encoding):

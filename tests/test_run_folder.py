@@ -203,7 +203,7 @@ def test_a_folder_without_a_checkpoint_is_named_for_what_it_is(finished, tmp_pat
     with pytest.raises(InputError, match="is neither one itself nor the work directory"):
         runs.find_checkpoint(tmp_path)
     shutil.copy(finished / "config.json", tmp_path)
-    with pytest.raises(InputError, match=r"a run without a checkpoint yet; the same train\.py command continues it"):
+    with pytest.raises(InputError, match=r"a run without a checkpoint yet; the same nrsrd train command continues it"):
         runs.find_checkpoint(tmp_path)
 
 

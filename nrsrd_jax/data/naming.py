@@ -72,8 +72,12 @@ def as_numbers(names: Sequence[str]) -> list[int]:
 def _key(name: str) -> int | str:
     if reason := doubt(name):
         raise InputError(reason)
-    whole = re.fullmatch(r"([+-]?\d{1,18})(?:[.,]0*)?", plain(name))
-    return int(whole[1]) if whole else unicodedata.normalize("NFC", plain(name))
+    whole = re.fullmatch(r"([+-]?\d{1,1000})(?:[.,]0*)?", plain(name))
+    if not whole:
+        return unicodedata.normalize("NFC", plain(name))
+    number = int(whole[1])
+    # Larger numbers do not fit the arrays: they are ranked, as names are.
+    return number if abs(number) < 10**18 else str(number)
 
 
 def camera_in(stem: str) -> int:

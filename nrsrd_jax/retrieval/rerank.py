@@ -109,7 +109,7 @@ def reranked_distances(
         >>> import numpy as np
         >>> from nrsrd_jax.retrieval.rerank import reranked_distances
         >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[1.0, 0.1], [0.9, 0.2], [-1.0, 0.0]])
-        >>> reranked_distances(query, gallery, k1=2, k2=1)(np.array([0])).shape
+        >>> reranked_distances(query, gallery, k1=2, k2=1, lambda_value=0.3)(np.array([0])).shape
         (1, 3)
     """
     _check_parameters(k1, k2, lambda_value)
