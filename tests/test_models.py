@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import create_model, initialise, vit
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm, LayerNorm, normalize
@@ -16,6 +17,7 @@ from nrsrd_jax.weights import torch_names
 
 pytestmark = pytest.mark.usefixtures("optimised")
 MODELS = [("vit", "vit_tiny"), ("ics", "vit_tiny_ics")]
+WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0}
 
 
 def tiny(name, **options):
@@ -58,7 +60,7 @@ def test_twelve_training_steps_as_pytorch(golden, official):
     """Momentum, decay, the doubled rate of biases, moving statistics and the frozen neck bias, over many steps."""
     description, variables = official("vit_tiny")
     optimizer = make_optimizer("sgd", momentum=0.9, decay=1e-4)
-    objective = make_objective(description.create_model(drop_path=0.0), {"id_real": 1.0, "triplet_real": 1.0})
+    objective = make_objective(description.create_model(drop_path=0.0), WEIGHTS)
     update = jax.jit(make_update(objective, optimizer, lambda _: (0.01, 0.02)))
     state, losses = TrainState.create(variables, optimizer), []
     for step in range(12):
@@ -74,7 +76,7 @@ def check_train_step(reference, description, variables, prefix, name, suffix):
     slots = torch_names.slots(description)
     dtype = np.float64 if suffix else np.float32
     tight = 1e-6 if suffix else 1e-5
-    objective = make_objective(tiny(name), {"id_real": 1.0, "triplet_real": 1.0})
+    objective = make_objective(tiny(name), WEIGHTS)
     optimizer = make_optimizer("sgd", momentum=0.9, decay=1e-4)
     rate, bias_rate = 3e-3, 7e-3
     update = make_update(objective, optimizer, lambda _: (rate, bias_rate))

@@ -9,6 +9,7 @@ import pytest
 from people import small_config, write_images, write_night
 
 from nrsrd_jax.inputs import pixel_statistics
+from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.options import Data
@@ -86,7 +87,7 @@ def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype, zero_queries):
         qkv["kernel"] = qkv["kernel"].at[:, :192].set(0)
     inputs = dict.fromkeys(("real", "aux", "teacher"), jnp.full((4, 32, 16, 3), 0.5))
     labels = dict.fromkeys(("real", "aux"), jnp.array([0, 0, 1, 1]))
-    weights = dict.fromkeys(("id_real", "triplet_real", "id_syn", "triplet_syn", "distill"), 1.0)
+    weights = dict.fromkeys(TERMS, 1.0)
     objective = make_objective(student, weights, teacher=Teacher(teacher_model, **PLAIN))
     gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
     (loss, (_, metrics)), grads = gradient(
