@@ -88,17 +88,18 @@ def test_remat_gives_the_same_gradients():
         objective = make_objective(model, dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0})
         gradient = jax.jit(jax.grad(objective, has_aux=True))
         gradients.append(gradient(variables["params"], variables["batch_stats"], *batch, jax.random.key(1), None)[0])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6), *gradients)
 
 
 def test_programs_for_an_accelerator_are_kept_and_a_cpus_are_not(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before = jax.config.jax_compilation_cache_dir
-    keep_compiled()
-    assert jax.config.jax_compilation_cache_dir == before
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.config.update("jax_compilation_cache_dir", None)
     try:
+        keep_compiled()
+        assert jax.config.jax_compilation_cache_dir is None
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         keep_compiled()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "nrsrd_jax" / "compiled")
     finally:
