@@ -32,7 +32,7 @@ class Command:
         weakref.finalize(self, shutil.rmtree, folder)
         self._outputs = [log or folder / name for name in ("stdout", "stderr")]
         for output in self._outputs:
-            output.touch()
+            output.write_bytes(b"")
         self._process = _CONTEXT.Process(target=_run, args=(argv, cwd, environment, self._outputs))
         self._process.start()
         self.pid = self._process.pid
