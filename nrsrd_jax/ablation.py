@@ -5,17 +5,17 @@
   nrsrd ablation --config demo --row small=baseline,image_size=64,32 --row slow=nrsrd,optim.lr=1e-4
   nrsrd ablation --config demo --table none --rows rows.txt --jobs 2
 
-A row of your own is NAME=VARIANT,KEY=VALUE,…: a variant of the file with single options on top of --config.KEY=VALUE.
+Your own row is NAME=VARIANT,KEY=VALUE,…: a variant of the file with options that override --config.KEY=VALUE.
 --row can be given several times, --rows names a file with a row per line and # before comments. A comma begins an
-option only where KEY= follows it, so that a value may hold commas (image_size=64,32). Rows of your own stand below the
-table's; --table none leaves only those.
+option only where KEY= follows it, so that a value may hold commas (image_size=64,32). Your own rows stand below the
+table's; --table none trains only them.
 
 A rerun of the same command continues where it stopped, row by row. The numbers are those of the last epoch: the best
 epoch would be chosen on the test data. The difference from a row's baseline is taken seed by seed; the baseline is the
 last row above of the variant baseline without options of its own, or else the first row.
 
 --jobs N trains N rows side by side, each in a process of its own, like nrsrd train in its folder. GPUs are split among
-them. If one fails, the others are trained all the same, and the command ends with status 2.
+them. If one fails, the others are still trained, and the command ends with status 2.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Training(NamedTuple):
     folder: Path
 
     def logged(self) -> dict[str, float]:
-        """Return the scores of the last epoch, {} before."""
+        """Return the scores of the last epoch, {} if it is not complete."""
         return logged_scores(self.folder, self.config.train.epochs)
 
 
@@ -72,8 +72,8 @@ def run_ablation(
 ) -> Results:
     """Train every row with seeds 0..seeds−1, and write what is known so far after each.
 
-    With several `jobs` as many are trained at a time, in processes of their own. Raises as `train` and `run_jobs` do;
-    an InputError before anything is trained names the row.
+    If `jobs` is above 1, that many are trained at a time, in processes of their own. Raises as `train` and `run_jobs`
+    do; an InputError before anything is trained names the row.
     """
     trainings = []
     for seed in range(seeds):
@@ -82,14 +82,15 @@ def run_ablation(
                 config = row_config(file, row, seed, overrides)
             trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
     paper = tuple(row for row in rows if row.paper)
-    for row, seed, config, folder in trainings:  # A mistake in the last row shows now.
+    # Check all rows first, so that a mistake in the last one does not show after days of training.
+    for row, seed, config, folder in trainings:
         with _naming(row):
             if seed:
                 check_same_run(read_options(config), folder)
                 continue
             start = check_run(config, folder)
             if not start.records.targets:
-                raise InputError(f"its data has no queries: {file} gives nothing to compare by")
+                raise InputError("its data has no queries to compare rows by; set data.name and data.root to others")
         if row.paper and not is_the_papers(start.options, start.records):
             paper = ()
     shares = device_shares(jobs) if jobs > 1 else []
@@ -138,7 +139,7 @@ def train_command(file: str, training: Training) -> list[str]:
 
 
 def is_the_papers(options: Options, records: Records) -> bool:
-    """Whether the numbers are of Night600 as the paper tests on it."""
+    """Return whether the data and the protocol are those of the paper on Night600."""
     published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
@@ -147,8 +148,10 @@ def is_the_papers(options: Options, records: Records) -> bool:
 
 
 def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
-    """Per row: `name`, `seeds`, the mean and the standard deviation over seeds of each score and, as `difference`, of
-    the mAP's difference from its baseline with the same seed; in 0..1, NaN where there is nothing to tell.
+    """Return a dict for each row: `name`, `seeds`, and the mean and standard deviation over seeds of each score.
+
+    `difference` is the same for the difference of mAP from the baseline with the same seed. Values are in 0..1, NaN if
+    there are too few seeds.
 
     A row's baseline is the last one above that `is_baseline`, or else the first row.
     """
@@ -269,10 +272,12 @@ def command() -> None:
     define_config("The runs: a name such as night600, or a file, with the variants of table 2, without a colon.")
     flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
     flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
-    flags.DEFINE_integer("preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255)
-    flags.DEFINE_enum("table", "2", list(TABLES), "Of the paper: 2 its modules, 3 its backbones; none: only own rows.")
-    flags.DEFINE_multi_string("row", [], "A row of your own, NAME=VARIANT,KEY=VALUE,…; several times for several rows.")
-    flags.DEFINE_string("rows", "", "A text file of such rows, one a line.")
+    flags.DEFINE_integer("preempted_status", 143, "Exit status after SIGTERM, which saves a checkpoint first.", 0, 255)
+    flags.DEFINE_enum(
+        "table", "2", list(TABLES), "The paper's table: 2 modules, 3 backbones; none: only your own rows."
+    )
+    flags.DEFINE_multi_string("row", [], "Your own row, NAME=VARIANT,KEY=VALUE,…; can be repeated.")
+    flags.DEFINE_string("rows", "", "A text file of such rows, one per line.")
     flags.DEFINE_integer("jobs", 1, "How many rows to train at a time, each in a process of its own.", lower_bound=1)
     run(main, __doc__, "interrupted; the same command continues from the last checkpoint")
 

@@ -4,8 +4,8 @@
   nrsrd check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
   nrsrd check --config night600:nrsrd --config.data.root=DIR
 
-It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and judges as a training with these options
-would; without FILE, as night600:baseline. A fault would stop training; a warning is worth a look. The exit status is 0
+It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and judges as training with these options
+would; without FILE, as night600:baseline. A fault would stop training; a warning would not. The exit status is 0
 if training with these options would start, 1 if there are faults, 2 if the data or the options cannot be read at all.
 With only NAME ROOT, too few people for the default batch give a warning: training then needs a smaller
 train.batch_size.
@@ -35,7 +35,7 @@ from .options import Data, EvalData, read_options
 def main() -> None:
     arguments, config, given = _read_arguments()
     options = read_options(config)
-    # Not before the flags, so that --help is quick.
+    # Not imported before the flags are parsed, so that --help is quick.
     from .inputs import make_domains, make_plans, make_targets, read_sources
 
     left_out = datasets.read_exclude(options.data.exclude)
@@ -66,7 +66,7 @@ def main() -> None:
     if given or _refusals(lambda: make_plans(smaller, domains)):
         refused += too_few
     else:
-        # Nobody asked for the default batch, and a smaller one would do.
+        # The user did not choose the batch size, and a smaller one would work.
         total.warnings += too_few
         say(*(f"warning: {text}" for text in too_few))
     if given and not (refused or total.faults):
@@ -88,7 +88,7 @@ def _read_arguments() -> tuple[argparse.Namespace, Config, bool]:
     parser.add_argument(
         "--fix-list", type=Path, help="write the paths of unreadable, unnamed, tiny and single-coloured images there"
     )
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as train.py takes it, with --config.KEY=VALUE")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as in nrsrd train, with --config.KEY=VALUE")
     ours, rest = split_config_arguments(sys.argv[1:])
     arguments = parser.parse_args(rest)
     config = read_config(ours)
@@ -104,7 +104,7 @@ def _read_arguments() -> tuple[argparse.Namespace, Config, bool]:
 
 
 def _refusals(step: Callable[[], object]) -> list[str]:
-    """Run one of train.py's steps. Return [its message] if it refuses, otherwise []."""
+    """Run a step of training. Return [its message] if it refuses, otherwise []."""
     try:
         step()
     except InputError as error:
@@ -113,7 +113,7 @@ def _refusals(step: Callable[[], object]) -> list[str]:
 
 
 def _start(config: Config) -> None:
-    """Do what train.py does before it decodes images, in a temporary work directory."""
+    """Do what training does before it decodes images, in a temporary work directory."""
     from .training import check_run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

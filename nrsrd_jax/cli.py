@@ -10,7 +10,7 @@ from .errors import say
 VERBS = {
     "train": ("train", "train a model, or continue a run"),
     "eval": ("eval", "evaluate a run or a checkpoint; --report writes a page"),
-    "compare": ("compare", "put runs beside each other, with intervals of their differences"),
+    "compare": ("compare", "compare runs, with confidence intervals of their differences"),
     "convert": ("convert", "import PyTorch weights"),
     "check": ("check", "check a data set before training"),
     "ablation": ("ablation", "train the rows of a table of the paper, and compare them"),

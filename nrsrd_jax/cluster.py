@@ -93,7 +93,7 @@ def together() -> Iterator[None]:
         failed = error
     if any_process(failed is not None):
         jax.distributed.shutdown()  # No process leaves while others still talk to the first.
-        raise failed or InputError("another process cannot go on; its own message tells why")
+        raise failed or InputError("another process has failed; its own message says why")
 
 
 def check_alike(text: str) -> None:

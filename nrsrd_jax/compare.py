@@ -1,18 +1,18 @@
-"""Put runs or checkpoints beside each other on the same query and gallery, with intervals of their differences.
+"""Compare runs or checkpoints on the same query and gallery, with confidence intervals of their differences.
 
   nrsrd compare runs/a runs/b                                 on the data of the first run, its best checkpoint
   nrsrd compare runs/a runs/b runs/c --by identity            intervals over people instead of queries
   nrsrd compare A B --config.data.root=DIR                    data that has moved, or any other option of nrsrd eval
   nrsrd compare A B --config.eval.data.name=night600,folders --config.eval.data.root=DIR1,DIR2
-  nrsrd compare A B --flips flips.csv                         the queries whose first match is right under one alone
+  nrsrd compare A B --flips flips.csv                         queries whose first match is right under one run only
 
 Each pair has the difference b − a of mAP and Rank-1, and how far it could change with other queries: the 95 % interval
-of a paired bootstrap, which draws the same queries for both. Queries of one person resemble each other, so that
-intervals over people (--by identity) are wider and more honest where a person has many queries. An interval says
-nothing of other seeds of the training: nrsrd ablation has those. Queries without a match are left out.
+of a paired bootstrap, which draws the same queries for both. Queries of one person resemble each other: if a
+person has many queries, use --by identity, which gives wider and more realistic intervals. An interval does not
+cover other training seeds; for those use nrsrd ablation. Queries without a match are left out.
 
-compare.json, in this folder or where --output says, has all numbers as fractions in 0..1, and compare.png beside it
-shows the differences.
+compare.json, in this folder or at --output, has all numbers as fractions in 0..1; compare.png beside it shows the
+differences.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def _read_options() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     options, ours = _read_options()
-    # Not before the flags, so that --help is quick.
+    # Not imported before the flags are parsed, so that --help is quick.
     from .retrieval.comparison import compare, tables
 
     config, overrides = read_overrides(ours)

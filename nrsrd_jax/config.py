@@ -16,8 +16,8 @@ from .errors import InputError, printable
 from .files import read_bounded, write_whole
 from .options import OPTIONS, Options
 
-# A ConfigDict, which checks names and types when options are set; its own type tells pyright nothing of them. Only
-# what sets options takes one: `options.read_options` turns it into typed Options.
+# A ConfigDict, which checks names and types when options are set. It is Any because pyright cannot know its fields;
+# `options.read_options` turns it into typed Options.
 Config = Any
 
 # What each row of the paper's table 2 switches on.
@@ -89,7 +89,7 @@ def load_config(path: Path) -> Config:
 
 
 def differences(old: Options, new: Options) -> list[str]:
-    """Return each option that differs and changes what is learned, as "name: old -> new"."""
+    """Return each option that differs and must not change on resume, as "name: old -> new"."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before[name]} -> {after[name]}"

@@ -2,8 +2,9 @@
 
   nrsrd convert ckpt.pth [--output DIR] [--image_size 256,128] [--key KEY] [--ignore PATTERN] [--dry_run]
 
-Prints a row for each tensor and writes a checkpoint that eval.py, --config.init.checkpoint and
---config.teacher.checkpoint take. Anything missing, unknown or of a wrong shape is an error, and nothing is written.
+Prints a row for each tensor and writes a checkpoint for nrsrd eval --checkpoint, --config.init.checkpoint and
+--config.teacher.checkpoint. If a tensor is missing, unknown or of a wrong shape, that is an error and nothing is
+written.
 Reads .pth (zip and legacy) and .safetensors, also in shards (their index, or the folder), and the names of
 TransReID-SSL, PersonViT, DINO, timm and Hugging Face. PyTorch is not needed, and nothing in the file is run.
 In a clone, `python convert/from_torch.py` does the same.

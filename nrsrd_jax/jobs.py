@@ -18,7 +18,7 @@ POLL = 0.1  # seconds between looks at the processes
 
 
 def device_shares(count: int) -> list[dict[str, str]]:
-    """Return the environment variables that give each of `count` processes as many GPUs, its own; {} without GPUs.
+    """Return environment variables that give each of `count` processes the same number of GPUs; {} without GPUs.
 
     InputError if there are fewer GPUs than processes, or JAX does not start.
     """
@@ -35,10 +35,11 @@ def device_shares(count: int) -> list[dict[str, str]]:
 
 
 def gpu_shares(gpus: Sequence[str], count: int) -> list[dict[str, str]]:
-    """Return CUDA_VISIBLE_DEVICES of each of `count` processes. InputError if there are fewer GPUs than that."""
+    """Return CUDA_VISIBLE_DEVICES of each of `count` processes. InputError if there are fewer GPUs than processes."""
     if len(gpus) < count:
-        raise InputError(f"--jobs {count} takes as many GPUs, and there are {len(gpus)}: give --jobs {len(gpus)}")
-    size = len(gpus) // count  # As many for each: a row must not differ from the next by its devices.
+        raise InputError(f"--jobs {count} needs {count} GPUs, and there are {len(gpus)}; give --jobs {len(gpus)}")
+    # Each process has the same number of GPUs, because rows must not differ by their devices.
+    size = len(gpus) // count
     return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(count)]
 
 
@@ -57,7 +58,8 @@ class Child:
             text=True,
             encoding="utf-8",
             errors="replace",
-            start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which tells the children.
+            # Ctrl-C in the terminal reaches the parent alone, which passes it on.
+            start_new_session=True,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -68,7 +70,8 @@ class Child:
             for line in filter(None, map(str.strip, output)):
                 if line.startswith("error: "):
                     self.error = line.removeprefix("error: ")
-                with contextlib.suppress(OSError):  # Nobody reads this; the child must continue all the same.
+                # If nobody reads the output, the child must continue nevertheless.
+                with contextlib.suppress(OSError):
                     say(f"{self.name}: {line}")
 
     def ended(self) -> bool:
@@ -97,23 +100,24 @@ def run_jobs(
 ) -> None:
     """Run commands, as many at a time as there are shares of devices.
 
-    If one fails, the others run all the same. After SIGTERM or Ctrl-C all get SIGTERM, which makes a training save, and
-    nothing more is started; a second Ctrl-C kills them.
+    If one fails, the others still run. After SIGTERM or Ctrl-C all get SIGTERM, which makes a training save, and no
+    other command is started; a second Ctrl-C kills them.
 
     Args:
         commands: by name.
-        shares: the environment variables of each process that runs at a time.
+        shares: environment variables, one mapping for each command that may run at the same time.
         finished: is called with the name of each command that ended with status 0.
         preempted_status: the exit status that `Stopped` carries.
 
     Raises:
-        InputError: some have failed; it says which and why, once the others have ended.
+        InputError: commands have failed. It names them and their errors, once the others have ended.
         Stopped: SIGTERM came; KeyboardInterrupt: Ctrl-C came.
     """
     waiting, free, faults = list(commands.items()), list(shares), []
     running: list[Child] = []
     with Termination(preempted_status) as termination, _ended(running):
-        told = termination.told()  # From here on a signal is kept in mind until it is asked for.
+        # After this call `termination` remembers a signal instead of raising an error.
+        told = termination.told()
         while running or (waiting and not told):
             while waiting and free and not told:
                 name, command = waiting.pop(0)

@@ -67,7 +67,7 @@ class MetricsLog:
                     self._board.add_scalar(prefix + name, value, step)
         except OSError as error:
             raise InputError(
-                f"cannot write {self._file.name}: {error.strerror}; make room, then the same command goes on"
+                f"cannot write {self._file.name}: {error.strerror}; make room, then the same command continues"
             ) from error
 
     def __enter__(self) -> "MetricsLog":

@@ -1,4 +1,4 @@
-"""One option: what is known of it, and the check of its value. options.py has all of them."""
+"""One option: its description, and the check of its value. options.py lists all of them."""
 
 import dataclasses
 import math
@@ -29,14 +29,14 @@ def option(
     """Return a dataclass field of an option.
 
     Args:
-        default: its value where nobody sets it. None means that the value follows from another option.
+        default: its value unless it is set. None means that the value follows from another option.
         text: what it does, in a sentence.
-        unit: of a number.
+        unit: the unit of a number.
         low, high: the smallest and the largest valid number; `high` and `below` need `low`.
         below: numbers from this one on are invalid.
         positive: only numbers above 0 are valid.
         choices: the valid texts.
-        resumable: whether it may change between a run and its resumption: except for rounding, the same is learned.
+        resumable: whether it may change when a run is resumed, because it changes results by rounding only.
     """
     known = {"text": text, "unit": unit, "low": low, "high": high, "below": below, "positive": positive}
     return dataclasses.field(default=default, metadata=known | {"choices": choices, "resumable": resumable})
@@ -74,7 +74,7 @@ TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is known of an option: see `option`. `kind` is a key of TYPES, `name` the full one, as "train.epochs"."""
+    """The description of an option, as `option` takes it. `kind` is a key of TYPES, `name` is like "train.epochs"."""
 
     name: str
     kind: Any
@@ -90,7 +90,7 @@ class Option:
 
     @property
     def range(self) -> str:
-        """Return what a value must hold to, as "must be positive"; "" for an option without a range."""
+        """Return the condition on a value, such as "must be positive"; "" for an option without a range."""
         if self.high is not None:
             return f"must lie in {self.low}..{self.high}"
         if self.below is not None:

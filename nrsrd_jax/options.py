@@ -27,7 +27,7 @@ class Data:
     )
     root: str = option(
         "data/Night600",
-        "Its folder, or a manifest's CSV file; for several data sets as many, separated by commas.",
+        "Its folder, or a manifest's CSV file; for several data sets one each, separated by commas.",
         resumable=True,
     )
     protocol: str = option(
@@ -70,7 +70,7 @@ class Aux:
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-    """How a bright image is darkened. Without a value the preset's counts (lowlight.PRESETS)."""
+    """How a bright image is darkened. An option without a value takes the preset's (lowlight.PRESETS)."""
 
     preset: str = option("maet", "The sensor and light to imitate: maet or low_noise.")
     inverse_tone: bool | None = option(None, "Undo a tone curve first.")
@@ -78,7 +78,7 @@ class Degradation:
     gain: Pair | None = option(None, "Mean and standard deviation of the sensor's gain.")
     red_gain: Pair | None = option(None, "Low and high end of red's white balance, 0 < low <= high.")
     blue_gain: Pair | None = option(None, "Low and high end of blue's white balance, 0 < low <= high.")
-    light_unit: str | None = option(None, "What the light's intensity scales: linear (light) or srgb (values).")
+    light_unit: str | None = option(None, "What the light's intensity scales: linear light or srgb values.")
     light_distribution: str | None = option(None, "How the intensity is drawn: normal or uniform.")
     light_moments: Pair | None = option(None, "Mean and standard deviation of a normal intensity.")
     light: Pair | None = option(None, "Low and high end of the intensity; 1 is full light.")
@@ -118,7 +118,9 @@ class NormRatioOptions:
     """Norm-Ratio Attention."""
 
     init: float = option(1.0, "λ at the start; it is learned.")
-    scope: str = option("head", "Whose vectors the norms are of.", choices=("head", "token"))
+    scope: str = option(
+        "head", "Whether norms are of each head's vector or of the whole token's.", choices=("head", "token")
+    )
     epsilon: float = option(1e-6, "ε of the paper's equation 2.", positive=True)
 
 
@@ -152,7 +154,7 @@ class Optim:
     lr: float = option(
         4e-4, "The base learning rate, meant for batches of 64; it is not rescaled with the batch.", positive=True
     )
-    bias_factor: float = option(2.0, "The rate of parameters called bias.", unit="base rates")
+    bias_factor: float = option(2.0, "The learning rate of parameters called bias.", unit="base rates")
     momentum: float = option(0.9, "The momentum of sgd.", low=0, high=1)
     weight_decay: float = option(1e-4, "The weight decay.", low=0)
     warmup_epochs: int = option(20, "The length of the linear warm-up.", unit="epochs", low=0)
@@ -193,7 +195,7 @@ class Rerank:
 
     enabled: bool = option(False, "Re-rank by k-reciprocal neighbours.")
     k1: int = option(20, "How many neighbours an image has.", unit="images", positive=True)
-    k2: int = option(6, "Over how many nearest images sets of neighbours are averaged.", unit="images", positive=True)
+    k2: int = option(6, "How many nearest images have their neighbour sets averaged.", unit="images", positive=True)
     lambda_value: float = option(0.3, "The share of the distance before re-ranking.", low=0, high=1)
 
 
@@ -269,7 +271,7 @@ OPTIONS = {each.name: each for each in listed(Options)}
 
 
 def read_options(config: Any) -> Options:
-    """Return the options that a ConfigDict sets. InputError if one of them, or two together, cannot be meant."""
+    """Return the options that a ConfigDict sets. InputError if one is invalid, or two conflict."""
     options = _read(Options, config)
     if options.teacher.enabled and not options.aux.enabled:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
@@ -308,7 +310,7 @@ def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
 
 def describe() -> list[str]:
     """Return the lines of `nrsrd train --options`: each option with its default, unit, range, choices and meaning."""
-    # Imported here because it imports JAX, which takes seconds, and most readers of options do not describe them.
+    # Imported here because it imports JAX, which takes seconds and is not needed to read options.
     from .models import MODELS
 
     names = {"data.name": LAYOUTS, "model.backbone": MODELS}

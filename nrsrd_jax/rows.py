@@ -1,4 +1,4 @@
-"""The rows of an ablation: those of the paper's tables 2 and 3, and rows of one's own."""
+"""The rows of an ablation: those of the paper's tables 2 and 3, and your own."""
 
 import dataclasses
 import re
@@ -12,10 +12,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from .command import nearest_option
-from .config import VARIANTS, Config, flatten
+from .config import VARIANTS, Config
 from .data.lists import quoted, read_lines
 from .errors import InputError
 from .files import expanded
+from .option import TYPES
+from .options import OPTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Row:
         variant: of the config file.
         paper: mAP, Rank-1 and Rank-5 on Night600 in per cent, for a row of the paper.
         backbone: replaces the config's, if not empty.
-        options: of a row of one's own, ("optim.lr", "1e-4") and so on.
+        options: of your own row, ("optim.lr", "1e-4") and so on.
     """
 
     name: str
@@ -65,7 +67,7 @@ SYNTAX = "write a row as NAME=VARIANT,KEY=VALUE,…"
 
 
 def parse_row(text: str) -> Row:
-    """Return the row that NAME=VARIANT,KEY=VALUE,… stands for. InputError if it is written otherwise.
+    """Return the row that NAME=VARIANT,KEY=VALUE,… stands for. InputError for other text.
 
     A comma begins an option only where KEY= follows it, so that values may hold commas: "image_size=384,128".
     """
@@ -73,7 +75,7 @@ def parse_row(text: str) -> Row:
     name, _, variant = (part.strip() for part in head.partition("="))
     if not re.fullmatch(r"\w[\w.+-]*", name) or not re.fullmatch(r"\w+", variant):
         raise InputError(
-            f"{quoted(text)} is no row: {SYNTAX}, the name of letters, digits and _.+- because it names a folder"
+            f"{quoted(text)} is not a row; {SYNTAX}, with a NAME of letters, digits and _.+- because it names a folder"
         )
     pairs = [option.partition("=")[::2] for option in options]
     keys = [key for key, _ in pairs]
@@ -112,7 +114,7 @@ def variant_config(file: str, row: Row) -> Config:
     """Return what a config file says for a row's variant. InputError if the file has no variants, or not this one."""
     get_config = runpy.run_path(file)["get_config"]
     if not signature(get_config).parameters:
-        raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}): no ablation can be made of it")
+        raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}); an ablation needs a file with variants")
     return get_config(row.variant)
 
 
@@ -120,7 +122,7 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
     """Return the config of one training: the file's variant, the overrides on top, and then the row's own options.
 
     `{backbone}` in init.checkpoint is filled in, and `seed` added to train.seed. InputError as `variant_config`, and
-    if the row sets what is not an option, or to what the option does not take.
+    if the row sets an unknown option or an invalid value.
     """
     config = variant_config(file, row)
     config.update_from_flattened_dict(overrides)
@@ -134,8 +136,8 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any]) -> Con
 
 
 def _read(config: Config, key: str, text: str) -> Any:
-    """Return the value that --config.KEY=TEXT would set. InputError if there is no such option, or it takes others."""
-    if key not in flatten(config):
+    """Return the value that --config.KEY=TEXT would set. InputError for an unknown option or a wrong type."""
+    if key not in OPTIONS:
         raise InputError(f"{key} is not an option; {nearest_option(key)}")
     values = flags.FlagValues()
     argv = ["", f"--config.{key}={text}"]
@@ -143,5 +145,5 @@ def _read(config: Config, key: str, text: str) -> Any:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
     except flags.Error as error:
-        raise InputError(f"{key} is given as {quoted(text)}, which it does not take") from error
+        raise InputError(f"{key} is {quoted(text)}; it must be {TYPES[OPTIONS[key].kind][0]}") from error
     return config_flags.get_override_values(values["config"])[key]

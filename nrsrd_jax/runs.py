@@ -36,9 +36,14 @@ def owned(workdir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
             raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
-        except OSError as error:  # The file system has no locks.
-            say(f"warning: {workdir} cannot be locked ({error.strerror}): train in it once at a time", error=True)
-        with contextlib.suppress(OSError):  # On a full disk the lock is held all the same, without a name.
+        except OSError as error:
+            # The file system has no locks.
+            say(
+                f"warning: {workdir} cannot be locked ({error.strerror}): run only one training in it at a time",
+                error=True,
+            )
+        # On a full disk the lock is held without the name of its owner.
+        with contextlib.suppress(OSError):
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield

@@ -51,19 +51,22 @@ class Termination:
             raise KeyboardInterrupt
         self._came = self._came or number
         if not self._steps:
-            self.end("stopped before it took a step; the same command goes on from there")
+            self.end("stopped before the first step; the same command continues from there")
         hint = b"; Ctrl-C again ends at once" if number == signal.SIGINT else b""
-        with contextlib.suppress(OSError):  # The signal may have come in the middle of a print.
-            os.write(2, b"\nsaving after the next logged step (train.log_every), then ending" + hint + b"\n")
+        # `os.write` because the signal may have come in the middle of a print.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nsaving after the next logged step (train.log_every), then stopping" + hint + b"\n")
         if number == signal.SIGINT:
-            for output in (1, 2):  # Ctrl-C ends `| tee` too; the run must save although nobody reads its output.
+            # Ctrl-C ends `| tee` too; the run must save although nobody reads its output.
+            for output in (1, 2):
                 with contextlib.suppress(OSError):
                     if stat.S_ISFIFO(os.fstat(output).st_mode):
                         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
     def told(self) -> bool:
         """Return whether to stop after this step."""
-        self._steps += 1  # JAX picks the step after the latest one that any process has queried.
+        # JAX picks the step after the latest one that any process has queried.
+        self._steps += 1
         return bool(self._came) or (
             jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._steps)
         )

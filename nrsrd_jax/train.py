@@ -2,7 +2,7 @@
 
   nrsrd train --config night600:nrsrd --config.data.root=DIR [--workdir runs/x] [--config.KEY=VALUE ...]
 
-The name after --config is the run, one of the package's or a file of your own; the word after its colon is the variant.
+--config names the run, a config of the package or your own file; the word after the colon is the variant.
 `nrsrd train --options` prints every option with its default, unit, range and choices. In a clone, `python train.py
 --config configs/night600.py:nrsrd` does the same, and `--config configs/demo.py` uses the images that come with the
 code.
@@ -22,16 +22,17 @@ def command() -> None:
     config = define_config("The run: a name such as night600, or a file, with :VARIANT if it has variants.")
     workdir = flags.DEFINE_string("workdir", "", "Where the run is kept; default: runs/CONFIG-VARIANT.")
     status = flags.DEFINE_integer(
-        "preempted_status", 143, "Exit status after SIGTERM, once what was learned is saved.", 0, 255
+        "preempted_status", 143, "Exit status after SIGTERM, which saves a checkpoint first.", 0, 255
     )
 
-    show = flags.DEFINE_bool("options", False, "Print every --config.KEY with its default, meaning and range, and end.")
+    show = flags.DEFINE_bool("options", False, "Print every --config.KEY with its default, range and meaning; exit.")
 
     def main() -> None:
         if show.value:
             say(*describe())
             return
-        from . import cluster  # not before the flags, so that --help is quick
+        # Not imported before the flags are parsed, so that --help is quick.
+        from . import cluster
 
         cluster.join()
         from .training import train

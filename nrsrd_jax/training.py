@@ -111,7 +111,7 @@ def train(
             if is_first():
                 held.enter_context(owned(workdir))
                 if start.done != max(runs.saved_steps(workdir), default=0):
-                    raise InputError(f"another process has just trained in {workdir}; the same command goes on there")
+                    raise InputError(f"another process has just trained in {workdir}; the same command continues")
         return _train(workdir, start, termination)
 
 
@@ -256,7 +256,7 @@ class Loop:
                     self.checkpoints.close()
                     jax.distributed.shutdown()  # No process leaves while others still talk to it.
                     self.termination.end(
-                        f"stopped after step {done} of {total}, saved; the same command goes on from there"
+                        f"stopped after step {done} of {total}, saved; the same command continues from there"
                     )
         return scores or self.training_accuracy(workdir)
 

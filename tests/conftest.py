@@ -1,4 +1,4 @@
-"""Eight CPU devices, so that sharding is tested on any machine, and the reference tensors."""
+"""What all tests share: eight CPU devices, quick compiles, fixtures, and which test files are slow."""
 
 import functools
 import lzma
@@ -17,11 +17,11 @@ from nrsrd_jax.description import Description
 from nrsrd_jax.weights import from_torch, torch_file
 
 os.environ["XDG_CACHE_HOME"] = "/dev/null"  # no test writes to a home folder
-os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")  # else it warns of that
+os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")  # otherwise it warns
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Most of the tests' time would be XLA's. What one process has compiled the others take from this folder.
+# Compiling would take most of the tests' time, so processes share what they compiled in this folder.
 COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
 quick_xla.switch_on(COMPILED)
 

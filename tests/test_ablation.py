@@ -1,4 +1,4 @@
-"""The ablation trains each row once per seed, goes on where it stopped, and compares what it measured."""
+"""The ablation trains each row once per seed, continues where it stopped, and compares what it measured."""
 
 import csv
 import json
@@ -63,7 +63,7 @@ def test_the_papers_row_stands_beside_ours():
     assert "paper" not in markdown({"baseline": scores(0.1), "nra": {}}, ROWS)
 
 
-def test_seeds_are_told_apart_and_paired(file, tmp_path, monkeypatch):
+def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(file, tmp_path, monkeypatch):
     """Two rows × two seeds, without training: each has its own folder and seed, the table all of them."""
     seen = []
 
@@ -86,7 +86,7 @@ def test_seeds_are_told_apart_and_paired(file, tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_rows_are_trained_once_and_a_rerun_goes_on(file, tmp_path, monkeypatch):
+def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch):
     """Killed before the second row: the rerun trains that, and a third trains nothing."""
     trained, real = [], ablation.train
 
@@ -138,7 +138,7 @@ def test_backbones_name_their_own_weights(file):
     assert (config.model.norm_ratio, config.train.seed) == (True, 2)
 
 
-def test_a_row_of_ones_own_is_a_variant_with_options(file):
+def test_your_own_row_is_a_variant_with_options(file):
     row = parse_row("wide=nra,image_size=64,32,optim.lr=2e-3, degradation.light=0.1,0.5,loss.margin=0.3")
     config = row_config(file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
     assert (row.name, row.variant, row.paper, config.model.norm_ratio) == ("wide", "nra", None, True)
@@ -155,18 +155,18 @@ def test_rows_are_read_from_a_file_and_stand_below_the_tables(tmp_path):
     assert rows[-2].options == (("optim.lr", "1e-2"),)
     assert [row.name for row in choose_rows("none", ["own=nra"])] == ["own"]
     (tmp_path / "rows.txt").write_text("a=nra\nb\n")
-    with pytest.raises(InputError, match=r'rows.txt, line 2: "b" is no row: write a row as NAME=VARIANT,KEY=VALUE'):
+    with pytest.raises(InputError, match=r'rows.txt, line 2: "b" is not a row; write a row as NAME=VARIANT,KEY=VALUE'):
         choose_rows("2", [], str(tmp_path / "rows.txt"))
 
 
 @pytest.mark.parametrize(("table", "own", "message"), [
     ("none", [], "--table none leaves no rows"),
     ("2", ["nra=nra,optim.lr=1"], "two rows are called nra"),
-    ("2", ["../x=nra"], "is no row"),
-    ("2", ["x=nra,optim.lr"], "is no row"),
+    ("2", ["../x=nra"], "is not a row"),
+    ("2", ["x=nra,optim.lr"], "is not a row"),
     ("2", ["x=nra,optim.lr=1,optim.lr=2"], "row x sets optim.lr twice"),
 ])  # fmt: skip
-def test_rows_that_cannot_be_are_refused(table, own, message):
+def test_an_invalid_row_is_refused(table, own, message):
     with pytest.raises(InputError, match=message):
         choose_rows(table, own)
 
@@ -175,7 +175,7 @@ def test_rows_that_cannot_be_are_refused(table, own, message):
     ("x=nope", "row x: there is no variant 'nope'; choose one of baseline, nra"),
     ("x=nra,optim.rate=1", "row x: optim.rate is not an option; did you mean optim.name or optim.lr?"),
     ("x=nra,train=1", "row x: train is not an option"),
-    ("x=nra,train.epochs=many", 'row x: train.epochs is given as "many", which it does not take'),
+    ("x=nra,train.epochs=many", 'row x: train.epochs is "many"; it must be a whole number'),
     ("x=nra,optim.lr=-1", "row x: optim.lr is -1.0; it must be positive"),
     ("x=nra,data.root=/nowhere", "row x: no folder /nowhere for data set night600"),
 ])  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_mistake_in_a_row_names_it_and_the_option_before_anything_trains(file,
     assert not (tmp_path / "w").exists()
 
 
-def test_own_rows_are_compared_with_the_plain_baseline_and_have_no_paper():
+def test_your_own_rows_are_compared_with_the_plain_baseline_and_have_no_paper_columns():
     rows = (*ROWS, parse_row("slow=baseline,optim.lr=1e-4"), parse_row("own=nra"))
     results = {row.name: scores(x) for row, x in zip(rows, (0.1, 0.2, 0.05, 0.4), strict=True)}
     differences = [row["difference"][0] for row in statistics(results, rows)]

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: by a plain loop, by the laws that they obey, and by how often they hold the truth."""
+"""Bootstrap intervals agree with a plain loop, follow shifts and scales, and contain the true mean."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_how_much_is_drawn_at_a_time_does_not_matter(values, seed, block):
 
 @settings(deadline=None, max_examples=50)
 @given(COLUMNS, SEEDS, st.booleans(), st.floats(-2, 2))
-def test_an_interval_turns_and_moves_with_the_values(values, seed, grouped, shift):
+def test_an_interval_follows_shifts_and_scales_of_the_values(values, seed, grouped, shift):
     groups = np.arange(len(values)) // 2 if grouped else None
     low, high = interval(values, groups, seed)
     assert (values.min(0) - 1e-12 <= low).all()
@@ -62,7 +62,7 @@ def test_an_interval_turns_and_moves_with_the_values(values, seed, grouped, shif
 
 @settings(deadline=None, max_examples=30)
 @given(COLUMNS, SEEDS)
-def test_a_measure_without_a_difference_has_exactly_no_interval(values, seed):
+def test_a_difference_of_zero_has_an_interval_of_width_zero(values, seed):
     values = np.concatenate([values, np.zeros((len(values), 1)), values], axis=1)
     low, high = interval(values, seed=seed)
     middle = values.shape[1] // 2
@@ -70,7 +70,7 @@ def test_a_measure_without_a_difference_has_exactly_no_interval(values, seed):
 
 
 @pytest.mark.parametrize("people", [1, 4])
-def test_95_of_100_intervals_hold_the_true_mean(people):
+def test_95_of_100_intervals_contain_the_true_mean(people):
     """200 simulations. Queries of one person share half of their variance: then people must be drawn, not queries."""
     rng = np.random.default_rng(5)
     holds = {"people": 0, "queries": 0}

@@ -189,7 +189,7 @@ def test_one_camera_is_enough_for_a_test_without_cameras(tmp_path):
 
 
 def test_a_config_file_says_what_to_look_at(tmp_path):
-    """Training, test and auxiliary images are all read, and what train.py would miss beside them is a fault too."""
+    """Training, test and auxiliary images are all read, and what nrsrd train would miss beside them is a fault too."""
     write_night(tmp_path / "night")
     write_images(tmp_path / "aux", range(8))
     (tmp_path / "own.py").write_text(

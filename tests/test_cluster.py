@@ -79,7 +79,7 @@ def test_two_processes_give_the_losses_of_one(place, alone, tmp_path):
     assert "mAP" not in said[1]
 
 
-def test_processes_that_were_told_different_things_end_at_once(place, tmp_path):
+def test_processes_with_different_options_end_at_once(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 3}, {"train__epochs": 4}) as processes:
         assert [process.wait(timeout=150) for process in processes] == [2, 2]
     assert "the processes were given different options" in (tmp_path / "run-0.log").read_text()
@@ -89,7 +89,7 @@ def test_what_one_process_finds_wrong_ends_both(place, tmp_path):
     with pair(place, tmp_path / "run", {}, {"data__root": "/nowhere"}) as processes:
         assert [process.wait(timeout=60) for process in processes] == [2, 2]
     said = [(tmp_path / f"run-{process}.log").read_text().splitlines()[-1] for process in (0, 1)]
-    assert said[0] == "error: another process cannot go on; its own message tells why"
+    assert said[0] == "error: another process has failed; its own message says why"
     assert said[1].startswith("error: ")
     assert "/nowhere" in said[1]
 
@@ -184,7 +184,7 @@ def test_two_processes_go_on_where_one_stopped_and_back(place, alone, tmp_path):
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 
 
-def test_told_to_end_both_save_the_same_step(place, tmp_path):
+def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)
         for process in processes:

@@ -1,4 +1,4 @@
-"""Runs beside each other: one test for all, honest intervals, and files that say what they are of."""
+"""All runs are compared on the same test, with intervals of their differences, and files name their origin."""
 
 import csv
 import dataclasses
@@ -25,7 +25,7 @@ from nrsrd_jax.sharding import make_mesh
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two data sets, and in runs/ two runs of other image sizes; "twin" has the weights of "a", "c" is no run."""
+    """Two data sets, and in runs/ two runs of other image sizes; "twin" has the weights of "a", "c" is not a run."""
     place = tmp_path_factory.mktemp("compare")
     write_night(place / "night", frames=1)
     # People of pure noise: who of them is found first differs from model to model.
@@ -77,8 +77,8 @@ def test_differences_by_hand():
     assert (turned["better"], turned["worse"]) == (1, 3)
 
 
-def test_people_are_drawn_whole():
-    """A person's queries all change alike: drawn one by one they look surer than they are."""
+def test_by_identity_all_queries_of_a_person_are_drawn_together():
+    """All queries of a person change alike, so that intervals over queries would be too narrow."""
     a = metrics([0.5] * 40, [2] * 40)
     b = metrics(np.repeat([0.2, 0.9, 0.6, 0.8], 10), [2] * 40)
     (by_query,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
@@ -132,7 +132,7 @@ def test_the_same_weights_do_not_differ(place, here):
     assert result["runs"][0]["weights_sha256"] == result["runs"][1]["weights_sha256"]
 
 
-def test_several_data_sets_make_a_matrix(place, here):
+def test_several_data_sets_give_a_matrix_of_runs_and_data_sets(place, here):
     both = {"eval.data.name": "night600,night600", "eval.data.root": f"{place / 'night'},{place / 'other'}"}
     result, _ = compare(runs(place, "a", "b"), overrides=both, resamples=200)
     assert [each["data"] for each in result["differences"]] == ["night600-1", "night600-2"]
@@ -144,7 +144,7 @@ def test_several_data_sets_make_a_matrix(place, here):
     assert any(line.startswith("b − a, night600-2") for line in lines)
 
 
-def test_runs_of_one_name_keep_their_paths(place, here):
+def test_runs_of_the_same_name_are_shown_by_their_paths(place, here):
     shutil.copytree(place / "runs/c", here / "x/a")
     result, _ = compare([*runs(place, "a"), "x/a"], resamples=200)
     assert [each["run"] for each in result["runs"]] == [str(place / "runs/a"), "x/a"]
@@ -165,7 +165,7 @@ def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place
     _, files = compare(runs(place, "a", "c"), "kept.json", resamples=200)
     assert json.loads((here / "kept.json").read_text())["differences"]
     assert files[1].name == "kept.png"
-    with pytest.raises(InputError, match="two of the files to write are one"):
+    with pytest.raises(InputError, match="two files to write are the same"):
         compare(runs(place, "a", "c"), "kept.json", flips="compare.json")
 
 
@@ -203,7 +203,7 @@ def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_options_of_the_config_are_told_from_runs_wherever_they_stand():
+def test_options_of_the_config_may_stand_anywhere_between_runs():
     arguments = ["a", "--config", "demo:nra", "b", "--config.data.root", "x", "--seed", "3", "--config.eval.flip=True"]
     ours, rest = split_config_arguments(arguments)
     assert rest == ["a", "b", "--seed", "3"]

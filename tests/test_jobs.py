@@ -1,4 +1,4 @@
-"""Processes side by side: each has its own GPUs, a fault stops no other, and a signal lets all of them save."""
+"""Processes side by side: each has its own GPUs, one that fails stops no other, and a signal lets all of them save."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def signals(places: list[Path], *numbers):
 def test_gpus_are_split_evenly():
     assert gpu_shares(["0", "1", "2", "3", "4"], 2) == [{"CUDA_VISIBLE_DEVICES": x} for x in ("0,1", "2,3")]
     assert gpu_shares(["GPU-a", "GPU-b"], 2) == [{"CUDA_VISIBLE_DEVICES": x} for x in ("GPU-a", "GPU-b")]
-    with pytest.raises(InputError, match="--jobs 3 takes as many GPUs, and there are 2"):
+    with pytest.raises(InputError, match="--jobs 3 needs 3 GPUs, and there are 2; give --jobs 2"):
         gpu_shares(["0", "1"], 3)
 
 
@@ -103,7 +103,7 @@ def test_a_second_ctrl_c_ends_them_at_once(tmp_path):
     assert (tmp_path / "a").read_text() == "ready"
 
 
-def test_no_process_is_left_behind_by_an_error_of_ours(tmp_path):
+def test_no_process_is_left_behind_if_recording_a_result_fails(tmp_path):
     def finished(name):
         wait_until((tmp_path / "a").exists)
         raise InputError("no space")

@@ -1,4 +1,4 @@
-"""Every option is explained, checked and typed, from one table."""
+"""Every option is described, checked and typed in one place."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def changed(option):
 
 
 def read_alone(option):
-    """The options with one of them changed, and another where it needs that."""
+    """The options, and the same with one of them changed; others are set where that one needs it."""
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
     base, config = get_config(), get_config()
@@ -53,7 +53,7 @@ def read_alone(option):
     return read_options(base), read_options(config)
 
 
-def test_every_option_has_a_text_that_is_a_sentence():
+def test_every_option_is_described_by_a_sentence():
     for option in OPTIONS.values():
         assert re.fullmatch(r"\S.{10,}[.]", option.text), option.name
 
@@ -196,7 +196,7 @@ def test_a_range_of_the_degradation_is_set_on_the_command_line(tmp_path):
     assert "degradation.gamma is (3, 2); it takes two numbers" in done.stderr
 
 
-def test_a_text_names_what_there_is():
+def test_the_text_of_an_option_lists_every_layout_backbone_and_preset():
     text = "\n".join(describe())
     for name, known in (("data.name", LAYOUTS), ("model.backbone", MODELS), ("degradation.preset", PRESETS)):
         own = text.partition(f"--config.{name} ")[2].partition("\n--config.")[0]

@@ -1,4 +1,4 @@
-"""The wheel has everything that the commands need, and works in a folder that is no clone."""
+"""The wheel has everything that the commands need, and works outside a clone."""
 
 import os
 import shutil

@@ -32,7 +32,7 @@ def start(place, workdir, **options):
     return people.start(train_command(small_config(place, train__epochs=6, model__depth=1, **options), workdir))
 
 
-def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
+def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
     """SIGTERM in mid-epoch: status 143, and the same command ends with the weights of a run left alone."""
     whole, ended = start(place, tmp_path / "whole"), start(place, tmp_path / "ended", train__save_every=100)
     log, deadline = tmp_path / "ended/metrics.jsonl", time.time() + 200
@@ -44,7 +44,7 @@ def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
     output, errors = ended.communicate(timeout=200)
     assert ended.returncode == 143, errors  # A scheduler takes 0 for a job that is done.
     last = output.splitlines()[-1]
-    assert "saved; the same command goes on from there" in last
+    assert "saved; the same command continues from there" in last
     step = int(last.split("after step ")[1].split()[0])
     assert runs.saved_steps(tmp_path / "ended") == [step]
     resumed = start(place, tmp_path / "ended", train__save_every=100)
@@ -53,8 +53,8 @@ def test_told_to_end_it_saves_and_says_how_to_go_on(place, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(tmp_path / "whole"))
 
 
-def test_told_to_end_before_the_first_step_it_ends_at_once_and_after_a_step_in_order():
-    with Termination(99), pytest.raises(Stopped, match="the same command goes on from there") as stopped:
+def test_a_signal_ends_at_once_before_the_first_step_and_in_order_after_it():
+    with Termination(99), pytest.raises(Stopped, match="the same command continues from there") as stopped:
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.status == 99
     with Termination() as termination:
@@ -197,7 +197,7 @@ one_line(lambda: training.train(config.load_config(run / "config.json"), run))
 
 
 def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
-    """The file system refuses in the middle of a save, or is seen to be too full before; with room made it goes on."""
+    """The file system refuses in the middle of a save, or is too full before it; with room made the run continues."""
     run = tmp_path / "run"
     run.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(run)]
@@ -225,7 +225,7 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
 
 
 @pytest.mark.parametrize(("devices", "model_parallel"), [(1, 1), (2, 1), (4, 1), (4, 2)])
-def test_saved_on_eight_devices_it_goes_on_on_any_number(place, tmp_path_factory, devices, model_parallel):
+def test_a_run_saved_on_eight_devices_continues_on_any_number(place, tmp_path_factory, devices, model_parallel):
     """The losses continue as they would have, and parameters may lie split over devices."""
     whole = place / "eight"
     if not whole.exists():

@@ -1,4 +1,4 @@
-"""Training learns, goes on after a kill bit for bit, and gives the same numbers on any number of devices."""
+"""Training learns, continues after a kill bit for bit, and gives the same numbers on any number of devices."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def start(place, workdir):
     return people.start(train_command(small_config(place, train__epochs=4), workdir))
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(place, tmp_path):
+def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(place, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = start(place, whole)
     log = killed / "metrics.jsonl"

@@ -57,9 +57,9 @@ def main() -> None:
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--output {output}: name a .png, .jpg or .webp file")
     if len(options.images) > MAX_IMAGES:
-        raise InputError(f"{len(options.images)} images; a sheet of more than {MAX_IMAGES} shows nothing: choose some")
+        raise InputError(f"{len(options.images)} images are too many for a sheet; give at most {MAX_IMAGES}")
     if not os.access(output.absolute().parent, os.W_OK):
-        raise InputError(f"cannot write --output {output}: its folder is missing, or not yours to write in")
+        raise InputError(f"cannot write --output {output}: its folder is missing or not writable")
     # Each image keeps its own size because resizing would smooth the noise.
     given = [np.asarray(read_rgb(path)) for path in options.images]
     for path, image in zip(options.images, given, strict=True):

@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap: how much a mean over queries could differ with other queries of the same kind.
+"""Bootstrap intervals: how much a mean over queries could differ with other queries of the same kind.
 
 N queries, M measures (such as the difference of two models' average precision), K people, R resamples. Efron and
 Tibshirani, An Introduction to the Bootstrap, 1993: chapter 13 has the percentile interval. It is paired because a
@@ -7,7 +7,7 @@ query's scores under both models enter together, as their difference.
 
 import numpy as np
 
-BLOCK = 2**21  # draws at a time, a limit of memory
+BLOCK = 2**21  # draws at a time, which limits memory
 
 
 def resampled_means(
@@ -17,14 +17,14 @@ def resampled_means(
 
     A resample draws K of the K groups with replacement. Its mean is Σ c_k s_k / Σ c_k n_k, where group k was drawn c_k
     times, has n_k queries, and its values sum to s_k. Without `groups` each query is a group of its own. All measures
-    are of the same resamples.
+    share the same resamples.
 
     Args:
-        values: [N, M].
+        values: the measures of each query [N, M].
         resamples: how many resamples to draw.
-        seed: the same seed draws the same resamples; `block` does not matter to that.
+        seed: the same seed draws the same resamples, whatever `block` is.
         groups: the group of each query [N], such as its identity; queries of a group are drawn together.
-        block: draws at a time.
+        block: how many draws are in memory at a time.
 
     Returns:
         float64 [resamples, M].

@@ -1,4 +1,4 @@
-"""Runs and checkpoints beside each other on the same query and gallery: what `nrsrd compare` does."""
+"""Compare runs and checkpoints on the same query and gallery: what `nrsrd compare` does."""
 
 import dataclasses
 import itertools
@@ -49,20 +49,20 @@ def compare(
     seed: int = 0,
     by: str = "query",
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate runs on the same data, and write what they differ by.
+    """Evaluate runs on the same data, and write their differences.
 
     Args:
         runs: two or more work directories, whose best checkpoint is taken, or checkpoints.
-        output: the file; without it compare.json in the current folder.
-        config: says which data; without it that of the first run that has a config.
-        overrides: single options of the config, as {"data.root": …}.
-        flips: a .csv file for the queries whose first match is right under some runs and wrong under others.
-        resamples: how many resamples an interval is made of.
+        output: the file to write; "" for compare.json in the current folder.
+        config: which data; None for that of the first run that has a config.
+        overrides: options of the config to change, as {"data.root": …}.
+        flips: a .csv file to write, of the queries whose first match is right under some runs and wrong under others.
+        resamples: how many resamples to draw.
         seed: of the resamples.
         by: what is resampled, "query" or "identity".
 
     Returns:
-        The record, and the files written, its own first.
+        The content of compare.json, and the files written, compare.json first.
 
     Raises:
         InputError: a run or the data cannot be used, or a file cannot be written.
@@ -76,7 +76,7 @@ def compare(
         units = len(set(target.query.pids[target.matched].tolist())) if by == "identity" else int(target.matched.sum())
         if units < 2:
             of = counted(units, *UNITS[by])
-            raise InputError(f"{name} has {of} with a match: an interval takes at least 2; give more queries")
+            raise InputError(f"{name} has {of} with a match: an interval needs at least 2; give more queries")
 
     metrics, rows, about, shared = {}, [], [], {}
     for (name, path), given in zip(checkpoints.items(), runs, strict=True):
@@ -141,7 +141,7 @@ def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Se
 
 
 def _files(output: str, flips: str) -> dict[str, Path]:
-    """Return the files to write: "output", "plot", and "flips" if it is asked for. InputError if one cannot be."""
+    """Return the files "output", "plot" and, if given, "flips". InputError if one cannot be written."""
     written = {"output": writable_file(output or OUTPUT, "--output")}
     written["plot"] = written["output"].with_name(f"{written['output'].stem}.png")
     for name, file in written.items():
@@ -151,14 +151,14 @@ def _files(output: str, flips: str) -> dict[str, Path]:
     if flips:
         written["flips"] = writable_file(flips, "--flips")
     if len({os.path.realpath(file) for file in written.values()}) < len(written):
-        raise InputError(f"two of the files to write are one: {', '.join(map(str, written.values()))}; name others")
+        raise InputError(f"two files to write are the same: {', '.join(map(str, written.values()))}; name others")
     return written
 
 
 def _measure(
     path: Path, options: Options, targets: Mapping[str, Target]
 ) -> tuple[dict[str, RankMetrics], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return a checkpoint's metrics by data set, its row of each, and what identifies its weights and the test."""
+    """Return a checkpoint's metrics and table rows by data set, and what identifies its weights and the test."""
     embedder = Embedder.load(
         path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
     )
@@ -178,7 +178,7 @@ def _measure(
 def paired_differences(
     metrics: Mapping[str, RankMetrics], groups: np.ndarray | None, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return the differences b − a of each pair of runs, with intervals; all pairs are of the same resamples.
+    """Return the differences b − a of each pair of runs, with intervals; all pairs share the same resamples.
 
     Args:
         metrics: of each run, on the same queries.
@@ -229,7 +229,7 @@ def _write_flips(file: Path, metrics: Mapping[str, Mapping[str, RankMetrics]], t
 
 
 def tables(result: Mapping[str, Any]) -> list[str]:
-    """Return a record as lines on screen, in per cent: scores, with several data sets a matrix, and differences."""
+    """Return the lines to print, in per cent: scores, a matrix if there are several data sets, and differences."""
     rows, differences, interval = result["rows"], result["differences"], result["interval"]
     data = list(dict.fromkeys(row["data"] for row in rows))
     lines = []
@@ -250,8 +250,8 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"{title:<{width}}{cells}{each['better']:>8}{each['worse']:>8}")
     counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
     drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
-    lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; they say nothing of other seeds")
-    lines.append("better: queries whose first match is right under the first run alone; worse: under the second alone")
+    lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; other training seeds are not covered")
+    lines.append("better: queries whose first match is right under the first run only; worse: under the second only")
     return lines + [f"warning: {warning}" for warning in result["warnings"]]
 
 
@@ -289,7 +289,7 @@ def _plot(path: Path, result: Mapping[str, Any]) -> None:
         axes.set(xlabel=f"difference in {title} (percentage points)")
         axes.grid(axis="x", alpha=0.3)
     figure.suptitle(
-        f"difference and its {LEVEL:.0%} interval; filled dot: the interval leaves out 0", fontsize="medium"
+        f"difference and its {LEVEL:.0%} interval; filled dot: the interval does not contain 0", fontsize="medium"
     )
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

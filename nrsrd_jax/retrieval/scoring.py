@@ -1,4 +1,4 @@
-"""Features of a model's test images, and their scores: what training and eval.py have in common."""
+"""Features of a model's test images, and their scores: what training and `nrsrd eval` share."""
 
 import contextlib
 import dataclasses
