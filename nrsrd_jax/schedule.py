@@ -33,7 +33,7 @@ def make_optimizer(name: str, *, momentum: float, decay: float) -> optax.Gradien
     """Directions to step along, before the learning rate: update = −rate(group)·direction.
 
     "sgd" is PyTorch's form, v = momentum·v + (g + decay·p); "adamw" decouples the decay (Loshchilov and Hutter
-    2019). Every parameter decays, biases and norms too, but for NRA's λ and the neck's frozen bias.
+    2019). Every parameter decays, biases and norms too, except NRA's λ and the neck's frozen bias.
     """
     decayed = optax.add_decayed_weights(decay, mask=_decayed)
     if name == "sgd":

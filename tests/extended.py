@@ -78,7 +78,7 @@ def layout() -> None:
         path.rename(path.with_name(f"{identity}_2_{camera}_{frame}.jpg"))
     sys.argv = ["check", "ltcc", str(PLACE / "ltcc"), "--config.train.batch_size=8"]
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("nrsrd_jax.data.check", run_name="__main__")
+        runpy.run_module("nrsrd_jax.check", run_name="__main__")
     assert ended.value.code == 0
 
 

@@ -194,15 +194,15 @@ def without(tensors, name):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda w: w | {"base.cls_token": np.float32(1)}, "no ViT that we know: cls_token has shape ()"),
-    (lambda w: w | {"base.pos_embed": np.ones((1, 0, 192), np.float32)}, "no ViT that we know"),
+    (lambda w: w | {"base.cls_token": np.float32(1)}, "unknown kind: cls_token has shape ()"),
+    (lambda w: w | {"base.pos_embed": np.ones((1, 0, 192), np.float32)}, "unknown kind"),
     (lambda w: {"conv1.weight": np.ones(3, np.float32)}, "holds no ViT: .* names are conv1.weight"),
     (lambda w: w | {"base.cls_token": np.ones((1, 1, 1024), np.float32)}, "a ViT of width 1024"),
-    (lambda w: w | {"base.pos_embed": np.ones((1, 211, 192), np.float32)}, "210 patches are no grid .* --source_size"),
+    (lambda w: w | {"base.pos_embed": np.ones((1, 211, 192), np.float32)}, "210 patches are not a .* --source_size"),
     (lambda w: w | {"base.blocks.900.norm1.weight": np.ones(192, np.float32)}, "901 blocks; no more than 64"),
     (lambda w: {}, "no state dict"),
 ])  # fmt: skip
-def test_what_is_no_model_of_ours_is_said_in_one_line(tmp_path, whole, change, message):
+def test_an_unknown_model_is_refused_in_one_line(tmp_path, whole, change, message):
     torch_file.save(tmp_path / "in.pth", change(whole))
     with pytest.raises(InputError, match=message):
         from_torch.convert(tmp_path / "in.pth")

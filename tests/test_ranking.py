@@ -236,7 +236,7 @@ def test_features_that_cannot_be_ranked():
             rank_features(np.ones((1, 4)), np.ones((2, 4)), *2 * [np.arange(n) for n in counts])
     with pytest.raises(ValueError, match="max_rank is 0"):
         rank_features(np.ones((1, 4)), np.ones((2, 4)), *labels, max_rank=0)
-    with pytest.raises(ValueError, match="not as many"):
+    with pytest.raises(ValueError, match="differ in number"):
         rank_features(np.ones((1, 4)), np.ones((2, 4)), [1], [1, 2], [0], [1])
 
 

@@ -101,10 +101,10 @@ def read_masks(folder: Path, images: Sequence[Path], grid: tuple[int, int]) -> n
     A patch is person if at least half of it is. InputError if a mask is missing, or has nobody or only the person.
     """
     if not folder.is_dir():
-        raise InputError(f"--masks {folder} is no folder")
+        raise InputError(f"--masks {folder} is not a folder")
     found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     if len({path.stem for path in images}) < len(images):
-        raise InputError("two images have one name but for folder and ending: --masks cannot tell them apart")
+        raise InputError("two images have the same name except for folder and ending; --masks cannot tell them apart")
     regions = []
     for path in images:
         if path.stem not in found:

@@ -336,7 +336,7 @@ def rank_by(
     if any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
         raise ValueError("an identity or camera is NaN")
     if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
-        raise ValueError("identities and cameras are not as many")
+        raise ValueError("identities and cameras differ in number")
     if max_rank < 1:
         raise ValueError(f"max_rank is {max_rank}; it must be at least 1")
     order = np.argsort(gallery_ids, kind="stable")

@@ -99,7 +99,7 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     cls_token, position = (shapes.get(f"base.{name}", ()) for name in ("cls_token", "pos_embed"))
     if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
-        raise InputError(f"it holds no ViT that we know: cls_token has shape {cls_token}, pos_embed {position}")
+        raise InputError(f"its ViT is of an unknown kind: cls_token has shape {cls_token}, pos_embed {position}")
     width, stem = cls_token[-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
     backbone = next(
         (k for k, v in MODELS.items() if isinstance(v, ViTSpec) and (v.width, v.stem) == (width, stem)), None
@@ -156,8 +156,8 @@ def guess_size(patches: int) -> tuple[int, int]:
         if columns and columns * columns * ratio == patches:
             return columns * ratio * PATCH, columns * PATCH
     raise InputError(
-        f"{patches} patches are no grid of height : width = 1, 2 or 3: say with --source_size which images the weights "
-        "are for (overlapping patches, as of stride 12, are not supported)"
+        f"{patches} patches are not a grid of height : width = 1, 2 or 3; give --source_size, the size of the images "
+        "that the weights are for (overlapping patches, as of stride 12, are not supported)"
     )
 
 

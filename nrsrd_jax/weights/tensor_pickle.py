@@ -239,7 +239,7 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 arguments, function = pop(), pop()
                 name = function.name if isinstance(function, Global) else ""
                 if (name not in _CALLS and name not in _INERT) or not isinstance(arguments, tuple):
-                    raise Refused("its pickle calls what is no function")
+                    raise Refused("its pickle calls something that is not a function")
                 if (name in _CALLS and len(arguments) > MAX_ARGUMENTS) or len(arguments) < _INERT.get(name, 0):
                     raise Refused(f"its pickle calls {name} with {len(arguments)} arguments")
                 stack.append(_CALLS[name](*arguments) if name in _CALLS else Inert(name))
@@ -248,13 +248,13 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 if isinstance(target, Inert):
                     continue
                 if not isinstance(state, dict):
-                    raise Refused("its pickle has an object whose state is no dictionary")
+                    raise Refused("its pickle has an object whose state is not a dictionary")
                 work += len(state)
                 if isinstance(target, Namespace):
                     target.update(state)  # of an OrderedDict the state is metadata, not content
             case "BINPERSID":
                 if storage is None:
-                    raise Refused("its pickle refers to a storage where there is none")
+                    raise Refused("its pickle refers to a storage that it does not have")
                 stack.append(storage(pop()))
             case "STOP":
                 return pop()
@@ -277,7 +277,7 @@ def _key(key: Any, position: int) -> str | int:
 
 def _natural(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**48:
-        raise Refused("its pickle has a size, offset or stride that is no natural number")
+        raise Refused("its pickle has a size, offset or stride that is not a natural number")
     return value
 
 
@@ -308,14 +308,14 @@ def _namespace() -> Namespace:
 
 def _size(sides: Any) -> tuple[int, ...]:
     if not isinstance(sides, tuple) or len(sides) > MAX_DIMENSIONS:
-        raise Refused("a torch.Size that is no tuple of few numbers")
+        raise Refused("a torch.Size that is not a short tuple of numbers")
     return sides
 
 
 def storage_identifier(identifier: Any, length: int) -> tuple[np.dtype, str, int]:
     """Return the type, key and size of ("storage", type, key, device, size, …)."""
     if not isinstance(identifier, tuple) or len(identifier) != length or identifier[0] != "storage":
-        raise Refused("a reference to something that is no storage")
+        raise Refused("a reference to something that is not a storage")
     _, kind, key, _, count = identifier[:5]
     module, _, name = kind.name.rpartition(".") if isinstance(kind, Global) else ("", "", "")
     if module != "torch" or name not in STORAGES or not isinstance(key, str):
