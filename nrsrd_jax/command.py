@@ -60,7 +60,9 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that shows a docstring as it stands, and ends with one line where a flag is wrong."""
 
     def __init__(self, doc: str | None, prog: str | None = None):
-        super().__init__(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        layout = argparse.RawDescriptionHelpFormatter
+        # A shortened --config would reach nobody.
+        super().__init__(prog, description=doc, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         _fail(f"{message}; see --help")
@@ -135,6 +137,9 @@ def _with_our_configs(argv: list[str]) -> list[str]:
         name, colon, variant = value.partition(":")
         if os.path.isfile(name):
             return value
+        for own in (f"{name}.py", f"configs/{name}.py"):
+            if os.path.isfile(own):
+                return f"{own}{colon}{variant}"
         named = re.fullmatch(r"(?:configs/)?(\w+)(?:\.py)?", name)
         ours = CONFIGS / f"{named[1]}.py" if named else CONFIGS
         return f"{ours}{colon}{variant}" if ours.is_file() else value
@@ -233,9 +238,15 @@ def split_config_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     ours: list[str] = []
     rest: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        value_of_ours = before.startswith("--config") and "=" not in before and before in ours
+        # An option that is true or false needs no value.
+        takes_value = before.startswith("--config") and "=" not in before and not _is_switch(before)
+        value_of_ours = takes_value and before in ours and not argument.startswith("--")
         (ours if argument.startswith("--config") or value_of_ours else rest).append(argument)
     return ours, rest
+
+
+def _is_switch(argument: str) -> bool:
+    return isinstance(flatten(get_config()).get(argument.removeprefix("--config.")), bool)
 
 
 def read_config(arguments: list[str]) -> Config:
@@ -258,7 +269,9 @@ def _config_values(arguments: list[str]) -> flags.FlagValues:
     with _one_line_errors():
         baseline = f"{CONFIGS / 'night600.py'}:baseline"
         config_flags.DEFINE_config_file("config", baseline, flag_values=values, sys_argv=argv)
-        values(argv)
+        rest = values(argv)[1:]
+        if rest:
+            _fail(f"unexpected argument {rest[0]!r}; options are --config.KEY=VALUE")
         _ = values.config.to_dict
         return values
 

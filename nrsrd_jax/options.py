@@ -6,7 +6,10 @@
 
 import dataclasses
 import textwrap
+from collections.abc import Iterator
 from typing import Any, TypeVar
+
+from ml_collections import ConfigDict
 
 from .data.protocol import PROTOCOLS
 from .data.readers import LAYOUTS
@@ -271,7 +274,10 @@ OPTIONS = {each.name: each for each in listed(Options)}
 
 
 def read_options(config: Any) -> Options:
-    """Return the options that a ConfigDict sets. InputError if one is invalid, or two conflict."""
+    """Return the options that a ConfigDict sets. InputError if one is missing, unknown or invalid, or two conflict."""
+    given = set(_names(config))
+    for name in sorted(given ^ OPTIONS.keys()):
+        raise InputError(f"the config {f'sets {name}, which is not an option' if name in given else f'lacks {name}'}")
     options = _read(Options, config)
     if options.teacher.enabled and not options.aux.enabled:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
@@ -280,6 +286,15 @@ def read_options(config: Any) -> Options:
     fixed_statistic(options.data.mean, "data.mean")
     fixed_statistic(options.data.std, "data.std")
     return options
+
+
+def _names(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the full names of the options in a ConfigDict; a group that an option replaces counts as that option."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
 
 
 def _read(group: type[Group], config: Any, prefix: str = "") -> Group:

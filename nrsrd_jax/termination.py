@@ -14,7 +14,7 @@ from .errors import Stopped
 
 
 class Termination:
-    """Handle SIGTERM, which a cluster sends before it takes a machine away, and Ctrl-C, within `with`.
+    """Handle SIGTERM (from a cluster), SIGHUP (the terminal was closed) and Ctrl-C within `with`.
 
     Before the first step there is nothing to save: SIGTERM raises Stopped, and Ctrl-C KeyboardInterrupt, at once. Later
     a second Ctrl-C does too. Call `told()` after each step: it returns whether a signal came. With several processes
@@ -33,7 +33,9 @@ class Termination:
     def __enter__(self) -> "Termination":
         self._previous: dict[int, Any] = {}
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            heard = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+            heard = [
+                n for n in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN
+            ]
             self._previous = {number: signal.signal(number, self._handle) for number in heard}
         return self
 
@@ -56,11 +58,11 @@ class Termination:
         # `os.write` because the signal may have come in the middle of a print.
         with contextlib.suppress(OSError):
             os.write(2, b"\nsaving after the next logged step (train.log_every), then stopping" + hint + b"\n")
-        if number == signal.SIGINT:
-            # Ctrl-C ends `| tee` too; the run must save although nobody reads its output.
+        if number in (signal.SIGINT, signal.SIGHUP):
+            # Ctrl-C ends `| tee` too, and at SIGHUP the terminal is gone: the run must save although nobody reads it.
             for output in (1, 2):
                 with contextlib.suppress(OSError):
-                    if stat.S_ISFIFO(os.fstat(output).st_mode):
+                    if number == signal.SIGHUP or stat.S_ISFIFO(os.fstat(output).st_mode):
                         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
     def told(self) -> bool:

@@ -131,3 +131,32 @@ def test_help_shows_how_to_use_it(script):
     assert f"python {script}" in " ".join(done.stdout.split())
     assert "--workdir" in done.stdout
     assert "--config:" in done.stdout
+
+
+def test_an_option_without_a_value_hides_no_argument(tmp_path):
+    done = run("-m", "nrsrd_jax.cli", "compare", "--config.eval.flip", "lost-a", "lost-b", cwd=tmp_path, status=2)
+    assert "lost-a does not exist" in done.stderr
+    done = run("-m", "nrsrd_jax.cli", "compare", "a", "b", "--conf", "demo", cwd=tmp_path, status=2)
+    assert "unrecognized arguments: --conf demo" in done.stderr
+
+
+def test_a_config_of_the_current_folder_comes_before_the_shipped_one(tmp_path):
+    (tmp_path / "night600.py").write_text(
+        "from nrsrd_jax import config\n\n\ndef get_config(variant):\n    c = config.get_config(variant)\n"
+        "    c.data.root = '/mine'\n    return c\n"
+    )
+    done = run("train.py", "--config", "night600:baseline", cwd=tmp_path, status=2)
+    assert "no folder /mine for data set night600" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("del c.train", "lacks train."), ("c.new = 1", "sets new, which is not")]
+)
+def test_a_config_that_is_not_of_the_known_options_is_one_line(tmp_path, line, message):
+    (tmp_path / "own.py").write_text(
+        "from nrsrd_jax import config\n\n\ndef get_config():\n"
+        f"    c = config.get_config().unlock()\n    {line}\n    return c\n"
+    )
+    done = run("train.py", "--config", "own.py", cwd=tmp_path, status=2)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1

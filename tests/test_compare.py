@@ -226,3 +226,13 @@ def test_the_command_says_what_differs_and_what_is_wrong(place, here):
     assert any("16 people of night600, resampled 100 times" in line for line in lines)
     assert lines[-1] == f"written to {here / 'out.json'}, {here / 'out.png'}"
     assert json.loads((here / "out.json").read_text())["config"]["model"]["backbone"] == "vit_base_ics"
+
+
+def test_no_file_is_replaced_that_is_not_a_comparison(place, here):
+    (here / "mine.png").write_text("mine")
+    with pytest.raises(InputError, match=r"mine.png exists, and is of no earlier comparison"):
+        compare(runs(place, "a", "b"), output="mine.json")
+    for name in ({"output": str(place / "runs/a/config.json")}, {"flips": str(place / "runs/a/config.json")}):
+        with pytest.raises(InputError, match="belongs to a run or a checkpoint"):
+            compare(runs(place, "a", "b"), **name)
+    assert (here / "mine.png").read_text() == "mine"

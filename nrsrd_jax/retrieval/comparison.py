@@ -148,8 +148,13 @@ def _files(output: str, flips: str) -> dict[str, Path]:
         # Only a link that the user named with an option is followed.
         if file.is_symlink() and not (output and name == "output"):
             raise InputError(f"{file} is a symbolic link; remove it, or name another --output")
+    if written["plot"].exists() and not written["output"].exists():
+        raise InputError(f"{written['plot']} exists, and is of no earlier comparison; name another --output")
     if flips:
         written["flips"] = writable_file(flips, "--flips")
+    for file in written.values():
+        if file.exists() and any((file.parent / name).is_dir() for name in ("checkpoints", "model")):
+            raise InputError(f"{file} belongs to a run or a checkpoint; name a file elsewhere")
     if len({os.path.realpath(file) for file in written.values()}) < len(written):
         raise InputError(f"two files to write are the same: {', '.join(map(str, written.values()))}; name others")
     return written
@@ -251,7 +256,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
     counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
     drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
     lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; other training seeds are not covered")
-    lines.append("better: queries whose first match is right under the first run only; worse: under the second only")
+    lines.append("better: queries whose first match is right under the run named first alone; worse: under the second")
     return lines + [f"warning: {warning}" for warning in result["warnings"]]
 
 
