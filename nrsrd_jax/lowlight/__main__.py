@@ -1,6 +1,8 @@
 """Show images darkened by each preset, and print luminance and noise, to compare with those of your own night images.
 
 nrsrd lowlight IMAGE … --output sheet.png
+
+It takes at most 50 images.
 """
 
 import math
