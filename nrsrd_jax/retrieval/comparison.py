@@ -256,7 +256,7 @@ def tables(result: Mapping[str, Any]) -> list[str]:
     counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
     drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
     lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; other training seeds are not covered")
-    lines.append("better: queries whose first match is right under x alone, of a difference 'x − y'; worse: under y alone")
+    lines.append("of a difference 'x − y', better: queries whose first match is right under x alone; worse: under y")
     return lines + [f"warning: {warning}" for warning in result["warnings"]]
 
 
