@@ -128,7 +128,7 @@ def test_a_value_of_another_type_is_named(name, value, words):
 def test_a_missing_group_is_named():
     config = get_config()
     config.data = None
-    with pytest.raises(InputError, match=r"data.name is None; it must be a text"):
+    with pytest.raises(InputError, match=r"the config sets data, which is not an option"):
         read_options(config)
 
 
