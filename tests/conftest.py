@@ -31,7 +31,7 @@ quick_xla.switch_on(COMPILED)
 SLOW = (
     *("training", "cluster", "reliability", "convert", "models", "scoring", "attention", "ablation", "readers"),
     *("lowlight", "check", "analysis", "commands", "page", "step", "run_folder", "compare", "package", "torch_file"),
-    *("step_cost", "report", "result", "jobs", "fuzz", "extending"),
+    *("step_cost", "report", "result", "jobs", "fuzz", "extending", "spec", "docstrings", "options", "data", "weights"),
 )
 
 
