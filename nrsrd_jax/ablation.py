@@ -31,7 +31,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
-from .command import config_overrides, define_config, run
+from .command import config_overrides, define_config, define_preempted_status, run
 from .config import Config, flatten
 from .data.readers import LAYOUTS
 from .errors import InputError, say
@@ -272,7 +272,7 @@ def command() -> None:
     define_config("The runs: a name such as night600, or a file, with the variants of table 2, without a colon.")
     flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
     flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
-    flags.DEFINE_integer("preempted_status", 143, "Exit status after SIGTERM, which saves a checkpoint first.", 0, 255)
+    define_preempted_status()
     flags.DEFINE_enum(
         "table", "2", list(TABLES), "The paper's table: 2 modules, 3 backbones; none: only your own rows."
     )

@@ -16,8 +16,9 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from .config import Config, flatten, get_config
+from .config import Config
 from .errors import InputError, Stopped, say
+from .options import OPTIONS
 
 PACKAGE = Path(__file__).parent
 # In an installed package the shipped configs lie inside it, in a clone beside it.
@@ -29,6 +30,12 @@ def define_config(help_text: str) -> flags.FlagHolder:
     with _one_line_errors():
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
     return holder
+
+
+def define_preempted_status() -> flags.FlagHolder:
+    """Define --preempted_status, of the commands that train."""
+    text = "Exit status after SIGTERM, which saves a checkpoint first."
+    return flags.DEFINE_integer("preempted_status", 143, text, 0, 255)
 
 
 def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupted") -> NoReturn:
@@ -180,10 +187,9 @@ def _one_line_errors() -> Iterator[None]:
 
 def _unknown_option(error: Exception) -> str:
     """Return the message about an option that does not exist, on the command line or in a config file."""
-    options = flatten(get_config())
     for argument in sys.argv[1:]:
         name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-        if argument.startswith(("--config.", "-config.")) and name not in options:
+        if argument.startswith(("--config.", "-config.")) and name not in OPTIONS:
             return f"there is no option --config.{name}; {nearest_option(name)}"
     cause = error.args[0] if error.args else ""
     text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
@@ -194,10 +200,9 @@ def _unknown_option(error: Exception) -> str:
 
 def nearest_option(name: str) -> str:
     """Return a hint for an option's name that does not exist: similar names, or else those of its group."""
-    options = list(flatten(get_config()))
-    last = name.rpartition(".")[2]
-    close = difflib.get_close_matches(name, options, 3, 0.75)
-    close += [option for option in options if difflib.get_close_matches(last, [option.rpartition(".")[2]], 1, 0.75)]
+    names, last = sorted(OPTIONS), name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, names, 3, 0.75)
+    close += [option for option in names if difflib.get_close_matches(last, [option.rpartition(".")[2]], 1, 0.75)]
     if close:
         return "did you mean " + " or ".join(dict.fromkeys(close[:3])) + "?"
     return f"choose one of {_options_of(name.rpartition('.')[0])}"
@@ -205,8 +210,8 @@ def nearest_option(name: str) -> str:
 
 def _options_of(group: str) -> str:
     """Return the names of a group's options, or of all groups if there is no such group."""
-    names = [name for name in flatten(get_config()) if name.startswith(f"{group}.")]
-    return ", ".join(names or sorted({name.partition(".")[0] for name in flatten(get_config())}))
+    names = [name for name in sorted(OPTIONS) if name.startswith(f"{group}.")]
+    return ", ".join(names or sorted({name.partition(".")[0] for name in OPTIONS}))
 
 
 def _place(error: BaseException) -> str:
@@ -239,14 +244,11 @@ def split_config_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     rest: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         # An option that is true or false needs no value.
-        takes_value = before.startswith("--config") and "=" not in before and not _is_switch(before)
+        option = OPTIONS.get(before.removeprefix("--config."))
+        takes_value = before.startswith("--config") and "=" not in before and not (option and option.kind is bool)
         value_of_ours = takes_value and before in ours and not argument.startswith("--")
         (ours if argument.startswith("--config") or value_of_ours else rest).append(argument)
     return ours, rest
-
-
-def _is_switch(argument: str) -> bool:
-    return isinstance(flatten(get_config()).get(argument.removeprefix("--config.")), bool)
 
 
 def read_config(arguments: list[str]) -> Config:

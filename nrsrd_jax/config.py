@@ -6,7 +6,6 @@ options.py has the options themselves. `configs/` holds the runs of the paper as
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from .errors import InputError, printable
 from .files import read_bounded, write_whole
-from .options import OPTIONS, Options
+from .options import OPTIONS, Options, flatten
 
 # A ConfigDict, which checks names and types when options are set. It is Any because pyright cannot know its fields;
 # `options.read_options` turns it into typed Options.
@@ -52,21 +51,6 @@ def get_config(variant: str = "nrsrd") -> Config:
     return config.lock()
 
 
-def flatten(config: Config | Options) -> dict[str, Any]:
-    """Return the options by their full names, {"train.epochs": 120, …}."""
-    return _flatten(dataclasses.asdict(config) if isinstance(config, Options) else config.to_dict())
-
-
-def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{inner}": each for inner, each in _flatten(value).items()}
-        else:
-            flat[name] = value
-    return flat
-
-
 def save_config(options: Options, path: Path) -> None:
     """Write config.json, which `load_config` reads."""
     write_whole(path, json.dumps(dataclasses.asdict(options), indent=1) + "\n")
@@ -86,6 +70,11 @@ def load_config(path: Path) -> Config:
         except InputError as error:
             raise InputError(f"{path} is not the config of a run: {error}") from error
     return config
+
+
+def config_of(run: Path | None) -> Config:
+    """Return the config of a run, or the defaults without a run. InputError as `load_config`."""
+    return load_config(run / "config.json") if run else get_config()
 
 
 def differences(old: Options, new: Options) -> list[str]:

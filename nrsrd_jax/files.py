@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
@@ -40,6 +40,12 @@ def writable_folder(folder: str | Path, option: str) -> Path:
     except OSError as error:
         raise InputError(f"{option}: cannot write in {folder}: {error.strerror}; name another folder") from error
     return folder
+
+
+def refuse_same_files(files: Collection[Path]) -> None:
+    """Raise InputError if two of the files to write are the same, perhaps by a link."""
+    if len(set(map(os.path.realpath, files))) < len(files):
+        raise InputError(f"two files to write are the same: {', '.join(map(str, files))}; name others")
 
 
 def writable_file(path: str | Path, option: str) -> Path:

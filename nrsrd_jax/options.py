@@ -6,10 +6,8 @@
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any, TypeVar
-
-from ml_collections import ConfigDict
 
 from .data.protocol import PROTOCOLS
 from .data.readers import LAYOUTS
@@ -275,8 +273,8 @@ OPTIONS = {each.name: each for each in listed(Options)}
 
 def read_options(config: Any) -> Options:
     """Return the options that a ConfigDict sets. InputError if one is missing, unknown or invalid, or two conflict."""
-    given = set(_names(config))
-    for name in sorted(given ^ OPTIONS.keys()):
+    given = flatten(config)
+    for name in sorted(given.keys() ^ OPTIONS.keys()):
         raise InputError(f"the config {f'sets {name}, which is not an option' if name in given else f'lacks {name}'}")
     options = _read(Options, config)
     if options.teacher.enabled and not options.aux.enabled:
@@ -288,19 +286,25 @@ def read_options(config: Any) -> Options:
     return options
 
 
-def _names(config: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the full names of the options in a ConfigDict; a group that an option replaces counts as that option."""
-    for name, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _names(value, f"{prefix}{name}.")
+def flatten(config: Any) -> dict[str, Any]:
+    """Return the options of an Options or a ConfigDict by their full names, {"train.epochs": 120, …}."""
+    return _flatten(dataclasses.asdict(config) if isinstance(config, Options) else config.to_dict())
+
+
+def _flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{inner}": each for inner, each in _flatten(value).items()}
         else:
-            yield prefix + name
+            flat[name] = value
+    return flat
 
 
 def _read(group: type[Group], config: Any, prefix: str = "") -> Group:
     values = {}
     for name, default in vars(group()).items():
-        value = None if config is None else config[name]
+        value = config[name]
         if dataclasses.is_dataclass(default):
             value = _read(type(default), value, f"{prefix}{name}.")
         else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from .command import config_name, define_config, run
+from .command import config_name, define_config, define_preempted_status, run
 from .errors import say
 from .options import describe
 
@@ -21,10 +21,7 @@ def command() -> None:
     """Run `nrsrd train` with the arguments of the process."""
     config = define_config("The run: a name such as night600, or a file, with :VARIANT if it has variants.")
     workdir = flags.DEFINE_string("workdir", "", "Where the run is kept; default: runs/CONFIG-VARIANT.")
-    status = flags.DEFINE_integer(
-        "preempted_status", 143, "Exit status after SIGTERM, which saves a checkpoint first.", 0, 255
-    )
-
+    status = define_preempted_status()
     show = flags.DEFINE_bool("options", False, "Print every --config.KEY with its default, range and meaning; exit.")
 
     def main() -> None:

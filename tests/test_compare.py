@@ -170,7 +170,7 @@ def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place
 
 
 def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch):
-    monkeypatch.setattr("nrsrd_jax.retrieval.comparison.Embedder", None)
+    monkeypatch.setattr("nrsrd_jax.retrieval.comparison.load_embedder", None)
     (here / "new").mkdir()
     configuration.save_config(read_options(small_config(place)), here / "new/config.json")
     copy = here / "again"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..build import degradation_options
 from ..command import Parser, one_line
-from ..config import get_config, load_config
+from ..config import config_of
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
 from ..errors import InputError, say
 from ..files import expanded, writable_folder
@@ -79,7 +79,7 @@ def main() -> None:
     run = run_of(find_checkpoint(source))
     if not arguments.images and not run:
         raise InputError(f"{source} is of no run: name the images with --images")
-    options = read_options(load_config(run / "config.json") if run else get_config())
+    options = read_options(config_of(run))
     paths = find_images(arguments.images or queries_of(options), arguments.limit)
     output = writable_folder(arguments.output, "--output")
     study = make_study(

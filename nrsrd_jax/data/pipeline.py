@@ -21,7 +21,7 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """A Images that decodes at every access, for sets that neither memory nor disk can hold decoded."""
+    """Images that are decoded at every access, for sets that neither memory nor disk can hold decoded."""
 
     paths: Sequence[Path]
     size: tuple[int, int]

@@ -1,6 +1,5 @@
 """Compare runs and checkpoints on the same query and gallery: what `nrsrd compare` does."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -13,20 +12,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .. import config as configuration
 from ..compiled import keep_compiled
-from ..config import Config
+from ..config import Config, config_of
 from ..data.protocol import Target
 from ..errors import InputError, counted, printable, say
-from ..files import expanded, writable_file, write_csv, write_whole, written_whole
-from ..inputs import read_targets, stamps
+from ..files import expanded, refuse_same_files, writable_file, write_csv, write_whole, written_whole
+from ..inputs import read_targets
 from ..options import Options, read_options
 from ..runs import FOLDER, find_checkpoint, run_of
 from ..stored import read_description
 from .bootstrap import percentile_interval, resampled_means
-from .embedding import Embedder
 from .ranking import RankMetrics
-from .result import find_warnings, provenance, selected_by, table
+from .result import find_warnings, hashes_of, load_embedder, provenance, selected_by, table
 from .scoring import evaluate
 
 OUTPUT = "compare.json"
@@ -134,8 +131,7 @@ def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
 def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Sequence[Path]) -> Config:
     """Return the config that says which data: the given one, or that of the first checkpoint of a run."""
     if config is None:
-        home = next(filter(None, map(run_of, checkpoints)), None)
-        config = configuration.load_config(home / "config.json") if home else configuration.get_config()
+        config = config_of(next(filter(None, map(run_of, checkpoints)), None))
         config.update_from_flattened_dict(dict(overrides))
     return config
 
@@ -155,8 +151,7 @@ def _files(output: str, flips: str) -> dict[str, Path]:
     for file in written.values():
         if file.exists() and any((file.parent / name).is_dir() for name in ("checkpoints", "model")):
             raise InputError(f"{file} belongs to a run or a checkpoint; name a file elsewhere")
-    if len({os.path.realpath(file) for file in written.values()}) < len(written):
-        raise InputError(f"two files to write are the same: {', '.join(map(str, written.values()))}; name others")
+    refuse_same_files(written.values())
     return written
 
 
@@ -164,17 +159,10 @@ def _measure(
     path: Path, options: Options, targets: Mapping[str, Target]
 ) -> tuple[dict[str, RankMetrics], dict[str, dict[str, Any]], dict[str, Any]]:
     """Return a checkpoint's metrics and table rows by data set, and what identifies its weights and the test."""
-    embedder = Embedder.load(
-        path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
-    )
-    own = dataclasses.replace(options, image_size=embedder.description.image_size)
-    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
+    embedder, own, fingerprint = load_embedder(path, options)
     metrics = {name: result.metrics for name, result in evaluate(embedder, own, targets, fingerprint).items()}
     rows = {
-        name: metrics[name].summary()
-        | {"gallery": len(target.gallery)}
-        | {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
-        | stamps(own, target)
+        name: metrics[name].summary() | {"gallery": len(target.gallery)} | hashes_of(target, own)
         for name, target in targets.items()
     }
     return metrics, rows, provenance(embedder, options, path)

@@ -23,11 +23,11 @@ from ..analysis.maps import Probe
 from ..build import degradation_options
 from ..checkpoint import weights_hash
 from ..compiled import keep_compiled
-from ..config import Config, get_config, load_config
+from ..config import Config, config_of
 from ..data.images import mean_luminance
 from ..data.protocol import PROTOCOLS, Target
 from ..errors import InputError, counted, say
-from ..files import absolute, expanded, writable_file, write_whole, written_whole
+from ..files import absolute, expanded, refuse_same_files, writable_file, write_whole, written_whole
 from ..inputs import read_targets, read_test_images, stamps, test_data
 from ..metrics_log import TITLES
 from ..options import Options, read_options
@@ -93,14 +93,9 @@ def evaluate_run(
             raise InputError(f"{written['plot']} is a symbolic link; remove it, or name another --output")
     if report:
         written["page"] = report_file(report)
-    if len({os.path.realpath(file) for file in written.values()}) < len(written):
-        raise InputError(f"two of the files to write are one: {', '.join(map(str, written.values()))}; name others")
+    refuse_same_files(written.values())
     targets = read_targets(options)
-    embedder = Embedder.load(
-        path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
-    )
-    options = dataclasses.replace(options, image_size=embedder.description.image_size)
-    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
+    embedder, options, fingerprint = load_embedder(path, options)
 
     begin = time.perf_counter()
     results = evaluate(embedder, options, targets, fingerprint)
@@ -130,6 +125,25 @@ def evaluate_run(
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
         write_report(written["page"], str(source), result, results, targets, images, probe, run_of(path) or source)
     return result, list(written.values())
+
+
+def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]:
+    """Load a checkpoint for an evaluation.
+
+    Returns:
+        The Embedder; the options with the image size of its model; its fingerprint, "" if no features are cached.
+    """
+    embedder = Embedder.load(
+        path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
+    )
+    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
+    return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
+
+
+def hashes_of(target: Target, options: Options) -> dict[str, str]:
+    """Return what identifies the test images: hashes of the lists, and `stamps`."""
+    lists = {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
+    return lists | stamps(options, target)
 
 
 def selected_by(source: Path, path: Path) -> str:
@@ -162,8 +176,7 @@ def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str
     source = expanded(directory or workdir)
     path = find_checkpoint(source)
     if config is None:
-        home = run_of(path)
-        config = load_config(home / "config.json") if home else get_config()
+        config = config_of(run_of(path))
         config.update_from_flattened_dict(dict(overrides))
     return source, path, config
 
@@ -197,8 +210,7 @@ def target_record(evaluation: Evaluation, target: Target, options: Options) -> d
         _numbers(evaluation)
         | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
         | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
-        | {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
-        | stamps(options, target)
+        | hashes_of(target, options)
         | {"seconds": evaluation.seconds}
     )
 
