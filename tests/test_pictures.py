@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -84,6 +84,7 @@ def test_a_picture_on_its_side_is_turned_whoever_wrote_its_exif(tmp_path, order)
 @pytest.mark.parametrize("order", ["<", ">"])
 @given(st.lists(st.tuples(st.sampled_from([ORIENTATION, 271]), st.integers(0, 17), st.integers(0, 5) | st.just(2**31),
                           st.lists(st.integers(0, 9), min_size=4, max_size=4)), min_size=1, max_size=3))  # fmt: skip
+@example([(271, 3, 3, [0, 0, 1, 0]), (ORIENTATION, 3, 1, [0, 2, 0, 2])])  # the first value lies outside the file
 @pytest.mark.filterwarnings("ignore")
 def test_exif_of_any_type_turns_a_picture_as_pillow_does(order, entries):
     """Types that hold no whole number, and values of no length, do not turn it."""

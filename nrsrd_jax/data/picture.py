@@ -189,10 +189,17 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     try:
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
+        total = 0  # bytes of all values that stand outside their entry
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, number, place = struct.unpack_from(order + "HHII", tiff, entry)
             size = number * _SIZES.get(kind, 0)
-            if tag != 0x0112 or not 0 < size <= len(tiff):
+            if size > 4:  # The value stands elsewhere.
+                total += size
+                if total > len(tiff):
+                    continue
+                if place + size > len(tiff):
+                    break
+            if tag != 0x0112 or not size:
                 continue
             if kind not in _WHOLE:
                 return 1
