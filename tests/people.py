@@ -48,7 +48,7 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
             "aux.bright_root": str(tmp_path / "aux"),
             "teacher.checkpoint": str(tmp_path / "teacher"),
             "model.backbone": "vit_tiny",
-            "model.depth": 2,
+            "model.depth": 1,
             "optim.name": "adamw",
             "optim.lr": 1e-3,
             "optim.warmup_epochs": 0,
@@ -86,7 +86,7 @@ def run(*command: object, cwd: Path = ROOT, status: int = 0) -> subprocess.Compl
     return subprocess.CompletedProcess(command, status, output, errors)
 
 
-def small_model(depth=2, size=(32, 16), seed=0, **fields):
+def small_model(depth=1, size=(32, 16), seed=0, **fields):
     """The description, with these `fields`, and random variables of a vit_tiny."""
     description = Description("vit_tiny", depth, size, (0.5,) * 3, (0.5,) * 3, **fields)
     return description, jax.jit(lambda key: initialise(description.create_model(), key, size))(jax.random.key(seed))

@@ -23,7 +23,7 @@ from people import small_config
 from pathlib import Path
 
 def get_config(variant="nrsrd"):
-    return small_config(Path({place!r}), variant, train__epochs=1, model__depth=1)
+    return small_config(Path({place!r}), variant, train__epochs=1)
 """
 
 

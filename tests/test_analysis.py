@@ -191,7 +191,7 @@ def test_every_figure_is_drawn_of_constant_norms_too():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A small model with NRA whose λ was trained to 2."""
-    description, variables = small_model(size=(64, 32), norm_ratio=NormRatio())
+    description, variables = small_model(2, size=(64, 32), norm_ratio=NormRatio())
     variables["params"]["base"]["blocks_1"]["attn"]["norm_ratio"] = np.float32(2)
     path = tmp_path_factory.mktemp("weights") / "c"
     save_weights(path, description, variables, {})

@@ -9,6 +9,7 @@ import zlib
 from types import SimpleNamespace
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from people import small_config, write_images, write_night
@@ -97,9 +98,9 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
     again = check("night600", planted, "--exclude", tmp_path / "bad.txt", *SMALL)
     config = small_config(tmp_path, train__epochs=1)
     with pytest.raises(InputError, match=r"nobody\.jpg"):
-        train(config, tmp_path / "run")
+        train(config, tmp_path / "run", jax.devices()[:1])
     config.data.exclude = str(tmp_path / "bad.txt")
-    assert 0 < train(config, tmp_path / "run")["mAP"] <= 1
+    assert 0 < train(config, tmp_path / "run", jax.devices()[:1])["mAP"] <= 1
     stamped = load(tmp_path / "run", make_mesh())[0].provenance["data"]["train"]
     assert f"SHA-256 of the train list {stamped}" in again.stdout.splitlines()
 
@@ -112,7 +113,7 @@ def test_without_a_cache_a_broken_image_stops_the_run_too(tmp_path):
         good = broken.read_bytes()
         broken.write_bytes(good[:200])
         with pytest.raises(InputError, match=re.escape(str(broken))):
-            train(config, tmp_path / "run")
+            train(config, tmp_path / "run", jax.devices()[:1])
         broken.write_bytes(good)
 
 

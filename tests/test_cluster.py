@@ -34,7 +34,7 @@ def start(place, workdir, devices, process=None, port=0, **options):
     if process is not None:
         environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
                         "JAX_PROCESS_ID": str(process)}  # fmt: skip
-    command = train_command(small_config(place, model__depth=1, **options), workdir)
+    command = train_command(small_config(place, **options), workdir)
     return people.start(command, log=workdir.with_name(f"{workdir.name}-{process}.log"), **environment)
 
 

@@ -4,6 +4,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -176,7 +177,7 @@ def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
     config = small_config(tmp_path, train__epochs=1)
     config.data.name, config.data.root = "night600,bright", f"{tmp_path / 'night'},{tmp_path / 'bright'}"
     config.eval.data.name, config.eval.data.root = "night600,market1501", f"{tmp_path / 'night'},{tmp_path / 'other'}"
-    scores = train(config, tmp_path / "run")
+    scores = train(config, tmp_path / "run", jax.devices()[:1])
     logged = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     parts = [logged["night600/mAP"], logged["market1501/mAP"]]
     assert scores["mAP"] == logged["mAP"] == pytest.approx(np.mean(parts))

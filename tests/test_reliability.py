@@ -17,7 +17,6 @@ from people import small_config, train_command
 from nrsrd_jax import checkpoint, compiled, runs
 from nrsrd_jax import config as configuration
 from nrsrd_jax.errors import InputError, Stopped
-from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.runs import owned
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.termination import Termination
@@ -29,7 +28,7 @@ def weights(run, step=None):
 
 
 def start(place, workdir, **options):
-    return people.start(train_command(small_config(place, train__epochs=6, model__depth=1, **options), workdir))
+    return people.start(train_command(small_config(place, train__epochs=6, **options), workdir))
 
 
 def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
@@ -93,7 +92,7 @@ def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeyp
 
     monkeypatch.setattr(Termination, "told", after_the_second_step)
     with pytest.raises(KeyboardInterrupt):
-        train(small_config(place, model__depth=1, train__save_every=100), tmp_path / "run", jax.devices()[:1])
+        train(small_config(place, train__save_every=100), tmp_path / "run", jax.devices()[:1])
     assert runs.saved_steps(tmp_path / "run") == [2]
 
 
@@ -224,24 +223,6 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
         subprocess.run(["umount", "--lazy", run], check=True)
 
 
-@pytest.mark.parametrize(("devices", "model_parallel"), [(1, 1), (2, 1), (4, 1), (4, 2)])
-def test_a_run_saved_on_eight_devices_continues_on_any_number(place, tmp_path_factory, devices, model_parallel):
-    """The losses continue as they would have, and parameters may lie split over devices."""
-    whole = place / "eight"
-    if not whole.exists():
-        train(small_config(place, train__epochs=6, train__save_every=2, model__depth=1), whole)
-    run = tmp_path_factory.mktemp("moved") / "run"
-    shutil.copytree(whole, run)
-    for step in runs.saved_steps(run)[1:]:
-        shutil.rmtree(run / "checkpoints" / str(step))
-    (kept,) = runs.saved_steps(run)
-    config = small_config(place, train__epochs=6, model__depth=1, train__model_parallel=model_parallel)
-    train(config, run, jax.devices()[:devices])
-    curves = [[line["loss"] for line in read_metrics(path) if "loss" in line] for path in (whole, run)]
-    assert len(curves[0]) >= kept + 4
-    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-3)  # AdamW carries rounding on
-
-
 def test_a_work_directory_has_one_owner(place, tmp_path):
     with owned(tmp_path / "run"), pytest.raises(InputError, match=rf"is in use by process {os.getpid()} on \S+; wait"):
         train(small_config(place), tmp_path / "run", jax.devices()[:1])
@@ -270,6 +251,6 @@ def test_too_little_device_memory_shows_before_the_first_step(place, tmp_path, m
 
 
 def test_the_operation_behind_a_nan_is_found(place, tmp_path):
-    config = small_config(place, optim__lr=1e30, train__debug_nans=True, train__batch_size=4, model__depth=1)
+    config = small_config(place, optim__lr=1e30, train__debug_nans=True, train__batch_size=4)
     with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):
         train(config, tmp_path / "run", jax.devices()[:1])

@@ -133,7 +133,7 @@ def test_training_writes_through_no_link_in_its_folder(place, tmp_path, name):
     victim.mkdir() if folder else victim.write_text("precious")
     (run / name).symlink_to(victim)
     with pytest.raises(InputError, match=rf"{name}.* is a symbolic link; remove it"):
-        train(small_config(place, model__depth=1), run, jax.devices()[:1])
+        train(small_config(place), run, jax.devices()[:1])
     assert not any(victim.iterdir()) if folder else victim.read_text() == "precious"
 
 

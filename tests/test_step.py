@@ -130,5 +130,5 @@ def test_dark_twins_from_disk_train(tmp_path):
     write_night(tmp_path / "night")
     write_images(tmp_path / "aux", range(200, 210))
     write_images(tmp_path / "dark", range(200, 209))
-    config = small_config(tmp_path, "nra_mdl", aux__dark_root=str(tmp_path / "dark"), train__epochs=1, model__depth=1)
+    config = small_config(tmp_path, "nra_mdl", aux__dark_root=str(tmp_path / "dark"), train__epochs=1)
     assert 0 < train(config, tmp_path / "run", jax.devices()[:1])["mAP"] <= 1
