@@ -14,6 +14,7 @@ from .models import create_model, find_spec, initialise
 from .models.attention import NormRatio
 from .models.reid import ReID
 from .models.spec import Spec
+from .options import OPTIONS
 
 MAX_DEPTH = 64
 
@@ -103,7 +104,8 @@ class Description:
             and ratio.epsilon > 0
             and max(map(abs, self.mean)) <= 10  # of pixels in 0..1, with room for other conventions
             and 1e-6 <= min(self.std) <= max(self.std) <= 10
-            and ratio.scope in ("head", "token")
+            and ratio.scope in OPTIONS["norm_ratio.scope"].choices
+            and ratio.form in OPTIONS["norm_ratio.form"].choices
             and isinstance(self.backbone, str)
             and 0 <= self.depth <= MAX_DEPTH
             and min(self.classes, self.aux_classes) >= 0

@@ -123,6 +123,11 @@ class NormRatioOptions:
         "head", "Whether norms are of each head's vector or of the whole token's.", choices=("head", "token")
     )
     epsilon: float = option(1e-6, "ε of the paper's equation 2.", positive=True)
+    form: str = option(
+        "ratio",
+        "The penalty: λ‖K‖/(‖Q‖+ε) as in the paper (ratio), or λ(‖K‖ − mean)/deviation over the keys (standard).",
+        choices=("ratio", "standard"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +228,18 @@ class Eval:
         choices=tuple(PROTOCOLS),
     )
     flip: bool = option(False, "Also embed each image mirrored; features are the mean of both.")
+    feature: str = option(
+        "cls",
+        "What is compared: what the model embeds (cls, as in the paper), that less its mean over the training images "
+        "(centred), or what the BNNeck makes of it (neck).",
+        choices=("cls", "centred", "neck"),
+    )
+    normalize: str = option(
+        "none",
+        "Subtract from each feature the mean, and divide it by the deviation, of the test images of its camera or of "
+        "about its brightness. The whole test set takes part, so such numbers are marked transductive.",
+        choices=("none", "camera", "brightness"),
+    )
     expand: int = option(0, "Average each query with this many of its nearest gallery images.", unit="images", low=0)
     rerank: Rerank = Rerank()
     data: EvalData = EvalData()

@@ -352,8 +352,13 @@ class Loop:
     @functools.cached_property
     def embedder(self) -> Embedder:
         model = self.description.create_model(dtype=compute_dtype(self.options.train.precision))
-        batch_size, flip = self.options.eval.batch_size, self.options.eval.flip
-        return Embedder(model, {}, self.description, self.mesh, batch_size=batch_size, flip=flip)
+        chosen = self.options.eval
+        return Embedder(
+            *(model, {}, self.description, self.mesh),
+            batch_size=chosen.batch_size,
+            flip=chosen.flip,
+            feature=chosen.feature,
+        )
 
 
 def progress_bar(done: int, total: int, images: int) -> tqdm:

@@ -83,6 +83,20 @@ def test_the_penalty_is_rank_one():
     assert (values[..., 1] < 1e-6 * values[..., 0]).all()
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_standard_form_moves_attention_alike_whatever_the_norms(scale):
+    """γ has mean 0 and deviation λ over the keys, and equal norms give 0 with finite gradients."""
+    q, k, _ = qkv()
+    penalty = attention.NormRatio(form="standard").penalty(q * 7, k * scale, jnp.float32(0.7))
+    assert penalty.shape == (*penalty.shape[:2], 1, k.shape[1])
+    np.testing.assert_allclose(penalty.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(penalty.std(-1), 0.7, rtol=1e-3)
+    equal = jnp.full((1, 2, 5), scale)
+    assert not np.any(attention.standard_norm_penalty(equal, jnp.float32(1)))
+    gradient = jax.grad(lambda norms: attention.standard_norm_penalty(norms, jnp.float32(1))[..., 0].sum())(equal)
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.01)])
 @pytest.mark.parametrize("tokens", [1, 5, 129])
 def test_a_coordinate_more_computes_the_same_logits(dtype, tolerance, tokens):

@@ -36,6 +36,7 @@ PUBLIC = (
     attention.l2_norm,
     attention.token_norms,
     attention.norm_ratio_penalty,
+    attention.standard_norm_penalty,
     attention.attention_logits,
     attention.attend,
     attention.fused_attend,

@@ -22,15 +22,20 @@ class NormRatio:
         init: λ at the start of training; it is learned.
         scope: whose vectors the norms are of: "head" or "token" (all heads together).
         epsilon: ε, above 0.
+        form: "ratio" for γ = λ‖K‖/(‖Q‖+ε) as in the paper, "standard" for γ = λ(‖K‖ − mean)/deviation over the keys,
+            which acts equally whatever the scale and the spread of the norms.
     """
 
     init: float = 1.0
     scope: str = "head"
     epsilon: float = 1e-6
+    form: str = "ratio"
 
     def penalty(self, q_BMHK: jax.Array, k_BNHK: jax.Array, strength: jax.Array) -> jax.Array:
         """Return γ, [B, H, M, N] in nats, which is subtracted from the logits; `strength` is λ."""
         q_norm_BHM, k_norm_BHN = (token_norms(x, self.scope) for x in (q_BMHK, k_BNHK))
+        if self.form == "standard":
+            return standard_norm_penalty(k_norm_BHN, strength)
         return norm_ratio_penalty(q_norm_BHM, k_norm_BHN, strength, self.epsilon)
 
 
@@ -112,6 +117,35 @@ def norm_ratio_penalty(
         [[[[0.5, 1.0]]]]
     """
     return strength * k_norm_BHN[:, :, None, :] / (q_norm_BHM[..., None] + epsilon)
+
+
+def standard_norm_penalty(k_norm_BHN: jax.Array, strength: jax.Array) -> jax.Array:
+    """Compute a penalty of the keys' norms in standard deviations.
+
+    γ = λ·(‖K‖ − mean)/√(variance + 1e-12), mean and variance over the keys
+
+    Its standard deviation over the keys is λ nats in every image and head, where that of `norm_ratio_penalty` depends
+    on the length of the query and the spread of the norms.
+
+    Args:
+        k_norm_BHN: norms of the keys, from `token_norms`.
+        strength: λ, a scalar.
+
+    Returns:
+        γ, [B, H, 1, N], in nats: the same for every query. Keys of equal norms give 0.
+
+    Source:
+        This project, not the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.attention import standard_norm_penalty
+        >>> standard_norm_penalty(jnp.array([[[1.0, 3.0]]]), jnp.array(0.5)).round(4).tolist()
+        [[[[-0.5, 0.5]]]]
+    """
+    deviation = k_norm_BHN - k_norm_BHN.mean(axis=2, keepdims=True)
+    variance = jnp.square(deviation).mean(axis=2, keepdims=True)
+    return strength * (deviation * jax.lax.rsqrt(variance + 1e-12))[:, :, None, :]
 
 
 def attention_logits(q_BMHK: jax.Array, k_BNHK: jax.Array) -> jax.Array:

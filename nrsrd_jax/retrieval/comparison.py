@@ -1,5 +1,6 @@
 """Compare runs and checkpoints on the same query and gallery: what `nrsrd compare` does."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -32,7 +33,10 @@ UNITS = {"query": ("query", "queries"), "identity": ("person", "people")}  # wha
 # By title, a difference and the ends of its interval.
 SCORES = {"mAP": ("mAP", "low", "high"), "Rank-1": ("rank1", "rank1_low", "rank1_high")}
 # What `provenance` says of a single checkpoint; the rest holds for all.
-OF_ONE = ("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source")
+OF_ONE = (
+    *("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source"),
+    *("feature", "normalize", "transductive"),
+)
 
 
 def compare(
@@ -78,7 +82,8 @@ def compare(
     metrics, rows, about, shared = {}, [], [], {}
     for (name, path), given in zip(checkpoints.items(), runs, strict=True):
         say(f"{name}: {path}")
-        metrics[name], numbers, record = _measure(path, options, targets)
+        own = options if config else _with_own_features(options, path, overrides)
+        metrics[name], numbers, record = _measure(path, own, targets)
         rows += [{"run": name, "data": data} | row for data, row in numbers.items()]
         why = selected_by(expanded(given), path)
         about.append({"run": name, "given": given, "selected_by": why} | {key: record[key] for key in OF_ONE})
@@ -134,6 +139,13 @@ def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Se
         config = config_of(next(filter(None, map(run_of, checkpoints)), None))
         config.update_from_flattened_dict(dict(overrides))
     return config
+
+
+def _with_own_features(options: Options, path: Path, overrides: Mapping[str, Any]) -> Options:
+    """Return the options with the features that the checkpoint's run compares, unless the user chose others."""
+    own = read_options(config_of(run_of(path))).eval
+    chosen = {key: getattr(own, key) for key in ("feature", "normalize") if f"eval.{key}" not in overrides}
+    return dataclasses.replace(options, eval=dataclasses.replace(options.eval, **chosen))
 
 
 def _files(output: str, flips: str) -> dict[str, Path]:
@@ -242,6 +254,10 @@ def tables(result: Mapping[str, Any]) -> list[str]:
             cells += f"{middle:>+9.1f}{f'[{low:+.1f}, {high:+.1f}]':>17}"
         lines.append(f"{title:<{width}}{cells}{each['better']:>8}{each['worse']:>8}")
     counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
+    marked = {each["run"]: each["normalize"] for each in result["runs"] if each["transductive"]}
+    lines += [
+        f"{run}: features are normalised by {how} over the whole test set (transductive)" for run, how in marked.items()
+    ]
     drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
     lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; other training seeds are not covered")
     lines.append("of a difference 'x − y', better: queries whose first match is right under x alone; worse: under y")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .. import augment, checkpoint
 from ..data import sealed
 from ..description import Description
-from ..errors import say
+from ..errors import InputError, say
 from ..models.reid import ReID
 from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
@@ -28,8 +28,8 @@ CACHE_VERSION = 1
 class Embedder:
     """Compute features of images by calling it; `Embedder.load(directory)` makes one from a checkpoint or a run.
 
-    The features are those before the neck (of a ViT, the CLS token), not normalised. With `flip` they are the mean of
-    the features of the image and of its mirror image.
+    The features are those before the neck (of a ViT, the CLS token), not normalised, unless `feature` chooses others.
+    With `flip` they are the mean of the features of the image and of its mirror image.
 
     Args:
         model: the model that `description` describes.
@@ -38,6 +38,11 @@ class Embedder:
         mesh: the devices that batches are split over.
         batch_size: the most images to embed at once, at least 1.
         flip: whether to average with the mirror image.
+        feature: "cls" for what the model embeds; "centred" for each part's features less their mean over the training
+            images, as the BNNeck knows it; "neck" for what the BNNeck makes of them.
+
+    Raises:
+        InputError: `feature` needs a trained neck, and the model has none.
     """
 
     def __init__(
@@ -49,9 +54,12 @@ class Embedder:
         *,
         batch_size: int,
         flip: bool,
+        feature: str = "cls",
     ):
         self.description, self.variables, self.mesh = description, variables, mesh
         self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
+        if feature != "cls":  # Fingerprints of "cls" stay what they were.
+            self.options["feature"] = feature
         self.batch_size = batch_size
 
         def forward(variables, images, cameras):
@@ -60,13 +68,19 @@ class Embedder:
                 views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
                 every = jnp.repeat(cameras, views.shape[1])
                 out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]), cameras=every)
-                return out["embedding"].reshape(*views.shape[:2], -1).mean(1)
+                return _chosen(out, variables, feature).reshape(*views.shape[:2], -1).mean(1)
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, batch_size: int = 256, precision: str = "auto", flip: bool = False
+        cls,
+        directory: str | Path,
+        *,
+        batch_size: int = 256,
+        precision: str = "auto",
+        flip: bool = False,
+        feature: str = "cls",
     ) -> "Embedder":
         """Return the Embedder of a checkpoint, on all devices.
 
@@ -76,12 +90,14 @@ class Embedder:
             precision: of the network's matrix products: "float32", "bfloat16", or "auto" for bfloat16 on an
                 accelerator and float32 on CPU.
             flip: whether to average the features with those of the mirror image.
+            feature: "cls", "centred" or "neck", see the class.
 
         Returns:
             The Embedder. `.description` has the image size and normalisation, `.width` the number of features.
 
         Raises:
-            InputError: `directory` holds no checkpoint or a damaged one, or the precision is unknown.
+            InputError: `directory` holds no checkpoint or a damaged one, the precision is unknown, or `feature` needs
+                a trained neck, which a converted backbone alone does not have.
 
         Example:
             >>> from nrsrd_jax.retrieval import Embedder
@@ -91,8 +107,12 @@ class Embedder:
         """
         mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
+        if feature != "cls" and not any(np.any(neck["mean"]) for neck in _necks(variables)):
+            raise InputError(
+                f"the neck of {directory} was never trained, so it knows no mean of features: set eval.feature=cls"
+            )
         model = description.create_model(dtype=compute_dtype(precision))
-        return cls(model, variables, description, mesh, batch_size=batch_size, flip=flip)
+        return cls(model, variables, description, mesh, batch_size=batch_size, flip=flip, feature=feature)
 
     def __call__(
         self,
@@ -146,13 +166,32 @@ class Embedder:
     @property
     def width(self) -> int:
         """Return how many numbers a feature has."""
-        return self.description.spec.width
+        if "feature" not in self.options:
+            return self.description.spec.width
+        return sum(neck["mean"].size for neck in _necks(self.variables))
 
     def fingerprint(self) -> str:
         """Return a hash of what determines the features of images: weights, model, mirroring, precision, platform."""
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _necks(variables: dict) -> list[dict]:
+    """Return the statistics of each part's BNNeck, in the order of the parts."""
+    statistics = variables["batch_stats"]
+    names = sorted(name for name in statistics if name.startswith("bottleneck"))
+    return [statistics[name] for name in sorted(names, key=len)]
+
+
+def _chosen(out: dict[str, Any], variables: dict, feature: str) -> jax.Array:
+    """Return the features [B, D] of a model's output that `Embedder` calls `feature`."""
+    if feature == "cls":
+        return out["embedding"]
+    if feature == "neck":
+        return jnp.concatenate([part["neck"] for part in out["parts"]], axis=1)
+    pairs = zip(out["parts"], _necks(variables), strict=True)
+    return jnp.concatenate([part["features"] - neck["mean"] for part, neck in pairs], axis=1)
 
 
 def device_batches(

@@ -39,9 +39,9 @@ from .illumination import SEED
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
+from .standardize import BRIGHTNESS_GROUPS
 
 PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
-BRIGHTNESS_GROUPS = 4  # of about as many queries each
 
 
 def evaluate_run(
@@ -133,8 +133,13 @@ def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]
     Returns:
         The Embedder; the options with the image size of its model; its fingerprint, "" if no features are cached.
     """
+    chosen = options.eval
     embedder = Embedder.load(
-        path, batch_size=options.eval.batch_size, precision=options.train.precision, flip=options.eval.flip
+        path,
+        batch_size=chosen.batch_size,
+        precision=options.train.precision,
+        flip=chosen.flip,
+        feature=chosen.feature,
     )
     fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
     return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
@@ -254,6 +259,9 @@ def provenance(embedder: Embedder, options: Options, source: Path) -> dict[str, 
         "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
         "flip": options.eval.flip,
         "expand": options.eval.expand,
+        "feature": options.eval.feature,
+        "normalize": options.eval.normalize,
+        "transductive": options.eval.normalize != "none",
         "checkpoint": str(source),
         "weights_sha256": weights_hash(embedder.variables),
         "backbone": embedder.description.backbone,
@@ -310,7 +318,11 @@ def full_table(result: dict[str, Any]) -> str:
 
     Numbers without re-ranking have their own table. Warnings come last.
     """
-    tables, ending = [], ", re-ranked" if result["rerank"] else ""
+    tables, ending = [], ""
+    if result["normalize"] != "none":
+        ending += f", normalised by {result['normalize']} (transductive)"
+    if result["rerank"]:
+        ending += ", re-ranked"
     for name, target in result["targets"].items():
         rows = {name + ending: target}
         for kind, title in (("by_camera", "camera"), ("by_brightness", "brightness")):

@@ -57,6 +57,8 @@ def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
         for name, row in result["targets"].items()
     }
     subject = {name: result[name] for name in ("weights_sha256", "protocol", "rerank", "flip", "expand")}
+    # Results of before these options existed do not have them.
+    subject |= {name: result.get(name, default) for name, default in {"feature": "cls", "normalize": "none"}.items()}
     subject |= {"tests": hashes, "precision": config["train"]["precision"], "lights": lights, "data": _where(result)}
     return json.loads(json.dumps(subject | {"degradation": config["degradation"] if lights else None}))
 
@@ -87,6 +89,8 @@ def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
     words += [protocol] if protocol != trained.get("eval.protocol", "cross-camera") else []
     words += [precision] if precision != trained.get("train.precision", precision) else []
     words += ["reranked"] if result["rerank"] else []
+    words += [result["feature"]] if result["feature"] != trained.get("eval.feature", "cls") else []
+    words += [result["normalize"]] if result["normalize"] != trained.get("eval.normalize", "none") else []
     words += ["flip"] if result["flip"] else []
     words += [f"expand{result['expand']}"] if result["expand"] else []
     return words + (["lights"] if result["lights"] else [])

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from ..build import degradation_options
 from ..data.datasets import Split
-from ..data.images import cache_folder, decoding_key
+from ..data.images import cache_folder, decoding_key, mean_luminance
 from ..data.protocol import Target
 from ..inputs import read_test_images
 from ..options import Eval, Options
@@ -22,6 +22,7 @@ from .embedding import Embedder, cached_features
 from .illumination import SEED, darkener
 from .ranking import Distances, RankMetrics, rank_by, squared_distances
 from .rerank import expand_queries, reranked_distances
+from .standardize import brightness_groups, standardize_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,10 @@ def evaluate(
                 part: _features(embedder, options, split, fingerprint, light, f"{name} {part}", stream)
                 for stream, (part, split) in enumerate(splits.items())
             }
-        scored = score(features, target, options.eval, own_mesh(embedder.mesh))
+            luminance = None
+            if options.eval.normalize == "brightness":
+                luminance = {part: mean_luminance(read_test_images(options, split)) for part, split in splits.items()}
+        scored = score(features, target, options.eval, own_mesh(embedder.mesh), luminance)
         results[name] = dataclasses.replace(scored, seconds=seconds | scored.seconds)
     return results
 
@@ -89,9 +93,23 @@ def _features(
     return cached_features(path, embed, (len(split), embedder.width))
 
 
-def score(features: dict[str, np.ndarray], target: Target, options: Eval, mesh: Mesh | None = None) -> Evaluation:
-    """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as `options` say."""
+def score(
+    features: dict[str, np.ndarray],
+    target: Target,
+    options: Eval,
+    mesh: Mesh | None = None,
+    luminance: dict[str, np.ndarray] | None = None,
+) -> Evaluation:
+    """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as `options` say.
+
+    Normalisation by brightness needs the images' mean `luminance`, {"query": [Q], "gallery": [G]}.
+    """
     query, gallery = features["query"], features["gallery"]
+    if options.normalize == "camera":
+        query, gallery = standardize_groups(query, gallery, target.query.cameras, target.gallery.cameras)
+    elif options.normalize == "brightness":
+        assert luminance
+        query, gallery = standardize_groups(query, gallery, *brightness_groups(**luminance))
     rerank = options.rerank
     seconds: dict[str, float] = {}
     with _stage("ranking", seconds):

@@ -1,0 +1,74 @@
+"""Test-time normalisation: features relative to the test images of the same camera, or of about the same brightness.
+
+Q queries, G gallery images, D feature width. It uses the whole test set, so its numbers are transductive.
+"""
+
+import numpy as np
+
+SMALLEST = 8  # A smaller group has no usable deviation, so it takes the statistics of all images.
+BRIGHTNESS_GROUPS = 4
+
+
+def standardize_groups(
+    query: np.ndarray, gallery: np.ndarray, query_groups: np.ndarray, gallery_groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Subtract from each feature the mean of its group, and divide it by the deviation of its group.
+
+    f ← (f − mean_g)/deviation_g for each number of the feature, over the queries and gallery images of group g. A
+    number that is constant within the group becomes 0. A group of fewer than 8 images takes the mean and deviation of
+    all images.
+
+    Args:
+        query: features [Q, D].
+        gallery: features [G, D].
+        query_groups: the group of each query [Q], such as its camera.
+        gallery_groups: the group of each gallery image [G].
+
+    Returns:
+        The new query and gallery features, float32.
+
+    Source:
+        Zhuang et al. 2020, "Rethinking the distribution gap of person re-identification with camera-based batch
+        normalization"; here at test time only.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval import standardize_groups
+        >>> gallery = np.array([[1.0], [3.0]] * 4 + [[11.0], [13.0]] * 4)
+        >>> cameras = np.repeat([1, 2], 8)
+        >>> new, _ = standardize_groups(gallery, gallery[:0], cameras, cameras[:0])
+        >>> new.round(4)[[0, 1, 8, 9], 0].tolist()
+        [-1.0, 1.0, -1.0, 1.0]
+    """
+    features = np.concatenate([query, gallery]).astype(np.float64)
+    _, groups = np.unique(np.concatenate([query_groups, gallery_groups]), return_inverse=True)
+    result = _standardize(features)
+    for group in range(groups.max(initial=-1) + 1):
+        rows = groups == group
+        if rows.sum() >= SMALLEST:
+            result[rows] = _standardize(features[rows])
+    result = result.astype(np.float32)
+    return result[: len(query)], result[len(query) :]
+
+
+def _standardize(features: np.ndarray) -> np.ndarray:
+    if not len(features):
+        return features
+    mean, deviation = features.mean(0), features.std(0)
+    # Equal numbers may have a deviation of rounding alone.
+    varies = deviation > 1e-7 * np.abs(mean)
+    return np.where(varies, (features - mean) / np.where(varies, deviation, 1), 0)
+
+
+def brightness_groups(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split images by their mean luminance into four groups of about as many.
+
+    Args:
+        query: the mean luminance of each query [Q].
+        gallery: the mean luminance of each gallery image [G].
+
+    Returns:
+        The group of each query [Q] and gallery image [G], integers in 0..3.
+    """
+    edges = np.quantile(np.concatenate([query, gallery]), np.linspace(0, 1, BRIGHTNESS_GROUPS + 1)[1:-1])
+    return np.searchsorted(edges, query, side="right"), np.searchsorted(edges, gallery, side="right")
