@@ -4,7 +4,7 @@ B batch, D feature width, C classes
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -194,17 +194,94 @@ def _kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
-def _id_term(part: Part, labels: jax.Array, domain: str, taught: jax.Array | None, **options) -> jax.Array:
+def relation_loss(student_features: jax.Array, teacher_features: jax.Array) -> jax.Array:
+    """Compute how far the distances among the student's features are from those among the teacher's.
+
+    loss = mean over pairs i≠j of huber(s_ij − t_ij), huber(x) = x²/2 where |x| ≤ 1, else |x| − 1/2
+
+    s_ij and t_ij are the Euclidean distances of rows i and j, divided by their mean over all pairs, so that neither
+    the length nor a common part of the features matters, and the two may differ in width. The teacher's features
+    receive no gradient.
+
+    Args:
+        student_features: [B, D].
+        teacher_features: [B, E], of the same images.
+
+    Returns:
+        A scalar, at least 0; 0 for fewer than two images.
+
+    Source:
+        Park et al. 2019, "Relational Knowledge Distillation", the distance-wise loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import relation_loss
+        >>> student, teacher = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [1.0], [4.0]])
+        >>> print(f"{relation_loss(student, teacher):.4f} {relation_loss(10 * teacher + 5, teacher):.4f}")
+        0.0469 0.0000
+    """
+    teacher_features = jax.lax.stop_gradient(teacher_features)
+    count = len(student_features)
+    if count < 2:
+        return jnp.zeros(())
+    pairs = ~jnp.eye(count, dtype=bool)
+
+    def relative(features: jax.Array) -> jax.Array:
+        distances = jnp.where(pairs, pairwise_distances(features), 0)
+        return distances / (distances.sum() / (count * (count - 1)))
+
+    x = jnp.abs(relative(student_features) - relative(teacher_features))
+    huber = jnp.where(x <= 1, jnp.square(x) / 2, x - 0.5)
+    return huber.sum() / (count * (count - 1))
+
+
+def spread_loss(features: jax.Array) -> jax.Array:
+    """Compute how far the numbers of the features are from a standard deviation of 1 over the batch.
+
+    loss = mean over the numbers d of max(0, 1 − √(var_d + 1e-4))
+
+    It keeps features from becoming nearly parallel, where a BNNeck hides that from the identity loss: the BNNeck
+    divides by the deviation, so that the identity loss does not see how small it is.
+
+    Args:
+        features: [B, D].
+
+    Returns:
+        A scalar in 0..1.
+
+    Source:
+        Bardes et al. 2022, "VICReg", the variance term with γ = 1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import spread_loss
+        >>> print(f"{spread_loss(jnp.array([[5.0], [6.0]])):.3f} {spread_loss(jnp.array([[5.0], [7.0]])):.3f}")
+        0.500 0.000
+    """
+    variance = at_least_float32(features).var(axis=0)
+    return jnp.maximum(1 - jnp.sqrt(variance + 1e-4), 0).mean()
+
+
+def _id_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, **options) -> jax.Array:
     return id_loss(part["logits"][domain], labels, **options)
 
 
-def _triplet_term(part: Part, labels: jax.Array, domain: str, taught: jax.Array | None, **options) -> jax.Array:
+def _triplet_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, **options) -> jax.Array:
     return triplet_loss(part["features"], labels, **options)
 
 
-def _distill_term(part: Part, labels: jax.Array, domain: str, taught: jax.Array | None, **options) -> jax.Array:
+def _spread_term(part: Part, labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
+    return spread_loss(part["features"])
+
+
+def _distill_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, **options) -> jax.Array:
     assert taught is not None
-    return dkd_loss(part["logits"][domain], taught, labels, **options)
+    return dkd_loss(part["logits"][domain], taught["logits"]["real"], labels, **options)
+
+
+def _relation_term(part: Part, labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
+    assert taught is not None
+    return relation_loss(part["features"], taught["features"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +289,8 @@ class Term:
     """One term of the objective (paper, eq. 10).
 
     Attributes:
-        compute: (part, labels [B], domain, the teacher's logits [B, C] or None, **options) -> scalar, where `part` is
-            one of the model's parts, with only the rows of the domain.
+        compute: (part, labels [B], domain, the teacher's first part or None, **options) -> scalar, where `part` is
+            one of the model's parts, with only the rows of the domain. The teacher's classifier is `logits["real"]`.
         domain: "real" or "aux": the images that it is computed on.
         options: the names of the `loss` options that `compute` takes.
         taught: whether it needs a teacher. Only the first part is distilled: a teacher has one classifier.
@@ -230,9 +307,11 @@ DISTILLATION = ("alpha", "beta", "temperature", "nckd_weight")
 TERMS = {
     "id_real": Term(_id_term, "real", ("label_smoothing",)),
     "triplet_real": Term(_triplet_term, "real", ("margin", "normalize")),
+    "spread_real": Term(_spread_term, "real"),
     "id_syn": Term(_id_term, "aux", ("label_smoothing",)),
     "triplet_syn": Term(_triplet_term, "aux", ("margin", "normalize")),
     "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
+    "relation": Term(_relation_term, "aux", taught=True),
 }
 
 
@@ -240,19 +319,21 @@ def compute_terms(
     parts: Sequence[Part],
     labels: Mapping[str, jax.Array],
     domains: Sequence[str],
-    taught: jax.Array | None,
+    taught: Part | None,
     options: Mapping[str, Any],
+    wanted: Collection[str] = TERMS,
 ) -> dict[str, jax.Array]:
-    """Compute every term of TERMS that the batch has data for, summed over the model's parts.
+    """Compute every wanted term that the batch has data for, summed over the model's parts.
 
-    A term is Σ_part weight·term(part). The distillation term reads the first part only.
+    A term is Σ_part weight·term(part). Terms that learn from a teacher read the first part only.
 
     Args:
         parts: the parts that the model returns (`models.reid.ReID`). Row i belongs to domain i % len(domains).
         labels: {domain: [B]}, the identities of the images of each domain.
         domains: the batch's domains, "real" or "aux" or both, in the order of its rows.
-        taught: the teacher's logits on the auxiliary images [B, C], or None without a teacher.
+        taught: the teacher's first part, of the auxiliary images, or None without a teacher.
         options: options of the terms by name, such as `margin`. A missing option keeps its default.
+        wanted: the names of the terms to compute.
 
     Returns:
         {name: scalar}, not weighted by λ. A term is missing if its domain is, or if it needs a teacher and there is
@@ -276,7 +357,7 @@ def compute_terms(
 
     terms = {}
     for name, term in TERMS.items():
-        if term.domain not in domains or (term.taught and taught is None):
+        if name not in wanted or term.domain not in domains or (term.taught and taught is None):
             continue
         chosen = {option: options[option] for option in term.options if option in options}
         values = []

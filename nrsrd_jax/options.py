@@ -136,9 +136,15 @@ class Loss:
 
     id_real: float = option(0.5, "The weight of the identity loss on the real images.")
     triplet_real: float = option(0.5, "The weight of the triplet loss on the real images.")
+    spread_real: float = option(
+        0.0, "The weight of the spread loss on the real images, for pretraining: features keep a deviation of 1.", low=0
+    )
     id_syn: float = option(0.5, "The weight of the identity loss on the auxiliary images.")
     triplet_syn: float = option(0.5, "The weight of the triplet loss on the auxiliary images.")
     distill: float = option(0.02, "The weight of the distillation from the teacher.")
+    relation: float = option(
+        0.0, "The weight of the relation loss: the student's features are as far apart as the teacher's.", low=0
+    )
     label_smoothing: float = option(0.0, "The label smoothing ε of the identity losses.", low=0, below=1)
     margin: float | None = option(None, "The margin of the triplet losses; without a value the soft margin.")
     normalize: bool = option(False, "Scale features to length 1 for the triplet losses.")

@@ -82,9 +82,9 @@ def make_objective(
 
     Args:
         model: the model to train.
-        loss_weights: λ of eq. 10 by the names in `losses.TERMS`.
+        loss_weights: λ of eq. 10 by the names in `losses.TERMS`. A term of weight 0 is neither computed nor logged.
         loss_options: options of those terms, such as `margin`; missing ones keep their defaults.
-        teacher: the model whose logits on the bright auxiliary images are distilled.
+        teacher: the model whose answer to the bright auxiliary images is distilled.
 
     The function's `inputs` are normalised float images by domain, as Preparation returns them. Its `labels` and
     `cameras` are {domain: [B]}; `cameras` may be missing.
@@ -110,8 +110,9 @@ def make_objective(
         taught = None
         if teacher and "aux" in domains:
             answer: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
-            taught = answer["parts"][0]["logits"]["real"]
-        terms = compute_terms(out["parts"], labels, domains, taught, loss_options or {})
+            taught = answer["parts"][0]
+        wanted = [name for name, weight in loss_weights.items() if weight]
+        terms = compute_terms(out["parts"], labels, domains, taught, loss_options or {}, wanted)
         metrics = {}
         for index, domain in enumerate(domains):
             logits = out["parts"][0]["logits"][domain][index :: len(domains)]

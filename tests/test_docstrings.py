@@ -22,6 +22,8 @@ PUBLIC = (
     losses.pairwise_distances,
     losses.triplet_loss,
     losses.dkd_loss,
+    losses.relation_loss,
+    losses.spread_loss,
     losses.compute_terms,
     losses.total_loss,
     augment.flip_and_crop,

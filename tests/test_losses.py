@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrsrd_jax.losses import dkd_loss, id_loss, total_loss, triplet_loss
+from nrsrd_jax.losses import dkd_loss, id_loss, relation_loss, spread_loss, total_loss, triplet_loss
 
 
 def value_and_gradient(loss, x):
@@ -123,6 +123,41 @@ def test_dkd_loss_is_never_negative_and_zero_for_a_perfect_student(seed, classes
     np.testing.assert_allclose(dkd_loss(teacher, teacher, labels, nckd_weight=nckd_weight), 0, atol=1e-5)
     shifted = dkd_loss(student + 7, teacher - 5, labels, nckd_weight=nckd_weight)
     np.testing.assert_allclose(shifted, dkd_loss(student, teacher, labels, nckd_weight=nckd_weight), atol=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.floats(0.01, 100))
+def test_relation_loss_is_zero_for_a_student_that_turned_moved_and_scaled_the_teachers_features(seed, scale):
+    rng = np.random.default_rng(seed)
+    teacher = rng.normal(size=(6, 4)).astype(np.float32)
+    turned = teacher @ np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
+    assert relation_loss(scale * turned + 3 * scale, teacher) < 1e-6
+    assert relation_loss(rng.normal(size=(6, 9)), teacher) > 1e-3
+
+
+def test_relation_loss_by_hand():
+    student, teacher = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [9.0], [9.0]])
+    differences = np.array([0.75 - 1.5, 1.5 - 1.5, 0.75 - 0])  # distances 1, 2, 1 of mean 4/3; and 9, 9, 0 of mean 6
+    np.testing.assert_allclose(relation_loss(student, teacher), np.square(differences).mean() / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("students", [np.zeros((4, 3)), np.ones((4, 3)), np.eye(4)])
+@pytest.mark.parametrize("teachers", [np.zeros((4, 2)), np.full((4, 2), 1e4), np.eye(4)])
+def test_relation_loss_is_finite_when_all_rows_are_identical(students, teachers):
+    value_and_gradient(lambda x: relation_loss(x, jnp.asarray(teachers, jnp.float32)), students.astype(np.float32))
+
+
+def test_relation_loss_of_one_image_is_zero():
+    assert relation_loss(jnp.ones((1, 3)), jnp.ones((1, 3))) == 0
+
+
+@pytest.mark.parametrize("features", [np.zeros((4, 3)), np.full((4, 3), 1e4), 10 * np.eye(4)[:, :3]])
+def test_spread_loss_is_finite_and_pushes_features_apart(features):
+    value, _ = value_and_gradient(spread_loss, features.astype(np.float32))
+    assert 0 <= value <= 1
+    apart = np.random.default_rng(0).normal(0, 1e-3, (8, 3)).astype(np.float32)
+    moved = apart - jax.grad(spread_loss)(apart)
+    assert (moved.std(0) > 2 * apart.std(0)).all()
 
 
 def test_the_teacher_receives_no_gradient():
