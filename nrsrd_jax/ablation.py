@@ -264,7 +264,8 @@ def main() -> None:
         results = run_ablation(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs)
     say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))
     best = max(statistics(results, rows), key=lambda row: row["mAP"][0])
-    say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; tables, runs and plot are in {workdir}")
+    where = " on people held out of training" if config_overrides().get("data.holdout") else ""
+    say(f"best mean mAP{where}: {best['name']} {_cell(best['mAP'])} %; tables, runs and plot are in {workdir}")
 
 
 def command() -> None:

@@ -16,19 +16,20 @@ from .data.images import (
     moments,
     pixels_sha256,
 )
-from .data.protocol import PROTOCOLS, Target, advice, make_target
+from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan
 from .errors import InputError, say
 from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]
+HELD_OUT = "held-out people"  # the name of the test on them
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
     """What is on disk, and the batch plans.
 
-    `targets` are the tests, by data set; `bright` and `dark` the auxiliary domain's images.
+    `targets` are the tests to do while training, by data set; `bright` and `dark` the auxiliary domain's images.
     """
 
     train: datasets.Split
@@ -54,8 +55,14 @@ def read_records(options: Options) -> Records:
     """List the files and plan the batches. InputError for every fault that shows without decoding."""
     exclude = datasets.read_exclude(options.data.exclude)
     sources = read_sources(options.data, exclude)
-    targets = make_targets(options, read_sources(options.eval.data, exclude) if options.eval.data.name else sources)
     splits, dark = make_domains(options.aux, sources, exclude)
+    if options.data.holdout:
+        splits["real"], target = hold_out(splits["real"], options.data.holdout)
+        targets = {HELD_OUT: target}
+        people, queries = len(target.gallery.identities), len(target.query)
+        say(f"held out of training, to evaluate on: {people} people, {queries} queries among {len(target.gallery)}")
+    else:
+        targets = make_targets(options, read_sources(options.eval.data, exclude) if options.eval.data.name else sources)
     return Records(splits["real"], targets, splits.get("aux"), dark, make_plans(options.train, splits))
 
 

@@ -38,6 +38,13 @@ class Data:
     exclude: str = option(
         "", "A file of image paths to leave out, as nrsrd check --fix-list writes it.", resumable=True
     )
+    holdout: float = option(
+        0.0,
+        "The share of the training people to leave out of training and to evaluate on while training, so that the best "
+        "checkpoint is not chosen by the test data; 0: by the test data, as the official code.",
+        low=0,
+        below=1,
+    )
     cache: str = option(
         "disk",
         "Where decoded images are kept: in device memory, on disk as a memory map, or nowhere, so that each use "

@@ -38,7 +38,8 @@ def command() -> None:
         scores = train(config.value, folder, preempted_status=status.value)
         names = {"mAP": "mAP", "rank1": "Rank-1", "training_accuracy": "training accuracy"}
         score = " ".join(f"{title} {scores[name]:.3f}" for name, title in names.items() if name in scores)
-        say(f"done: {score or 'not evaluated'}; the run is in {folder}")
+        where = " on people held out of training" if config.value.data.holdout else ""
+        say(f"done: {score or 'not evaluated'}{where}; the run is in {folder}")
 
     run(main, __doc__, "interrupted; saved checkpoints are kept, and the same command continues from the last")
 

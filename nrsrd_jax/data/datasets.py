@@ -44,6 +44,10 @@ class Split:
         """Return the rank of each image's camera among the sorted cameras, int32 [N]."""
         return np.unique(self.cameras, return_inverse=True)[1].astype(np.int32)
 
+    def subset(self, rows: np.ndarray) -> "Split":
+        """Return the images with these indices."""
+        return Split(tuple(self.paths[row] for row in rows), self.pids[rows], self.cameras[rows])
+
     def hash(self) -> str:
         """Return the SHA-256 of names, identities and cameras; it does not depend on the folder."""
         rows = zip((os.fsencode(path.name) for path in self.paths), self.pids, self.cameras, strict=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
 from ..files import readable
 from .datasets import Dataset, Split
 
@@ -37,6 +38,36 @@ class Target:
         left_out = collections.Counter(zip(self.gallery.pids.tolist(), self.gallery_views.tolist(), strict=True))
         pairs = zip(self.query.pids.tolist(), self.query_views.tolist(), strict=True)
         return np.array([people[identity] > left_out[identity, view] for identity, view in pairs], bool)
+
+
+def hold_out(train: Split, share: float) -> tuple[Split, Target]:
+    """Divide training images by identity into those to learn from and a test.
+
+    People with images from several cameras are drawn, always the same ones. Of each, the first image from every camera
+    is a query, and all images are in the gallery. A query's gallery images from its own camera are left out.
+
+    Args:
+        train: the training images.
+        share: the share of the people to hold out, in 0..1; at least two people are.
+
+    Returns:
+        The remaining training images, and the test.
+
+    Raises:
+        InputError: fewer than two people have images from several cameras, or nobody would remain to learn from.
+    """
+    several = [pid for pid in train.identities if len(np.unique(train.cameras[train.pids == pid])) > 1]
+    count = max(2, round(share * len(train.identities)))
+    if len(several) < count or len(train.identities) - count < 2:
+        raise InputError(
+            f"data.holdout={share:g} needs {count} people with images from several cameras, and 2 more to learn from; "
+            f"there are {len(train.identities)} people, {len(several)} of them with several cameras"
+        )
+    held = np.isin(train.pids, np.random.default_rng(0).permutation(several)[:count])
+    gallery = train.subset(np.flatnonzero(held))
+    pairs = np.stack([gallery.pids, gallery.cameras], axis=1)
+    query = gallery.subset(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
+    return train.subset(np.flatnonzero(~held)), Target(query, gallery, query.cameras, gallery.cameras)
 
 
 class Protocol(NamedTuple):

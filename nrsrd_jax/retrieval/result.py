@@ -156,6 +156,8 @@ def selected_by(source: Path, path: Path) -> str:
     if path == absolute(source):
         return "its name"
     if known_score(source, int(path.name)) is not None:
+        if config_of(run_of(path)).data.holdout:
+            return "the best mAP on people held out of training"
         return "the best mAP on the run's query and gallery while training"
     return "being the last of a run that was not evaluated"
 

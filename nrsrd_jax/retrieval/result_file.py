@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import read_bounded
+from ..inputs import HELD_OUT
 
 PLAIN = "result.json"
 MOST_BYTES = 2**27
@@ -83,7 +84,9 @@ def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
         for name, row in result["targets"].items()
         for split in ("query", "gallery")
     }
-    known = {name: value for name, value in _mapping(trained_data).items() if name.endswith(("/query", "/gallery"))}
+    tests = {name: value for name, value in _mapping(trained_data).items() if name.endswith(("/query", "/gallery"))}
+    # A run with held-out people knew no test.
+    known = {name: value for name, value in tests.items() if name.split("/")[0] != HELD_OUT}
     protocol, precision = result["config"]["eval"]["protocol"], result["config"]["train"]["precision"]
     words = _names(result) if known and known != listed else []
     words += [protocol] if protocol != trained.get("eval.protocol", "cross-camera") else []
