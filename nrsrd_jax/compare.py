@@ -4,12 +4,14 @@
   nrsrd compare runs/a runs/b runs/c --by identity            intervals over people instead of queries
   nrsrd compare A B --config.data.root=DIR                    data that has moved, or any other option of nrsrd eval
   nrsrd compare A B --config.eval.data.name=night600,folders --config.eval.data.root=DIR1,DIR2
+  nrsrd compare plain=a0,a1,a2 nra=b0,b1,b2                   three trainings of each method, seed by seed
   nrsrd compare A B --flips flips.csv                         queries whose first match is right under one run only
 
 Each pair has the difference b − a of mAP and Rank-1, and how far it could change with other queries: the 95 % interval
 of a paired bootstrap, which draws the same queries for both. Queries of one person resemble each other: if a
-person has many queries, use --by identity, which gives wider and more realistic intervals. An interval does not
-cover other training seeds; for those use nrsrd ablation. Queries without a match are left out.
+person has many queries, use --by identity, which gives wider and more realistic intervals. With NAME=RUN,RUN,… it
+also draws among the trainings, so that the interval covers other seeds; of few trainings it is too narrow. Queries
+without a match are left out.
 
 compare.json, in this folder or at --output, has all numbers as fractions in 0..1; compare.png beside it shows the
 differences.
@@ -25,7 +27,9 @@ from .errors import say
 def _read_options() -> tuple[argparse.Namespace, list[str]]:
     """Return the options, and the arguments that choose the config."""
     parser = Parser(__doc__, "nrsrd compare")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="a work directory (its best checkpoint) or a checkpoint")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="a work directory (its best checkpoint), a checkpoint, or NAME=RUN,RUN,…"
+    )
     parser.add_argument("--output", default="", help="the file to write or replace; default: compare.json, here")
     parser.add_argument("--flips", default="", metavar="FILE.csv", help="write the queries that runs disagree on there")
     parser.add_argument("--by", choices=("query", "identity"), default="query", help="what is drawn; default: query")

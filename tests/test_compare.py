@@ -65,13 +65,13 @@ def test_differences_by_hand():
     """b finds three queries first that a does not, and loses one; the query without a match counts nowhere."""
     a = metrics([0.5, 0.5, 0.5, 1, 1, math.nan], [2, 2, 2, 1, 1, 0])
     b = metrics([1, 1, 1, 0.5, 1, math.nan], [1, 1, 1, 2, 1, 0])
-    (found,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
+    (found,) = paired_differences({"a": [a], "b": [b]}, None, 1000, 0)
     assert (found["a"], found["b"], found["better"], found["worse"]) == ("a", "b", 3, 1)
     assert (found["queries"], found["resampled"]) == (5, 5)
     np.testing.assert_allclose((found["mAP"], found["rank1"]), (0.2, 0.4))
     assert found["low"] < found["mAP"] < found["high"]
     assert found["rank1_low"] < found["rank1"] < found["rank1_high"]
-    (turned,) = paired_differences({"b": b, "a": a}, None, 1000, 0)
+    (turned,) = paired_differences({"b": [b], "a": [a]}, None, 1000, 0)
     for name, end in (("mAP", "mAP"), ("low", "high"), ("rank1_high", "rank1_low")):
         np.testing.assert_allclose(turned[name], -found[end])
     assert (turned["better"], turned["worse"]) == (1, 3)
@@ -81,11 +81,42 @@ def test_by_identity_all_queries_of_a_person_are_drawn_together():
     """All queries of a person change alike, so that intervals over queries would be too narrow."""
     a = metrics([0.5] * 40, [2] * 40)
     b = metrics(np.repeat([0.2, 0.9, 0.6, 0.8], 10), [2] * 40)
-    (by_query,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
-    (by_person,) = paired_differences({"a": a, "b": b}, np.repeat([3, 1, 8, 5], 10), 1000, 0)
+    (by_query,) = paired_differences({"a": [a], "b": [b]}, None, 1000, 0)
+    (by_person,) = paired_differences({"a": [a], "b": [b]}, np.repeat([3, 1, 8, 5], 10), 1000, 0)
     assert by_person["mAP"] == by_query["mAP"]
     assert by_person["high"] - by_person["low"] > 2 * (by_query["high"] - by_query["low"])
     assert (by_query["resampled"], by_person["resampled"]) == (40, 4)
+
+
+def test_trainings_of_a_method_are_drawn_too():
+    """Two seeds that disagree: the interval is wide although all queries of a training change alike."""
+    a = [metrics([0.5] * 30, [1] * 30)] * 2
+    b = [metrics([0.4] * 30, [1] * 30), metrics([0.8] * 30, [1] * 15 + [2] * 15)]
+    (found,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
+    np.testing.assert_allclose([found["low"], found["mAP"], found["high"]], [-0.1, 0.1, 0.3], atol=1e-12)
+    assert (found["trainings"], found["queries"], found["worse"]) == (2, 30, 7.5)
+    (same,) = paired_differences({"a": a[:1], "b": b[:1]}, None, 1000, 0)
+    np.testing.assert_allclose([same["low"], same["high"]], -0.1)
+
+
+def test_methods_of_several_trainings_are_rows_of_means(place, here):
+    one, other, third = runs(place, "a", "b", "c")
+    result, _ = compare([f"x={one},{third}", f"y={other},{place / 'runs/twin'}"], resamples=200)
+    alone, _ = compare([one, third], resamples=200)
+    assert [row["run"] for row in result["rows"]] == ["x", "y"]
+    assert result["rows"][0]["mAP"] == pytest.approx(np.mean([row["mAP"] for row in alone["rows"]]))
+    assert len(result["runs"]) == 4
+    assert any("with 2 trainings of each" in line for line in tables(result))
+    for given, message in (
+        ([f"x={one},{third}", other], "methods have 1 and 2 runs"),
+        ([f"x={one}", f"x={third}"], "x is given twice; give different names"),
+        ([f"={one}", other], "is neither a run nor NAME=RUN"),
+        ([f"x={one}", f"y={one}"], "are the same checkpoint"),
+    ):
+        with pytest.raises(InputError, match=message):
+            compare(given)
+    with pytest.raises(InputError, match="--flips compares single runs"):
+        compare([f"x={one},{third}", f"y={other},{place / 'runs/twin'}"], flips="flips.csv")
 
 
 def test_runs_of_other_image_sizes_are_compared_on_the_first_runs_data(place, here):

@@ -15,10 +15,12 @@ from matplotlib.figure import Figure
 
 from ..compiled import keep_compiled
 from ..config import Config, config_of
+from ..data.lists import quoted
 from ..data.protocol import Target
 from ..errors import InputError, counted, printable, say
 from ..files import expanded, refuse_same_files, writable_file, write_csv, write_whole, written_whole
 from ..inputs import read_targets
+from ..metrics_log import TITLES
 from ..options import Options, read_options
 from ..runs import FOLDER, find_checkpoint, run_of
 from ..stored import read_description
@@ -53,7 +55,8 @@ def compare(
     """Evaluate runs on the same data, and write their differences.
 
     Args:
-        runs: two or more work directories, whose best checkpoint is taken, or checkpoints.
+        runs: two or more work directories, whose best checkpoint is taken, or checkpoints; or NAME=RUN,RUN,… for
+            trainings of one method that differ in the seed, equally many for each method and with seeds in one order.
         output: the file to write; "" for compare.json in the current folder.
         config: which data; None for that of the first run that has a config.
         overrides: options of the config to change, as {"data.root": …}.
@@ -69,8 +72,10 @@ def compare(
         InputError: a run or the data cannot be used, or a file cannot be written.
     """
     keep_compiled()
-    checkpoints = _checkpoints(runs)
-    options = read_options(_choose_config(config, overrides, list(checkpoints.values())))
+    methods = _methods(runs)
+    options = read_options(_choose_config(config, overrides, [path for of in methods.values() for path in of.values()]))
+    if flips and len(methods) < sum(map(len, methods.values())):
+        raise InputError("--flips compares single runs: give runs without NAME=")
     written = _files(output, flips)
     targets = read_targets(options)
     for name, target in targets.items():
@@ -79,15 +84,19 @@ def compare(
             of = counted(units, *UNITS[by])
             raise InputError(f"{name} has {of} with a match: an interval needs at least 2; give more queries")
 
-    metrics, rows, about, shared = {}, [], [], {}
-    for (name, path), given in zip(checkpoints.items(), runs, strict=True):
-        say(f"{name}: {path}")
-        own = options if config else _with_own_features(options, path, overrides)
-        metrics[name], numbers, record = _measure(path, own, targets)
-        rows += [{"run": name, "data": data} | row for data, row in numbers.items()]
-        why = selected_by(expanded(given), path)
-        about.append({"run": name, "given": given, "selected_by": why} | {key: record[key] for key in OF_ONE})
-        shared = {key: value for key, value in record.items() if key not in OF_ONE}
+    metrics: dict[str, dict[str, list[RankMetrics]]] = {}
+    rows, about, shared = [], [], {}
+    for name, members in methods.items():
+        measured: list[tuple] = []
+        for given, path in members.items():
+            say(f"{name}: {path}")
+            own = options if config else _with_own_features(options, path, overrides)
+            measured.append(_measure(path, own, targets))
+            record, why = measured[-1][2], selected_by(expanded(given), path)
+            about.append({"run": name, "given": given, "selected_by": why} | {key: record[key] for key in OF_ONE})
+            shared = {key: value for key, value in record.items() if key not in OF_ONE}
+        metrics[name] = {data: [each[0][data] for each in measured] for data in targets}
+        rows += [{"run": name, "data": data} | _mean([each[1][data] for each in measured]) for data in targets]
     differences = []
     for name, target in targets.items():
         groups = target.query.pids if by == "identity" else None
@@ -107,30 +116,67 @@ def compare(
     write_whole(written["output"], json.dumps(result, indent=1) + "\n", follow=bool(output))
     _plot(written["plot"], result)
     if flips:
-        _write_flips(written["flips"], metrics, targets)
+        single = {run: {data: each[0] for data, each in of_run.items()} for run, of_run in metrics.items()}
+        _write_flips(written["flips"], single, targets)
     return result, list(written.values())
 
 
-def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
-    """Return the checkpoint of each run by its name in tables: the folder's, or the whole path where names repeat.
+def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return {name in tables: {run as given: its checkpoint}}; of a run without NAME= the name is the folder's.
 
-    InputError if there are fewer than two, one is unusable, or two are the same.
+    InputError if there are fewer than two, one is unusable, two are the same, or methods have different counts of runs.
     """
-    if len(runs) < 2:
+    members: dict[str, list[str]] = {}
+    for text in runs:
+        name, sign, several = text.partition("=")
+        named = sign and not expanded(text).exists()
+        if named and not (name and all(several.split(","))):
+            raise InputError(f"{quoted(text)} is neither a run nor NAME=RUN,RUN,…")
+        key = name if named else text
+        if key in members:
+            what = "names" if named else "runs: both are the same checkpoint"
+            raise InputError(f"{key} is given twice; give different {what}")
+        members[key] = several.split(",") if named else [text]
+    if len(members) < 2:
         raise InputError("give two or more runs or checkpoints to compare")
+    if len(counts := {len(of_one) for of_one in members.values()}) > 1:
+        raise InputError(
+            f"methods have {' and '.join(map(str, sorted(counts)))} runs; give each as many, with seeds in one order"
+        )
+    every = [run for of_one in members.values() for run in of_one]
+    paths = _checkpoints(every)
+    single = [key for key, of_one in members.items() if of_one == [key]]
+    names = dict(zip(single, _names(single), strict=True))
+    return {names.get(key, key): {run: paths[run] for run in of_one} for key, of_one in members.items()}
+
+
+def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
+    """Return the checkpoint of each run. InputError if one is unusable, or two are the same."""
     paths = [find_checkpoint(expanded(run)) for run in runs]
     for (one, path), (other, same) in itertools.combinations(zip(runs, paths, strict=True), 2):
         if os.path.realpath(path) == os.path.realpath(same):
             raise InputError(f"{one} and {other} are the same checkpoint, {path}; give different ones")
     for path in paths:
         read_description(path)
+    return dict(zip(runs, paths, strict=True))
+
+
+def _names(runs: Sequence[str]) -> list[str]:
+    """Return the name of each run in tables: the folder's, or the whole path where names repeat."""
     names = []
     for run in map(os.path.abspath, map(expanded, runs)):
         home, step = Path(run).parent, Path(run).name
         names.append(f"{home.parent.name}/{step}" if home.name == FOLDER else step)
-    if len(set(names)) < len(names):
-        names = list(map(str, runs))
-    return dict(zip(names, paths, strict=True))
+    return names if len(set(names)) == len(names) else list(map(str, runs))
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean scores of trainings of one method, what they share, and the standard deviation of mAP."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    means = {title: float(np.mean([row[title] for row in rows])) for title in TITLES}
+    spread = float(np.std([row["mAP"] for row in rows], ddof=1))
+    return dict(rows[0]) | means | {"trainings": len(rows), "mAP_deviation": spread}
 
 
 def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Sequence[Path]) -> Config:
@@ -181,39 +227,48 @@ def _measure(
 
 
 def paired_differences(
-    metrics: Mapping[str, RankMetrics], groups: np.ndarray | None, resamples: int, seed: int
+    metrics: Mapping[str, Sequence[RankMetrics]], groups: np.ndarray | None, resamples: int, seed: int
 ) -> list[dict[str, Any]]:
     """Return the differences b − a of each pair of runs, with intervals; all pairs share the same resamples.
 
     Args:
-        metrics: of each run, on the same queries.
+        metrics: of each method a list with one per training, on the same queries; trainings of one index have one seed.
         groups: the group of each query [Q], drawn together; None to draw queries.
         resamples: how many resamples to draw.
         seed: of the resamples.
 
     Returns:
         Dicts of `a` and `b`; `mAP`, `low` and `high`; `rank1`, `rank1_low` and `rank1_high`; `better` and `worse`, how
-        many queries have the right first match under b alone and under a alone; `queries` with a match, and
+        many queries have the right first match under b alone and under a alone (a mean over trainings); `queries` with
+        a match, and
         `resampled`, how many queries or groups are drawn. The same weights give exactly 0 everywhere.
     """
     pairs = list(itertools.combinations(metrics, 2))
-    valid = next(iter(metrics.values())).valid
-    precision = {run: each.average_precision[valid] for run, each in metrics.items()}
-    right = {run: each.first_match[valid] == 1 for run, each in metrics.items()}
+    valid = next(iter(metrics.values()))[0].valid
+    precision = {run: np.stack([each.average_precision[valid] for each in of]) for run, of in metrics.items()}
+    right = {run: np.stack([each.first_match[valid] == 1 for each in of]) for run, of in metrics.items()}
     scores = (precision, {run: hit.astype(np.float64) for run, hit in right.items()})
-    values = np.stack([score[b] - score[a] for score in scores for a, b in pairs], axis=1)  # [queries, 2 × pairs]
+    # [trainings, queries, 2 × pairs]
+    values = np.stack([score[b] - score[a] for score in scores for a, b in pairs], axis=2)
+    trainings, queries, _ = values.shape
     groups = None if groups is None else groups[valid]
     ends = percentile_interval(resampled_means(values, resamples=resamples, seed=seed, groups=groups), LEVEL)
-    columns = np.stack([values.mean(0), *ends], axis=1).reshape(2, len(pairs), 3).tolist()
-    count = len(values) if groups is None else len(np.unique(groups))
+    columns = np.stack([values.mean((0, 1)), *ends], axis=1).reshape(2, len(pairs), 3).tolist()
+    count = queries if groups is None else len(np.unique(groups))
     return [
         {"a": a, "b": b}
         | dict(zip(SCORES["mAP"], of_precision, strict=True))
         | dict(zip(SCORES["Rank-1"], of_first, strict=True))
-        | {"better": int((right[b] & ~right[a]).sum()), "worse": int((right[a] & ~right[b]).sum())}
-        | {"queries": len(values), "resampled": count}
+        | {"better": _per_training(right[b] & ~right[a]), "worse": _per_training(right[a] & ~right[b])}
+        | {"queries": queries, "resampled": count, "trainings": trainings}
         for (a, b), of_precision, of_first in zip(pairs, *columns, strict=True)
     ]
+
+
+def _per_training(hits: np.ndarray) -> float:
+    """Return how many queries are true, on average over trainings; bool [trainings, queries]."""
+    mean = hits.sum(1).mean().item()
+    return int(mean) if mean == int(mean) else mean
 
 
 def _write_flips(file: Path, metrics: Mapping[str, Mapping[str, RankMetrics]], targets: Mapping[str, Target]) -> None:
@@ -252,14 +307,16 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         for keys in SCORES.values():
             middle, low, high = (100 * each[key] for key in keys)
             cells += f"{middle:>+9.1f}{f'[{low:+.1f}, {high:+.1f}]':>17}"
-        lines.append(f"{title:<{width}}{cells}{each['better']:>8}{each['worse']:>8}")
+        lines.append(f"{title:<{width}}{cells}{each['better']:>8.4g}{each['worse']:>8.4g}")
     counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
     marked = {each["run"]: each["normalize"] for each in result["runs"] if each["transductive"]}
     lines += [
         f"{run}: features are normalised by {how} over the whole test set (transductive)" for run, how in marked.items()
     ]
     drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
-    lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; other training seeds are not covered")
+    trainings = differences[0]["trainings"]
+    covered = f"with {trainings} trainings of each" if trainings > 1 else "other training seeds are not covered"
+    lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; {covered}")
     lines.append("of a difference 'x − y', better: queries whose first match is right under x alone; worse: under y")
     return lines + [f"warning: {warning}" for warning in result["warnings"]]
 
