@@ -12,6 +12,7 @@ demo: .venv/installed runs/demo-backbone
 	$(BIN)/python train.py --config configs/demo.py:teacher
 	$(BIN)/python train.py --config configs/demo.py:baseline
 	$(BIN)/python train.py --config configs/demo.py:nrsrd
+	$(BIN)/python train.py --config configs/demo.py:nrsrd_plus
 	$(BIN)/python demo/compare.py
 
 runs/demo-backbone: | .venv/installed

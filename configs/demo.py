@@ -4,6 +4,7 @@
   python train.py --config configs/demo.py:teacher
   python train.py --config configs/demo.py:baseline
   python train.py --config configs/demo.py:nrsrd
+  python train.py --config configs/demo.py:nrsrd_plus
 
 Variants as in night600.py, and `teacher`. Everything is smaller than the paper's run; demo/backbone.md tells how the
 backbone was pretrained.

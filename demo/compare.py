@@ -1,6 +1,6 @@
-"""Evaluates the demo's two students beside an untrained network, a colour histogram and the pretrained backbone.
+"""Evaluate the demo's three students beside an untrained network, a colour histogram and the pretrained backbone.
 
-python demo/compare.py        after configs/demo.py:baseline and :nrsrd were trained, in runs/: the end of `make demo`
+python demo/compare.py     after configs/demo.py:baseline, :nrsrd and :nrsrd_plus were trained: the end of `make demo`
 """
 
 from pathlib import Path
@@ -16,6 +16,7 @@ from nrsrd_jax.errors import say
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models import initialise
 from nrsrd_jax.options import read_options
+from nrsrd_jax.retrieval.comparison import compare, tables
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run, table
 from nrsrd_jax.retrieval.scoring import evaluate, headline, score
@@ -34,9 +35,20 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
     return np.stack(rows).astype(np.float32)
 
 
+def verdict(difference: dict) -> str:
+    """Return what an interval says of two students, in a sentence."""
+    better, worse, gain = difference["b"], difference["a"], 100 * difference["mAP"]
+    low, high = (100 * difference[end] for end in ("low", "high"))
+    if low > 0 or high < 0:
+        order = f"{better} ranks better than {worse}" if low > 0 else f"{worse} ranks better than {better}"
+    else:
+        order = f"{better} and {worse} cannot be told apart"
+    return f"{order}: {gain:+.1f} mAP, between {low:+.1f} and {high:+.1f} with other people of this kind"
+
+
 def main() -> None:
     Parser(__doc__).parse_args()
-    runs = {name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd")}
+    runs = {name: Path("runs") / f"demo-{name}" for name in ("baseline", "nrsrd", "nrsrd_plus")}
     options = read_options(load_config(runs["nrsrd"] / "config.json"))
     targets = read_targets(options)
     (target,) = targets.values()
@@ -58,6 +70,15 @@ def main() -> None:
         rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))
         say(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
     say(*table(rows).split("\n"))
+    compared, _ = compare(list(map(str, runs.values())), "runs/demo.json", by="identity")
+    say(*tables(compared)[len(runs) + 1 :])
+    short = {f"demo-{name}": name for name in runs}
+    for each in compared["differences"]:
+        say(verdict(each | {end: short[each[end]] for end in "ab"}))
+    say(
+        "not known from this: how other training seeds would do (docs/evidence.md has five of each), and how any of it "
+        "does on photographs of real people"
+    )
     say(f"every query's ranked list, on a page: {runs['nrsrd'] / 'report' / 'index.html'}")
     say(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
 
