@@ -259,6 +259,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
     (["--images", "a.png", "--output", "a.png"], "--output a.png is a file; name a folder"),
     (["--images", "a.png", "--compare", "lost"], "lost does not exist"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections'
 def test_a_mistake_is_named(checkpoint, tmp_path, monkeypatch, arguments, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()

@@ -2,17 +2,23 @@
 
   nrsrd analysis --workdir runs/demo-nrsrd --output out
   nrsrd analysis --checkpoint DIR --images FOLDER --masks MASKS --compare OTHER-RUN
+  nrsrd analysis --checkpoint DIR --sweep --config.data.root=demo/night
 
 Norms of queries, keys and values by block and head, where the CLS token looks with and without Norm-Ratio Attention
 (NRA), what changes as the images are degraded to less light, and what NRA can do at all: figures as PNG and SVG, their
 numbers as CSV. Norms are of whole vectors, of the last block where none is named, NRA as trained.
+
+--sweep evaluates the weights on a test instead, with other values of NRA's λ in both of its forms and with other
+temperatures of plain attention, and says whether any of it matters: sweep.csv and sweep.png. It takes the options of
+nrsrd eval, --config.KEY=VALUE, for the data.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..build import degradation_options
-from ..command import Parser, one_line
+from ..command import Parser, one_line, read_overrides, split_config_arguments
 from ..config import config_of
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
 from ..errors import InputError, say
@@ -22,7 +28,7 @@ from ..lowlight import PRESETS
 from ..options import Options, read_options
 from ..retrieval.illumination import read_lights
 from ..runs import find_checkpoint, run_of
-from . import plots, statements, tables
+from . import plots, statements, sweep, tables
 from .study import evenly, make_study
 
 MOST = 500  # images: a ViT-B's maps take 1.2 MB of each in each light
@@ -71,15 +77,27 @@ def main() -> None:
     region.add_argument("--masks", type=Path, help="a folder of person masks, named as the images")
     region.add_argument("--centre", action="store_true", help="take an ellipse in the middle for the person")
     parser.add_argument("--compare", type=Path, help="another run or checkpoint, shown beside in images.png")
-    arguments = parser.parse_args()
+    parser.add_argument("--sweep", action="store_true", help="score λ and temperature on a test instead")
+    ours, rest = split_config_arguments(sys.argv[1:])
+    arguments = parser.parse_args(rest)
+    config, overrides = read_overrides(ours)
     if not 1 <= arguments.limit <= MOST:
         raise InputError(f"--limit {arguments.limit}: take 1 to {MOST} images; all their maps are held in memory")
     lights = read_lights(arguments.lights, "--lights")
     source = expanded(arguments.workdir or arguments.checkpoint)
     run = run_of(find_checkpoint(source))
+    if config is None:
+        config = config_of(run)
+        config.update_from_flattened_dict(overrides)
+    options = read_options(config)
+    if arguments.sweep:
+        output = writable_folder(arguments.output, "--output")
+        rows = sweep.sweep(source, options, read_targets(options))
+        sweep.write(rows, output, str(source))
+        say(*sweep.summary(rows), f"sweep.csv and sweep.png are in {output}")
+        return
     if not arguments.images and not run:
         raise InputError(f"{source} is of no run: name the images with --images")
-    options = read_options(config_of(run))
     paths = find_images(arguments.images or queries_of(options), arguments.limit)
     output = writable_folder(arguments.output, "--output")
     study = make_study(

@@ -363,6 +363,13 @@ class ViTSpec(Spec):
         block = base[self._last]
         return base | {self._last: block | {"attn": block["attn"] | {"norm_ratio": jnp.float32(strength)}}}
 
+    def with_temperature(self, base: dict, temperature: float) -> dict:
+        """Return the backbone's parameters with the last block's plain logits divided by `temperature`."""
+        attn = base[self._last]["attn"]
+        scale = jnp.where(jnp.arange(3 * self.width) < self.width, 1 / temperature, 1.0)  # of queries, keys, values
+        qkv = {name: value * scale for name, value in attn["qkv"].items()}
+        return base | {self._last: base[self._last] | {"attn": attn | {"qkv": qkv}}}
+
     def torch_name(self, path: tuple[str, ...]) -> str:
         # Our blocks_0 is PyTorch's blocks.0.
         return re.sub(r"\b(blocks|conv)_(\d+)", r"\1.\2", super().torch_name(path))

@@ -1,0 +1,64 @@
+"""A sweep of λ and temperature scores altered attention, and plain attention is the same in all of its parts."""
+
+import csv
+
+import numpy as np
+import pytest
+from people import run, small_model, write_night
+
+from nrsrd_jax import checkpoint
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.retrieval import Embedder
+from nrsrd_jax.sharding import make_mesh
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("sweep")
+    write_night(place / "night")
+    checkpoint.save_weights(place / "model", *small_model(), {})
+    return place
+
+
+def test_a_temperature_of_the_weights_divides_the_plain_logits(place):
+    """Twice the temperature is half the spread of the logits, and other features."""
+    description, variables = checkpoint.load(place / "model", make_mesh())
+    spec, images = description.spec, np.random.default_rng(0).normal(size=(2, 32, 16, 3)).astype(np.float32)
+    model = description.create_model()
+    outs = []
+    for temperature in (1.0, 2.0):
+        base = spec.with_temperature(variables["params"]["base"], temperature)
+        outs.append(model.apply(variables | {"params": variables["params"] | {"base": base}}, images))
+    spreads = [float(out["diagnostics"]["logit_spread"]) for out in outs]
+    assert spreads[0] == pytest.approx(2 * spreads[1], rel=1e-5)
+    assert not np.allclose(outs[0]["embedding"], outs[1]["embedding"])
+
+
+def test_the_command_tells_for_every_value_what_moved_and_what_it_gained(place, tmp_path):
+    arguments = ("--checkpoint", place / "model", "--sweep", "--output", tmp_path / "out")
+    done = run(
+        "-m", "nrsrd_jax.analysis", *arguments, f"--config.data.root={place / 'night'}", "--config.data.cache=none"
+    )
+    with open(tmp_path / "out/sweep.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["altered"] for row in rows} == {"ratio", "standard", "temperature"}
+    for row in rows:
+        plain = (row["altered"] == "temperature") == (float(row["value"]) == 1) and row["value"] in ("0.0", "1.0")
+        if plain:
+            assert [float(row[name]) for name in ("moved", "difference", "low", "high")] == [0] * 4
+        elif row["altered"] == "standard":
+            assert float(row["leverage"]) == pytest.approx(abs(float(row["value"])), rel=0.02)
+            assert float(row["moved"]) > 0
+    scores = {row["mAP"] for row in rows if (row["altered"], row["value"]) in (("ratio", "0.0"), ("standard", "0.0"))}
+    assert len(scores) == 1
+    assert (tmp_path / "out/sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "so its interval is too favourable" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("night600: ") and "of" in line]) >= 3
+
+
+def test_a_model_of_the_standard_form_comes_back_as_it_was_saved(tmp_path):
+    description, variables = small_model(norm_ratio=NormRatio(form="standard", init=0.5))
+    checkpoint.save_weights(tmp_path / "model", description, variables, {})
+    assert checkpoint.load(tmp_path / "model", make_mesh())[0].norm_ratio == NormRatio(form="standard", init=0.5)
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 16, 3), np.uint8)
+    assert np.isfinite(Embedder.load(tmp_path / "model")(images)).all()
