@@ -114,7 +114,7 @@ def test_dkd_loss_is_finite_when_teacher_or_student_is_certain(teacher, student,
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**31), st.integers(2, 12), st.sampled_from(["target", "none"]))
+@given(st.integers(0, 2**31), st.sampled_from([2, 3, 12]), st.sampled_from(["target", "none"]))
 def test_dkd_loss_is_never_negative_and_zero_for_a_perfect_student(seed, classes, nckd_weight):
     rng = np.random.default_rng(seed)
     student, teacher = rng.normal(size=(2, 6, classes)).astype(np.float32) * 3
