@@ -23,7 +23,7 @@ def get_config(variant: str = "bright"):
     c.degradation.preset = "low_noise"
     c.model.backbone, c.model.depth, c.model.drop_path = "vit_tiny", 6, 0.0
     c.augment.pad, c.augment.erasing = 5, 0.0
-    c.loss.spread_real = 5.0
+    c.loss.spread_real = c.loss.spread_syn = 5.0
     c.optim.name, c.optim.lr, c.optim.bias_factor, c.optim.weight_decay = "adamw", 1e-3, 1.0, 0.05
     c.optim.warmup_epochs = 2
     c.train.epochs = 20

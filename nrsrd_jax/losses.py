@@ -240,8 +240,9 @@ def spread_loss(features: jax.Array) -> jax.Array:
 
     loss = mean over the numbers d of max(0, 1 − √(var_d + 1e-4))
 
-    It keeps features from becoming nearly parallel, where a BNNeck hides that from the identity loss: the BNNeck
-    divides by the deviation, so that the identity loss does not see how small it is.
+    It keeps features from becoming nearly parallel. A BNNeck hides that from the identity loss, because it divides by the
+    deviation, and the batch-hard triplet loss rewards it where an identity's farthest image is farther than the nearest
+    of another identity: then its loss falls as all distances shrink.
 
     Args:
         features: [B, D].
@@ -310,6 +311,7 @@ TERMS = {
     "spread_real": Term(_spread_term, "real"),
     "id_syn": Term(_id_term, "aux", ("label_smoothing",)),
     "triplet_syn": Term(_triplet_term, "aux", ("margin", "normalize")),
+    "spread_syn": Term(_spread_term, "aux"),
     "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
     "relation": Term(_relation_term, "aux", taught=True),
 }

@@ -144,10 +144,11 @@ class Loss:
     id_real: float = option(0.5, "The weight of the identity loss on the real images.")
     triplet_real: float = option(0.5, "The weight of the triplet loss on the real images.")
     spread_real: float = option(
-        0.0, "The weight of the spread loss on the real images, for pretraining: features keep a deviation of 1.", low=0
+        0.0, "The weight of the spread loss on the real images: their features keep a deviation of 1.", low=0
     )
     id_syn: float = option(0.5, "The weight of the identity loss on the auxiliary images.")
     triplet_syn: float = option(0.5, "The weight of the triplet loss on the auxiliary images.")
+    spread_syn: float = option(0.0, "The weight of the spread loss on the auxiliary images.", low=0)
     distill: float = option(0.02, "The weight of the distillation from the teacher.")
     relation: float = option(
         0.0, "The weight of the relation loss: the student's features are as far apart as the teacher's.", low=0
