@@ -32,7 +32,8 @@ def get_config(variant: str = "nrsrd"):
     c.model.backbone, c.model.depth, c.model.drop_path = "vit_tiny", 6, 0.0
     c.init.checkpoint = str(DEMO.parent / "runs" / "demo-backbone")
     c.augment.pad, c.augment.erasing = 5, 0.0  # erased to N(0, 1), far brighter than any night: measured to harm
-    c.loss.spread_real = c.loss.spread_syn = 5.0  # without it the triplet loss makes the features parallel: demo/backbone.md
+    # Without this the batch-hard triplet loss makes the features parallel (docs/evidence.md).
+    c.loss.spread_real = c.loss.spread_syn = 5.0
     c.optim.name, c.optim.lr, c.optim.bias_factor, c.optim.weight_decay = "adamw", 3e-4, 1.0, 0.05
     c.optim.warmup_epochs = 2
     c.train.epochs = 10 if teacher else 15
