@@ -29,8 +29,14 @@ VARIANTS = {
     "nrsrd": ("norm_ratio", "aux", "teacher"),
     "nrsrd_plus": ("norm_ratio", "aux", "teacher"),
 }
-# What nrsrd_plus has besides (docs/evidence.md): a distillation that counts.
-PLUS = {"loss.distill": 30.0, "loss.temperature": 4.0, "loss.nckd_weight": "none"}
+# What nrsrd_plus changes (docs/evidence.md): a distillation that counts, and features that do not become parallel.
+PLUS = {
+    "loss.distill": 30.0,
+    "loss.temperature": 4.0,
+    "loss.nckd_weight": "none",
+    "loss.spread_real": 5.0,
+    "loss.spread_syn": 5.0,
+}
 
 
 def get_config(variant: str = "nrsrd") -> Config:

@@ -240,8 +240,8 @@ def spread_loss(features: jax.Array) -> jax.Array:
 
     loss = mean over the numbers d of max(0, 1 − √(var_d + 1e-4))
 
-    It keeps features from becoming nearly parallel. The identity loss does not prevent that, because a BNNeck divides by
-    the deviation. The batch-hard triplet loss causes it where an identity's farthest image is farther away than the
+    It keeps features from becoming nearly parallel. The identity loss does not prevent that, because a BNNeck divides
+    by the deviation. The batch-hard triplet loss causes it where an identity's farthest image is farther away than the
     nearest of another identity: then the loss falls as all distances shrink.
 
     Args:
