@@ -76,8 +76,8 @@ def main() -> None:
     for each in compared["differences"]:
         say(verdict(each | {end: short[each[end]] for end in "ab"}))
     say(
-        "not known from this: how other training seeds would do (docs/evidence.md has five of each), and how any of it "
-        "does on photographs of real people"
+        "not known from this: how other training seeds would do, and how any of it does on photographs of real people "
+        "(docs/evidence.md has what is known)"
     )
     say(f"every query's ranked list, on a page: {runs['nrsrd'] / 'report' / 'index.html'}")
     say(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")

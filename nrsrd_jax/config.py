@@ -29,8 +29,12 @@ VARIANTS = {
     "nrsrd": ("norm_ratio", "aux", "teacher"),
     "nrsrd_plus": ("norm_ratio", "aux", "teacher"),
 }
-# What nrsrd_plus changes (docs/evidence.md): a distillation that counts, and features that do not become parallel.
+# What nrsrd_plus changes (docs/evidence.md): features that do not become parallel, inputs as bright as the pretraining's,
+# mirrored test images, and a distillation that counts.
 PLUS = {
+    "data.mean": "dataset",
+    "data.std": "dataset",
+    "eval.flip": True,
     "loss.distill": 30.0,
     "loss.temperature": 4.0,
     "loss.nckd_weight": "none",

@@ -37,7 +37,7 @@ SCORES = {"mAP": ("mAP", "low", "high"), "Rank-1": ("rank1", "rank1_low", "rank1
 # What `provenance` says of a single checkpoint; the rest holds for all.
 OF_ONE = (
     *("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source"),
-    *("feature", "normalize", "transductive"),
+    *("feature", "flip", "normalize", "transductive"),
 )
 
 
@@ -190,7 +190,7 @@ def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Se
 def _with_own_features(options: Options, path: Path, overrides: Mapping[str, Any]) -> Options:
     """Return the options with the features that the checkpoint's run compares, unless the user chose others."""
     own = read_options(config_of(run_of(path))).eval
-    chosen = {key: getattr(own, key) for key in ("feature", "normalize") if f"eval.{key}" not in overrides}
+    chosen = {key: getattr(own, key) for key in ("feature", "flip", "normalize") if f"eval.{key}" not in overrides}
     return dataclasses.replace(options, eval=dataclasses.replace(options.eval, **chosen))
 
 
