@@ -29,8 +29,8 @@ VARIANTS = {
     "nrsrd": ("norm_ratio", "aux", "teacher"),
     "nrsrd_plus": ("norm_ratio", "aux", "teacher"),
 }
-# What nrsrd_plus changes (docs/evidence.md): features that do not become parallel, inputs as bright as the pretraining's,
-# mirrored test images, and a distillation that counts.
+# What nrsrd_plus changes (docs/evidence.md): features that do not become parallel, inputs as bright as in the
+# pretraining, mirrored test images, and a distillation that counts.
 PLUS = {
     "data.mean": "dataset",
     "data.std": "dataset",
