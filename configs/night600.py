@@ -11,6 +11,7 @@ mdl          10.9 / 24.2 / 41.8   + dark versions of the auxiliary domain
 nra_mdl      12.2 / 27.1 / 41.8
 srd          11.4 / 25.3 / 41.4   + a teacher that sees the bright ones
 nrsrd        12.5 / 27.2 / 43.9   the default
+nrsrd_plus                        this project's own (docs/evidence.md), not run on this data yet
 
 The paper starts from LUPerson-pretrained weights (init.checkpoint); without them training starts from random ones.
 All variants keep λ1 = λ2 = 0.5, so that a row differs from the next by its module alone.

@@ -12,10 +12,14 @@ loss keeps the features from becoming nearly parallel, which would leave the tri
 """
 
 from nrsrd_jax import config
+from nrsrd_jax.errors import InputError
 
 
 def get_config(variant: str = "bright"):
-    c = config.get_config({"bright": "baseline", "bright_and_dark": "mdl"}[variant])
+    rows = {"bright": "baseline", "bright_and_dark": "mdl"}
+    if variant not in rows:
+        raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(rows)}")
+    c = config.get_config(rows[variant])
     c.variant = f"pretrain_{variant}"
     c.image_size = (128, 64)
     c.data.name, c.data.cache = "bright", "device"

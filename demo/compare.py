@@ -37,13 +37,12 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
 
 def verdict(difference: dict) -> str:
     """Return what an interval says of two students, in a sentence."""
-    better, worse, gain = difference["b"], difference["a"], 100 * difference["mAP"]
-    low, high = (100 * difference[end] for end in ("low", "high"))
+    a, b = difference["a"], difference["b"]
+    gain, low, high = (100 * difference[key] for key in ("mAP", "low", "high"))
+    order = f"{b} and {a} cannot be told apart"
     if low > 0 or high < 0:
-        order = f"{better} ranks better than {worse}" if low > 0 else f"{worse} ranks better than {better}"
-    else:
-        order = f"{better} and {worse} cannot be told apart"
-    return f"{order}: {gain:+.1f} mAP, between {low:+.1f} and {high:+.1f} with other people of this kind"
+        order = f"{b} ranks better than {a}" if low > 0 else f"{a} ranks better than {b}"
+    return f"{b} − {a}: {gain:+.1f} mAP, between {low:+.1f} and {high:+.1f} with other people of this kind: {order}"
 
 
 def main() -> None:

@@ -93,6 +93,10 @@ def run_ablation(
                 raise InputError("its data has no queries to compare rows by; set data.name and data.root to others")
         if row.paper and not is_the_papers(start.options, start.records):
             paper = ()
+    tests = {how_tested(read_options(each.config)) for each in trainings}
+    if len(tests) > 1:
+        raise InputError("rows differ in data.holdout or eval.normalize, so that their scores do not compare")
+    tested = tests.pop()
     shares = device_shares(jobs) if jobs > 1 else []
     with owned(workdir):
         known = {(each.row.name, each.seed): each.logged() for each in trainings}
@@ -102,7 +106,7 @@ def run_ablation(
             known[row.name, seed] = scores
             for name in (row.name for row in rows):
                 results[name] = {s: known[name, s] for s in range(seeds) if known[name, s]}
-            write(workdir, results, rows, paper)
+            write(workdir, results, rows, paper, tested)
 
         if shares:
             named = {each.folder.name: each for each in trainings}
@@ -138,12 +142,22 @@ def train_command(file: str, training: Training) -> list[str]:
     return [sys.executable, "-m", "nrsrd_jax.train", *place, *options]
 
 
+def how_tested(options: Options) -> str:
+    """Return what a reader of the scores must know of the test, "" for an ordinary one."""
+    words = ["people held out of training are tested"] if options.data.holdout else []
+    if options.eval.normalize != "none":
+        words.append(f"features are normalised by {options.eval.normalize} over the test set (transductive)")
+    return "; ".join(words)
+
+
 def is_the_papers(options: Options, records: Records) -> bool:
     """Return whether the data and the protocol are those of the paper on Night600."""
     published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
-    plain = not (options.eval.rerank.enabled or options.eval.flip or options.eval.expand)
+    chosen = options.eval
+    plain = not (chosen.rerank.enabled or chosen.flip or chosen.expand or chosen.normalize != "none")
+    plain = plain and chosen.feature == "cls"
     return options.data.name == "night600" and as_published and plain and options.eval.protocol == "cross-camera"
 
 
@@ -191,11 +205,15 @@ def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] 
     return lines
 
 
-def markdown(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
-    """Return the table as Markdown."""
+def markdown(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = (), tested: str = "") -> str:
+    """Return the table as Markdown; `tested` is a remark on the test."""
     titles, *lines = table_cells(results, rows, paper)
     table = "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines))
-    return f"{table}\n\n{NOTE}\n"
+    return f"{table}\n\n{_note(tested)}\n"
+
+
+def _note(tested: str) -> str:
+    return NOTE + (f" Of the test: {tested}." if tested else "")
 
 
 def latex(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
@@ -223,9 +241,9 @@ def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
     return f"{mean:{sign}.1f}" + ("" if math.isnan(std) else f" ± {std:.1f}")
 
 
-def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...]) -> None:
+def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...], tested: str = "") -> None:
     """Write ablation.md and ablation.tex (means), ablation.csv (every run) and ablation.png in `workdir`."""
-    write_whole(workdir / "ablation.md", markdown(results, rows, paper))
+    write_whole(workdir / "ablation.md", markdown(results, rows, paper, tested))
     write_whole(workdir / "ablation.tex", latex(results, rows, paper))
     runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]
     write_csv(
@@ -264,8 +282,7 @@ def main() -> None:
         results = run_ablation(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs)
     say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))
     best = max(statistics(results, rows), key=lambda row: row["mAP"][0])
-    where = " on people held out of training" if config_overrides().get("data.holdout") else ""
-    say(f"best mean mAP{where}: {best['name']} {_cell(best['mAP'])} %; tables, runs and plot are in {workdir}")
+    say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; tables, runs and plot are in {workdir}")
 
 
 def command() -> None:

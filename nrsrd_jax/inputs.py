@@ -58,9 +58,15 @@ def read_records(options: Options) -> Records:
     splits, dark = make_domains(options.aux, sources, exclude)
     if options.data.holdout:
         splits["real"], target = hold_out(splits["real"], options.data.holdout)
+        if "aux" in splits and (both := set(target.gallery.paths) & set(splits["aux"].paths)):
+            raise InputError(
+                f"data.holdout: aux.bright_root has {len(both)} images of people who are held out, such as "
+                f"{min(both)}; set data.holdout=0, or choose another auxiliary domain"
+            )
         targets = {HELD_OUT: target}
-        people, queries = len(target.gallery.identities), len(target.query)
-        say(f"held out of training, to evaluate on: {people} people, {queries} queries among {len(target.gallery)}")
+        people, gallery = len(target.gallery.identities), len(target.gallery)
+        counts = f"{people} people, {len(target.query)} queries, {gallery} in the gallery"
+        say(f"held out of training for evaluation: {counts}")
     else:
         targets = make_targets(options, read_sources(options.eval.data, exclude) if options.eval.data.name else sources)
     return Records(splits["real"], targets, splits.get("aux"), dark, make_plans(options.train, splits))

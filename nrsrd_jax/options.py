@@ -40,8 +40,8 @@ class Data:
     )
     holdout: float = option(
         0.0,
-        "The share of the training people to leave out of training and to evaluate on while training, so that the best "
-        "checkpoint is not chosen by the test data; 0: by the test data, as the official code.",
+        "The share of the training people to leave out of training. While training only they are evaluated, across "
+        "cameras, so that the best checkpoint is not chosen by the test data, as the official code does (0).",
         low=0,
         below=1,
     )
@@ -244,8 +244,8 @@ class Eval:
     flip: bool = option(False, "Also embed each image mirrored; features are the mean of both.")
     feature: str = option(
         "cls",
-        "What is compared: what the model embeds (cls, as in the paper), that less its mean over the training images "
-        "(centred), or what the BNNeck makes of it (neck).",
+        "The features to compare: the model's embedding, as in the paper (cls), the embedding minus its mean over the "
+        "training images (centred), or the output of the BNNeck (neck).",
         choices=("cls", "centred", "neck"),
     )
     normalize: str = option(

@@ -122,6 +122,17 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
 
 
+def test_rows_that_are_tested_otherwise_are_not_compared(file, tmp_path, monkeypatch):
+    """Held-out people for all rows are named under the table; for some rows only, nothing is trained."""
+    monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.5)[0])
+    run_ablation(file, ROWS, 1, tmp_path / "w", {"data.holdout": 0.2, "train.batch_size": 8})
+    assert "Of the test: people held out of training are tested." in (tmp_path / "w/ablation.md").read_text()
+    rows = (ROWS[0], parse_row("other=nra,eval.normalize=camera"))
+    monkeypatch.setattr(ablation, "train", pytest.fail)
+    with pytest.raises(InputError, match=r"rows differ in data.holdout or eval.normalize"):
+        run_ablation(file, rows, 1, tmp_path / "v", {})
+
+
 def test_a_mistake_in_the_last_row_shows_before_the_first_is_trained(file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError, match="train a teacher with"):

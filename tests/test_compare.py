@@ -109,7 +109,8 @@ def test_methods_of_several_trainings_are_rows_of_means(place, here):
     assert any("with 2 trainings of each" in line for line in tables(result))
     for given, message in (
         ([f"x={one},{third}", other], "methods have 1 and 2 runs"),
-        ([f"x={one}", f"x={third}"], "x is given twice; give different names"),
+        ([f"x={one}", f"x={third}"], "x is given twice; give different ones"),
+        ([f"b={one}", other], "two methods are called b"),
         ([f"={one}", other], "is neither a run nor NAME=RUN"),
         ([f"x={one}", f"y={one}"], "are the same checkpoint"),
     ):

@@ -69,10 +69,17 @@ def test_too_few_people_are_named_before_training(tmp_path):
         train(small_config(tmp_path, data__holdout=0.2), tmp_path / "run", jax.devices()[:1])
 
 
+def test_held_out_people_must_not_be_learned_in_the_auxiliary_domain(tmp_path):
+    root = write_night(tmp_path / "night", identities=10)
+    options = {"aux.enabled": True, "aux.bright_root": str(root / "bounding_box_train"), "data.holdout": 0.2}
+    with pytest.raises(InputError, match=r"aux.bright_root has 8 images of people who are held out"):
+        train(small_config(tmp_path, **options), tmp_path / "run", jax.devices()[:1])
+
+
 def test_the_last_line_says_on_whom_it_was_evaluated(tmp_path):
     write_night(tmp_path / "night", identities=10)
     config = small_config(tmp_path, data__holdout=0.2, train__epochs=1)
     done = run(*train_command(config, tmp_path / "run"))
-    assert "held out of training, to evaluate on: 2 people, 4 queries among 8" in done.stdout
+    assert "held out of training for evaluation: 2 people, 4 queries, 8 in the gallery" in done.stdout
     assert " on people held out of training; the run is in" in done.stdout.splitlines()[-1]
     assert json.loads((tmp_path / "run/config.json").read_text())["data"]["holdout"] == 0.2

@@ -48,7 +48,7 @@ def test_constant_features_and_no_images_give_finite_numbers():
     assert standardize_groups(constant[:0], constant[:0], np.zeros(0), np.zeros(0))[0].shape == (0, 3)
 
 
-def test_brightness_groups_are_of_about_as_many_images():
+def test_brightness_groups_are_of_about_equal_size():
     luminance = np.arange(40.0)
     query, gallery = brightness_groups(luminance[::4], np.delete(luminance, np.s_[::4]))
     assert np.bincount(np.concatenate([query, gallery])).tolist() == [10, 10, 10, 10]
@@ -76,7 +76,7 @@ def test_centred_features_are_those_of_the_model_less_a_constant_and_the_neck_sc
 
 def test_a_backbone_without_a_trained_neck_has_no_centred_features(tmp_path):
     save_weights(tmp_path / "backbone", *small_model(), {})
-    with pytest.raises(InputError, match=r"the neck of \S+ was never trained.*set eval.feature=cls"):
+    with pytest.raises(InputError, match=r"the neck of these weights was never trained.*set eval.feature=cls"):
         Embedder.load(tmp_path / "backbone", feature="centred")
 
 
@@ -105,5 +105,6 @@ def test_compare_takes_each_runs_own_features(trained, tmp_path):
         config = small_config(trained, train__epochs=1, eval__feature="centred", eval__normalize="camera")
         train(config, trained / "centred", jax.devices()[:1])
     done = run("-m", "nrsrd_jax.compare", trained / "run", trained / "centred", cwd=tmp_path)
-    assert "centred: features are normalised by camera over the whole test set (transductive)" in done.stdout
-    assert "run: features are normalised" not in done.stdout
+    words = "centred features, normalised by camera over the whole test set (transductive)"
+    assert f"centred is compared by {words}" in done.stdout
+    assert "run is compared by cls features\n" in done.stdout

@@ -34,7 +34,7 @@ def test_a_temperature_of_the_weights_divides_the_plain_logits(place):
     assert not np.allclose(outs[0]["embedding"], outs[1]["embedding"])
 
 
-def test_the_command_tells_for_every_value_what_moved_and_what_it_gained(place, tmp_path):
+def test_the_sweep_reports_what_moved_and_what_it_gained(place, tmp_path):
     arguments = ("--checkpoint", place / "model", "--sweep", "--output", tmp_path / "out")
     done = run(
         "-m", "nrsrd_jax.analysis", *arguments, f"--config.data.root={place / 'night'}", "--config.data.cache=none"

@@ -3,6 +3,7 @@
 N images, L blocks, H heads, T tokens (CLS first), P patches
 """
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ class Probe:
             maps = self._forward(variables, batch)
             parts.append({name: np.asarray(value)[:count] for name, value in maps.items()})
         return Maps(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+    def with_base(self, base: dict) -> "Probe":
+        """Return this Probe with other parameters of the backbone. Nothing is compiled again."""
+        other = copy.copy(self)
+        other._variables = self._variables | {"params": self._variables["params"] | {"base": base}}
+        other.strength = self._spec.strength(base)
+        return other
 
     def _with_strength(self, strength: float) -> dict:
         params = self._variables["params"]

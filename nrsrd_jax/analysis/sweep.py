@@ -1,7 +1,7 @@
 """What Norm-Ratio Attention can change: scores of a test while the last block's attention is altered, without training.
 
 A sweep alters one thing at a time: λ of either form of NRA, or the temperature τ of plain attention, which divides its
-logits. For each value it tells the leverage (the spread of γ over the keys, in nats), the share of the CLS token's
+logits. For each value it reports the leverage (the spread of γ over the keys, in nats), the share of the CLS token's
 attention that moves, and mAP and Rank-1 with intervals of their difference from plain attention.
 """
 
@@ -23,6 +23,7 @@ from ..inputs import read_test_images
 from ..models.attention import NormRatio
 from ..models.vit import ViTSpec
 from ..options import Options
+from ..precision import compute_dtype
 from ..retrieval.comparison import paired_differences
 from ..retrieval.embedding import Embedder
 from ..retrieval.ranking import RankMetrics
@@ -32,7 +33,7 @@ from .maps import Probe
 from .statistics import moved_attention
 from .study import evenly
 
-# The values of each sweep, with the one that leaves attention as it is.
+# The values of each sweep. PLAIN has the value that leaves attention unchanged.
 VALUES = {
     "ratio": (-30.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 30.0, 100.0),
     "standard": (-2.0, -1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0, 2.0),
@@ -62,7 +63,7 @@ def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list
         a paired bootstrap over people.
 
     Raises:
-        InputError: the checkpoint cannot be used, or is no ViT.
+        InputError: the checkpoint cannot be used, or is not a ViT.
     """
     keep_compiled()
     mesh = make_mesh()
@@ -81,7 +82,8 @@ def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list
         described = dataclasses.replace(description, norm_ratio=ratio)
         bases = {value: _alter(spec, variables["params"]["base"], altered, value) for value in values}
         metrics = dict(_scores(described, variables, bases, options, targets))
-        maps = {value: Probe(described, _with(variables, base), mesh)(pixels) for value, base in bases.items()}
+        probe = Probe(described, variables, mesh)
+        maps = {value: probe.with_base(base)(pixels) for value, base in bases.items()}
         plain = PLAIN[altered]
         for name, target in targets.items():
             for value in values:
@@ -103,7 +105,7 @@ def _alter(spec: ViTSpec, base: dict, altered: str, value: float) -> dict:
     return spec.with_strength(base, value)
 
 
-def _with(variables: dict, base: dict) -> dict:
+def _with_base(variables: dict, base: dict) -> dict:
     return variables | {"params": variables["params"] | {"base": base}}
 
 
@@ -117,13 +119,13 @@ def _scores(
     """Yield each value and its metrics by data set. The model is compiled once."""
     chosen = options.eval
     embedder = Embedder(
-        *(description.create_model(), variables, description, make_mesh()),
+        *(description.create_model(dtype=compute_dtype(options.train.precision)), variables, description, make_mesh()),
         batch_size=chosen.batch_size,
         flip=chosen.flip,
         feature=chosen.feature,
     )
     for value, base in bases.items():
-        embedder.variables = _with(variables, base)
+        embedder.variables = _with_base(variables, base)
         yield value, {name: result.metrics for name, result in evaluate(embedder, options, targets).items()}
 
 

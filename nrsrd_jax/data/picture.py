@@ -193,7 +193,9 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, kind, number, place = struct.unpack_from(order + "HHII", tiff, entry)
             size = number * _SIZES.get(kind, 0)
-            if size > 4:  # The value stands elsewhere.
+            # A long value stands elsewhere. As Pillow does, skip values that together exceed the file, and stop at one
+            # that lies outside.
+            if size > 4:
                 total += size
                 if total > len(tiff):
                     continue

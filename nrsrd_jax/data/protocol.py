@@ -41,7 +41,7 @@ class Target:
 
 
 def hold_out(train: Split, share: float) -> tuple[Split, Target]:
-    """Divide training images by identity into those to learn from and a test.
+    """Split training images by identity into training images and a test.
 
     People with images from several cameras are drawn, always the same ones. Of each, the first image from every camera
     is a query, and all images are in the gallery. A query's gallery images from its own camera are left out.

@@ -124,7 +124,7 @@ def standard_norm_penalty(k_norm_BHN: jax.Array, strength: jax.Array) -> jax.Arr
 
     γ = λ·(‖K‖ − mean)/√(variance + 1e-12), mean and variance over the keys
 
-    Its standard deviation over the keys is λ nats in every image and head, where that of `norm_ratio_penalty` depends
+    Its standard deviation over the keys is |λ| nats in every image and head, where that of `norm_ratio_penalty` depends
     on the length of the query and the spread of the norms.
 
     Args:

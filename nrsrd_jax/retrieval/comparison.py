@@ -134,8 +134,8 @@ def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
             raise InputError(f"{quoted(text)} is neither a run nor NAME=RUN,RUN,…")
         key = name if named else text
         if key in members:
-            what = "names" if named else "runs: both are the same checkpoint"
-            raise InputError(f"{key} is given twice; give different {what}")
+            same = ", they are the same checkpoint" if members[key] == [text] and not named else ""
+            raise InputError(f"{key} is given twice{same}; give different ones")
         members[key] = several.split(",") if named else [text]
     if len(members) < 2:
         raise InputError("give two or more runs or checkpoints to compare")
@@ -147,7 +147,10 @@ def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
     paths = _checkpoints(every)
     single = [key for key, of_one in members.items() if of_one == [key]]
     names = dict(zip(single, _names(single), strict=True))
-    return {names.get(key, key): {run: paths[run] for run in of_one} for key, of_one in members.items()}
+    titles = [names.get(key, key) for key in members]
+    if twice := [title for title in titles if titles.count(title) > 1]:
+        raise InputError(f"two methods are called {twice[0]}; give one of them another NAME=")
+    return {title: {run: paths[run] for run in of} for title, of in zip(titles, members.values(), strict=True)}
 
 
 def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
@@ -307,18 +310,28 @@ def tables(result: Mapping[str, Any]) -> list[str]:
         for keys in SCORES.values():
             middle, low, high = (100 * each[key] for key in keys)
             cells += f"{middle:>+9.1f}{f'[{low:+.1f}, {high:+.1f}]':>17}"
-        lines.append(f"{title:<{width}}{cells}{each['better']:>8.4g}{each['worse']:>8.4g}")
+        counts = "".join(f"{x:>8d}" if isinstance(x, int) else f"{x:>8.1f}" for x in (each["better"], each["worse"]))
+        lines.append(f"{title:<{width}}{cells}{counts}")
     counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
-    marked = {each["run"]: each["normalize"] for each in result["runs"] if each["transductive"]}
-    lines += [
-        f"{run}: features are normalised by {how} over the whole test set (transductive)" for run, how in marked.items()
-    ]
+    how = {each["run"]: _how_compared(each) for each in result["runs"]}
+    if len(set(how.values())) > 1 or any(each["transductive"] for each in result["runs"]):
+        lines += [f"{run} is compared by {words}" for run, words in how.items()]
     drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
     trainings = differences[0]["trainings"]
-    covered = f"with {trainings} trainings of each" if trainings > 1 else "other training seeds are not covered"
+    covered = "other training seeds are not covered"
+    if trainings > 1:
+        covered = f"with {trainings} trainings of each (few trainings give too narrow intervals)"
     lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; {covered}")
     lines.append("of a difference 'x − y', better: queries whose first match is right under x alone; worse: under y")
     return lines + [f"warning: {warning}" for warning in result["warnings"]]
+
+
+def _how_compared(run: Mapping[str, Any]) -> str:
+    """Return in words which features of a run are compared."""
+    words = [f"{run['feature']} features"] + (["mirrored images too"] if run["flip"] else [])
+    if run["transductive"]:
+        words.append(f"normalised by {run['normalize']} over the whole test set (transductive)")
+    return ", ".join(words)
 
 
 def _matrix(rows: Sequence[Mapping[str, Any]], data: Sequence[str]) -> list[str]:

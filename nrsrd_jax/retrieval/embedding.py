@@ -38,8 +38,8 @@ class Embedder:
         mesh: the devices that batches are split over.
         batch_size: the most images to embed at once, at least 1.
         flip: whether to average with the mirror image.
-        feature: "cls" for what the model embeds; "centred" for each part's features less their mean over the training
-            images, as the BNNeck knows it; "neck" for what the BNNeck makes of them.
+        feature: "cls" for the model's embedding; "centred" for the features of its parts minus their mean over the
+            training images, which the BNNeck keeps; "neck" for the output of the BNNecks.
 
     Raises:
         InputError: `feature` needs a trained neck, and the model has none.
@@ -58,8 +58,12 @@ class Embedder:
     ):
         self.description, self.variables, self.mesh = description, variables, mesh
         self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
-        if feature != "cls":  # Fingerprints of "cls" stay what they were.
+        if feature != "cls":
             self.options["feature"] = feature
+        if feature != "cls" and variables and not any(np.any(neck["mean"]) for neck in _necks(variables)):
+            raise InputError(
+                "the neck of these weights was never trained, so it knows no mean of features: set eval.feature=cls"
+            )
         self.batch_size = batch_size
 
         def forward(variables, images, cameras):
@@ -107,10 +111,6 @@ class Embedder:
         """
         mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
-        if feature != "cls" and not any(np.any(neck["mean"]) for neck in _necks(variables)):
-            raise InputError(
-                f"the neck of {directory} was never trained, so it knows no mean of features: set eval.feature=cls"
-            )
         model = description.create_model(dtype=compute_dtype(precision))
         return cls(model, variables, description, mesh, batch_size=batch_size, flip=flip, feature=feature)
 

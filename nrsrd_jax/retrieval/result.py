@@ -34,6 +34,7 @@ from ..options import Options, read_options
 from ..report.curves import plot_illumination
 from ..report.page import report_file, write_report
 from ..runs import find_checkpoint, known_score, newest_run, run_of
+from ..stored import read_description
 from .embedding import Embedder
 from .illumination import SEED
 from .ranking import RankMetrics
@@ -156,7 +157,7 @@ def selected_by(source: Path, path: Path) -> str:
     if path == absolute(source):
         return "its name"
     if known_score(source, int(path.name)) is not None:
-        if config_of(run_of(path)).data.holdout:
+        if (read_description(path).provenance.get("config") or {}).get("data.holdout"):
             return "the best mAP on people held out of training"
         return "the best mAP on the run's query and gallery while training"
     return "being the last of a run that was not evaluated"

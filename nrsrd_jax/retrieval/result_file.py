@@ -58,10 +58,14 @@ def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
         for name, row in result["targets"].items()
     }
     subject = {name: result[name] for name in ("weights_sha256", "protocol", "rerank", "flip", "expand")}
-    # Results of before these options existed do not have them.
-    subject |= {name: result.get(name, default) for name, default in {"feature": "cls", "normalize": "none"}.items()}
+    subject |= _features(result)
     subject |= {"tests": hashes, "precision": config["train"]["precision"], "lights": lights, "data": _where(result)}
     return json.loads(json.dumps(subject | {"degradation": config["degradation"] if lights else None}))
+
+
+def _features(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return which features are compared; results written before these options existed lack them."""
+    return {"feature": result.get("feature", "cls"), "normalize": result.get("normalize", "none")}
 
 
 def _where(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,10 +96,13 @@ def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
     words += [protocol] if protocol != trained.get("eval.protocol", "cross-camera") else []
     words += [precision] if precision != trained.get("train.precision", precision) else []
     words += ["reranked"] if result["rerank"] else []
-    words += [result["feature"]] if result["feature"] != trained.get("eval.feature", "cls") else []
-    words += [result["normalize"]] if result["normalize"] != trained.get("eval.normalize", "none") else []
-    words += ["flip"] if result["flip"] else []
-    words += [f"expand{result['expand']}"] if result["expand"] else []
+    feature, normalize = _features(result).values()
+    words += [feature] if feature != trained.get("eval.feature", "cls") else []
+    if normalize != trained.get("eval.normalize", "none"):
+        words.append("unnormalised" if normalize == "none" else normalize)
+    flip = "flip" if result["flip"] else "unflipped"
+    words += [flip] if result["flip"] != trained.get("eval.flip", False) else []
+    words += [f"expand{result['expand']}"] if result["expand"] != trained.get("eval.expand", 0) else []
     return words + (["lights"] if result["lights"] else [])
 
 

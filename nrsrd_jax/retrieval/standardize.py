@@ -52,6 +52,7 @@ def standardize_groups(
 
 
 def _standardize(features: np.ndarray) -> np.ndarray:
+    """Return features [N, D] with mean 0 and deviation 1 in each number that varies, and 0 in the others."""
     if not len(features):
         return features
     mean, deviation = features.mean(0), features.std(0)
@@ -61,7 +62,7 @@ def _standardize(features: np.ndarray) -> np.ndarray:
 
 
 def brightness_groups(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Split images by their mean luminance into four groups of about as many.
+    """Split images by their mean luminance into four groups of about equal size.
 
     Args:
         query: the mean luminance of each query [Q].

@@ -58,6 +58,11 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
     if not set(types.values()) <= {"float16", "bfloat16"}:
         raise InputError(f"{path} is damaged: it names tensors of unknown types")
+    if description.norm_ratio and description.norm_ratio.form != "ratio":
+        raise InputError(
+            f"{path} has NRA of the form {description.norm_ratio.form}, which the official code does not have: "
+            "it would compute other features"
+        )
     tensors = {}
     for name, slot in torch_names.slots(description, jpm).items():
         values = variables
