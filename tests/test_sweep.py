@@ -62,3 +62,8 @@ def test_a_model_of_the_standard_form_comes_back_as_it_was_saved(tmp_path):
     assert checkpoint.load(tmp_path / "model", make_mesh())[0].norm_ratio == NormRatio(form="standard", init=0.5)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 16, 3), np.uint8)
     assert np.isfinite(Embedder.load(tmp_path / "model")(images)).all()
+
+
+def test_what_the_sweep_would_not_use_is_refused(place):
+    done = run("-m", "nrsrd_jax.analysis", "--checkpoint", place / "model", "--sweep", "--images", "x", status=2)
+    assert "--sweep takes no --images" in done.stderr

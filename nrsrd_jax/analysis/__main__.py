@@ -59,6 +59,14 @@ def queries_of(options: Options) -> list[Path]:
     return list(next(iter(targets.values())).query.paths)
 
 
+def _sweep(source: Path, options: Options, folder: Path) -> None:
+    """Score altered attention on the test that the options choose, and write the results to a folder."""
+    output = writable_folder(folder, "--output")
+    rows = sweep.sweep(source, options, read_targets(options))
+    sweep.write(rows, output, str(source))
+    say(*sweep.summary(rows), f"sweep.csv and sweep.png are in {output}")
+
+
 def main() -> None:
     parser = Parser(__doc__, "nrsrd analysis")
     weights = parser.add_mutually_exclusive_group(required=True)
@@ -81,6 +89,9 @@ def main() -> None:
     ours, rest = split_config_arguments(sys.argv[1:])
     arguments = parser.parse_args(rest)
     config, overrides = read_overrides(ours)
+    unused = [name for name in ("images", "preset", "masks", "centre", "compare") if getattr(arguments, name)]
+    if arguments.sweep and unused:
+        parser.error(f"--sweep takes no --{unused[0]}")
     if not 1 <= arguments.limit <= MOST:
         raise InputError(f"--limit {arguments.limit}: take 1 to {MOST} images; all their maps are held in memory")
     lights = read_lights(arguments.lights, "--lights")
@@ -91,10 +102,7 @@ def main() -> None:
         config.update_from_flattened_dict(overrides)
     options = read_options(config)
     if arguments.sweep:
-        output = writable_folder(arguments.output, "--output")
-        rows = sweep.sweep(source, options, read_targets(options))
-        sweep.write(rows, output, str(source))
-        say(*sweep.summary(rows), f"sweep.csv and sweep.png are in {output}")
+        _sweep(source, options, arguments.output)
         return
     if not arguments.images and not run:
         raise InputError(f"{source} is of no run: name the images with --images")
