@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from .precision import at_least_float32
 
@@ -230,8 +231,7 @@ def relation_loss(student_features: jax.Array, teacher_features: jax.Array) -> j
         distances = jnp.where(pairs, pairwise_distances(features), 0)
         return distances / (distances.sum() / (count * (count - 1)))
 
-    x = jnp.abs(relative(student_features) - relative(teacher_features))
-    huber = jnp.where(x <= 1, jnp.square(x) / 2, x - 0.5)
+    huber = optax.huber_loss(relative(student_features), relative(teacher_features))
     return huber.sum() / (count * (count - 1))
 
 
