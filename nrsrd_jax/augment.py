@@ -1,7 +1,7 @@
-"""Training augmentation on the device: flip, pad and crop, random erasing, normalisation.
+"""Images on the device: brightening, normalisation, and for training flip, pad and crop, random erasing.
 
-Each function takes images [B, H, W, 3] and draws from one key for every image separately. The same key therefore flips
-and crops a bright image and its degraded version alike. The distributions are those of the official TransReID-SSL.
+Each function takes images [B, H, W, 3]. A random one draws from one key for every image separately, so the same key
+flips and crops a bright image and its dark version alike. The distributions are those of the official TransReID-SSL.
 """
 
 import math
@@ -46,6 +46,36 @@ def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float, pad: int) -
         return jax.lax.dynamic_slice(image, (y, x, 0), (height, width, channels))
 
     return jax.vmap(crop)(padded, top, left)
+
+
+def brighten(images: jax.Array, level: float) -> jax.Array:
+    """Raise the pixels x of each image that is darker than `level` to a power: x ** (log level / log mean).
+
+    The power is at most 1, so no image becomes darker. It is the same for all pixels and channels of an image, and
+    depends on no other image. The new mean is near `level`, not equal to it, because a power of a mean is not a mean of
+    powers.
+
+    Args:
+        images: float [B, H, W, C] in 0..1.
+        level: the mean that a dark image is brightened to, in 0..1; 0 for no change.
+
+    Returns:
+        [B, H, W, C] in 0..1, of the type of `images`.
+
+    Source:
+        Gamma correction with γ from the image's mean, as in automatic exposure.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.augment import brighten
+        >>> round(brighten(jnp.full((1, 2, 2, 3), 0.01), 0.4).mean().item(), 3)
+        0.4
+    """
+    if not level:
+        return images
+    mean = images.mean((1, 2, 3), keepdims=True, dtype=jnp.float32)
+    gamma = jnp.minimum(jnp.log(level) / jnp.log(jnp.clip(mean, 1 / 255, 1 - 1 / 255)), 1)
+    return images ** gamma.astype(images.dtype)
 
 
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

@@ -82,7 +82,7 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
             "image_size must agree (nrsrd convert --image_size sets that of a converted teacher)"
         )
     model = description.create_model(dtype=compute_dtype(options.train.precision))
-    return Teacher(model, description.mean, description.std), variables
+    return Teacher(model, description.mean, description.std, description.brighten), variables
 
 
 def make_description(
@@ -101,6 +101,7 @@ def make_description(
         norm_ratio=ratio if options.model.norm_ratio else None,
         identities=tuple(identities),
         cameras=tuple(np.unique(records.train.cameras).tolist()),
+        brighten=options.data.brighten,
         provenance={
             "made_by": "train.py",
             "config": flatten(options),
@@ -152,6 +153,7 @@ def preparation(options: Options, description: Description, degradation: dict) -
         pad=augment.pad,
         erasing=augment.erasing,
         degradation=degradation,
+        brighten=description.brighten,
     )
 
 

@@ -32,8 +32,7 @@ VARIANTS = {
 # What nrsrd_plus changes (docs/evidence.md): features that do not become parallel, inputs as bright as in the
 # pretraining, mirrored test images, and a distillation that counts.
 PLUS = {
-    "data.mean": "dataset",
-    "data.std": "dataset",
+    "data.brighten": 0.4,
     "eval.flip": True,
     "loss.distill": 30.0,
     "loss.temperature": 4.0,

@@ -1,6 +1,6 @@
 """Import a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
 
-  nrsrd convert ckpt.pth [--output DIR] [--image_size 256,128] [--key KEY] [--ignore PATTERN] [--dry_run]
+  nrsrd convert ckpt.pth [--output DIR] [--image_size 256,128] [--brighten 0.4] [--dry_run]
 
 Prints a row for each tensor and writes a checkpoint for nrsrd eval --checkpoint, --config.init.checkpoint and
 --config.teacher.checkpoint. If a tensor is missing, unknown or of a wrong shape, that is an error and nothing is
@@ -11,6 +11,7 @@ In a clone, `python convert/from_torch.py` does the same.
 """
 
 import argparse
+import dataclasses
 import os
 import re
 from pathlib import Path
@@ -19,6 +20,7 @@ from .checkpoint import save_weights
 from .command import Parser, one_line
 from .errors import InputError, say
 from .models.vit import PATCH
+from .options import OPTIONS
 from .weights.from_torch import convert, summary
 
 MAX_LISTED = 20  # faults in the error; all of them are in the report
@@ -31,6 +33,15 @@ def size(text: str) -> tuple[int, int]:
     if any(side == 0 or side % PATCH for side in sides):
         raise argparse.ArgumentTypeError(f"{text} is not height,width in multiples of {PATCH} pixels, like 256,128")
     return sides
+
+
+def level(text: str) -> float:
+    """Return a value for data.brighten."""
+    try:
+        OPTIONS["data.brighten"].check(value := float(text))
+    except (ValueError, InputError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a mean of pixels, at least 0 and below 1") from error
+    return value
 
 
 def default_output(file: Path) -> Path:
@@ -68,6 +79,13 @@ def main() -> None:
         help="leave out the tensors without a rule whose name, in the report or the file, fits; "
         "for example 'criterion.*'; can be repeated",
     )
+    parser.add_argument(
+        "--brighten",
+        type=level,
+        metavar="LEVEL",
+        help="brighten each image that is darker than this mean, in 0..1, before the model sees it (data.brighten); "
+        "0.4 suits a backbone that was pretrained in daylight; default: as in the file, or not at all",
+    )
     parser.add_argument("--dry_run", action="store_true", help="only report")
     options = parser.parse_args()
     if not options.file.is_file() and not options.file.is_dir():
@@ -81,6 +99,8 @@ def main() -> None:
         )
     except InputError as error:
         raise InputError(f"{options.file}: {error}") from error
+    if options.brighten is not None:
+        description = dataclasses.replace(description, brighten=options.brighten)
     if not options.dry_run and not report.faults:
         save_weights(output, description, variables, kept)
     say(*report.lines())

@@ -33,6 +33,7 @@ class Description:
     norm_ratio: NormRatio | None = None
     identities: tuple[int, ...] = ()  # the identity of each class, where known
     cameras: tuple[int, ...] = ()  # the cameras of the training images, where known, sorted
+    brighten: float = 0.0  # the mean that dark images are brightened to before normalisation; 0: they are not
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
     def create_model(self, **options) -> ReID:
@@ -95,7 +96,7 @@ class Description:
     def _fits(self) -> bool:
         """Return whether every value is of its type and in its range."""
         ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
-        numbers = (*self.mean, *self.std, ratio.init, ratio.epsilon)
+        numbers = (*self.mean, *self.std, self.brighten, ratio.init, ratio.epsilon)
         whole = (self.depth, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)
         return (
             (len(self.image_size), len(self.mean), len(self.std)) == (2, 3, 3)
@@ -103,6 +104,7 @@ class Description:
             and all(type(number) is int and abs(number) < 2**63 for number in whole)
             and ratio.epsilon > 0
             and max(map(abs, self.mean)) <= 10  # of pixels in 0..1, with room for other conventions
+            and 0 <= self.brighten < 1
             and 1e-6 <= min(self.std) <= max(self.std) <= 10
             and ratio.scope in OPTIONS["norm_ratio.scope"].choices
             and ratio.form in OPTIONS["norm_ratio.form"].choices

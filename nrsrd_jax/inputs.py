@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
+from . import augment
 from .data import datasets, pipeline
 from .data.images import (
     THREADS,
@@ -210,11 +212,14 @@ def stamps(options: Options, target: Target) -> dict[str, str]:
 
 
 def pixel_statistics(data: Data, images: pipeline.Images) -> tuple[Statistic, Statistic]:
-    """Return data.mean and data.std as numbers; "dataset" measures them on at most 512 training images."""
+    """Return data.mean and data.std as numbers; "dataset" measures them on at most 512 (brightened) training images."""
     mean, std = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
     if mean and std:
         return mean, std
     sample = images[np.linspace(0, len(images) - 1, min(len(images), 512)).astype(int)]
+    if data.brighten:
+        brightened = augment.brighten(jnp.asarray(sample, jnp.float32) / 255, data.brighten)
+        sample = np.asarray(brightened * 255).round().astype(np.uint8)
     shares = np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)]) / sample[..., 0].size
     measured_mean, measured_std = moments(shares)
     measured_std = np.maximum(measured_std, 1 / 255)  # at least one grey level

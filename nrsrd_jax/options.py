@@ -59,6 +59,13 @@ class Data:
         "in 0..1 for each channel, like 0.1,0.1,0.1.",
     )
     std: str = option("half", "What pixels are then divided by: half, dataset or three numbers, as data.mean.")
+    brighten: float = option(
+        0.0,
+        "The mean in 0..1 that each darker image is brightened to by a power of its pixels, before normalisation, in "
+        "training and at test time; 0: no change. It depends on no other image.",
+        low=0,
+        below=1,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,16 +24,17 @@ DOMAINS = {"real": "real", "aux": "syn"}  # each domain's name in the paper's lo
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A frozen model and the normalisation of its images; its classifier is over the auxiliary identities."""
+    """A frozen model and how its images are prepared; its classifier is over the auxiliary identities."""
 
     model: ReID
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    brighten: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How uint8 batches become the network's inputs: normalisation, augmentation and degradation."""
+    """How uint8 batches become the network's inputs: degradation, brightening, augmentation and normalisation."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -41,6 +42,7 @@ class Preparation:
     pad: int
     erasing: float
     degradation: dict[str, Any]
+    brighten: float = 0.0
 
     def __call__(self, key: jax.Array, batch: dict, teacher: Teacher | None = None) -> dict:
         """Return {"real": float images, "aux": dark ones, "teacher": the bright ones with the same flip and crop}."""
@@ -51,15 +53,17 @@ class Preparation:
             images = augment.normalize(images, self.mean, self.std)
             return augment.random_erasing(erase_key, images, probability=self.erasing)
 
-        inputs = {"real": finish(keys[1], move(keys[0], _to_float(batch["real"]["images"])))}
+        real = augment.brighten(_to_float(batch["real"]["images"]), self.brighten)
+        inputs = {"real": finish(keys[1], move(keys[0], real))}
         if "aux" in batch:
             bright = _to_float(batch["aux"]["images"])
             if "dark_images" in batch["aux"]:
                 dark = _to_float(batch["aux"]["dark_images"])
             else:
                 dark = lowlight.degrade(keys[2], bright, **self.degradation)
-            inputs["aux"] = finish(keys[4], move(keys[3], dark))
+            inputs["aux"] = finish(keys[4], move(keys[3], augment.brighten(dark, self.brighten)))
             if teacher:
+                bright = augment.brighten(bright, teacher.brighten)
                 inputs["teacher"] = augment.normalize(move(keys[3], bright), teacher.mean, teacher.std)
         return inputs
 

@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nrsrd_jax.augment import flip_and_crop, normalize, random_erasing
+from nrsrd_jax.augment import brighten, flip_and_crop, normalize, random_erasing
 
 
 def images(count=4, height=24, width=12):
@@ -46,6 +49,38 @@ def test_one_key_moves_bright_and_dark_alike():
 
 def test_no_flip_and_no_pad_leave_the_image():
     np.testing.assert_array_equal(flip_and_crop(jax.random.key(0), images(), flip=0.0, pad=0), images())
+
+
+def test_brighten_brings_dark_images_near_the_level_and_keeps_lighter_ones():
+    batch = images() * jnp.array([0.02, 0.1, 0.5, 1.0])[:, None, None, None]  # means 0.01, 0.05, 0.27 and 0.55
+    out = brighten(batch, 0.4)
+    np.testing.assert_allclose(out.mean((1, 2, 3))[:3], 0.4, atol=0.03)
+    np.testing.assert_array_equal(out[3], batch[3])
+    np.testing.assert_array_equal(brighten(batch, 0.0), batch)
+
+
+def test_brighten_treats_each_image_by_itself():
+    batch = images() / 8
+    np.testing.assert_allclose(brighten(batch, 0.4)[1:2], brighten(batch[1:2], 0.4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_brighten_leaves_a_black_image_black_and_a_white_one_white(value, dtype):
+    image = jnp.full((1, 4, 4, 3), value, dtype)
+    out = brighten(image, 0.4)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, image)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 255), min_size=12, max_size=12), st.floats(0.05, 0.95))
+def test_brighten_keeps_the_order_of_pixels_and_the_range(pixels, level):
+    image = jnp.asarray(pixels, jnp.float32).reshape(1, 2, 2, 3) / 255
+    before, after = np.asarray(image).ravel(), np.asarray(brighten(image, level)).ravel()
+    assert (after >= before - 1e-6).all()
+    assert after.max() <= 1
+    assert (np.diff(after[np.argsort(before)]) >= -1e-6).all()
 
 
 def erased_areas(probability, height=64, width=32, count=600):

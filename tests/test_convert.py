@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from people import run, small_config, small_model, write_images, write_night
 
+from nrsrd_jax import augment
 from nrsrd_jax.checkpoint import load, save_weights, weights_hash
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
@@ -230,14 +231,24 @@ def test_old_layouts_that_the_official_loader_knows(tmp_path, whole, official_we
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 def test_an_own_model_goes_out_and_in_with_all_that_describes_it(tmp_path, kind):
-    """NRA with its λ and settings, both classifiers, the normalisation and the identities."""
+    """NRA with its λ and settings, both classifiers, the normalisation, the brightening and the identities."""
     description = Description(
-        "vit_tiny_ics", 2, (64, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 3, 2, NormRatio(1.5, "token", 1e-3), (7, 8, 9)
+        "vit_tiny_ics",
+        2,
+        (64, 48),
+        (0.1, 0.2, 0.3),
+        (0.4, 0.5, 0.6),
+        3,
+        2,
+        NormRatio(1.5, "token", 1e-3),
+        (7, 8, 9),
+        brighten=0.3,
     )
     variables = initialise(description.create_model(), jax.random.key(0), description.image_size)
     save_weights(tmp_path / "jax", description, variables, {})
     out = tmp_path / f"out{to_torch.SUFFIXES[kind]}"
-    run("convert/to_torch.py", tmp_path / "jax", "--format", kind, "--output", out)
+    done = run("convert/to_torch.py", tmp_path / "jax", "--format", kind, "--output", out)
+    assert "brightened to a mean of 0.3" in done.stderr
     names = state_dict.read(out).tensors.keys()
     assert names >= {"base.blocks.1.attn.norm_ratio", "classifier.weight", "classifier_aux.weight", "base.fc.weight"}
     again, back, _, report = from_torch.convert(out)
@@ -362,6 +373,18 @@ def test_an_index_that_is_none_is_said_in_one_line(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_can_be_told_to_brighten_its_images(tmp_path):
+    shutil.copy(GOLDEN / "vit_tiny_dino.pth", tmp_path / "in.pth")
+    shown = run("convert/from_torch.py", tmp_path / "in.pth", "--brighten", "0.4").stdout
+    assert "darker than a mean of 0.4" in shown
+    embedder = Embedder.load(tmp_path / "in")
+    images = np.random.default_rng(0).integers(0, 60, (2, *embedder.description.image_size, 3), np.uint8)
+    brightened = augment.brighten(jnp.asarray(images, jnp.float32) / 255, 0.4)
+    model = embedder.description.create_model()
+    direct = model.apply(embedder.variables, augment.normalize(brightened, (0.5,) * 3, (0.5,) * 3))["embedding"]
+    np.testing.assert_allclose(embedder(images), direct, rtol=1e-4, atol=1e-4)
+
+
 def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     shutil.copy(GOLDEN / "vit_tiny_dino.pth", tmp_path / "in.pth")
     shown = run("convert/from_torch.py", tmp_path / "in.pth", "--dry_run", "--image_size", "128,64").stdout
@@ -378,6 +401,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("from_torch.py", [GOLDEN / "README.md", "--output", "x"], "README.md: this is not a PyTorch checkpoint"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "argument --image_size"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),
+    ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--brighten", "1"], "argument --brighten: 1 is not"),
     ("from_torch.py", ["x" * 300], "File name too long"),
     ("to_torch.py", ["nowhere"], "nowhere does not exist"),
     ("to_torch.py", ["/"], "holds no checkpoint"),

@@ -26,6 +26,7 @@ PUBLIC = (
     losses.spread_loss,
     losses.compute_terms,
     losses.total_loss,
+    augment.brighten,
     augment.flip_and_crop,
     augment.normalize,
     augment.random_erasing,

@@ -61,6 +61,24 @@ def test_each_side_has_its_own_normalisation():
     np.testing.assert_allclose(inputs["real"], (images - [0.1, 0.2, 0.3]) / [0.1, 0.2, 0.4], atol=1e-5)
 
 
+def test_student_and_teacher_are_brightened_each_as_its_model_asks():
+    still = {"flip": 0.0, "pad": 0, "erasing": 0.0, "degradation": {}, "brighten": 0.8}
+    dark = batch(dark=True)
+    teacher = Teacher(create_model("vit_tiny", classes=5), **PLAIN, brighten=0.7)
+    inputs = Preparation(**PLAIN, **still)(jax.random.key(0), dark, teacher)
+    sources = {"real": ("real", "images", 0.8), "aux": ("aux", "dark_images", 0.8), "teacher": ("aux", "images", 0.7)}
+    for name, (domain, key, level) in sources.items():
+        images = dark[domain][key] / 255
+        gamma = np.log(level) / np.log(images.mean((1, 2, 3), keepdims=True))
+        np.testing.assert_allclose(inputs[name], images**gamma, atol=1e-5)
+
+
+def test_measured_statistics_are_those_of_brightened_images():
+    images = np.random.default_rng(0).integers(0, 60, (20, 32, 16, 3), np.uint8)
+    mean, _ = pixel_statistics(Data(mean="dataset", brighten=0.4), images)
+    np.testing.assert_allclose(mean, 0.4, atol=0.05)
+
+
 def test_measured_statistics_are_those_of_the_training_images():
     measured = Data(mean="dataset", std="dataset")
     images = np.random.default_rng(0).integers(0, 200, (20, 32, 16, 3), np.uint8)

@@ -59,7 +59,8 @@ class Probe:
 
         def forward(variables, images):
             with jax.default_matmul_precision("highest"):
-                x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
+                x = augment.brighten(images.astype(jnp.float32) / 255, description.brighten)
+                x = augment.normalize(x, description.mean, description.std)
                 out: Any = model.apply(variables, x, maps=True)
             return out["maps"] | {"attention": out["maps"]["attention"][:, :, :, 0]}
 

@@ -68,7 +68,8 @@ class Embedder:
 
         def forward(variables, images, cameras):
             with jax.default_matmul_precision("highest"):
-                x = augment.normalize(images.astype(jnp.float32) / 255, description.mean, description.std)
+                x = augment.brighten(images.astype(jnp.float32) / 255, description.brighten)
+                x = augment.normalize(x, description.mean, description.std)
                 views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
                 every = jnp.repeat(cameras, views.shape[1])
                 out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]), cameras=every)

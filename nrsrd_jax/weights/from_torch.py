@@ -328,6 +328,8 @@ def summary(description: Description) -> list[str]:
         lines[0] += ", normalised with mean and std 0.5 as in the official code"
         if description.norm_ratio:
             lines.append(f"NRA's form, scope and ε are not in the file: {description.norm_ratio} assumed")
+    if description.brighten:
+        lines.append(f"each image darker than a mean of {description.brighten} is brightened to it before")
     if description.classes:
         lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
     else:

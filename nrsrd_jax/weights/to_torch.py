@@ -108,6 +108,12 @@ def main() -> None:
             partial.write_bytes(safetensors.numpy.save(contiguous, {torch_file.NOTES: notes}))
         else:
             torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)
+    if description.brighten:
+        say(
+            f"warning: the model was given images brightened to a mean of {description.brighten} "
+            "(nrsrd_jax.augment.brighten); the official code does not do that by itself",
+            error=True,
+        )
     say(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")
 
 
