@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from .cluster import any_process, is_first, wait_for_all
+from .processes import any_process, is_first, wait_for_all
 from .description import Description
 from .errors import InputError, printable, say
 from .files import absolute

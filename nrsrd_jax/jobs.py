@@ -12,7 +12,7 @@ from typing import NoReturn
 from .errors import InputError, counted, printable, say
 from .termination import Termination
 
-# These variables make a process wait for others, to train as one with them (cluster.py).
+# These variables make a process wait for others, to train as one with them (processes.py).
 CLUSTER = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "JOB_COMPLETION_INDEX")
 POLL = 0.1  # seconds between looks at the processes
 

@@ -29,9 +29,9 @@ def command() -> None:
             say(*describe())
             return
         # Not imported before the flags are parsed, so that --help is quick.
-        from . import cluster
+        from . import processes
 
-        cluster.join()
+        processes.join()
         from .training import train
 
         folder = workdir.value or Path("runs") / config_name()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import checkpoint, runs
 from .build import degradation_options, load_initial_backbone, load_teacher, make_description, make_step, state_builder
 from .checkpoint import Checkpoints
-from .cluster import check_alike, is_first, together
+from .processes import check_alike, is_first, together
 from .compiled import CompiledStep, is_finite, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
 from .data import pipeline

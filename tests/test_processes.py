@@ -12,7 +12,7 @@ import people
 import pytest
 from people import small_config, train_command, write_night
 
-from nrsrd_jax import cluster, runs
+from nrsrd_jax import processes, runs
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
 
@@ -96,11 +96,11 @@ def test_what_one_process_finds_wrong_ends_both(place, tmp_path):
 
 JOIN = """
 import sys
-from nrsrd_jax import cluster
+from nrsrd_jax import processes
 from nrsrd_jax.command import one_line
-cluster.PATIENCE = 3
-one_line(cluster.join)
-print("joined", cluster.is_first(), file=sys.stderr)
+processes.PATIENCE = 3
+one_line(processes.join)
+print("joined", processes.is_first(), file=sys.stderr)
 """
 
 
@@ -164,7 +164,7 @@ def test_an_invalid_address_is_refused_at_once(monkeypatch, address, count, proc
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="give host:port of the first process"):
-        cluster.join()
+        processes.join()
 
 
 def test_two_processes_go_on_where_one_stopped_and_back(place, alone, tmp_path):
