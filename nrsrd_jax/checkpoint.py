@@ -21,10 +21,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from .processes import any_process, is_first, wait_for_all
 from .description import Description
 from .errors import InputError, printable, say
 from .files import absolute
+from .processes import any_process, is_first, wait_for_all
 from .runs import FOLDER, find_checkpoint, saved_score, saved_steps
 from .sharding import parameter_shardings, place
 from .state import TrainState

@@ -19,7 +19,6 @@ from tqdm import tqdm
 from . import checkpoint, runs
 from .build import degradation_options, load_initial_backbone, load_teacher, make_description, make_step, state_builder
 from .checkpoint import Checkpoints
-from .processes import check_alike, is_first, together
 from .compiled import CompiledStep, is_finite, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
 from .data import pipeline
@@ -40,6 +39,7 @@ from .metrics_log import MetricsLog, logged_accuracy, logged_scores
 from .models import find_spec
 from .options import Options, read_options
 from .precision import compute_dtype
+from .processes import check_alike, is_first, together
 from .retrieval.embedding import Embedder
 from .retrieval.scoring import evaluate, headline
 from .runs import owned
