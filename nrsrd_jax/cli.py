@@ -13,6 +13,7 @@ VERBS = {
     "compare": ("compare", "compare runs, with confidence intervals of their differences"),
     "convert": ("convert", "import PyTorch weights"),
     "check": ("check", "check a data set before training"),
+    "embed": ("embed", "embed own crops into a gallery"),
     "ablation": ("ablation", "train the rows of a table of the paper, and compare them"),
     "analysis": ("analysis.__main__", "show what attention does in a checkpoint"),
     "lowlight": ("lowlight.__main__", "show images as they would look in the dark"),

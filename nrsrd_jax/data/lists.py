@@ -70,20 +70,19 @@ def _encoding(content: bytes) -> str:
     return "utf-8"
 
 
-def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_table(file: Path, required: Sequence[str], optional: Sequence[str] | None) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, {column: cell}) of a table whose cells are separated by commas, semicolons or tabs.
 
     The first line that is not blank names the columns, in any case; before it Excel's "sep=;" may stand. Blank rows
     are left out, cells are stripped; a cell that is missing at the end of a row is "". Columns that are neither
-    required nor optional are left out.
+    required nor optional are left out; all stay if `optional` is None.
 
     Raises:
         InputError: as `read_lines` does, or a required column is missing, a column is there twice, or a row has more
             cells than there are columns.
     """
-    columns = (*required, *optional)
     lines = read_lines(file)
-    takes = f"it takes the columns {','.join(columns)}"
+    takes = f"it takes the columns {','.join((*required, *(optional or ())))}"
     filled = ((n, line) for n, line in lines if line.strip(" ,;\t"))
     start, header = next(filled, (0, ""))
     # Excel's way to say what separates cells; editors that do not know it put quotes or more separators around it.
@@ -97,6 +96,7 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> 
         names = [cell.strip().casefold() for cell in next(rows)]
         if missing := [name for name in required if name not in names]:
             raise InputError(f"{file} has no column {', '.join(missing)} in its first line {quoted(header)}; {takes}")
+        columns = (*required, *optional) if optional is not None else names
         if twice := [name for name in columns if names.count(name) > 1]:
             raise InputError(f"{file} has the column {twice[0]} twice; {takes}")
         places = {name: names.index(name) for name in columns if name in names}

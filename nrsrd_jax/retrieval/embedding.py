@@ -60,7 +60,7 @@ class Embedder:
         self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
         if feature != "cls":
             self.options["feature"] = feature
-        if feature != "cls" and variables and not any(np.any(neck["mean"]) for neck in _necks(variables)):
+        if feature != "cls" and variables and not _has_trained_neck(variables):
             raise InputError(
                 "the neck of these weights was never trained, so it knows no mean of features: set eval.feature=cls"
             )
@@ -95,7 +95,7 @@ class Embedder:
             precision: of the network's matrix products: "float32", "bfloat16", or "auto" for bfloat16 on an
                 accelerator and float32 on CPU.
             flip: whether to average the features with those of the mirror image.
-            feature: "cls", "centred" or "neck", see the class.
+            feature: "cls", "centred" or "neck", see the class; "auto" for centred where the neck was trained, else cls.
 
         Returns:
             The Embedder. `.description` has the image size and normalisation, `.width` the number of features.
@@ -113,6 +113,8 @@ class Embedder:
         mesh = make_mesh()
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
+        if feature == "auto":
+            feature = "centred" if _has_trained_neck(variables) else "cls"
         return cls(model, variables, description, mesh, batch_size=batch_size, flip=flip, feature=feature)
 
     def __call__(
@@ -171,11 +173,30 @@ class Embedder:
             return self.description.spec.width
         return sum(neck["mean"].size for neck in _necks(self.variables))
 
+    def identity(self) -> dict[str, Any]:
+        """Return what features depend on, but for rounding: the hashes of weights and description, and the options.
+
+        Unlike `fingerprint` it is the same on every platform and in every precision, so that features made on a GPU can
+        be searched on a CPU.
+        """
+        model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
+        text = json.dumps(model, sort_keys=True, default=str)
+        return {
+            "weights_sha256": checkpoint.weights_hash(self.variables),
+            "model_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "feature": self.options.get("feature", "cls"),
+            "flip": self.options["flip"],
+        }
+
     def fingerprint(self) -> str:
         """Return a hash of what determines the features of images: weights, model, mirroring, precision, platform."""
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _has_trained_neck(variables: dict) -> bool:
+    return any(np.any(neck["mean"]) for neck in _necks(variables))
 
 
 def _necks(variables: dict) -> list[dict]:

@@ -1,0 +1,139 @@
+r"""Embed crops of people, and keep their features in a gallery that `nrsrd search` and `nrsrd cluster` read.
+
+  nrsrd embed crops/ --model runs/night --gallery gallery
+  nrsrd embed crops/ more/ one.jpg list.csv --model runs/night --gallery gallery
+  nrsrd embed crops/ … --pattern '(?P<camera>c\d+)_(?P<time>\d{14})' --check     shows what names tell, embeds nothing
+  nrsrd embed crops/ … --shard 3/16                                       the third of 16 processes, here or elsewhere
+
+Crops are images in folders at any depth, or rows of a manifest: a CSV file with the column path (relative to it), and
+if you have them camera, time, person, track and columns of your own. A second call embeds only files that are new or
+have changed, and marks those that are gone. If it is killed, the same command goes on. A gallery belongs to one model.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .command import Parser, one_line, positive
+from .errors import InputError, counted, say
+from .gallery.crops import KNOWN, Source, make_source
+
+SHOWN = 5  # rows of --check
+
+
+def main() -> None:
+    arguments = _read_arguments()
+    sources = [make_source(path, arguments.pattern, arguments.time_format) for path in arguments.crops]
+    if arguments.check:
+        say(*check(sources))
+        return
+    # Not imported before the arguments are read, so that --help is quick.
+    from .gallery.embed import about, describe, embed, make_plan, warn_unreadable
+    from .gallery.store import Gallery, summary, writing
+    from .retrieval.embedding import Embedder
+
+    shard = arguments.shard
+    with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
+        embedder = Embedder.load(
+            arguments.model,
+            batch_size=arguments.batch_size,
+            precision=arguments.precision,
+            flip=arguments.flip,
+            feature=arguments.feature,
+        )
+        gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
+        known = gallery.known()
+        plan = make_plan(sources, known, shard)
+        start = time.perf_counter()
+        unreadable = plan.unreadable + embed(plan.embed, gallery, embedder, known)
+        seconds = time.perf_counter() - start
+        describe(plan.describe, gallery)
+        gallery.mark(plan.back, vanished=False)
+        gallery.mark(plan.gone, vanished=True)
+        if not shard:
+            gallery.compact()
+    warn_unreadable(unreadable)
+    embedded = len(plan.embed) + len(plan.unreadable) - len(unreadable)
+    counts = {
+        "unchanged": plan.unchanged,
+        "described anew": len(plan.describe),
+        "there again": len(plan.back),
+        "vanished": len(plan.gone),
+        "unreadable": len(unreadable),
+    }
+    rate = f" at {embedded / seconds:.0f} images/s" if embedded else ""
+    others = "".join(f", {count:,} {what}" for what, count in counts.items() if count)
+    say(f"{counted(embedded, 'crop')} embedded{rate}{others}; {arguments.gallery}: {summary(gallery)}")
+
+
+def check(sources: Sequence[Source]) -> list[str]:
+    """Return lines that show which crops there are and what is known of them."""
+    lines, total, filled = [], 0, dict.fromkeys(map(str, KNOWN), 0)
+    for source in sources:
+        for crop in source.crops():
+            if total < SHOWN:
+                known = ", ".join(f"{name} {value}" for name, value in crop.values.items() if value is not None)
+                lines.append(f"{crop.path}: {known or 'only its path'}")
+            total += 1
+            for name, value in crop.values.items():
+                filled[name] = filled.get(name, 0) + (value is not None)
+    if not total:
+        raise InputError(f"{sources[0].path} has no crops (.jpg, .png, .webp or .bmp)")
+    told = ", ".join(f"{name} of {count:,}" for name, count in filled.items() if count)
+    return [*lines, f"{counted(total, 'crop')}; known: {told or 'nothing but paths'}; nothing was embedded"]
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Return "3/16" as (3, 16)."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text} is not a shard like 3/16, from 1/16 to 16/16")
+    return number, count
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__, "nrsrd embed")
+    parser.add_argument("crops", nargs="+", type=Path, metavar="CROPS", help="folders, images or manifests (.csv)")
+    parser.add_argument("--model", help="a training run or a checkpoint")
+    parser.add_argument("--gallery", help="the folder of the gallery, or a LanceDB address such as s3://bucket/gallery")
+    parser.add_argument(
+        "--pattern",
+        default="",
+        help="a regular expression that is searched for in each path below its folder; its named groups are columns: "
+        "camera, time, person, track, or your own",
+    )
+    parser.add_argument(
+        "--time-format",
+        default="",
+        help="of times, as in Python's strptime; default: ISO 8601, 20261127193000 or seconds",
+    )
+    parser.add_argument("--check", action="store_true", help="only show what is known of the crops")
+    parser.add_argument("--shard", type=shard, metavar="I/N", help="embed only this part of the crops, by their paths")
+    parser.add_argument(
+        "--feature",
+        choices=("auto", "cls", "centred", "neck"),
+        default="auto",
+        help="as eval.feature; auto, the default, is centred for a trained model, so that similarities spread",
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
+    )
+    arguments = parser.parse_args()
+    for name in ("model", "gallery"):
+        if not arguments.check and not getattr(arguments, name):
+            parser.error(f"give --{name}")
+    return arguments
+
+
+def command() -> None:
+    """Run `nrsrd embed` with the arguments of the process."""
+    one_line(main, "interrupted; crops that were embedded are kept, and the same command goes on")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,354 @@
+"""The gallery: features of crops with what is known of each, in a LanceDB table.
+
+A gallery is a folder, or storage that LanceDB knows (s3://…, db://…). One row is one crop:
+
+  path        of the file, absolute
+  vector      its feature, float32 [D], of any length
+  camera, time, person, track   text (time: UTC), null where unknown; and the user's own columns, as text
+  brightness  the mean luminance of the crop, in 0..1
+  size, modified                of the file, in bytes and in nanoseconds since 1970
+  vanished    when the file was found to be gone; null while it is there
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, counted, printable
+from ..files import expanded, locked_open
+from .crops import KNOWN
+
+try:
+    import lancedb
+    import pyarrow as pa
+except ImportError as missing:
+    raise InputError("galleries need LanceDB: pip install 'nrsrd-jax[search]'") from missing
+
+TABLE = "crops"
+NOTE = b"nrsrd_jax"  # the key of the About in the table's schema
+UTC = pa.timestamp("us", tz="UTC")
+PRESENT = "vanished IS NULL"
+AT_ONCE = 500  # paths in one condition
+BATCH = 8192  # rows read at a time: 13 MB of features of 384 numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a gallery remembers of the model that made its features.
+
+    Attributes:
+        model: the checkpoint's path.
+        identity: `Embedder.identity()`: what another model's features would differ in.
+        width: how many numbers a feature has.
+        backbone: its name.
+        software: the version of nrsrd-jax.
+        format: of the gallery.
+    """
+
+    model: str
+    identity: dict[str, Any]
+    width: int
+    backbone: str
+    software: str
+    format: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Known:
+    """What tells whether a crop in the gallery is still the file that it was, and described as it was."""
+
+    size: int
+    modified: int
+    vanished: bool
+    values: int  # the hash of its columns
+
+
+class Gallery:
+    """An open gallery.
+
+    `open` and `create` return one. `about` says which model its features are of, `columns` which columns crops have
+    beside those of the gallery itself.
+    """
+
+    def __init__(self, uri: str, table: Any, about: About):
+        self.uri, self.about = uri, about
+        self._table = table
+
+    @classmethod
+    def open(cls, uri: str | Path) -> "Gallery":
+        """Return the gallery of a folder or a LanceDB address.
+
+        Raises:
+            InputError: there is none, it cannot be read, or it is not one of this version.
+        """
+        place = address(uri)
+        with storage_errors(place):
+            if "://" not in place and not os.path.isdir(os.path.join(place, f"{TABLE}.lance")):
+                raise InputError(f"{place} is not a gallery; nrsrd embed makes one")
+            table = lancedb.connect(place).open_table(TABLE)
+        return cls(place, table, _about(place, table.schema))
+
+    @classmethod
+    def create(cls, uri: str | Path, about: About) -> "Gallery":
+        """Return the gallery, made if it is missing. InputError as `open`, or if its features are of another model."""
+        place = address(uri)
+        own = [pa.field(name, UTC if name == "time" else pa.string()) for name in KNOWN]
+        schema = pa.schema(
+            [
+                pa.field("path", pa.string(), nullable=False),
+                pa.field("vector", pa.list_(pa.float32(), about.width), nullable=False),
+                *own,
+                pa.field("brightness", pa.float32()),
+                pa.field("size", pa.int64()),
+                pa.field("modified", pa.int64()),
+                pa.field("vanished", UTC),
+            ],
+            metadata={NOTE: json.dumps(dataclasses.asdict(about)).encode()},
+        )
+        with storage_errors(place):
+            table = lancedb.connect(place).create_table(TABLE, schema=schema, exist_ok=True)
+        gallery = cls(place, table, _about(place, table.schema))
+        gallery.check_model(about.identity)
+        return gallery
+
+    def check_model(self, identity: dict[str, Any]) -> None:
+        """Raise InputError if features of the model `Embedder.identity()` do not belong here; it says what differs."""
+        differing = [name for name, value in self.about.identity.items() if identity.get(name) != value]
+        if differing:
+            own = ", ".join(f"{name} {str(self.about.identity[name])[:12]}" for name in differing)
+            other = ", ".join(f"{name} {str(identity.get(name))[:12]}" for name in differing)
+            raise InputError(
+                f"the gallery {self.uri} has features of another model ({own}) than this one ({other}): give the model "
+                f"{self.about.model}, or make another gallery"
+            )
+
+    @property
+    def columns(self) -> list[str]:
+        """Return the names of all columns but the vector."""
+        return [name for name in self._table.schema.names if name != "vector"]
+
+    @property
+    def own_columns(self) -> list[str]:
+        """Return the columns that the user gave, the known ones first."""
+        filled = ("path", "brightness", "size", "modified", "vanished")
+        return [name for name in self.columns if name not in filled]
+
+    def count(self, where: str = "") -> int:
+        """Return how many crops there are that fulfil a condition in SQL. InputError if it is not one."""
+        with storage_errors(self.uri, where):
+            return self._table.count_rows(where or None)
+
+    def known(self) -> dict[str, Known]:
+        """Return what is known of each path; about 300 bytes a crop."""
+        names = self.own_columns
+        found = {}
+        for batch in self.batches(columns=("path", "size", "modified", "vanished", *names), vectors=False):
+            columns = [batch[name].to_pylist() for name in ("path", "size", "modified", "vanished", *names)]
+            for path, size, modified, vanished, *values in zip(*columns, strict=True):
+                described = hash_values(dict(zip(names, values, strict=True)))
+                found[path] = Known(size, modified, vanished is not None, described)
+        return found
+
+    def batches(
+        self, where: str = "", columns: Sequence[str] = ("path",), vectors: bool = True, rowid: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the crops that fulfil a condition in SQL, BATCH rows at a time, in the order they were added.
+
+        Args:
+            where: a condition on columns, such as "camera = 'c1'"; "" for all crops.
+            columns: the columns to read.
+            vectors: whether to read the features too; `vectors_of` turns a batch's into an array.
+            rowid: whether to add LanceDB's "_rowid".
+
+        Raises:
+            InputError: the condition is not one, or the gallery cannot be read.
+        """
+        wanted = [*columns, *(["vector"] if vectors else [])]
+        with storage_errors(self.uri, where):
+            query = self._table.search().select(wanted).with_row_id(rowid)
+            yield from (query.where(where) if where else query).to_batches(batch_size=BATCH)
+
+    def read(self, where: str = "", columns: Sequence[str] | None = None) -> tuple[pa.Table, np.ndarray]:
+        """Return crops as a table without the vectors, and their features, float32 [N, D].
+
+        Args:
+            where: a condition in SQL, as in `batches`.
+            columns: the columns to read; None for all.
+        """
+        names = self.columns if columns is None else list(columns)
+        features = np.empty((self.count(where), self.about.width), np.float32)
+        parts, start = [], 0
+        for batch in self.batches(where, names):
+            features[start : start + len(batch)] = vectors_of(batch)
+            parts.append(batch.select(names))
+            start += len(batch)
+        schema = pa.schema([self._table.schema.field(name) for name in names])
+        return pa.Table.from_batches(parts, schema), features
+
+    def rows(self, ids: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
+        """Return columns of the crops with these "_rowid", by it."""
+        with storage_errors(self.uri):
+            found = self._table.take_row_ids(list(ids)).select(list(columns)).with_row_id(True).to_arrow()
+        return {row.pop("_rowid"): row for row in found.to_pylist()}
+
+    def vectors_at(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the features of the crops at these paths; paths that the gallery does not have are missing."""
+        found = {}
+        for start in range(0, len(paths), AT_ONCE):
+            for batch in self.batches(one_of("path", paths[start : start + AT_ONCE])):
+                found |= zip(batch["path"].to_pylist(), vectors_of(batch), strict=True)
+        return found
+
+    def add(self, rows: Sequence[dict[str, Any]], vectors: np.ndarray, replace: bool = False) -> None:
+        """Write crops and their features [N, D], all of them or none.
+
+        Args:
+            rows: the values of each crop's columns, "path" among them; missing ones are null.
+            vectors: the features, finite.
+            replace: whether crops of the same paths may be there, which are then replaced.
+        """
+        for name in sorted({name for row in rows for name in row} - set(self.columns)):
+            with storage_errors(self.uri):
+                self._table.add_columns({name: "CAST(NULL AS string)"})
+        width = self.about.width
+        flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+        schema = self._table.schema
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(flat, width)
+            if field.name == "vector"
+            else pa.array([row.get(field.name) for row in rows], field.type)
+            for field in schema
+        ]
+        table = pa.Table.from_arrays(arrays, schema=schema)
+        with storage_errors(self.uri):
+            if replace:
+                matched = self._table.merge_insert("path").when_matched_update_all()
+                matched.when_not_matched_insert_all().execute(table)
+            else:
+                self._table.add(table)
+
+    def mark(self, paths: Sequence[str], vanished: bool) -> None:
+        """Note that the files at these paths are gone, or that they are there again."""
+        now = f"TIMESTAMP '{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}'" if vanished else "NULL"
+        for start in range(0, len(paths), AT_ONCE):
+            with storage_errors(self.uri):
+                self._table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
+
+    def delete(self, where: str) -> int:
+        """Delete the crops that fulfil a condition, for good: also from older versions. Return how many there were."""
+        count = self.count(where)
+        if count:
+            with storage_errors(self.uri):
+                self._table.delete(where)
+            self.compact(forget=True)
+        return count
+
+    def compact(self, forget: bool = False) -> None:
+        """Join small files, and with `forget` remove all older versions of the table."""
+        import warnings
+
+        older = datetime.timedelta(0) if forget else datetime.timedelta(days=1)
+        with storage_errors(self.uri), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # It warns of readers of older versions.
+            self._table.optimize(cleanup_older_than=older, delete_unverified=forget)
+
+    @property
+    def table(self) -> Any:
+        """Return the LanceDB table, for its index and its own search."""
+        return self._table
+
+
+def address(uri: str | Path) -> str:
+    """Return the absolute path of a folder, or a LanceDB address as it is."""
+    text = str(uri)
+    return text if "://" in text else str(expanded(text).absolute())
+
+
+def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
+    """Return a batch's features, float32 [N, D]."""
+    column = batch["vector"]
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), column.type.list_size)
+
+
+def one_of(column: str, values: Sequence[str]) -> str:
+    """Return the condition that a column has one of these texts."""
+    return f"{column} IN ({', '.join(map(quote, values))})"
+
+
+def quote(text: str) -> str:
+    """Return a text as SQL writes it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def hash_values(values: dict[str, Any]) -> int:
+    """Return a hash of columns that are not null."""
+    return hash(tuple(sorted((name, str(value)) for name, value in values.items() if value is not None)))
+
+
+@contextlib.contextmanager
+def storage_errors(place: str, where: str = "") -> Iterator[None]:
+    """Turn an error of LanceDB into an InputError of one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    # LanceDB raises ValueError, RuntimeError, OSError and its own; its texts have a trace of its Rust code.
+    except (ValueError, RuntimeError, OSError, NotImplementedError, TypeError, KeyError, pa.ArrowException) as error:
+        text = printable(str(error).replace("\n", " "), 300)
+        if where:
+            raise InputError(f"the condition {where} does not fit the gallery {place}: {text}") from error
+        full = "the disk is full; free some space: " if "No space left" in str(error) else ""
+        raise InputError(f"the gallery {place}: {full}{text}") from error
+
+
+def _about(place: str, schema: pa.Schema) -> About:
+    try:
+        about = About(**json.loads((schema.metadata or {})[NOTE]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{place} is not a gallery that nrsrd embed made") from error
+    if about.format != 1:
+        raise InputError(f"{place} is a gallery of a newer version of nrsrd-jax ({about.software}): update it")
+    return about
+
+
+@contextlib.contextmanager
+def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
+    """Let one process write to a folder's gallery at a time, or one process for each shard such as "3-of-16".
+
+    Other addresses are not locked: LanceDB itself keeps the table whole there.
+
+    Raises:
+        InputError: another process writes, or the folder cannot be written.
+    """
+    place = address(uri)
+    if "://" in place:
+        yield
+        return
+    folder = Path(place)
+    with contextlib.ExitStack() as open_files:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, kind in ((".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX), (f".lock-{shard}", fcntl.LOCK_EX)):
+                if shard or name == ".lock":
+                    fcntl.flock(open_files.enter_context(locked_open(folder / name)), kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process writes to {folder}; wait until it has ended") from error
+        except OSError as error:
+            raise InputError(f"cannot write to the gallery {folder}: {error.strerror}") from error
+        yield
+
+
+def summary(gallery: Gallery) -> str:
+    """Return one line: how many crops of which model."""
+    total, gone = gallery.count(), gallery.count("vanished IS NOT NULL")
+    feature = gallery.about.identity.get("feature")
+    vanished = f", {gone:,} of them vanished" if gone else ""
+    return f"{counted(total, 'crop')}{vanished}, {feature} features of {gallery.about.backbone}"
