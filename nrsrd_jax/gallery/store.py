@@ -173,8 +173,9 @@ class Gallery:
         """
         wanted = [*columns, *(["vector"] if vectors else [])]
         with storage_errors(self.uri, where):
-            query = self._table.search().select(wanted).with_row_id(rowid)
-            yield from (query.where(where) if where else query).to_batches(batch_size=BATCH)
+            query = self._table.search().select(wanted)
+            query = query.where(where) if where else query
+            yield from (query.with_row_id(True) if rowid else query).to_batches(batch_size=BATCH)
 
     def read(self, where: str = "", columns: Sequence[str] | None = None) -> tuple[pa.Table, np.ndarray]:
         """Return crops as a table without the vectors, and their features, float32 [N, D].
@@ -196,7 +197,7 @@ class Gallery:
     def rows(self, ids: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
         """Return columns of the crops with these "_rowid", by it."""
         with storage_errors(self.uri):
-            found = self._table.take_row_ids(list(ids)).select(list(columns)).with_row_id(True).to_arrow()
+            found = self._table.take_row_ids(list(ids)).select(list(columns)).with_row_id().to_arrow()
         return {row.pop("_rowid"): row for row in found.to_pylist()}
 
     def vectors_at(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -301,7 +302,7 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
     except InputError:
         raise
     # LanceDB raises ValueError, RuntimeError, OSError and its own; its texts have a trace of its Rust code.
-    except (ValueError, RuntimeError, OSError, NotImplementedError, TypeError, KeyError, pa.ArrowException) as error:
+    except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         text = printable(str(error).replace("\n", " "), 300)
         if where:
             raise InputError(f"the condition {where} does not fit the gallery {place}: {text}") from error

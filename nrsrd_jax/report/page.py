@@ -165,7 +165,7 @@ def _section(
 
 
 def _columns(split, rows: np.ndarray) -> dict[str, list]:
-    names = [_shown(split.paths[i].name) for i in rows]
+    names = [shown(split.paths[i].name) for i in rows]
     return {"names": names, "ids": list(map(str, split.pids[rows].tolist())), "cameras": split.cameras[rows].tolist()}
 
 
@@ -188,13 +188,13 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
     return page.encode()
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return text without control characters; a line break may stay, because a page has no lines to forge."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def _finalize(value: Any) -> Any:
-    return _shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def embedded(data: Any) -> Markup:

@@ -1,0 +1,60 @@
+"""Delete crops from a gallery for good.
+
+  nrsrd forget gallery --where "person = '17'"
+  nrsrd forget gallery --before 2026-10-01
+  nrsrd forget gallery --path crops/0007.jpg --yes
+
+Without --yes it only says how many crops it would delete. Deleted are the features and all that is known of the crops,
+also in older versions of the gallery. The image files stay, and `nrsrd embed` takes them in again: delete them too.
+"""
+
+from pathlib import Path
+
+from .command import Parser, one_line
+from .errors import InputError, counted, say
+from .files import absolute
+from .gallery.crops import parse_time
+
+
+def main() -> None:
+    parser = Parser(__doc__, "nrsrd forget")
+    parser.add_argument("gallery", help="as nrsrd embed made it")
+    parser.add_argument("--where", metavar="SQL", help="a condition on columns")
+    parser.add_argument("--before", metavar="TIME", help="crops from before that time (UTC), for a retention date")
+    parser.add_argument("--path", type=Path, action="append", default=[], help="a crop; can be repeated")
+    parser.add_argument("--vanished", action="store_true", help="crops whose files are gone")
+    parser.add_argument("--yes", action="store_true", help="delete them")
+    arguments = parser.parse_args()
+    # Not imported before the arguments are read, so that --help is quick.
+    from .gallery.store import Gallery, one_of, writing
+
+    parts = [f"({arguments.where})"] if arguments.where else []
+    if arguments.before:
+        try:
+            parts.append(f"time < TIMESTAMP '{parse_time(arguments.before):%Y-%m-%d %H:%M:%S.%f}'")
+        except ValueError as error:
+            raise InputError(f"--before: {error}") from error
+    if arguments.path:
+        parts.append(one_of("path", [str(absolute(path)) for path in arguments.path]))
+    if arguments.vanished:
+        parts.append("vanished IS NOT NULL")
+    if not parts:
+        parser.error("say which crops: --where, --before, --path or --vanished")
+    gallery = Gallery.open(arguments.gallery)
+    where = " AND ".join(parts)
+    count, total = gallery.count(where), gallery.count()
+    if not arguments.yes:
+        say(f"{count:,} of {counted(total, 'crop')} would be deleted ({where}); --yes deletes them")
+        return
+    with writing(arguments.gallery):
+        gallery.delete(where)
+    say(f"{counted(count, 'crop')} deleted from {arguments.gallery}; {total - count:,} are left")
+
+
+def command() -> None:
+    """Run `nrsrd forget` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,269 @@
+"""Searching a gallery: the crops most similar to each query.
+
+Q queries, N crops of the gallery, D feature width, K matches of a query. Similarity is the cosine of two features, in
+−1..1. Of equal similarities the crop that was added earlier ranks first, so a search has the order of `nrsrd eval`.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import InputError
+from ..retrieval.ranking import unit_rows
+from ..retrieval.rerank import reranked_distances
+from ..retrieval.standardize import brightness_groups, standardize_groups
+from .store import Gallery, quote, storage_errors, vectors_of
+
+NORMALIZATIONS = ("none", "gallery", "camera", "brightness")
+QUERIES = 256  # queries at a time: with a batch of the gallery 16 MB of similarities
+# Of the index: lists that are looked into, and how many times `top` candidates are compared exactly.
+PROBES, REFINED = 40, 10
+BLOCK = 16  # queries at a time, where the whole gallery is compared: with a million crops 128 MB
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """What is searched for.
+
+    Attributes:
+        paths: the name of each query [Q]; a crop of the gallery with the same path is not a match.
+        features: [Q, D].
+        cameras: the camera of each query [Q], None where it is unknown.
+        brightness: the mean luminance of each query [Q], in 0..1.
+    """
+
+    paths: Sequence[str]
+    features: np.ndarray
+    cameras: Sequence[str | None]
+    brightness: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """The matches of one query, the best first.
+
+    Attributes:
+        rows: LanceDB's "_rowid" of each crop [K].
+        similarity: cosine [K], after the normalisation that was asked for, in −1..1.
+        distance: after re-ranking [K], in 0..1; empty without it.
+    """
+
+    rows: np.ndarray
+    similarity: np.ndarray
+    distance: np.ndarray
+
+
+def search(gallery: Gallery, queries: Queries, *, top: int, where: str, other_cameras: bool) -> list[Matches]:
+    """Compare queries with all crops, exactly, reading the gallery once.
+
+    Args:
+        gallery: where to search.
+        queries: what is searched for.
+        top: the most matches of a query, K.
+        where: a condition in SQL on the crops; "" for all.
+        other_cameras: whether crops of the query's own camera are left out.
+
+    Returns:
+        The matches of each query.
+
+    Raises:
+        InputError: the gallery cannot be read, or the condition is not one.
+    """
+    features = unit_rows(queries.features)
+    best = [_Best(top) for _ in features]
+    for batch in gallery.batches(where, ("path", "camera"), rowid=True):
+        left_out = _left_out(queries, batch["path"], batch["camera"], other_cameras)
+        rows, vectors = batch["_rowid"].to_numpy(), unit_rows(vectors_of(batch))
+        for start in range(0, len(features), QUERIES):
+            part = slice(start, start + QUERIES)
+            for own, out, similarity in zip(best[part], left_out[part], features[part] @ vectors.T, strict=True):
+                similarity[out] = -np.inf
+                own.add(rows, similarity)
+    return [Matches(own.rows, own.similarity, np.empty(0)) for own in best]
+
+
+class _Best:
+    """The most similar crops so far."""
+
+    def __init__(self, top: int):
+        self.top, self.rows, self.similarity = top, np.empty(0, np.uint64), np.empty(0)
+
+    def add(self, rows: np.ndarray, similarity: np.ndarray) -> None:
+        """Take crops [B] that were added to the gallery after those before."""
+        floor = self.similarity[-1] if len(self.similarity) == self.top else -np.inf
+        better = np.flatnonzero(similarity > floor)
+        rows = np.concatenate([self.rows, rows[better]])
+        similarity = np.concatenate([self.similarity, similarity[better]])
+        order = best_first(similarity, self.top)
+        self.rows, self.similarity = rows[order], similarity[order]
+
+
+def best_first(similarity: np.ndarray, top: int) -> np.ndarray:
+    """Return the indices of the `top` largest numbers [N], largest first, of equal ones the earlier first."""
+    if top < len(similarity):
+        # Equal numbers at the limit all stay, so that the sort decides among them.
+        limit = np.partition(similarity, len(similarity) - top)[len(similarity) - top]
+        kept = np.flatnonzero(similarity >= limit)
+        return kept[np.argsort(-similarity[kept], kind="stable")[:top]]
+    return np.argsort(-similarity, kind="stable")
+
+
+def search_whole(
+    gallery: Gallery,
+    queries: Queries,
+    *,
+    top: int,
+    where: str,
+    other_cameras: bool,
+    normalize: str,
+    rerank: tuple[int, int, float] | None,
+) -> list[Matches]:
+    """Search as `search` does, with a normalisation or re-ranking, which need all features at once.
+
+    Both use statistics of the crops that are searched (transductive). With `rerank` the order is that of the re-ranked
+    distance.
+
+    Args:
+        normalize: "none"; "gallery", "camera" or "brightness": subtract the mean and divide by the deviation of the
+            features of all crops, of the camera's, or of those about as bright (`standardize_groups`).
+        rerank: k1, k2 and λ of k-reciprocal re-ranking; None for none.
+
+    Raises:
+        InputError: as `search`; or a camera is unknown, and `normalize` is "camera".
+    """
+    columns = ("path", "camera", "brightness")
+    parts = list(gallery.batches(where, columns, rowid=True))
+    if not parts:
+        return [Matches(np.empty(0, np.uint64), np.empty(0), np.empty(0)) for _ in queries.paths]
+    table = pa.Table.from_batches(parts)
+    features = np.concatenate([vectors_of(batch) for batch in parts])
+    query, features = _normalized(normalize, queries, features, table)
+    left_out = _left_out(queries, table["path"], table["camera"], other_cameras)
+    distances = reranked_distances(query, features, *rerank) if rerank else None
+    units, rows, result = unit_rows(features), table["_rowid"].to_numpy(), []
+    for start in range(0, len(query), BLOCK):
+        block = np.arange(start, min(start + BLOCK, len(query)))
+        similarity = unit_rows(query[block]) @ units.T
+        # All blocks have one shape, so that it is compiled once.
+        order_by = -np.asarray(distances(np.resize(block, BLOCK)))[: len(block)] if distances else similarity
+        for index, own, similar in zip(block, order_by, similarity, strict=True):
+            allowed = np.delete(np.arange(len(rows)), left_out[index])
+            order = allowed[best_first(own[allowed], top)]
+            result.append(Matches(rows[order], similar[order], -own[order] if distances else np.empty(0)))
+    return result
+
+
+def _left_out(queries: Queries, paths: pa.Array, cameras: pa.Array, other_cameras: bool) -> list[np.ndarray]:
+    """Return for each query the indices of the crops that cannot be its matches."""
+    same_path: dict[str, list[int]] = {path: [] for path in queries.paths}
+    for index, path in enumerate(paths.to_pylist()):
+        if path in same_path:
+            same_path[path].append(index)
+    if not other_cameras:
+        return [np.array(same_path[path], int) for path in queries.paths]
+    own = np.array([camera or "" for camera in cameras.to_pylist()])
+    by_camera = {camera: np.flatnonzero(own == camera) for camera in set(queries.cameras) if camera}
+    return [
+        np.union1d(by_camera[camera] if camera else [], same_path[path]).astype(int)
+        for path, camera in zip(queries.paths, queries.cameras, strict=True)
+    ]
+
+
+def _normalized(
+    normalize: str, queries: Queries, features: np.ndarray, table: pa.Table
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of queries and crops, normalised."""
+    if normalize == "none":
+        return queries.features, features
+    if normalize == "brightness":
+        light = table["brightness"].to_numpy(zero_copy_only=False).astype(np.float64)
+        groups = brightness_groups(np.asarray(queries.brightness), light)
+    elif normalize == "camera":
+        cameras = table["camera"].to_pylist()
+        if None in cameras or None in queries.cameras:
+            where = "of the gallery" if None in cameras else "among the queries"
+            raise InputError(f"--normalize camera: crops {where} have no camera; give --pattern, or choose another")
+        groups = np.array(queries.cameras, str), np.array(cameras, str)
+    else:
+        groups = np.zeros(len(queries.paths)), np.zeros(len(features))
+    return standardize_groups(queries.features, features, *groups)
+
+
+def from_gallery(gallery: Gallery, paths: Sequence[str]) -> Queries:
+    """Return crops of the gallery as queries. InputError if one is not in it."""
+    found = {}
+    for path in dict.fromkeys(paths):
+        table, features = gallery.read(f"path = {quote(path)}", ("camera", "brightness"))
+        if not len(table):
+            raise InputError(f"{path} is not in the gallery {gallery.uri}; to search with any file, name it as a query")
+        found[path] = table.to_pylist()[0], features[0]
+    return Queries(
+        list(found),
+        np.stack([features for _, features in found.values()]),
+        [row["camera"] for row, _ in found.values()],
+        np.array([row["brightness"] for row, _ in found.values()]),
+    )
+
+
+def search_approximately(
+    gallery: Gallery, queries: Queries, *, top: int, where: str, other_cameras: bool
+) -> list[Matches]:
+    """Search as `search` does, with the gallery's index, which may miss some of the most similar crops.
+
+    Raises:
+        InputError: as `search`, or the gallery has no index.
+    """
+    if not has_index(gallery):
+        raise InputError(f"the gallery {gallery.uri} has no index; nrsrd index makes one")
+    result = []
+    for path, feature, camera in zip(queries.paths, queries.features, queries.cameras, strict=True):
+        own = [where] if where else []
+        own += [f"path != {quote(path)}"]
+        own += [f"(camera IS NULL OR camera != {quote(camera)})"] if other_cameras and camera else []
+        with storage_errors(gallery.uri, where):
+            search = gallery.table.search(feature).distance_type("cosine").where(" AND ".join(own), prefilter=True)
+            near = (
+                search.nprobes(PROBES).refine_factor(REFINED).select(["path"]).with_row_id(True).limit(top).to_arrow()
+            )
+        result.append(Matches(near["_rowid"].to_numpy(), 1 - near["_distance"].to_numpy(), np.empty(0)))
+    return result
+
+
+def has_index(gallery: Gallery) -> bool:
+    """Return whether `make_index` was called."""
+    with storage_errors(gallery.uri):
+        return any("vector" in index.columns for index in gallery.table.list_indices())
+
+
+def make_index(gallery: Gallery) -> None:
+    """Make the index of the features anew: inverted lists of quantised vectors (IVF-PQ), by LanceDB."""
+    with storage_errors(gallery.uri):
+        gallery.table.create_index(metric="cosine", vector_column_name="vector", replace=True)
+
+
+def recall(gallery: Gallery, count: int, top: int) -> tuple[float, float, float]:
+    """Compare the index with the exact search, for crops of the gallery as queries.
+
+    Args:
+        gallery: with an index.
+        count: how many crops to search for; they are spread over the gallery.
+        top: the matches of each.
+
+    Returns:
+        The share of the exact matches that the index finds, in 0..1, and the seconds of one query with the index and
+        without.
+    """
+    paths = [path for batch in gallery.batches(vectors=False) for path in batch["path"].to_pylist()]
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, count).astype(int))]
+    queries = from_gallery(gallery, chosen)
+    limits = {"top": top, "where": "", "other_cameras": False}
+    begin = time.perf_counter()
+    near = search_approximately(gallery, queries, **limits)
+    middle = time.perf_counter()
+    exact = search(gallery, queries, **limits)
+    end = time.perf_counter()
+    shared = [len(np.intersect1d(a.rows, b.rows)) / max(len(b.rows), 1) for a, b in zip(near, exact, strict=True)]
+    return float(np.mean(shared)), (middle - begin) / len(chosen), (end - middle) / len(chosen)

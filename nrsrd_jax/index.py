@@ -1,0 +1,50 @@
+"""Make an index of a large gallery, for `nrsrd search --approximate`.
+
+  nrsrd index gallery [--check-recall]
+
+An exact search reads every feature: a gallery of a million crops takes seconds. The index finds most of the same crops
+in milliseconds. --check-recall searches for crops of the gallery both ways and tells what the index loses.
+"""
+
+from .command import Parser, one_line, positive
+from .errors import InputError, counted, say
+
+FEWEST = 256  # vectors that LanceDB learns its lists from
+
+
+def main() -> None:
+    parser = Parser(__doc__, "nrsrd index")
+    parser.add_argument("gallery", help="as nrsrd embed made it")
+    parser.add_argument("--check-recall", action="store_true", help="compare the index with the exact search")
+    parser.add_argument("--queries", type=positive, default=100, help="of --check-recall; default: 100")
+    arguments = parser.parse_args()
+    # Not imported before the arguments are read, so that --help is quick.
+    from .gallery.matching import make_index, recall
+    from .gallery.store import Gallery, writing
+
+    gallery = Gallery.open(arguments.gallery)
+    total = gallery.count()
+    if total < FEWEST:
+        raise InputError(
+            f"{arguments.gallery} has {counted(total, 'crop')}; an index needs {FEWEST}, and below a million crops the "
+            "exact search is quick"
+        )
+    with writing(arguments.gallery):
+        make_index(gallery)
+    say(f"index of {counted(total, 'crop')} made; nrsrd search --approximate uses it")
+    if arguments.check_recall:
+        top = 10
+        share, fast, exact = recall(gallery, arguments.queries, top)
+        say(
+            f"of the {top} most similar crops the index finds {share:.1%}, in {1000 * fast:.1f} ms a query instead of "
+            f"{1000 * exact:.1f} ms ({counted(arguments.queries, 'query', 'queries')})"
+        )
+
+
+def command() -> None:
+    """Run `nrsrd index` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()

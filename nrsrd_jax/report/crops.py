@@ -1,0 +1,88 @@
+"""The page of crops: rows of pictures with what is known of each, as one HTML file that needs no other file.
+
+`nrsrd search --report` shows a query and its matches in each row. It says nothing about who is who.
+"""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from ..data.images import in_parallel, read_rgb
+from ..errors import InputError, counted
+from ..files import written_whole
+from .page import HERE, shown
+from .pictures import LEVELS, Picture, make_pictures
+
+PICTURE_BYTES = 12_000_000  # of all pictures of a page
+MOST = 2_000  # pictures that are read for a page
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A crop in a row: the path of its picture, lines of text below it, and whether the row is about it."""
+
+    path: str
+    lines: Sequence[str]
+    main: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A heading, a line of text, and crops."""
+
+    title: str
+    note: str
+    cards: Sequence[Card]
+
+
+def write_page(path: Path, *, title: str, kind: str, notes: Sequence[str], rows: Sequence[Row], command: str) -> None:
+    """Write a page.
+
+    Args:
+        path: the file, replaced if it exists.
+        title: the heading.
+        kind: what sort of page it is, in a few words.
+        notes: sentences above the rows.
+        rows: what to show. Pictures that do not fit in 12 MB, the last ones, are left out, and the page says so.
+        command: what wrote it, such as "nrsrd search".
+
+    Raises:
+        InputError: the page cannot be written.
+    """
+    wanted = list(dict.fromkeys(card.path for row in rows for card in row.cards))
+    pictures = read_pictures(wanted[:MOST])
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=lambda value: shown(value) if type(value) is str else value,
+    )  # fmt: skip
+    page = environment.get_template("crops.html").render(
+        title=title, kind=kind, notes=notes, rows=rows, pictures=pictures, command=command,
+        missing=counted(len(wanted) - len(pictures), "picture") if len(wanted) > len(pictures) else "",
+        version=importlib.metadata.version("nrsrd-jax"),
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "crops.js").read_text(encoding="utf-8")),
+    )  # fmt: skip
+    with written_whole(path, follow=True) as partial:
+        partial.write_bytes(page.encode())
+
+
+def read_pictures(paths: Sequence[str]) -> dict[str, Picture]:
+    """Return small, brightened pictures of files; a file that is unreadable or does not fit in has none."""
+
+    def read(path: Path) -> np.ndarray:
+        image = read_rgb(path)
+        image.thumbnail((4 * LEVELS[0][0], 2 * LEVELS[0][0]))
+        return np.asarray(image)[None]
+
+    read_paths, images = [], []
+    for index, result in in_parallel(read, [Path(path) for path in paths], "reading pictures"):
+        if not isinstance(result, InputError):
+            read_paths.append(paths[index])
+            images.append((result, 0))
+    made = make_pictures(images, PICTURE_BYTES).items if images else []
+    return {path: picture for path, picture in zip(read_paths, made, strict=True) if picture}

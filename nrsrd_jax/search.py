@@ -1,0 +1,253 @@
+r"""Search a gallery of crops for people: rank its crops by their similarity to each query.
+
+  nrsrd search query.jpg --gallery gallery
+  nrsrd search queries/ --gallery gallery --top 20 --output matches.json --csv matches.csv --report page
+  nrsrd search --like crops/0007.jpg --gallery gallery --camera c3 --since 2026-11-27T18:00
+  nrsrd search queries/ --gallery gallery --not-same-camera --pattern '(?P<camera>c\d+)' --threshold calibration.json
+
+Queries are images, folders or manifests, as in `nrsrd embed`, or with --like crops of the gallery itself. A crop that
+is a query too is not its own match. The search is exact, unless --approximate asks for the index of `nrsrd index`.
+Similarity is a cosine in -1..1. It is no probability: `nrsrd calibrate` measures what it means for a model.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .command import Parser, one_line, positive
+from .errors import InputError, counted, say
+from .files import absolute, refuse_same_files, writable_file, write_csv, write_whole
+from .gallery.crops import make_source, parse_time
+
+if TYPE_CHECKING:
+    from .gallery.matching import Queries
+    from .gallery.store import Gallery
+
+SHOWN = 10  # queries in the table on the terminal
+LISTED = 3  # matches of each there
+
+
+def main() -> None:
+    arguments = _read_arguments()
+    files = {
+        name: writable_file(path, f"--{name}")
+        for name in ("output", "csv", "report")
+        if (path := getattr(arguments, name))
+    }
+    refuse_same_files(files.values())
+    # Not imported before the arguments are read, so that --help is quick.
+    from .gallery.matching import search, search_approximately, search_whole
+    from .gallery.store import Gallery
+
+    gallery = Gallery.open(arguments.gallery)
+    where = condition(arguments, gallery)
+    queries = read_queries(arguments, gallery)
+    if arguments.not_same_camera and None in queries.cameras:
+        path = queries.paths[queries.cameras.index(None)]
+        raise InputError(
+            f"--not-same-camera: the query {path} has no camera; give a --pattern that finds it in its name"
+        )
+    limits = {"top": arguments.top, "where": where, "other_cameras": arguments.not_same_camera}
+    whole = {"normalize": arguments.normalize, "rerank": (20, 6, 0.3) if arguments.rerank else None}
+    if arguments.approximate:
+        found = search_approximately(gallery, queries, **limits)
+    elif arguments.normalize != "none" or arguments.rerank:
+        found = search_whole(gallery, queries, **limits, **whole)
+    else:
+        found = search(gallery, queries, **limits)
+    rows = gallery.rows(sorted({int(row) for each in found for row in each.rows}), gallery.columns)
+    lists = []
+    for path, each in zip(queries.paths, found, strict=True):
+        matches = [
+            _match(rows[int(row)], similarity) for row, similarity in zip(each.rows, each.similarity, strict=True)
+        ]
+        for match, distance in zip(matches, each.distance, strict=False):
+            match["reranked_distance"] = round(float(distance), 6)
+        if arguments.threshold is not None:
+            matches = [match for match in matches if match["similarity"] >= arguments.threshold]
+        lists.append({"path": path, "matches": matches})
+    how = {
+        "gallery": str(arguments.gallery),
+        "crops": gallery.count(where),
+        "where": where,
+        "normalize": arguments.normalize,
+        "rerank": arguments.rerank,
+        "exact": not arguments.approximate,
+        "transductive": arguments.normalize != "none" or arguments.rerank,
+        "threshold": arguments.threshold,
+        "model": gallery.about.model,
+        **gallery.about.identity,
+    }
+    if "output" in files:
+        write_whole(files["output"], json.dumps({**how, "queries": lists}, indent=1) + "\n", follow=True)
+    if "csv" in files:
+        matches = [(each["path"], rank, match) for each in lists for rank, match in enumerate(each["matches"], 1)]
+        columns = list(dict.fromkeys(["path", "similarity", *(name for *_, match in matches for name in match)]))
+        flat = [
+            {"query": path, "rank": rank} | {name: match.get(name, "") for name in columns}
+            for path, rank, match in matches
+        ]
+        write_csv(files["csv"], flat, True, ["query", "rank", *columns])
+    if "report" in files:
+        _write_page(files["report"], how, lists)
+    say(*table(lists))
+    written = f"; written to {', '.join(map(str, files.values()))}" if files else ""
+    matched = sum(bool(each["matches"]) for each in lists)
+    among = counted(how["crops"], "crop")
+    say(f"{counted(len(lists), 'query', 'queries')}, {matched:,} of them with matches among {among}{written}")
+
+
+def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
+    """Return the condition in SQL that the arguments put on crops. InputError if a column or a time is not one."""
+    from .gallery.store import PRESENT, one_of
+
+    parts = [] if arguments.vanished else [PRESENT]
+    if arguments.camera:
+        parts.append(one_of("camera", arguments.camera))
+    for name, sign in (("since", ">="), ("until", "<")):
+        if text := getattr(arguments, name):
+            try:
+                time = parse_time(text)
+            except ValueError as error:
+                raise InputError(f"--{name}: {error}") from error
+            parts.append(f"time {sign} TIMESTAMP '{time:%Y-%m-%d %H:%M:%S.%f}'")
+    if arguments.where:
+        gallery.count(arguments.where)
+        parts.append(f"({arguments.where})")
+    where = " AND ".join(parts)
+    if not gallery.count(where):
+        total = gallery.count()
+        raise InputError(f"none of the {counted(total, 'crop')} of {gallery.uri} fits {where}; loosen the condition")
+    return where
+
+
+def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries":
+    """Return the queries with their features. InputError if one is unreadable or unknown."""
+    import numpy as np
+
+    from .data.images import LUMINANCE, decode_many
+    from .gallery.matching import Queries, from_gallery
+    from .retrieval.embedding import Embedder
+
+    if arguments.like:
+        return from_gallery(gallery, [str(absolute(path)) for path in arguments.like])
+    sources = [make_source(path, arguments.pattern, "") for path in arguments.queries]
+    crops = list({crop.path: crop for source in sources for crop in source.crops()}.values())
+    if not crops:
+        raise InputError(f"{sources[0].path} has no crops (.jpg, .png, .webp or .bmp)")
+    identity = gallery.about.identity
+    model = arguments.model or gallery.about.model
+    embedder = Embedder.load(model, feature=identity["feature"], flip=identity["flip"])
+    gallery.check_model(embedder.identity())
+    images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
+    decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images)
+    cameras: list[Any] = [crop.values.get("camera") for crop in crops]
+    light = images.mean((1, 2)) @ LUMINANCE / 255
+    return Queries([crop.path for crop in crops], embedder(images, progress="queries"), cameras, light)
+
+
+def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:
+    """Return what is written of a match: its path, similarity, and the columns that are known of it."""
+    left = {
+        name: value for name, value in row.items() if name not in ("path", "size", "modified") and value is not None
+    }
+    for name in ("time", "vanished"):
+        if name in left:
+            left[name] = left[name].isoformat()
+    if "brightness" in left:
+        left["brightness"] = round(left["brightness"], 4)
+    known = {"camera": left.pop("camera", None), "time": left.pop("time", None)}
+    return {"path": row["path"], "similarity": round(float(similarity), 6), **known, **left}
+
+
+def _write_page(file: Path, how: dict[str, Any], lists: list[dict[str, Any]]) -> None:
+    from .report.crops import Card, Row, write_page
+
+    def lines(match: dict[str, Any]) -> list[str]:
+        known = [f"{name} {match[name]}" for name in ("camera", "time", "track") if match.get(name)]
+        return [f"similarity {match['similarity']:.3f}", *known]
+
+    rows = [
+        Row(
+            Path(each["path"]).name,
+            counted(len(each["matches"]), "match", "matches"),
+            [Card(each["path"], ["query"], main=True), *(Card(m["path"], lines(m)) for m in each["matches"])],
+        )
+        for each in lists
+    ]
+    normalised = "" if how["normalize"] == "none" else f", features relative to {how['normalize']}"
+    notes = [
+        f"{counted(len(lists), 'query', 'queries')} among {counted(how['crops'], 'crop')} of {how['gallery']}, "
+        f"{'exact' if how['exact'] else 'approximate'} search{normalised}{', re-ranked' if how['rerank'] else ''}.",
+        "Similarity is a cosine in −1..1, not a probability.",
+    ]
+    if how["transductive"]:
+        notes.append("The order depends on all crops that were searched (transductive).")
+    write_page(
+        file,
+        title=f"Search in {Path(how['gallery']).name}",
+        kind="search",
+        notes=notes,
+        rows=rows,
+        command="nrsrd search",
+    )
+
+
+def table(lists: list[dict[str, Any]]) -> list[str]:
+    """Return lines with the best matches of the first queries."""
+    lines = []
+    for each in lists[:SHOWN]:
+        lines.append(each["path"])
+        for rank, match in enumerate(each["matches"][:LISTED], 1):
+            known = "".join(f"  {name} {match[name]}" for name in ("camera", "time") if match.get(name))
+            lines.append(f"  {rank}. {match['similarity']:7.4f}  {match['path']}{known}")
+        if not each["matches"]:
+            lines.append("  no match")
+    hidden = len(lists) - SHOWN
+    return [*lines, *([f"and {counted(hidden, 'more query', 'more queries')}"] if hidden > 0 else [])]
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__, "nrsrd search")
+    parser.add_argument("queries", nargs="*", type=Path, metavar="QUERY", help="images, folders or manifests (.csv)")
+    parser.add_argument("--gallery", required=True, help="as nrsrd embed made it")
+    parser.add_argument("--like", type=Path, action="append", metavar="PATH", help="search for a crop of the gallery")
+    parser.add_argument("--model", help="the checkpoint, if it is no longer where the gallery says")
+    parser.add_argument("--top", type=positive, default=10, metavar="K", help="matches of each query; default: 10")
+    parser.add_argument("--camera", action="append", help="only crops of this camera; can be repeated")
+    parser.add_argument("--not-same-camera", action="store_true", help="only crops of other cameras than the query's")
+    parser.add_argument("--since", metavar="TIME", help="only crops from then on, such as 2026-11-27T18:00 (UTC)")
+    parser.add_argument("--until", metavar="TIME", help="only crops before")
+    parser.add_argument("--where", metavar="SQL", help="a condition on columns, such as \"floor = '2'\"")
+    parser.add_argument("--vanished", action="store_true", help="also crops whose files are gone")
+    parser.add_argument("--pattern", default="", help="as in nrsrd embed, for the names of the queries")
+    parser.add_argument(
+        "--threshold", type=float, metavar="T", help="leave out matches that are less similar than this, in -1..1"
+    )
+    parser.add_argument("--rerank", action="store_true", help="order by k-reciprocal neighbours (transductive)")
+    parser.add_argument(
+        "--normalize",
+        choices=("none", "gallery", "camera", "brightness"),
+        default="none",
+        help="compare features relative to those of all crops, of their camera, or of their brightness (transductive)",
+    )
+    parser.add_argument("--approximate", action="store_true", help="use the index that nrsrd index made")
+    parser.add_argument("--output", metavar="FILE", help="write all matches as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write all matches as CSV")
+    parser.add_argument("--report", metavar="FILE", help="write a page to look at, such as page.html")
+    arguments = parser.parse_args()
+    if bool(arguments.queries) == bool(arguments.like):
+        parser.error("give queries, or crops of the gallery with --like")
+    if arguments.approximate and (arguments.rerank or arguments.normalize != "none"):
+        parser.error("--rerank and --normalize compare all crops: leave out --approximate")
+    return arguments
+
+
+def command() -> None:
+    """Run `nrsrd search` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()
