@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
+import lancedb.index
 import numpy as np
 import pyarrow as pa
 
@@ -241,7 +242,7 @@ def has_index(gallery: Gallery) -> bool:
 def make_index(gallery: Gallery) -> None:
     """Make the index of the features anew: inverted lists of quantised vectors (IVF-PQ), by LanceDB."""
     with storage_errors(gallery.uri):
-        gallery.table.create_index(metric="cosine", vector_column_name="vector", replace=True)
+        gallery.table.create_index("vector", config=lancedb.index.IvfPq(distance_type="cosine"), replace=True)
 
 
 def recall(gallery: Gallery, count: int, top: int) -> tuple[float, float, float]:

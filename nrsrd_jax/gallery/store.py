@@ -114,7 +114,11 @@ class Gallery:
             metadata={NOTE: json.dumps(dataclasses.asdict(about)).encode()},
         )
         with storage_errors(place):
-            table = lancedb.connect(place).create_table(TABLE, schema=schema, exist_ok=True)
+            base = lancedb.connect(place)
+            try:
+                table = base.create_table(TABLE, schema=schema)
+            except ValueError:  # It exists.
+                table = base.open_table(TABLE)
         gallery = cls(place, table, _about(place, table.schema))
         gallery.check_model(about.identity)
         return gallery

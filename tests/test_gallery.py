@@ -1,0 +1,414 @@
+"""A folder of crops becomes a gallery that can be searched; nothing is lost, embedded twice or passed over."""
+
+import csv
+import datetime
+import importlib
+import json
+import os
+import shutil
+import sys
+
+import jax
+import numpy as np
+import pytest
+from people import run, small_model, start, write_images
+
+from nrsrd_jax import augment
+from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.data.images import decode
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.gallery import embed as embedding
+from nrsrd_jax.gallery import matching
+from nrsrd_jax.gallery.crops import Source, make_source, parse_time
+from nrsrd_jax.gallery.store import Gallery, writing
+from nrsrd_jax.retrieval import Embedder, rank_features
+
+PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small model whose weights are random."""
+    path = tmp_path_factory.mktemp("models") / "model"
+    save_weights(path, *small_model(), {})
+    return path
+
+
+@pytest.fixture
+def nrsrd(monkeypatch, capsys):
+    """nrsrd("embed", …) -> what the command prints."""
+
+    def call(verb, *arguments):
+        module = importlib.import_module(f"nrsrd_jax.{verb}")
+        monkeypatch.setattr(sys, "argv", [f"nrsrd {verb}", *map(str, arguments)])
+        capsys.readouterr()
+        module.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def crops(tmp_path):
+    """Twelve crops of three people from two cameras."""
+    write_images(tmp_path / "crops", range(3))
+    return tmp_path / "crops"
+
+
+@pytest.fixture
+def gallery(nrsrd, crops, model, tmp_path):
+    """The gallery of the crops, with persons and cameras."""
+    nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
+    return tmp_path / "g"
+
+
+def paths_in(gallery):
+    return sorted(Gallery.open(gallery).read()[0]["path"].to_pylist())
+
+
+def test_each_crop_is_in_the_gallery_with_its_feature_and_what_its_name_says(gallery, crops, model):
+    table, features = Gallery.open(gallery).read()
+    files = sorted(crops.iterdir())
+    assert table["path"].to_pylist() == list(map(str, files))
+    images = np.stack([decode(path, (32, 16), "bilinear") for path in files])
+    np.testing.assert_allclose(features, Embedder.load(model)(images), rtol=1e-4, atol=1e-4)
+    assert table["camera"].to_pylist() == [path.name.split("_")[1] for path in files]
+    assert table["person"].to_pylist() == [path.name.split("_")[0] for path in files]
+    np.testing.assert_allclose(table["brightness"], (images @ [0.299, 0.587, 0.114]).mean((1, 2)) / 255, rtol=1e-4)
+
+
+def test_only_new_and_changed_files_are_embedded_and_vanished_ones_are_marked(gallery, crops, model, nrsrd):
+    again = ("embed", crops, "--model", model, "--gallery", gallery, "--pattern", PATTERN)
+    assert nrsrd(*again).startswith("0 crops embedded, 12 unchanged;")
+    first, second, third, *_ = sorted(crops.iterdir())
+    before = Gallery.open(gallery).vectors_at([str(second)])[str(second)]
+    first.unlink()
+    shutil.copy(sorted(crops.iterdir())[-1], second)
+    shutil.copy(third, crops / "0009_c9_000000.jpg")
+    assert "2 crops embedded" in (shown := nrsrd(*again))
+    assert "10 unchanged" in shown
+    assert "1 vanished" in shown
+    table, features = Gallery.open(gallery).read()
+    assert sorted(table["path"].to_pylist()) == sorted(map(str, [first, *crops.iterdir()]))
+    gone = [path for path, time in zip(table["path"].to_pylist(), table["vanished"].to_pylist(), strict=True) if time]
+    assert gone == [str(first)]
+    after = features[table["path"].to_pylist().index(str(second))]
+    assert not np.allclose(before, after)
+    shutil.copy(third, first)
+    assert "1 crop embedded" in nrsrd(*again)  # another file of that name
+    assert Gallery.open(gallery).count("vanished IS NOT NULL") == 0
+
+
+def test_a_file_that_comes_back_is_not_embedded_again(gallery, crops, model, nrsrd, tmp_path):
+    again = ("embed", crops, "--model", model, "--gallery", gallery, "--pattern", PATTERN)
+    first = sorted(crops.iterdir())[0]
+    first.rename(tmp_path / "away.jpg")
+    assert "1 vanished" in nrsrd(*again)
+    (tmp_path / "away.jpg").rename(first)
+    assert "0 crops embedded, 11 unchanged, 1 there again" in nrsrd(*again)
+    assert Gallery.open(gallery).count("vanished IS NOT NULL") == 0
+
+
+def test_what_is_known_of_crops_can_change_without_embedding_them_again(crops, model, nrsrd, tmp_path):
+    nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
+    _, before = Gallery.open(tmp_path / "g").read()
+    shown = nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
+    assert shown.startswith("0 crops embedded, 12 described anew")
+    table, after = Gallery.open(tmp_path / "g").read()
+    assert table["camera"].to_pylist() == [os.path.basename(path)[5:7] for path in table["path"].to_pylist()]
+    np.testing.assert_array_equal(np.sort(before, 0), np.sort(after, 0))
+    assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")  # nothing is erased
+
+
+def test_a_manifest_gives_columns_of_its_own(crops, model, nrsrd, tmp_path):
+    names = sorted(path.name for path in crops.iterdir())
+    rows = [f"crops/{name},{name[5:7]},2026-11-27T0{i % 10}:00:00+01:00,floor {i % 2}" for i, name in enumerate(names)]
+    (tmp_path / "list.csv").write_text("\n".join(["Path,Camera,Time,Floor", *rows]))
+    nrsrd("embed", tmp_path / "list.csv", "--model", model, "--gallery", tmp_path / "g")
+    table, _ = Gallery.open(tmp_path / "g").read("floor = 'floor 1'")
+    assert len(table) == 6
+    assert table["time"].to_pylist()[0] == datetime.datetime(2026, 11, 27, 0, tzinfo=datetime.UTC)
+    place = ["--gallery", tmp_path / "g", "--output", tmp_path / "m.json", "--where", "floor = 'floor 1'"]
+    shown = nrsrd("search", "--like", crops / names[0], *place, "--since", "2026-11-27T02", "--until", "20261127060000")
+    matches = json.loads((tmp_path / "m.json").read_text())["queries"][0]["matches"]
+    assert {match["floor"] for match in matches} == {"floor 1"}
+    assert all("2026-11-27T02" <= match["time"] < "2026-11-27T06" for match in matches)
+    assert len(matches) == 2
+    assert "among 2 crops" in shown
+
+
+def test_check_shows_what_would_be_read_and_writes_nothing(crops, nrsrd, tmp_path):
+    shown = nrsrd("embed", crops, "--pattern", r"_c(?P<camera>\d)_(?P<frame>\d+)", "--check")
+    assert "camera 1, frame 000000" in shown
+    assert shown.splitlines()[-1] == "12 crops; known: camera of 12, frame of 12; nothing was embedded"
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def test_shards_join_to_the_same_gallery(crops, model, nrsrd, tmp_path, gallery):
+    for shard in (1, 2, 3):
+        nrsrd(
+            "embed", crops, "--model", model, "--gallery", tmp_path / "s", "--pattern", PATTERN, "--shard", f"{shard}/3"
+        )
+    parts, whole = (Gallery.open(place).read()[0].sort_by("path") for place in (tmp_path / "s", gallery))
+    assert parts.drop(["size"]).to_pylist() == whole.drop(["size"]).to_pylist()
+
+
+def test_a_killed_embed_goes_on_and_no_crop_is_lost_or_twice_there(model, tmp_path):
+    write_images(tmp_path / "crops", range(40), frames=3)
+    arguments = ["embed", str(tmp_path / "crops"), "--model", str(model), "--gallery", str(tmp_path / "g")]
+    code = f"""
+import os, signal, sys, threading
+from nrsrd_jax import embed
+from nrsrd_jax.gallery import embed as core
+from nrsrd_jax.gallery.store import Gallery
+core.CHUNK = 4
+add, left, delay = Gallery.add, int(sys.argv[1]), float(sys.argv[2])
+def killed(*arguments, **options):
+    global left
+    left -= 1
+    if left == 0:
+        threading.Timer(delay, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    return add(*arguments, **options)
+Gallery.add = killed
+sys.argv = {arguments!r}
+embed.command()
+"""
+    for writes, delay in ((3, 0), (5, 0.03)):
+        process = start(["-c", code, writes, delay])
+        assert process.wait(120) == -9
+        before = paths_in(tmp_path / "g")
+        assert len(before) == len(set(before)) > 0
+    done = run("-c", code, 0, 0)
+    assert f"{len(before)} unchanged" in done.stdout
+    assert paths_in(tmp_path / "g") == sorted(map(str, (tmp_path / "crops").iterdir()))
+
+
+def test_two_writers_at_once_are_refused(crops, model, nrsrd, tmp_path):
+    with writing(tmp_path / "g"), pytest.raises(InputError, match="another process writes"):
+        nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
+    with writing(tmp_path / "g", "1-of-2"):
+        with pytest.raises(InputError, match="another process writes"):
+            nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/2")
+        nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "2/2")
+
+
+def test_another_models_features_are_refused(gallery, crops, nrsrd, tmp_path):
+    save_weights(tmp_path / "other", *small_model(seed=1), {})
+    with pytest.raises(InputError, match="features of another model"):
+        nrsrd("embed", crops, "--model", tmp_path / "other", "--gallery", gallery)
+    query = next(crops.iterdir())
+    with pytest.raises(InputError, match="features of another model"):
+        nrsrd("search", query, "--model", tmp_path / "other", "--gallery", gallery)
+    assert len(paths_in(gallery)) == 12
+
+
+def test_unreadable_crops_are_named_and_the_others_embedded(crops, model, nrsrd, tmp_path, capsys):
+    (crops / "0000_c1_000000.jpg").write_bytes(b"no picture")
+    (crops / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
+    arguments = [crops, "--model", model, "--gallery", tmp_path / "g"]
+    done = run("-m", "nrsrd_jax.embed", *arguments)
+    assert done.stderr.count("warning: left out: ") == 2
+    assert "0000_c1_000000.jpg" in done.stderr
+    assert "11 crops embedded" in done.stdout
+    assert "2 unreadable" in done.stdout
+    assert len(paths_in(tmp_path / "g")) == 11
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda place: {"crops": place / "nowhere"}, "nowhere does not exist"),
+    (lambda place: {"crops": empty(place)}, "has no crops"),
+    (lambda place: {"--pattern": "("}, "is not a regular expression"),
+    (lambda place: {"--pattern": r"c\d"}, "has no named group"),
+    (lambda place: {"--pattern": r"(?P<vector>c\d)"}, "the column \"vector\" is the gallery's own"),
+    (lambda place: {"--pattern": r"c(?P<time>\d)"}, "is not a time like"),
+    (lambda place: {"--pattern": r"_(?P<time>\d{6})", "--time-format": "%Y"}, "is not a time of the form %Y"),
+    (lambda place: {"crops": manifest(place, "path,time\ncrops/0000_c1_000000.jpg,yesterday\n")}, "line 2: .*a time"),
+    (lambda place: {"crops": manifest(place, "path,Floor No\na.jpg,1\n")}, "small letters, digits and _"),
+    (lambda place: {"crops": manifest(place, "file\na.jpg\n")}, "has no column path"),
+    (lambda place: {"--model": place / "nowhere"}, "nowhere does not exist"),
+    (lambda place: {"--gallery": next((place / "crops").iterdir())}, "cannot write to the gallery"),
+])  # fmt: skip
+def test_a_wrong_argument_of_embed_is_one_clear_error(crops, model, nrsrd, tmp_path, change, message):
+    usual = {"crops": crops, "--model": model, "--gallery": tmp_path / "g"}
+    arguments = usual | change(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        nrsrd("embed", arguments.pop("crops"), *(part for pair in arguments.items() for part in pair))
+    assert "\n" not in str(caught.value)
+
+
+def empty(place):
+    (place / "empty").mkdir()
+    return place / "empty"
+
+
+def manifest(place, text):
+    (place / "list.csv").write_text(text)
+    return place / "list.csv"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--where", "nonsense >"], "does not fit the gallery"),
+    (["--where", "colour = 'red'"], "does not fit the gallery"),
+    (["--camera", "c7"], "none of the 12 crops .* fits"),
+    (["--since", "yesterday"], "--since: .*is not a time"),
+    (["--approximate"], "has no index"),
+    (["--not-same-camera"], "has no camera"),
+    (["--normalize", "camera"], "crops among the queries have no camera"),
+    (["--report", "."], "is a folder"),
+])  # fmt: skip
+def test_a_wrong_argument_of_search_is_one_clear_error(gallery, crops, nrsrd, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        nrsrd("search", next(crops.iterdir()), "--gallery", gallery, *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_gallery_is_refused(tmp_path, crops, nrsrd):
+    with pytest.raises(InputError, match="is not a gallery; nrsrd embed makes one"):
+        nrsrd("search", crops, "--gallery", tmp_path)
+    assert not (tmp_path / "crops.lance").exists()
+
+
+def test_a_gallery_that_cannot_be_written_can_be_searched(gallery, crops, nrsrd, tmp_path, model):
+    """Read-only folders are checked as another user would meet them: root may write anywhere."""
+    before = {path: path.stat().st_mtime_ns for path in gallery.rglob("*")}
+    nrsrd("search", crops, "--gallery", gallery, "--output", tmp_path / "m.json")
+    assert {path: path.stat().st_mtime_ns for path in gallery.rglob("*")} == before
+
+
+def test_matches_are_the_most_similar_crops_in_order(gallery, crops, nrsrd, tmp_path):
+    nrsrd(
+        "search", crops, "--gallery", gallery, "--top", 3, "--output", tmp_path / "m.json", "--csv", tmp_path / "m.csv"
+    )
+    table, features = Gallery.open(gallery).read()
+    paths = table["path"].to_pylist()
+    units = features / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    queries = json.loads((tmp_path / "m.json").read_text())["queries"]
+    assert [query["path"] for query in queries] == paths
+    for row, query in enumerate(queries):
+        similarity = units @ units[row]
+        similarity[row] = -2  # itself
+        best = np.argsort(-similarity, kind="stable")[:3]
+        assert [match["path"] for match in query["matches"]] == [paths[i] for i in best]
+        np.testing.assert_allclose([m["similarity"] for m in query["matches"]], similarity[best], atol=2e-6)
+    with (tmp_path / "m.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["query"], line["path"]) for line in lines] == [
+        (query["path"], match["path"]) for query in queries for match in query["matches"]
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--normalize", "camera"], ["--rerank"]])
+def test_the_order_is_that_of_eval_query_by_query(gallery, crops, nrsrd, tmp_path, options):
+    """From the matches of other cameras follows the average precision that the metrics report."""
+    arguments = ["--pattern", PATTERN, "--not-same-camera", "--top", 12, "--output", tmp_path / "m.json"]
+    nrsrd("search", crops, "--gallery", gallery, *arguments, *options)
+    queries = json.loads((tmp_path / "m.json").read_text())["queries"]
+    precisions = []
+    for query in queries:
+        person = os.path.basename(query["path"])[:4]
+        hits = np.array([match["person"] == person for match in query["matches"]])
+        precisions.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+    table, features = Gallery.open(gallery).read()
+    ids = np.array(table["person"].to_pylist(), int)
+    cameras = np.array([int(camera[1:]) for camera in table["camera"].to_pylist()])
+    if not options:
+        metrics = rank_features(features, features, ids, ids, cameras, cameras)
+        # Only images of the query's own camera that show the same person are left out there; here all of that camera.
+        distances = 2 - 2 * (features @ features.T) / np.outer(*2 * [np.linalg.norm(features, axis=1)])
+        expected = []
+        for row in range(len(ids)):
+            others = np.flatnonzero(cameras != cameras[row])
+            order = others[np.argsort(distances[row, others], kind="stable")]
+            hits = ids[order] == ids[row]
+            expected.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+        np.testing.assert_allclose(precisions, expected, atol=1e-6)
+        assert metrics.valid.all()
+    assert len(precisions) == 12
+
+
+def test_each_matching_in_batches_equals_one_over_all(gallery, monkeypatch):
+    opened = Gallery.open(gallery)
+    queries = matching.from_gallery(opened, paths_in(gallery))
+    limits = {"top": 5, "where": "", "other_cameras": False}
+    monkeypatch.setattr("nrsrd_jax.gallery.store.BATCH", 5)
+    monkeypatch.setattr(matching, "QUERIES", 7)
+    monkeypatch.setattr(matching, "BLOCK", 5)
+    apart = matching.search(opened, queries, **limits)
+    whole = matching.search_whole(opened, queries, **limits, normalize="none", rerank=None)
+    for a, b in zip(apart, whole, strict=True):
+        np.testing.assert_array_equal(a.rows, b.rows)
+        np.testing.assert_allclose(a.similarity, b.similarity, atol=1e-12)
+
+
+def test_of_equal_similarities_the_earlier_crop_comes_first():
+    similarity = np.array([0.5, 0.9, 0.5, 0.5, 0.9, 0.1])
+    assert matching.best_first(similarity, 3).tolist() == [1, 4, 0]
+    assert matching.best_first(similarity, 9).tolist() == [1, 4, 0, 2, 3, 5]
+
+
+def test_a_threshold_leaves_out_less_similar_matches(gallery, crops, nrsrd, tmp_path):
+    nrsrd("search", crops, "--gallery", gallery, "--threshold", "0.999", "--output", tmp_path / "m.json")
+    queries = json.loads((tmp_path / "m.json").read_text())["queries"]
+    kept = [match["similarity"] for query in queries for match in query["matches"]]
+    assert len(kept) < 12 * 10
+    assert min(kept, default=1) >= 0.999
+
+
+def test_forget_deletes_for_good_and_only_when_told(gallery, nrsrd):
+    assert "4 of 12 crops would be deleted" in nrsrd("forget", gallery, "--where", "person = '0001'")
+    assert len(paths_in(gallery)) == 12
+    assert "4 crops deleted" in nrsrd("forget", gallery, "--where", "person = '0001'", "--yes")
+    assert not [path for path in paths_in(gallery) if "/0001_" in path]
+    content = b"".join(path.read_bytes() for path in gallery.rglob("*") if path.is_file())
+    assert b"0001_c1_000000" not in content
+    assert b"0002_c1_000000" in content
+
+
+def test_an_index_finds_what_the_exact_search_finds(tmp_path, model, nrsrd):
+    """Features in well-separated groups, so that even a coarse index finds the nearest."""
+    embedder = Embedder.load(model)
+    gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(64, embedder.width))
+    features = np.repeat(centres, 8, 0) + 0.05 * rng.normal(size=(512, embedder.width))
+    gallery.add([{"path": f"/{i:03d}.jpg"} for i in range(512)], features)
+    shown = nrsrd("index", tmp_path / "g", "--check-recall", "--queries", 20)
+    assert "the index finds" in shown
+    limits = {"top": 7, "where": "", "other_cameras": False}
+    queries = matching.from_gallery(gallery, ["/000.jpg", "/100.jpg"])
+    near = matching.search_approximately(Gallery.open(tmp_path / "g"), queries, **limits)
+    exact = matching.search(gallery, queries, **limits)
+    for a, b in zip(near, exact, strict=True):
+        assert set(a.rows) == set(b.rows)
+
+
+@pytest.mark.parametrize(("text", "time"), [
+    ("2026-11-27T19:30:00", "2026-11-27T19:30:00"),
+    ("2026-11-27 20:30:00+01:00", "2026-11-27T19:30:00"),
+    ("20261127193000", "2026-11-27T19:30:00"),
+    ("1795807800", "2026-11-27T19:30:00"),
+    ("1795807800000", "2026-11-27T19:30:00"),
+])  # fmt: skip
+def test_times_are_read_in_the_usual_forms(text, time):
+    assert parse_time(text).isoformat() == f"{time}+00:00"
+
+
+def test_a_name_that_the_pattern_does_not_fit_has_no_columns(crops):
+    (crops / "other.jpg").write_bytes(next(crops.iterdir()).read_bytes())
+    source = make_source(crops, PATTERN, "")
+    assert isinstance(source, Source)
+    assert {os.path.basename(crop.path): crop.values for crop in source.crops()}["other.jpg"] == {}
+
+
+def test_brightened_models_see_brightened_crops(tmp_path, nrsrd, crops):
+    """The gallery's features are those of a model with data.brighten."""
+    description, variables = small_model(brighten=0.9)
+    save_weights(tmp_path / "bright", description, variables, {})
+    nrsrd("embed", crops, "--model", tmp_path / "bright", "--gallery", tmp_path / "g")
+    table, features = Gallery.open(tmp_path / "g").read()
+    images = np.stack(
+        [decode(crops / os.path.basename(path), (32, 16), "bilinear") for path in table["path"].to_pylist()]
+    )
+    x = augment.normalize(augment.brighten(jax.numpy.asarray(images, np.float32) / 255, 0.9), (0.5,) * 3, (0.5,) * 3)
+    direct = description.create_model().apply(variables, x)["embedding"]
+    np.testing.assert_allclose(features, direct, rtol=1e-3, atol=1e-3)
