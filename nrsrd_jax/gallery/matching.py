@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import lancedb.index
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import InputError
 from ..retrieval.ranking import unit_rows
@@ -74,16 +75,29 @@ def search(gallery: Gallery, queries: Queries, *, top: int, where: str, other_ca
         InputError: the gallery cannot be read, or the condition is not one.
     """
     features = unit_rows(queries.features)
+    single = features.astype(np.float32)
+    # Twice the most that a product of unit vectors in float32 can be wrong by.
+    margin = 2 * features.shape[1] * np.finfo(np.float32).eps
     best = [_Best(top) for _ in features]
     for batch in gallery.batches(where, ("path", "camera"), rowid=True):
         left_out = _left_out(queries, batch["path"], batch["camera"], other_cameras)
-        rows, vectors = batch["_rowid"].to_numpy(), unit_rows(vectors_of(batch))
+        rows, vectors = batch["_rowid"].to_numpy(), vectors_of(batch)
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+        units = vectors / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
         for start in range(0, len(features), QUERIES):
-            part = slice(start, start + QUERIES)
-            for own, out, similarity in zip(best[part], left_out[part], features[part] @ vectors.T, strict=True):
-                similarity[out] = -np.inf
-                own.add(rows, similarity)
+            about = single[start : start + QUERIES] @ units.T
+            for query, similarity in enumerate(about, start):
+                similarity[left_out[query]] = -np.inf
+                # Float32 says which crops may be among the best; float64 decides, as in `rank_features`.
+                able = np.flatnonzero(similarity >= max(best[query].floor, _last(similarity, top)) - margin)
+                able = able[similarity[able] > -np.inf]
+                best[query].add(rows[able], unit_rows(vectors[able]) @ features[query])
     return [Matches(own.rows, own.similarity, np.empty(0)) for own in best]
+
+
+def _last(similarity: np.ndarray, top: int) -> float:
+    """Return the `top`-th largest number, −∞ if there are fewer."""
+    return -np.inf if len(similarity) < top else np.partition(similarity, -top)[-top]
 
 
 class _Best:
@@ -92,12 +106,15 @@ class _Best:
     def __init__(self, top: int):
         self.top, self.rows, self.similarity = top, np.empty(0, np.uint64), np.empty(0)
 
+    @property
+    def floor(self) -> float:
+        """Return what a crop must exceed to be among the best."""
+        return self.similarity[-1] if len(self.similarity) == self.top else -np.inf
+
     def add(self, rows: np.ndarray, similarity: np.ndarray) -> None:
         """Take crops [B] that were added to the gallery after those before."""
-        floor = self.similarity[-1] if len(self.similarity) == self.top else -np.inf
-        better = np.flatnonzero(similarity > floor)
-        rows = np.concatenate([self.rows, rows[better]])
-        similarity = np.concatenate([self.similarity, similarity[better]])
+        rows = np.concatenate([self.rows, rows])
+        similarity = np.concatenate([self.similarity, similarity])
         order = best_first(similarity, self.top)
         self.rows, self.similarity = rows[order], similarity[order]
 
@@ -160,9 +177,9 @@ def search_whole(
 def _left_out(queries: Queries, paths: pa.Array, cameras: pa.Array, other_cameras: bool) -> list[np.ndarray]:
     """Return for each query the indices of the crops that cannot be its matches."""
     same_path: dict[str, list[int]] = {path: [] for path in queries.paths}
-    for index, path in enumerate(paths.to_pylist()):
-        if path in same_path:
-            same_path[path].append(index)
+    among = pc.is_in(paths, pa.array(list(same_path)))  # pyright: ignore[reportAttributeAccessIssue]
+    for index in np.flatnonzero(among):
+        same_path[paths[index].as_py()].append(int(index))
     if not other_cameras:
         return [np.array(same_path[path], int) for path in queries.paths]
     own = np.array([camera or "" for camera in cameras.to_pylist()])

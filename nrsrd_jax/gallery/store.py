@@ -37,6 +37,7 @@ NOTE = b"nrsrd_jax"  # the key of the About in the table's schema
 UTC = pa.timestamp("us", tz="UTC")
 PRESENT = "vanished IS NULL"
 AT_ONCE = 500  # paths in one condition
+FEW = 0.1  # the share of crops below which a condition is worth reading vectors one by one
 BATCH = 8192  # rows read at a time: 13 MB of features of 384 numbers
 
 
@@ -177,9 +178,19 @@ class Gallery:
         """
         wanted = [*columns, *(["vector"] if vectors else [])]
         with storage_errors(self.uri, where):
-            query = self._table.search().select(wanted)
-            query = query.where(where) if where else query
-            yield from (query.with_row_id(True) if rowid else query).to_batches(batch_size=BATCH)
+            fitting, total = (self.count(where), self.count()) if where else (0, 0)
+            where = where if fitting < total else ""
+            if not (vectors and where) or fitting < FEW * total:
+                query = self._table.search().select(wanted)
+                query = query.where(where) if where else query
+                yield from (query.with_row_id(True) if rowid else query).to_batches(batch_size=BATCH)
+                return
+            # LanceDB reads the vectors of the crops that fit one by one; reading all of them is quicker.
+            fit = self._table.search().select(["path"]).where(where).with_row_id(True).to_arrow()["_rowid"].to_numpy()
+            for batch in self._table.search().select(wanted).with_row_id(True).to_batches(batch_size=BATCH):
+                kept = batch.filter(np.isin(batch["_rowid"], fit))
+                if len(kept):
+                    yield kept if rowid else kept.drop_columns(["_rowid"])
 
     def read(self, where: str = "", columns: Sequence[str] | None = None) -> tuple[pa.Table, np.ndarray]:
         """Return crops as a table without the vectors, and their features, float32 [N, D].
