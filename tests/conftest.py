@@ -30,7 +30,20 @@ quick_xla.switch_on(COMPILED)
 # `make quick` leaves them out.
 SLOW = (
     *("training", "processes", "reliability", "convert", "models", "scoring", "attention", "ablation", "readers"),
-    *("lowlight", "check", "analysis", "commands", "page", "step", "run_folder", "compare", "package", "torch_file"),
+    *(
+        "lowlight",
+        "check",
+        "analysis",
+        "commands",
+        "page",
+        "crops_page",
+        "gallery",
+        "step",
+        "run_folder",
+        "compare",
+        "package",
+        "torch_file",
+    ),
     *("step_cost", "report", "result", "jobs", "fuzz", "extending", "spec", "docstrings", "options", "data", "weights"),
 )
 
@@ -101,3 +114,19 @@ def finished(place):
 
     train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
     return place / "finished"
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = shutil.which("chromium")
+    if path is None:
+        reason = "no chromium is installed to open the report with: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags = [*options.split(), "--disable-component-update", "--disable-sync"]
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()

@@ -1,14 +1,13 @@
 """The report's page in a browser: what it shows, clicked and typed at, on small and large screens."""
 
-import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import opened
 from people import small_config, small_model, write_images, write_night
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.models.attention import NormRatio
@@ -45,34 +44,11 @@ def report(tmp_path_factory):
     return files[-1], result, dict(np.load(place / "f.npz"))
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    path = shutil.which("chromium")
-    if path is None:
-        reason = "no chromium is installed to open the report with: apt-get install chromium"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags = [*options.split(), "--disable-component-update", "--disable-sync"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def tab(chromium, report):
     """The report's page, open; at the end nothing may have been loaded, complained of, or run that was a name."""
-    tab = chromium.new_page(viewport={"width": 1280, "height": 900})
-    tab.set_default_timeout(5000)
-    faults = []
-    tab.on("console", lambda message: faults.append(message.text))
-    tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("request", lambda request: faults.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
-    tab.goto(report[0].as_uri())
-    yield tab
-    assert not faults
-    assert tab.evaluate("window.broken") is None
-    tab.close()
+    with opened(chromium, report[0]) as tab:
+        yield tab
 
 
 def browser_of(tab, which=0):
