@@ -32,6 +32,7 @@ SLOW = (
     *("training", "processes", "reliability", "convert", "models", "scoring", "attention", "ablation", "readers"),
     *("lowlight", "check", "analysis", "commands", "page", "step", "run_folder", "compare", "package", "torch_file"),
     *("step_cost", "report", "result", "jobs", "fuzz", "extending", "spec", "docstrings", "options", "data", "weights"),
+    *("calibrate", "calibration"),
 )
 
 
