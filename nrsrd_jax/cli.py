@@ -17,6 +17,7 @@ VERBS = {
     "search": ("search", "search a gallery for people"),
     "index": ("index", "make an index of a large gallery"),
     "forget": ("forget", "delete crops from a gallery for good"),
+    "calibrate": ("calibrate", "measure what similarities mean, on labelled crops"),
     "ablation": ("ablation", "train the rows of a table of the paper, and compare them"),
     "analysis": ("analysis.__main__", "show what attention does in a checkpoint"),
     "lowlight": ("lowlight.__main__", "show images as they would look in the dark"),

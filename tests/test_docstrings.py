@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import json
 import re
 
 import jax
@@ -10,11 +11,21 @@ import pytest
 from PIL import Image
 
 from nrsrd_jax import augment, checkpoint, losses, models, sharding
-from nrsrd_jax.data import images
+from nrsrd_jax.data import images, labels
 from nrsrd_jax.description import Description
 from nrsrd_jax.lowlight import degradation
 from nrsrd_jax.models import attention, spec, vit
-from nrsrd_jax.retrieval import embedding, illumination, ranking, rerank
+from nrsrd_jax.retrieval import (
+    calibration,
+    embedding,
+    error_rates,
+    illumination,
+    pair_table,
+    pairs,
+    ranking,
+    rerank,
+    searches,
+)
 from nrsrd_jax.weights import from_torch, to_torch, torch_file
 
 PUBLIC = (
@@ -61,6 +72,19 @@ PUBLIC = (
     embedding.Embedder.__call__,
     illumination.read_lights,
     illumination.darkener,
+    pairs.people_needed,
+    pairs.interval,
+    searches.predicted_fpir,
+    error_rates.calibrate,
+    error_rates.check_labels,
+    calibration.load_calibration,
+    calibration.Calibration.probability,
+    calibration.Calibration.threshold_at,
+    calibration.Calibration.strangers,
+    calibration.Calibration.statement,
+    pair_table.pair_table,
+    labels.read_labelled,
+    labels.read_labels,
     checkpoint.load,
     checkpoint.save_weights,
     from_torch.convert,
@@ -100,13 +124,15 @@ def sections(function) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the examples name: a checkpoint, the same as a PyTorch file, and an image of one colour."""
+    """A folder with what the examples name: a checkpoint, also as a PyTorch file, a calibration, and an image."""
     folder = tmp_path_factory.mktemp("examples")
     description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, classes=4)
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), description.abstract_variables())
     checkpoint.save_weights(folder / "runs/night", description, variables, kept={})
     torch_file.save(folder / "model.pth", to_torch.export(folder / "runs/night")[0])
     Image.fromarray(np.full((40, 20, 3), (200, 100, 50), np.uint8)).save(folder / "crop.png")
+    curve = {"curve": {"threshold": [0.2], "fmr": [1]}, "probability": {"similarity": [0.2], "probability": [0.5]}}
+    (folder / "calibration.json").write_text(json.dumps(curve | {"model": {"feature": "cls"}, "people": 40}))
     return folder
 
 

@@ -52,6 +52,22 @@ def is_unknown(name: str) -> bool:
     return plain(name).strip(" ?._-").casefold() in UNKNOWN or plain(name) == "NA"
 
 
+def manifest_label(where: str, pid: str, camera: str, with_cameras: bool) -> tuple[str, str]:
+    """Return the identity and camera of a manifest's row as they show; the camera is "0" if the rows have none.
+
+    InputError, which begins with `where`, for a name in `doubt`, or for a row without a camera where others have one.
+    """
+    pid, camera = plain(pid), plain(camera)
+    if with_cameras and (is_unknown(camera) or camera.startswith("-")):
+        raise InputError(
+            f"{where}: {quoted(camera)} is not a camera, other rows have one: give one in every row, or leave the "
+            "column out"
+        )
+    if reason := doubt(pid, "pid") or doubt(camera, "camera"):
+        raise InputError(f"{where}: {reason}")
+    return pid, camera if with_cameras else "0"
+
+
 def as_numbers(names: Sequence[str]) -> list[int]:
     """Return names as numbers: their values if all are whole numbers, otherwise the rank of each among them.
 

@@ -22,7 +22,7 @@ from .listing import (
     sub_folders,
 )
 from .lists import path_in, quoted, read_lines, read_table
-from .naming import NO_CAMERA, WHOLE, as_numbers, camera_in, doubt, is_unknown, plain
+from .naming import NO_CAMERA, WHOLE, as_numbers, camera_in, is_unknown, manifest_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,21 +237,14 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
             raise InputError(
                 f"{file}, line {number}: it takes a path, a pid and train, query or gallery, not {quoted(row['split'])}"
             )
-        pid, camera = plain(row["pid"]), plain(row.get("camera", ""))
-        if with_cameras and (is_unknown(camera) or camera.startswith("-")):
-            raise InputError(
-                f"{file}, line {number}: {quoted(camera)} is not a camera, other rows have one: give one in every row, "
-                "or leave the column out"
-            )
-        if reason := doubt(pid, "pid") or doubt(camera, "camera"):
-            raise InputError(f"{file}, line {number}: {reason}")
+        pid, camera = manifest_label(f"{file}, line {number}", row["pid"], row.get("camera", ""), with_cameras)
         path = path_in(file.parent, row["path"])
         if _lies_hidden(row["path"]):
             listing.skipped[HIDDEN].append(path)
         elif is_unknown(pid):
             listing.skipped[NOBODY].append(path)
         else:
-            rows.append((split, path, pid, camera if with_cameras else "0"))
+            rows.append((split, path, pid, camera))
     if rows and not with_cameras:
         listing.notes.append("no row has a camera: every image has camera 0")
     numbers = (as_numbers([row[i] for row in rows]) for i in (2, 3))

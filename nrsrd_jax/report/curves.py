@@ -1,11 +1,12 @@
-"""Curves of a training run, from its metrics.jsonl, and of recognition as the light falls."""
+"""Curves of a training run, from its metrics.jsonl, of recognition as the light falls, and of two error rates."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.special import ndtri
 
 from ..files import written_whole
 from ..metrics_log import MACHINE, TITLES, read_metrics
@@ -16,6 +17,7 @@ NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
 OPTIMISER = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
 NO_LOSS = {"step", "epoch", *NORM_RATIO, *OPTIMISER, *TITLES, *MACHINE}
+DEVIATES = 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999  # ticks of error rates
 SAME_AXIS = 10  # a curve whose largest value is more than this factor below another's has its own chart
 
 
@@ -87,5 +89,40 @@ def plot_illumination(path: Path, targets: Mapping[str, dict[str, Any]], title: 
         axes.minorticks_off()
     axes.invert_xaxis()
     axes.legend(title="dashed: as given")
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+
+
+def plot_det(path: Path, curve: Mapping[str, Sequence[float]], pairs: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Plot false-non-match against false-match rates, on normal deviate axes, as a PNG.
+
+    Args:
+        path: the file to write.
+        curve: the rates "fmr" and "fnmr" at ascending thresholds.
+        pairs: rows with "threshold", both rates and "fnmr_interval", drawn as points.
+        title: of the plot.
+    """
+    rates = [np.array(curve[name]) for name in ("fmr", "fnmr")]
+    shown = np.all([(rate > 0) & (rate < 1) for rate in rates], axis=0)
+    points = [row for row in pairs if 0 < row["fmr"] < 1]
+    lowest = min([0.1, *(rates[0][shown]), *(row["fmr"] for row in points)])
+    missed = [value for row in points for value in (row["fnmr"], *row["fnmr_interval"]) if 0 < value < 1]
+    least = min([0.1, *(rates[1][shown]), *missed])
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(ndtri(rates[0][shown]), ndtri(rates[1][shown]), color="C0")
+    for row in points:
+        low, middle, high = np.clip([row["fnmr_interval"][0], row["fnmr"], row["fnmr_interval"][1]], least, 1 - 1e-6)
+        place = ndtri(row["fmr"])
+        axes.plot([place, place], ndtri([low, high]), color="C0", linewidth=1)
+        axes.plot(place, ndtri(middle), "o", color="C0")
+        axes.annotate(f" {row['threshold']:.3f}", (place, ndtri(middle)), fontsize="small", va="bottom")
+    for axis, least_shown in ((axes.xaxis, lowest), (axes.yaxis, least)):
+        ticks = [tick for tick in DEVIATES if tick >= least_shown / 2]
+        axis.set_ticks(ndtri(ticks), [f"{100 * tick:g}" for tick in ticks])
+        axis.grid(alpha=0.3)
+    axes.set(xlabel="false-match rate: strangers that match (%)", ylabel="false-non-match rate: people missed (%)")
+    axes.set(xlim=ndtri([lowest / 2, 0.6]), ylim=ndtri([least / 2, 0.999 if missed and max(missed) > 0.9 else 0.95]))
+    axes.set_title(f"{title}; points: threshold, 95 % interval", fontsize="small")
     with written_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=150)

@@ -37,6 +37,7 @@ from ..runs import find_checkpoint, known_score, newest_run, run_of
 from ..stored import read_description
 from .embedding import Embedder
 from .illumination import SEED
+from .pair_table import pair_table
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
@@ -218,6 +219,7 @@ def target_record(evaluation: Evaluation, target: Target, options: Options) -> d
         _numbers(evaluation)
         | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
         | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
+        | pair_table(evaluation.features["query"], evaluation.features["gallery"], target)
         | hashes_of(target, options)
         | {"seconds": evaluation.seconds}
     )
@@ -337,6 +339,8 @@ def full_table(result: dict[str, Any]) -> str:
         for point in target.get("illumination", ()):
             rows[f"  light {point['light']:g}, {result['degradation']['preset']}{ending}"] = point
         tables.append(table(rows))
+        if strangers := target.get("open_set", {}).get("queries"):
+            tables.append(f"{counted(strangers, 'query', 'queries')} of {name} show people who are not in the gallery")
         if "without_rerank" in target:
             tables.append(table({f"{name}, not re-ranked": target["without_rerank"]}))
     if len(result["targets"]) > 1:

@@ -1,0 +1,187 @@
+"""What a similarity means to a user: thresholds, probabilities and strangers, from the file of `nrsrd calibrate`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, logit
+
+from ..errors import InputError
+from ..files import expanded, read_bounded
+from .pairs import people_needed
+
+MOST_BYTES = 2**24
+FILE = "calibration.json"  # beside the model
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """A calibration of one model, as `load_calibration` reads it.
+
+    Attributes:
+        path: the file.
+        model: what it is a calibration of, as `Embedder.identity()`.
+        people: how many people it was measured on.
+        thresholds, fmr: similarities, ascending, and the false-match rate from each on.
+        points: similarities, ascending, and probabilities at them, [2, M].
+    """
+
+    path: Path
+    model: dict[str, Any]
+    people: int
+    thresholds: np.ndarray
+    fmr: np.ndarray
+    points: np.ndarray
+
+    @property
+    def most(self) -> float:
+        """Return the largest N of which "one stranger in N" can be said: by the rule of three, pairs of people / 3."""
+        return self.people * (self.people - 1) / 6
+
+    def probability(self, similarity: np.ndarray | float, prior: float = 0.5) -> np.ndarray:
+        """Return the probability that pairs show one person.
+
+        Args:
+            similarity: cosines in −1..1, of any shape.
+            prior: the share of such pairs that show one person before they are looked at, above 0 and below 1.
+
+        Returns:
+            Numbers in 0..1 of the same shape.
+
+        Example:
+            >>> import numpy as np
+            >>> from pathlib import Path
+            >>> from nrsrd_jax.retrieval.calibration import Calibration
+            >>> curve = np.array([0.2, 0.6]), np.array([1.0, 0.01])
+            >>> found = Calibration(Path("c.json"), {}, 40, *curve, points=np.array([[0.2, 0.6], [0.1, 0.9]]))
+            >>> found.probability(0.4).round(3).item(), found.probability(0.4, prior=0.01).round(3).item()
+            (0.5, 0.01)
+        """
+        return expit(logit(np.interp(similarity, *self.points)) + logit(prior))
+
+    def threshold_at(self, fmr: float) -> float:
+        """Return the lowest similarity from which on at most a share of the impostor pairs match.
+
+        Args:
+            fmr: the share, above 0 and at most 1.
+
+        Returns:
+            The threshold.
+
+        Raises:
+            InputError: the share is not such a number, or the calibration has too few people for it.
+
+        Example:
+            >>> import numpy as np
+            >>> from pathlib import Path
+            >>> from nrsrd_jax.retrieval.calibration import Calibration
+            >>> curve = np.array([0.2, 0.6]), np.array([1.0, 0.01])
+            >>> Calibration(Path("c.json"), {}, 40, *curve, points=np.zeros((2, 1))).threshold_at(0.01)
+            0.6
+        """
+        if not 0 < fmr <= 1:
+            raise InputError(f"a false-match rate of {fmr:g} is not possible: give one above 0 and at most 1")
+        if people_needed(fmr) > self.people or self.fmr[-1] > fmr:
+            raise InputError(
+                f"{self.path} is of {self.people} people, too few for a false-match rate of {fmr:g}: it needs "
+                f"{people_needed(fmr):,}; ask for a higher rate, or calibrate on more people"
+            )
+        return float(self.thresholds[np.argmax(self.fmr <= fmr)])
+
+    def strangers(self, similarity: float) -> float:
+        """Return N: one stranger in N is at least this near.
+
+        Args:
+            similarity: a cosine in −1..1.
+
+        Returns:
+            A number from 1 to `most`; `most` stands for that or more, which these people cannot tell.
+
+        Example:
+            >>> import numpy as np
+            >>> from pathlib import Path
+            >>> from nrsrd_jax.retrieval.calibration import Calibration
+            >>> curve = np.array([0.2, 0.6, 0.8]), np.array([1.0, 0.01, 0.0])
+            >>> found = Calibration(Path("c.json"), {}, 40, *curve, points=np.zeros((2, 1)))
+            >>> round(found.strangers(0.4)), found.strangers(0.9)
+            (10, 260.0)
+        """
+        rate = np.exp(np.interp(similarity, self.thresholds, np.log(np.maximum(self.fmr, 1e-300))))
+        return float(min(max(1 / rate, 1.0), self.most))
+
+    def statement(self, similarity: float) -> str:
+        """Return in words how often a stranger is at least this near.
+
+        Args:
+            similarity: a cosine in −1..1.
+
+        Returns:
+            A phrase without a full stop.
+
+        Example:
+            >>> import numpy as np
+            >>> from pathlib import Path
+            >>> from nrsrd_jax.retrieval.calibration import Calibration
+            >>> curve = np.array([0.2, 0.6, 0.8]), np.array([1.0, 0.01, 0.0])
+            >>> found = Calibration(Path("c.json"), {}, 40, *curve, points=np.zeros((2, 1)))
+            >>> found.statement(0.4), found.statement(0.9)
+            ('one stranger in 10 is this near', 'fewer than one stranger in 260 is this near')
+        """
+        number = self.strangers(similarity)
+        return f"{'fewer than one' if number >= self.most else 'one'} stranger in {number:,.0f} is this near"
+
+    def check_model(self, identity: Mapping[str, Any]) -> None:
+        """Raise InputError if features of a model with another `Embedder.identity()` are to be judged."""
+        differing = [name for name, value in identity.items() if self.model.get(name) != value]
+        if differing:
+            own = ", ".join(f"{name} {str(self.model.get(name))[:12]}" for name in differing)
+            other = ", ".join(f"{name} {str(identity[name])[:12]}" for name in differing)
+            raise InputError(
+                f"{self.path} calibrates another model ({own}) than this one ({other}): run nrsrd calibrate with this "
+                "model and these options"
+            )
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read what `nrsrd calibrate` wrote.
+
+    Args:
+        path: the JSON file, or a folder that holds calibration.json, such as a run.
+
+    Returns:
+        The Calibration.
+
+    Raises:
+        InputError: there is no such file, or it is not a calibration of this version.
+
+    Example:
+        >>> from nrsrd_jax.retrieval.calibration import load_calibration
+        >>> load_calibration("calibration.json").model["feature"]
+        'cls'
+    """
+    path = expanded(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        content = json.loads(read_bounded(path, MOST_BYTES))
+        curve, points = content["curve"], content["probability"]
+        thresholds, fmr, similarity, probability = (
+            np.array(column, np.float64)
+            for column in (curve["threshold"], curve["fmr"], points["similarity"], points["probability"])
+        )
+        found = Calibration(
+            path, dict(content["model"]), int(content["people"]), thresholds, fmr, np.stack([similarity, probability])
+        )
+        rising = all((np.diff(x) >= 0).all() for x in (thresholds, -fmr, *found.points))
+        inside = all(((x >= 0) & (x <= 1)).all() for x in (fmr, probability))
+        if len(thresholds) != len(fmr) or not len(fmr) or not len(similarity) or not (rising and inside):
+            raise ValueError("its curve is not one")
+    except OSError as error:
+        raise InputError(f"cannot read the calibration {path}: {error.strerror}; nrsrd calibrate writes it") from error
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path} is not a calibration of this version; nrsrd calibrate writes one") from error
+    return found

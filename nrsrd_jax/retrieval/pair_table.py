@@ -1,0 +1,76 @@
+"""What an evaluation says of pairs and of strangers: error rates at thresholds, beside the ranking of result.json."""
+
+from typing import Any
+
+import numpy as np
+
+from ..data.protocol import Target
+from .pairs import BINS, Crops, Histograms, blocks, edge
+
+RATES = 1e-2, 1e-3, 1e-4
+MOST_PAIRS = 2**26  # of a larger test, every second query is taken, or every third, …
+
+
+def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[str, Any]:
+    """Return error rates of a test's pairs, and of searches with people who are not in its gallery.
+
+    Args:
+        query: features [Q, D] as embedded, of any length.
+        gallery: features [G, D].
+        target: their identities and views; pairs of one identity and view are left out, as in the ranking.
+
+    Returns:
+        "pairs": for each of RATES that the people permit (rule of three: 3/rate pairs of people) the threshold of
+        cosine similarity and both rates. "open_set": how many queries show people who are not in the gallery; if
+        some do, how many of them report anybody (FPIR), and how many of the queries with a match do not have one
+        first (FNIR), at each threshold. "pair_queries": how many queries that is measured on.
+
+    Raises:
+        ValueError: a feature is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.data.datasets import Split
+        >>> from nrsrd_jax.data.protocol import Target
+        >>> from nrsrd_jax.retrieval.pair_table import pair_table
+        >>> features = np.eye(32)[:30]
+        >>> people, cameras = np.arange(30), np.zeros(30, int)
+        >>> queries, gallery = Split((), people, cameras), Split((), people, cameras + 1)
+        >>> found = pair_table(features, features, Target(queries, gallery, queries.cameras, gallery.cameras))
+        >>> [(row["fmr"], row["fnmr"]) for row in found["pairs"]], found["open_set"]
+        ([(0.0, 0.0)], {'queries': 0})
+    """
+    step = -(-len(query) * len(gallery) // MOST_PAIRS)
+    _, people = np.unique(np.concatenate([target.query.pids, target.gallery.pids]), return_inverse=True)
+    queries = Crops.of(query[::step], people[: len(query)][::step], target.query_views[::step])
+    others = Crops.of(gallery, people[len(query) :], target.gallery_views)
+    histograms = Histograms()
+    genuine, stranger = np.full(len(queries), -np.inf), np.full(len(queries), -np.inf)
+    for block in blocks(queries, others):
+        histograms.add(block)
+        genuine[block.rows] = block.similarity.max(1, where=block.genuine, initial=-np.inf)
+        block.similarity[block.genuine | block.left_out] = -np.inf
+        stranger[block.rows] = block.similarity.max(1)
+    pairs = _people_pairs(np.unique(queries.people), np.unique(others.people))
+    levels = [histograms.threshold(rate) for rate in RATES if pairs * rate >= 3 and histograms.genuine.any()]
+    fmr, fnmr = histograms.rates()
+    rows = [{"threshold": edge(k), "fmr": float(fmr[k]), "fnmr": float(fnmr[k])} for k in levels if k < BINS]
+    unknown, mated = ~np.isin(queries.people, others.people), genuine > -np.inf
+    open_set: dict[str, Any] = {"queries": int(np.sum(~np.isin(target.query.pids, target.gallery.pids)))}
+    if unknown.any():
+        open_set |= {"gallery_people": len(np.unique(others.people)), "top": 1}
+        open_set["searches"] = [
+            {
+                "threshold": row["threshold"],
+                "fpir": float((stranger[unknown] >= row["threshold"]).mean()),
+                "fnir": float(((genuine < row["threshold"]) | (genuine < stranger))[mated].mean()),
+            }
+            for row in rows
+        ]
+    return {"pairs": rows, "pair_queries": len(queries), "open_set": open_set}
+
+
+def _people_pairs(query: np.ndarray, gallery: np.ndarray) -> int:
+    """Return how many pairs of two people have one among the queries and the other in the gallery."""
+    both = len(np.intersect1d(query, gallery))
+    return len(query) * len(gallery) - both - both * (both - 1) // 2
