@@ -23,6 +23,7 @@ from .gallery.crops import make_source, parse_time
 if TYPE_CHECKING:
     from .gallery.matching import Queries
     from .gallery.store import Gallery
+    from .retrieval.calibration import Calibration
 
 SHOWN = 10  # queries in the table on the terminal
 LISTED = 3  # matches of each there
@@ -42,6 +43,11 @@ def main() -> None:
 
     gallery = Gallery.open(arguments.gallery)
     where = condition(arguments, gallery)
+    calibration = find_calibration(arguments, gallery)
+    threshold = arguments.threshold
+    if isinstance(threshold, Path):
+        assert calibration
+        threshold = calibration.threshold_at(arguments.fmr)
     queries = read_queries(arguments, gallery)
     if arguments.not_same_camera and None in queries.cameras:
         path = queries.paths[queries.cameras.index(None)]
@@ -64,8 +70,13 @@ def main() -> None:
         ]
         for match, distance in zip(matches, each.distance, strict=False):
             match["reranked_distance"] = round(float(distance), 6)
-        if arguments.threshold is not None:
-            matches = [match for match in matches if match["similarity"] >= arguments.threshold]
+        if threshold is not None:
+            matches = [match for match in matches if match["similarity"] >= threshold]
+        for match in matches:
+            if not calibration:
+                break
+            match["strangers"] = round(calibration.strangers(match["similarity"]), 1)
+            match["meaning"] = calibration.statement(match["similarity"])
         lists.append({"path": path, "matches": matches})
     how = {
         "gallery": str(arguments.gallery),
@@ -75,7 +86,8 @@ def main() -> None:
         "rerank": arguments.rerank,
         "exact": not arguments.approximate,
         "transductive": arguments.normalize != "none" or arguments.rerank,
-        "threshold": arguments.threshold,
+        "threshold": threshold,
+        "calibration": str(calibration.path) if calibration else None,
         "model": gallery.about.model,
         **gallery.about.identity,
     }
@@ -122,6 +134,29 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
     return where
 
 
+def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Calibration | None":
+    """Return the calibration that --threshold names, or the one beside the model. InputError if it does not fit."""
+    from .retrieval.calibration import FILE, load_calibration
+
+    if arguments.normalize != "none":
+        if isinstance(arguments.threshold, Path):
+            raise InputError("a calibration is of similarities that are not normalised: leave --normalize out")
+        return None
+    named = isinstance(arguments.threshold, Path)
+    path = arguments.threshold if named else Path(arguments.model or gallery.about.model) / FILE
+    if not named and not path.is_file():
+        return None
+    calibration = load_calibration(path)
+    try:
+        calibration.check_model(gallery.about.identity)
+    except InputError as error:
+        if named:
+            raise
+        say(f"warning: {error}; it is not used", error=True)
+        return None
+    return calibration
+
+
 def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries":
     """Return the queries with their features. InputError if one is unreadable or unknown."""
     import numpy as np
@@ -166,7 +201,7 @@ def _write_page(file: Path, how: dict[str, Any], lists: list[dict[str, Any]]) ->
 
     def lines(match: dict[str, Any]) -> list[str]:
         known = [f"{name} {match[name]}" for name in ("camera", "time", "track") if match.get(name)]
-        return [f"similarity {match['similarity']:.3f}", *known]
+        return [f"similarity {match['similarity']:.3f}", *filter(None, [match.get("meaning")]), *known]
 
     rows = [
         Row(
@@ -223,7 +258,18 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument("--vanished", action="store_true", help="also crops whose files are gone")
     parser.add_argument("--pattern", default="", help="as in nrsrd embed, for the names of the queries")
     parser.add_argument(
-        "--threshold", type=float, metavar="T", help="leave out matches that are less similar than this, in -1..1"
+        "--threshold",
+        type=_threshold,
+        metavar="T|FILE",
+        help="leave out matches that are less similar than T, in -1..1, or than the threshold of --fmr in a FILE of "
+        "nrsrd calibrate",
+    )
+    parser.add_argument(
+        "--fmr",
+        type=float,
+        default=0.01,
+        metavar="RATE",
+        help="the false-match rate of --threshold FILE; default: 0.01",
     )
     parser.add_argument("--rerank", action="store_true", help="order by k-reciprocal neighbours (transductive)")
     parser.add_argument(
@@ -242,6 +288,17 @@ def _read_arguments() -> argparse.Namespace:
     if arguments.approximate and (arguments.rerank or arguments.normalize != "none"):
         parser.error("--rerank and --normalize compare all crops: leave out --approximate")
     return arguments
+
+
+def _threshold(text: str) -> float | Path:
+    """Return a similarity, or the path of a calibration."""
+    try:
+        value = float(text)
+    except ValueError:
+        return Path(text)
+    if not -1 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a similarity, in -1..1")
+    return value
 
 
 def command() -> None:

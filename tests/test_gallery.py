@@ -354,6 +354,48 @@ def test_a_threshold_leaves_out_less_similar_matches(gallery, crops, nrsrd, tmp_
     assert min(kept, default=1) >= 0.999
 
 
+def write_calibration(place, model, **changes):
+    """A calibration by which similarity 0.5 is one stranger in 10, and 0.9 one in 100."""
+    identity = Embedder.load(model).identity() | changes
+    curve = {"threshold": [-1.0, 0.5, 0.9], "fmr": [1.0, 0.1, 0.01]}
+    points = {"similarity": [-1.0, 1.0], "probability": [0.0, 1.0]}
+    place.write_text(json.dumps({"model": identity, "people": 200, "curve": curve, "probability": points}))
+    return place
+
+
+def test_a_calibration_gives_the_threshold_and_says_how_near_strangers_are(gallery, crops, model, nrsrd, tmp_path):
+    calibration = write_calibration(tmp_path / "c.json", model)
+    page = tmp_path / "p.html"
+    arguments = ["search", crops, "--gallery", gallery, "--threshold", calibration, "--output", tmp_path / "m.json"]
+    nrsrd(*arguments, "--fmr", "0.01", "--report", page)
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert result["threshold"] == 0.9
+    matches = [match for query in result["queries"] for match in query["matches"]]
+    assert matches
+    assert all(match["similarity"] >= 0.9 and match["strangers"] >= 100 for match in matches)
+    assert "stranger in" in page.read_text()
+    with pytest.raises(InputError, match="too few for a false-match rate"):
+        nrsrd(*arguments, "--fmr", "1e-9")
+    with pytest.raises(InputError, match="leave --normalize out"):
+        nrsrd(*arguments, "--normalize", "gallery")
+
+
+def test_a_calibration_of_another_model_is_refused_if_named_and_not_used_if_found(
+    gallery, crops, model, tmp_path, nrsrd
+):
+    other = write_calibration(tmp_path / "c.json", model, weights_sha256="0" * 64)
+    with pytest.raises(InputError, match="calibrates another model"):
+        nrsrd("search", crops, "--gallery", gallery, "--threshold", other)
+    copy = shutil.copytree(model, tmp_path / "copy")
+    write_calibration(copy / "calibration.json", model, feature="neck")
+    done = run("-m", "nrsrd_jax.search", crops, "--gallery", gallery, "--model", copy, "--output", tmp_path / "m.json")
+    assert "calibrates another model" in done.stderr
+    assert "meaning" not in (tmp_path / "m.json").read_text()
+    write_calibration(copy / "calibration.json", model)
+    run("-m", "nrsrd_jax.search", crops, "--gallery", gallery, "--model", copy, "--output", tmp_path / "m.json")
+    assert "meaning" in (tmp_path / "m.json").read_text()
+
+
 def test_forget_deletes_for_good_and_only_when_told(gallery, nrsrd):
     assert "4 of 12 crops would be deleted" in nrsrd("forget", gallery, "--where", "person = '0001'")
     assert len(paths_in(gallery)) == 12
