@@ -1,0 +1,42 @@
+"""docs/own-crops.md: its commands run in the order in which the page has them."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from people import ROOT, run
+
+PAGE = (ROOT / "docs/own-crops.md").read_text()
+BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = re.findall(r"^nrsrd .*$", BLOCKS, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """The page's commands, run in a folder with the demo's data: {command: what it printed}."""
+    place = tmp_path_factory.mktemp("own")
+    (place / "demo").symlink_to(ROOT / "demo")
+    shown = {}
+    for command in COMMANDS:
+        verb, *arguments = shlex.split(command)[1:]
+        shown[command] = run("-m", f"nrsrd_jax.{verb}", *arguments, cwd=place).stdout
+    return place, shown
+
+
+def test_every_command_of_the_page_runs(outputs):
+    place, shown = outputs
+    assert len(shown) == len(set(COMMANDS)) >= 10
+    last = {command.split()[1]: text.splitlines()[-1] for command, text in shown.items()}
+    assert last["forget"].endswith("are left")
+    assert (place / "matches.html").stat().st_size > 100_000
+
+
+def test_a_search_without_labels_finds_most_people(outputs):
+    """The file names say who is who; the search did not use them."""
+    place, _ = outputs
+    queries = json.loads((place / "matches.json").read_text())["queries"]
+    assert len(queries) == 80
+    first = [Path(query["matches"][0]["path"]).name[:4] == Path(query["path"]).name[:4] for query in queries]
+    assert sum(first) > 40
