@@ -3,7 +3,9 @@
 python demo/compare.py     after configs/demo.py:baseline, :nrsrd and :nrsrd_plus were trained: the end of `make demo`
 """
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,16 +57,20 @@ def main() -> None:
     description, _ = load(runs["nrsrd"], mesh)
     model = description.create_model()
     variables = jax.jit(lambda key: initialise(model, key, description.image_size))(jax.random.key(0))
-    evaluation = options.eval
-    untrained = Embedder(model, variables, description, mesh, batch_size=evaluation.batch_size, flip=evaluation.flip)
+    embed_options: Any = {"batch_size": options.eval.batch_size, "flip": False}
+    untrained = Embedder(model, variables, description, mesh, **embed_options)
+    backbone, weights = load(options.init.checkpoint, mesh)
+    bright = dataclasses.replace(backbone, brighten=0.4)
     histograms = {
         name: colour_histograms(split.paths) for name, split in (("query", target.query), ("gallery", target.gallery))
     }
     rows = {
         "untrained network": headline(evaluate(untrained, options, targets)),
         "colour histogram": score(histograms, target, options.eval).metrics.summary(),
-        "pretrained": headline(evaluate(Embedder.load(options.init.checkpoint), options, targets)),
     }
+    for name, described in (("pretrained", backbone), ("… and brightened", bright)):
+        embedder = Embedder(described.create_model(), weights, described, mesh, **embed_options)
+        rows[name] = headline(evaluate(embedder, options, targets))
     for name, run in runs.items():
         rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))
         say(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
