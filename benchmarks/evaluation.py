@@ -57,9 +57,9 @@ def numpy_ranks(distances: np.ndarray, query_ids, gallery_ids, query_cameras, ga
     return float(np.mean(precisions)), float(np.mean(penalties))
 
 
-def numpy_rerank(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    features = np.concatenate([query, gallery])
-    count, queries, half = len(features), len(query), round(K1 / 2)
+def numpy_jaccard(features: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Jaccard distances of the first rows to all, and their distances."""
+    count, half = len(features), round(K1 / 2)
     distances = numpy_distances(features, features)
     distances = np.transpose(distances / distances.max(axis=0))
     order = np.argsort(distances).astype(np.int32)
@@ -79,19 +79,24 @@ def numpy_rerank(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         chosen = np.unique(np.concatenate(members))
         weight = np.exp(-distances[i, chosen])
         weights[i, chosen] = weight / weight.sum()
-    distances = distances[:queries]
+    distances = distances[:rows]
     expanded = np.zeros_like(weights)
     for i in range(count):
         expanded[i] = weights[order[i, :K2]].mean(0)
     weights = expanded
     inverse = [np.flatnonzero(weights[:, i]) for i in range(count)]
     jaccard = np.zeros_like(distances, dtype=np.float16)
-    for i in range(queries):
+    for i in range(rows):
         common = np.zeros(count, np.float16)
         for j in np.flatnonzero(weights[i]):
             common[inverse[j]] += np.minimum(weights[i, j], weights[inverse[j], j])
         jaccard[i] = 1 - common / (2 - common)
-    return ((1 - LAMBDA) * jaccard + LAMBDA * distances)[:, queries:]
+    return jaccard, distances
+
+
+def numpy_rerank(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    jaccard, distances = numpy_jaccard(np.concatenate([query, gallery]), len(query))
+    return ((1 - LAMBDA) * jaccard + LAMBDA * distances)[:, len(query) :]
 
 
 def numpy_metrics(query, gallery, *labels) -> tuple[float, float]:

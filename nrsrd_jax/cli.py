@@ -16,6 +16,7 @@ VERBS = {
     "embed": ("embed", "embed own crops into a gallery"),
     "search": ("search", "search a gallery for people"),
     "index": ("index", "make an index of a large gallery"),
+    "cluster": ("cluster", "group the crops of a gallery into people, without labels"),
     "forget": ("forget", "delete crops from a gallery for good"),
     "calibrate": ("calibrate", "measure what similarities mean, on labelled crops"),
     "ablation": ("ablation", "train the rows of a table of the paper, and compare them"),

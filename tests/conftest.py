@@ -45,7 +45,7 @@ SLOW = (
         "torch_file",
     ),
     *("step_cost", "report", "result", "jobs", "fuzz", "extending", "spec", "docstrings", "options", "data", "weights"),
-    *("calibrate", "calibration"),
+    *("calibrate", "calibration", "clustering"),
 )
 
 

@@ -115,7 +115,19 @@ def test_every_verb_has_help(verb):
 
 @pytest.mark.parametrize(
     "module",
-    ["train", "eval", "compare", "convert", "check", "calibrate", "data.check", "ablation", "analysis", "lowlight"],
+    [
+        "train",
+        "eval",
+        "compare",
+        "convert",
+        "check",
+        "calibrate",
+        "cluster",
+        "data.check",
+        "ablation",
+        "analysis",
+        "lowlight",
+    ],
 )
 def test_every_verb_is_a_module_too(module):
     assert "nrsrd " in run("-m", f"nrsrd_jax.{module}", "--help").stdout

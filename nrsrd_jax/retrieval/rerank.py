@@ -7,6 +7,7 @@ time, and the sets are sparse matrices, so memory is O(N·k) and a few blocks. T
 
 import functools
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -112,18 +113,23 @@ def reranked_distances(
         >>> reranked_distances(query, gallery, k1=2, k2=1, lambda_value=0.3)(np.array([0])).shape
         (1, 3)
     """
-    _check_parameters(k1, k2, lambda_value)
+    check_parameters(k1, k2, lambda_value)
     _check_features(query_features, gallery_features)
     mesh = mesh or make_mesh()
     features = np.concatenate(centred_rows(query_features, gallery_features)[:2])
     queries = len(query_features)
     distances = distances_of(features, features, mesh)
     devices = mesh.shape["data"]
-    size, bound = BLOCK * devices, memory_bound(len(features), features.shape[1], k1, k2, devices)
-    neighbours, farthest = _nearest(distances, len(features), queries, max(k1 + 1, k2), size, bound)
-    weights = _neighbour_weights(features, neighbours, farthest, k1)
-    if k2 > 1:
-        weights = _rows_of(neighbours[:, :k2], np.float32(1 / min(k2, len(features)))) @ weights
+    bound = memory_bound(len(features), features.shape[1], k1, k2, devices)
+
+    def announce(seconds: float) -> None:
+        # The host's work follows: seconds per image and per query, measured on one core at Night600's size.
+        seconds += 3e-5 * len(features) + 4e-4 * queries
+        if seconds > WORTH_TELLING:
+            text = f"re-ranking {len(features)} images: at most {bound / 2**30:.1f} GiB, about {seconds:.0f} s"
+            say(text, error=True)
+
+    weights, farthest = neighbour_weights(features, distances, k1, k2, BLOCK * devices, announce)
     gallery = sp.csc_array(weights[queries:])
 
     def rows(block: np.ndarray) -> np.ndarray:
@@ -151,8 +157,38 @@ def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) ->
     return images * (features + sparse + 8 * 6 * BLOCK * devices)
 
 
+def neighbour_weights(
+    features: np.ndarray,
+    distances: Distances,
+    k1: int,
+    k2: int,
+    size: int,
+    announce: Callable[[float], None] | None = None,
+) -> tuple[sp.csr_array, np.ndarray]:
+    """Return each image's k-reciprocal neighbours as weights, and its largest distance to any image.
+
+    The Jaccard distance of two images compares their rows of weights.
+
+    Args:
+        features: rows of `centred_rows`, float64 [N, D].
+        distances: the function that `distances_of` returns for these features, as queries and as gallery.
+        k1: as in `k_reciprocal`.
+        k2: as in `k_reciprocal`.
+        size: how many images are compared with all others at once; with several devices, a multiple of their number.
+        announce: is called once with about how many seconds finding the neighbours takes.
+
+    Returns:
+        The weights, sparse float32 [N, N], whose rows sum to 1, and the largest distances [N], 1 in place of 0.
+    """
+    neighbours, farthest = _nearest(distances, len(features), max(k1 + 1, k2), size, announce)
+    weights = _expanded_weights(features, neighbours, farthest, k1)
+    if k2 > 1:
+        weights = _rows_of(neighbours[:, :k2], np.float32(1 / min(k2, len(features)))) @ weights
+    return weights, farthest
+
+
 def _nearest(
-    distances: Distances, images: int, queries: int, k: int, size: int, bound: int
+    distances: Distances, images: int, k: int, size: int, announce: Callable[[float], None] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the k nearest of each image, itself among them, int [N, min(k, N)], and its largest distance [N]."""
     k = min(k, images)
@@ -165,12 +201,8 @@ def _nearest(
             nearest, largest = _nearest_and_farthest(distances(np.resize(rows, min(size, images))), k)
         neighbours[rows], farthest[rows] = np.asarray(nearest)[: len(rows)], np.asarray(largest)[: len(rows)]
         # The time of the first block includes compiling, so the second tells more.
-        if number == min(1, len(starts) - 1):
-            # The host's work follows: seconds per image and per query, measured on one core at Night600's size.
-            seconds = (time.perf_counter() - begin) * len(starts) + 3e-5 * images + 4e-4 * queries
-            if seconds > WORTH_TELLING:
-                text = f"re-ranking {images} images: at most {bound / 2**30:.1f} GiB, about {seconds:.0f} s"
-                say(text, error=True)
+        if announce and number == min(1, len(starts) - 1):
+            announce((time.perf_counter() - begin) * len(starts))
     return neighbours, np.where(farthest > 0, farthest, 1)
 
 
@@ -181,7 +213,7 @@ def _nearest_and_farthest(distances: jax.Array, k: int) -> tuple[jax.Array, jax.
     return lax.top_k(-distances, k)[1], jnp.max(distances, 1)
 
 
-def _neighbour_weights(features: np.ndarray, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> sp.csr_array:
+def _expanded_weights(features: np.ndarray, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> sp.csr_array:
     """Return each image's expanded k-reciprocal neighbours, weighted by exp(−distance); [N, N], rows sum to 1."""
     mutual, half = (_mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2)))
     # A neighbour's smaller set is added if more than 2/3 of it is in the image's own set (Zhong et al. 2017).
@@ -289,7 +321,7 @@ def _check_features(query: np.ndarray, gallery: np.ndarray) -> None:
         raise ValueError("there are no queries, or no gallery images")
 
 
-def _check_parameters(k1: int, k2: int, lambda_value: float) -> None:
+def check_parameters(k1: int, k2: int, lambda_value: float = 0.0) -> None:
     """Raise ValueError for parameters of re-ranking that are out of range."""
     for name, value in (("k1", k1), ("k2", k2)):
         if not isinstance(value, int | np.integer) or value < 1:

@@ -1,0 +1,287 @@
+"""Groups of crops that show one person, found without labels.
+
+N crops, D feature width, k the neighbours of a crop. The distance of two crops is the Jaccard distance of their
+k-reciprocal neighbours (rerank.py). Only pairs within a limit are kept, in a sparse matrix, so memory is O(N·k).
+scikit-learn's DBSCAN or HDBSCAN finds groups in this graph. `constrain` then joins tracks and separates crops that one
+camera saw at the same time.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from tqdm import tqdm
+
+from ..sharding import make_mesh
+from .linking import constrain
+from .ranking import centred_rows, distances_of
+from .rerank import BLOCK, check_parameters, neighbour_weights
+
+METHODS = ("dbscan", "hdbscan")
+DISTANCES = 2**24  # compared at once: it bounds the memory of a block
+KEPT = 2  # times k1: the pairs of a crop with later ones
+PROGRAM = 2**29  # bytes of the program with its libraries
+# HDBSCAN weighs a distance d by 1/d, so without a lower limit crops of distance 0 outweigh everything and tear a person
+# apart. Of 0.2, 0.3 and 0.4 this was best on the demo's night crops.
+CLOSE = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Groups of N crops; G groups.
+
+    Attributes:
+        labels: the group of each crop, int [N]; groups are numbered from 0 in the order of their first crops, and −1
+            stands for no group.
+        doubt: the Jaccard distance of each group's weakest link [G], in 0..1: the group falls apart there if smaller
+            distances alone may join crops.
+        weakest: the two crops of this link, int [G, 2].
+    """
+
+    labels: np.ndarray
+    doubt: np.ndarray
+    weakest: np.ndarray
+
+
+def cluster(
+    features: np.ndarray,
+    *,
+    eps: float,
+    min_size: int = 2,
+    method: str = "dbscan",
+    k1: int = 20,
+    k2: int = 6,
+    tracks: np.ndarray | None = None,
+    cameras: np.ndarray | None = None,
+    times: np.ndarray | None = None,
+    same_time: float | None = 0.0,
+) -> Groups:
+    """Group crops by person, without labels.
+
+    Crops of one track always share a group, whatever else holds. Otherwise two crops of one camera whose times differ
+    by at most `same_time` never share a group.
+
+    Args:
+        features: [N, D], of any length.
+        eps: the largest Jaccard distance that joins two crops, in 0..1.
+        min_size: the fewest crops of a group, at least 2. A crop with as many crops within eps, itself included, is
+            what DBSCAN calls a core point.
+        method: "dbscan", or "hdbscan", which chooses a distance of at least 0.3 and at most eps for each group.
+        k1: the size of a neighbourhood, at least 1; about the number of crops of a person.
+        k2: how many nearest crops each neighbourhood is averaged over, at least 1.
+        tracks: the track of each crop, int [N], −1 for no track; None for no tracks.
+        cameras: the camera of each crop, int [N], −1 if unknown; None if all are.
+        times: when each crop was seen, datetime64 [N], NaT if unknown; None if all are.
+        same_time: seconds; None to let crops of one camera at the same time share a group.
+
+    Returns:
+        The groups.
+
+    Raises:
+        ValueError: a parameter is out of its range, a feature is not finite, or there are no features.
+
+    Source:
+        Ester et al. 1996 (DBSCAN) and Campello et al. 2013 (HDBSCAN), on the distances of Zhong et al. 2017.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.clustering import cluster
+        >>> features = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0], [-1.0, -1.0]])
+        >>> cluster(features, eps=0.5, k1=1, k2=1).labels.tolist()
+        [0, 0, 1, 1, -1]
+    """
+    if not 0 < eps < 1:
+        raise ValueError(f"eps is {eps}; it must lie between 0 and 1")
+    if min_size < 2:
+        raise ValueError(f"min_size is {min_size}; a group has at least 2 crops")
+    if same_time is not None and not same_time >= 0:
+        raise ValueError(f"same_time is {same_time}; it must be at least 0 seconds")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(METHODS)}")
+    graph = jaccard_graph(features, limit=eps, k1=k1, k2=k2)
+    labels = dbscan(graph, eps, min_size) if method == "dbscan" else hdbscan(graph, eps, min_size)
+    contested = (None, None) if same_time is None or cameras is None or times is None else (cameras, times)
+    return Groups(*constrain(graph, labels, min_size, tracks, *contested, same_time or 0.0))
+
+
+def memory_bound(crops: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
+    """Return the bytes that `cluster` takes at most, with its arguments and the program itself.
+
+    First the features are held scaled, in float64, by the host and by each device, beside a few blocks of distances.
+    Later come the weights of each crop's neighbours twice, by row and by column, and the pairs that are kept. Weights
+    may be more in theory; of random features, which have the most, a crop has 5·k1.
+
+    Args:
+        crops: N.
+        width: D.
+        k1: as in `cluster`.
+        k2: as in `cluster`.
+        devices: how many there are.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> from nrsrd_jax.retrieval.clustering import memory_bound
+        >>> memory_bound(100_000, 384, 20, 6) < 2 * 2**30
+        True
+    """
+    searching = crops * (8 * width * (1 + devices) + 32 * (k1 + 1)) + 32 * _at_once(crops) * devices * crops
+    pairing = crops * (16 * 2 * k1 * k2 + 100 * KEPT * k1)
+    return PROGRAM + 4 * width * crops + max(searching, pairing)
+
+
+def _at_once(crops: int) -> int:
+    """Return how many crops are compared with all others at once, per device."""
+    return max(1, min(BLOCK, DISTANCES // crops))
+
+
+def jaccard_graph(features: np.ndarray, *, limit: float, k1: int, k2: int) -> sp.csr_array:
+    """Compute the Jaccard distances of k-reciprocal neighbours, of the pairs of crops within a limit.
+
+    A crop keeps its 2·k1 nearest among the crops after it, so that many copies of an image cannot fill the memory.
+
+    Args:
+        features: [N, D], of any length.
+        limit: the largest distance to keep, at least 0 and below 1.
+        k1: as in `rerank.k_reciprocal`.
+        k2: as in `rerank.k_reciprocal`.
+
+    Returns:
+        Sparse float32 [N, N], symmetric. Kept distances are stored also where they are 0, as on the diagonal.
+
+    Raises:
+        ValueError: a parameter is out of its range, a feature is not finite, or there are no features.
+
+    Source:
+        Zhong et al. 2017; as `rerank.k_reciprocal` with lambda_value=0.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.clustering import jaccard_graph
+        >>> graph = jaccard_graph(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]), limit=0.5, k1=1, k2=1)
+        >>> graph.nnz, (graph[0, 1] < 0.1).item()
+        (5, True)
+    """
+    check_parameters(k1, k2)
+    if not len(features):
+        raise ValueError("there are no features")
+    mesh = make_mesh()
+    rows = centred_rows(features[:0], features)[1]
+    size = _at_once(len(rows)) * mesh.shape["data"]
+    weights, _ = neighbour_weights(rows, distances_of(rows, rows, mesh), k1, k2, size)
+    del rows
+    return _near_pairs(weights, limit, KEPT * k1)
+
+
+def _near_pairs(weights: sp.csr_array, limit: float, most: int) -> sp.csr_array:
+    """Return the Jaccard distances of rows of weights [N, N] that are at most `limit`, `most` of each row at most.
+
+    distance = 1 − Σ min / Σ max, where each row sums to 1, so Σ max = 2 − Σ min
+    """
+    count = len(weights.indptr) - 1
+    by_column = weights.tocsc()
+    # Rows are compared with later rows alone. So each column forgets the rows that have been compared.
+    starts, ends = by_column.indptr[:-1].copy(), by_column.indptr[1:]
+    least = 2 * (1 - limit) / (2 - limit)
+    near, distances = [], []
+    for row in tqdm(range(count), "pairs", unit="crop", leave=False, disable=None):
+        own = slice(*weights.indptr[row : row + 2])
+        columns = weights.indices[own]
+        first = starts[columns]
+        lengths = ends[columns] - first
+        places = np.arange(lengths.sum()) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+        smaller = np.minimum(by_column.data[places], np.repeat(weights.data[own], lengths))
+        common = np.bincount(by_column.indices[places] - row, smaller)
+        starts[columns] += 1
+        # Rounding must not lose a distance that is exactly the limit.
+        found = np.flatnonzero(common[1:] >= least - 1e-6) + 1
+        jaccard = np.maximum(1 - common[found] / (2 - common[found]), 0).astype(np.float32)
+        chosen = jaccard <= np.float32(limit)
+        found, jaccard = found[chosen], jaccard[chosen]
+        if len(found) > most:
+            kept = np.sort(np.argsort(jaccard, kind="stable")[:most])
+            found, jaccard = found[kept], jaccard[kept]
+        near.append((found + row).astype(np.int32))
+        distances.append(jaccard)
+    left = np.repeat(np.arange(count, dtype=np.int32), list(map(len, near)))
+    right, values = np.concatenate([*near, left[:0]]), np.concatenate([*distances, np.empty(0, np.float32)])
+    itself = np.arange(count, dtype=np.int32)
+    places = np.concatenate([left, right, itself]), np.concatenate([right, left, itself])
+    return sp.csr_array((np.concatenate([values, values, np.zeros(count, np.float32)]), places), (count, count))
+
+
+def dbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
+    """Return the group of each crop, −1 for none, by DBSCAN on the distances of `jaccard_graph`; int [N]."""
+    from sklearn.cluster import DBSCAN
+    from sklearn.neighbors import sort_graph_by_row_values
+
+    ordered = sort_graph_by_row_values(graph, copy=True, warn_when_not_sorted=False)
+    return DBSCAN(eps=eps, min_samples=min_size, metric="precomputed").fit(ordered).labels_
+
+
+def hdbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
+    """Return the group of each crop, −1 for none, by HDBSCAN on the distances of `jaccard_graph`; int [N].
+
+    Distances below CLOSE count as CLOSE, and those of pairs that the graph lacks as eps. HDBSCAN needs `min_size`
+    distances of each crop and a connected graph, so some of these pairs are added: of crops with too few, and of a crop
+    of each part of the graph, with the first.
+    """
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.cluster import HDBSCAN
+
+    count = len(graph.indptr) - 1
+    if count < min_size:
+        return np.full(count, -1)
+    _, parts = connected_components(graph, directed=False)
+    few = np.flatnonzero(np.diff(graph.indptr) < min_size)
+    left = np.concatenate([np.unique(parts, return_index=True)[1], np.repeat(few, min_size)])
+    right = np.concatenate([np.zeros(parts.max() + 1, int), np.tile(np.arange(min_size), len(few))])
+    places = np.concatenate([left, right]), np.concatenate([right, left])
+    added = sp.csr_array((np.ones(2 * len(left), np.float32), places), graph.shape)
+    added.data[:] = 1
+    # As 1 + eps − distance the kept pairs are the larger ones, and a missing pair is 0.
+    close = np.maximum(graph.data, min(CLOSE, eps), dtype=np.float32)
+    near = sp.csr_array((1 + np.float32(eps) - close, graph.indices, graph.indptr), graph.shape)
+    whole = sp.csr_array(near.maximum(added))
+    whole.data = 1 + np.float32(eps) - whole.data
+    # Without a copy the matrix is changed in place; scikit-learn warns unless it is told so.
+    options: Any = {"copy": False}
+    return HDBSCAN(min_cluster_size=min_size, metric="precomputed", **options).fit(whole).labels_
+
+
+def scores(labels: np.ndarray, people: np.ndarray) -> dict[str, float]:
+    """Compare groups with the people that crops really show.
+
+    A pair is two crops of one group (precision: the share of them that show one person), or two crops of one person
+    (recall: the share of them that share a group). A crop without a group counts as a group of its own.
+
+    Args:
+        labels: the group of each crop, int [N], −1 for no group.
+        people: the person of each crop [N].
+
+    Returns:
+        {"precision", "recall", "f"} of pairs and {"nmi", "ami"}, the normalised and the adjusted mutual information.
+        A precision or recall of no pairs is 0.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.clustering import scores
+        >>> result = scores(np.array([0, 0, 0, -1]), np.array(["a", "a", "b", "b"]))
+        >>> result["precision"], result["recall"], result["f"]
+        (0.3333333333333333, 0.5, 0.4)
+    """
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import pair_confusion_matrix
+
+    alone = labels < 0
+    labels = np.where(alone, labels.max(initial=-1) + np.cumsum(alone), labels)
+    (_, joined), (missed, right) = pair_confusion_matrix(people, labels).tolist()
+    return {
+        "precision": right / max(right + joined, 1),
+        "recall": right / max(right + missed, 1),
+        "f": 2 * right / max(2 * right + joined + missed, 1),
+        "nmi": float(normalized_mutual_info_score(people, labels)),
+        "ami": float(adjusted_mutual_info_score(people, labels)),
+    }

@@ -1,0 +1,159 @@
+"""Groups of crops that respect what is known: a track shows one person; one camera sees a person once at a time.
+
+Removing pairs from the graph is not enough, because two crops that must not meet can do so through a third one. So
+groups are built again link by link, and a link that would bring such crops together is refused.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+BLOCK = 2**16
+
+
+def constrain(
+    graph: sp.csr_array,
+    labels: np.ndarray,
+    min_size: int,
+    tracks: np.ndarray | None = None,
+    cameras: np.ndarray | None = None,
+    times: np.ndarray | None = None,
+    same_time: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join groups that share a track, and split groups in which one camera sees two crops at the same time.
+
+    All crops of a track are joined first. Then the links within the given groups follow, the shortest first. A link is
+    refused if a camera would have seen two crops of the new group, from different parts, at times that differ by at
+    most `same_time`. Without tracks and cameras the groups stay as they are.
+
+    Args:
+        graph: distances of pairs, symmetric, sparse [N, N].
+        labels: the group of each crop, int [N], −1 for no group; each group is connected in the graph.
+        min_size: a smaller group is dissolved.
+        tracks: int [N], −1 for no track; None for no tracks.
+        cameras: int [N], −1 if unknown; None if all are.
+        times: datetime64 [N], NaT if unknown; None if all are.
+        same_time: seconds, at least 0.
+
+    Returns:
+        The new group of each crop, int [N], numbered from 0 in the order of their first crops; of each group the
+        distance of its weakest link [G], which is the last that joined it, and the two crops of this link, int [G, 2].
+
+    Example:
+        >>> import numpy as np, scipy.sparse as sp
+        >>> from nrsrd_jax.retrieval.linking import constrain
+        >>> graph = sp.csr_array([[0, 0.1, 0], [0.1, 0, 0.2], [0, 0.2, 0]])
+        >>> one_group, camera = np.array([0, 0, 0]), np.array([1, 1, 1])
+        >>> times = np.array(["2026-01-01T00:00", "2026-01-01T01:00", "2026-01-01T00:00"], "datetime64[us]")
+        >>> constrain(graph, one_group, 2, cameras=camera, times=times)[0].tolist()
+        [0, 0, -1]
+    """
+    count = len(labels)
+    parent = list(range(count))
+    seen: dict[int, dict[int, list[int]]] = {}
+    if cameras is not None and times is not None:
+        crops = contested(cameras, times, same_time)
+        places = zip(crops.tolist(), cameras[crops].tolist(), _microseconds(times)[crops].tolist(), strict=True)
+        # The times of each part by camera. Crops that cannot meet another one are left out.
+        seen = {crop: {camera: [time]} for crop, camera, time in places}
+    tolerance = round(same_time * 1e6)
+    weakest: dict[int, tuple[float, int, int]] = {}
+
+    def root(crop: int) -> int:
+        while parent[crop] != crop:
+            parent[crop] = crop = parent[parent[crop]]
+        return crop
+
+    def join(distance: float, left: int, right: int, checked: bool) -> None:
+        a, b = root(left), root(right)
+        if a == b or (checked and _meet(seen.get(a), seen.get(b), tolerance)):
+            return
+        parent[b] = a
+        weakest.pop(b, None)
+        weakest[a] = (distance, left, right)
+        if b in seen:
+            _absorb(seen.setdefault(a, {}), seen.pop(b))
+
+    if tracks is not None:
+        order = np.argsort(tracks, kind="stable")
+        order = order[tracks[order] >= 0]
+        same = tracks[order[:-1]] == tracks[order[1:]]
+        for left, right in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+            join(0.0, left, right, checked=False)
+    for distance, left, right in _links(graph, labels):
+        join(distance, left, right, checked=True)
+
+    roots = np.array([root(crop) for crop in range(count)], int)
+    _, first, inverse, sizes = np.unique(roots, return_index=True, return_inverse=True, return_counts=True)
+    order = np.argsort(first)
+    order = order[sizes[order] >= min_size]
+    numbers = np.full(len(first), -1)
+    numbers[order] = np.arange(len(order))
+    links = [weakest[int(roots[first[number]])] for number in order]
+    doubt = np.array([distance for distance, _, _ in links], np.float32)
+    return numbers[inverse], doubt, np.array([link[1:] for link in links], int).reshape(-1, 2)
+
+
+def _links(graph: sp.csr_array, labels: np.ndarray) -> Iterator[tuple[float, int, int]]:
+    """Yield the distance and the two crops of each pair of one group, the shortest first."""
+    pairs = graph.tocoo()
+    kept = (pairs.row < pairs.col) & (labels[pairs.row] == labels[pairs.col]) & (labels[pairs.row] >= 0)
+    columns = pairs.data[kept], pairs.row[kept], pairs.col[kept]
+    order = np.lexsort(columns[::-1])
+    # Python's numbers take five times the memory, so there are only BLOCK of them at a time.
+    for start in range(0, len(order), BLOCK):
+        yield from zip(*(column[order[start : start + BLOCK]].tolist() for column in columns), strict=True)
+
+
+def contested(cameras: np.ndarray, times: np.ndarray, same_time: float) -> np.ndarray:
+    """Return the indices of crops whose camera has another crop at a time that differs by at most `same_time`.
+
+    Args:
+        cameras: int [N], −1 if unknown.
+        times: datetime64 [N], NaT if unknown.
+        same_time: seconds, at least 0.
+
+    Returns:
+        Indices, int, by camera and time.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.retrieval.linking import contested
+        >>> times = np.array(["2026-01-01T00:00:00", "2026-01-01T00:00:01", "NaT"], "datetime64[us]")
+        >>> contested(np.array([1, 1, 1]), times, 1.0).tolist(), contested(np.array([1, 1, 1]), times, 0.5).tolist()
+        ([0, 1], [])
+    """
+    known = np.flatnonzero((cameras >= 0) & ~np.isnat(times))
+    if not len(known):
+        return known
+    moments = _microseconds(times)
+    order = known[np.lexsort((moments[known], cameras[known]))]
+    close = (np.diff(cameras[order]) == 0) & (np.diff(moments[order]) <= round(same_time * 1e6))
+    return order[np.r_[close, False] | np.r_[False, close]]
+
+
+def _microseconds(times: np.ndarray) -> np.ndarray:
+    return times.astype("datetime64[us]").astype(np.int64)
+
+
+def _meet(left: dict[int, list[int]] | None, right: dict[int, list[int]] | None, tolerance: int) -> bool:
+    """Return whether a camera saw both parts at times that differ by at most `tolerance`."""
+    if not left or not right:
+        return False
+    for camera in left.keys() & right.keys():
+        fewer, more = sorted((left[camera], right[camera]), key=len)
+        for time in fewer:
+            place = bisect_left(more, time - tolerance)
+            if place < len(more) and more[place] <= time + tolerance:
+                return True
+    return False
+
+
+def _absorb(part: dict[int, list[int]], other: dict[int, list[int]]) -> None:
+    """Add the cameras and times of `other` to those of `part`, in order."""
+    for camera, times in other.items():
+        mine = part.setdefault(camera, [])
+        for time in times:
+            insort(mine, time)

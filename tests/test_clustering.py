@@ -1,0 +1,406 @@
+"""Groups of crops without labels: distances, DBSCAN and HDBSCAN on them, constraints, scores, the command, its page."""
+
+import csv
+import datetime
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from people import write_images
+from sklearn.cluster import DBSCAN, HDBSCAN
+
+from nrsrd_jax import cluster as cluster_command
+from nrsrd_jax.errors import InputError, say
+from nrsrd_jax.gallery.store import About, Gallery
+from nrsrd_jax.report import groups as groups_page
+from nrsrd_jax.retrieval.clustering import CLOSE, METHODS, cluster, dbscan, hdbscan, jaccard_graph, memory_bound, scores
+from nrsrd_jax.retrieval.linking import constrain
+from nrsrd_jax.retrieval.rerank import k_reciprocal
+
+START = np.datetime64("2026-11-27T19:30:00", "us")
+NEVER = np.datetime64("NaT")
+
+
+def people(count: int = 8, crops: int = 12, noise: float = 0.5, width: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Features around a centre per person, and the people."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(count), crops)
+    return rng.normal(size=(count, width))[labels] + noise * rng.normal(size=(len(labels), width)), labels
+
+
+def dense(features: np.ndarray, k1: int, k2: int) -> np.ndarray:
+    """The Jaccard distances of all pairs, by the re-ranking: its two parts take turns at being the queries."""
+    half = len(features) // 2
+    across = k_reciprocal(features[:half], features[half:], k1, k2, 0.0)
+    result = np.full((len(features), len(features)), np.nan, np.float32)
+    result[:half, half:], result[half:, :half] = across, across.T
+    return result
+
+
+def whole(graph: sp.csr_array, missing: float) -> np.ndarray:
+    """All distances, `missing` where the graph has none."""
+    places = graph.tocoo()
+    result = np.full(graph.shape, missing, np.float32)
+    result[places.row, places.col] = places.data
+    return result
+
+
+def partition(labels: np.ndarray) -> set[frozenset[int]]:
+    """The groups, whatever their numbers are."""
+    return {frozenset(np.flatnonzero(labels == label).tolist()) for label in set(labels.tolist()) - {-1}}
+
+
+def graph_of(links: dict[tuple[int, int], float], count: int) -> sp.csr_array:
+    left, right = np.array(list(links)).T
+    values = np.array(list(links.values()), np.float32)
+    places = np.concatenate([left, right]), np.concatenate([right, left])
+    return sp.csr_array((np.concatenate([values, values]), places), (count, count))
+
+
+@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (6, 1)])
+def test_distances_equal_those_of_the_re_ranking(k1, k2):
+    """All that are within the limit are kept, and no others."""
+    features, _ = people(noise=0.9)
+    expected = dense(features, k1, k2)
+    known = ~np.isnan(expected)
+    graph = jaccard_graph(features, limit=0.8, k1=k1, k2=k2)
+    kept = sp.csr_array((np.ones(graph.nnz), graph.indices, graph.indptr), graph.shape).toarray() > 0
+    # A distance that is the limit, but for rounding, may be kept or not.
+    clear = known & (np.abs(expected - 0.8) > 1e-5)
+    np.testing.assert_array_equal(kept[clear], expected[clear] < 0.8)
+    np.testing.assert_allclose(graph.toarray()[kept & known], expected[kept & known], atol=1e-6)
+    assert 0.05 < kept.mean() < 0.9
+    assert (graph != graph.T).nnz == 0
+    assert kept.diagonal().all()
+    assert not graph.diagonal().any()
+
+
+def test_dbscan_finds_what_it_finds_in_all_distances():
+    features, _ = people(noise=0.9)
+    graph = jaccard_graph(features, limit=0.9, k1=20, k2=6)
+    for eps in (0.3, 0.5, 0.7):
+        for size in (2, 4):
+            expected = DBSCAN(eps=eps, min_samples=size, metric="precomputed").fit(whole(graph, 1.0)).labels_
+            found = dbscan(jaccard_graph(features, limit=eps, k1=20, k2=6), eps, size)
+            np.testing.assert_array_equal(found, expected)
+            assert partition(cluster(features, eps=eps, min_size=size).labels) == partition(expected)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_hdbscan_finds_what_it_finds_in_all_distances(size):
+    """If those above eps count as eps, and small ones alike."""
+    features, _ = people(noise=0.6)
+    features = np.concatenate([features, 5 * np.eye(16)[:3]])  # of crops that are like nobody
+    graph = jaccard_graph(features, limit=0.8, k1=8, k2=3)
+    expected = (
+        HDBSCAN(min_cluster_size=size, metric="precomputed", copy=True)
+        .fit(np.maximum(whole(graph, 0.8), CLOSE))
+        .labels_
+    )
+    assert partition(hdbscan(graph, 0.8, size)) == partition(expected)
+    assert len(partition(expected)) > 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_people_who_differ_are_found(method):
+    features, labels = people(noise=0.1)
+    found = cluster(features, eps=0.6, k1=12, method=method, min_size=4)
+    assert partition(found.labels) == partition(labels)
+    assert found.labels.tolist() == labels.tolist()  # numbered in the order of their first crops
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_few_crops_are_no_error(method):
+    for count in (1, 2, 3):
+        labels = cluster(np.eye(3)[:count], eps=0.5, method=method).labels
+        assert labels.shape == (count,)
+    assert cluster(np.ones((2, 3)), eps=0.5, method=method).labels.tolist() in ([0, 0], [-1, -1])
+
+
+def test_copies_of_an_image_share_a_group_and_do_not_fill_the_memory():
+    features = np.concatenate([np.ones((1500, 4)), people(3, width=4)[0]])
+    graph = jaccard_graph(features, limit=0.4, k1=20, k2=6)
+    assert graph.nnz <= len(features) * (2 * 40 + 1)
+    labels = cluster(features, eps=0.4).labels
+    assert len(set(labels[:1500].tolist())) == 1
+    assert labels[0] >= 0
+
+
+def test_two_crops_that_must_not_meet_do_not_do_so_through_a_third():
+    """The closer one keeps it."""
+    graph = graph_of({(0, 1): 0.1, (1, 2): 0.2}, 3)
+    times = np.array([START, START + 5, START], "datetime64[us]")
+    labels, doubt, weakest = constrain(graph, np.zeros(3, int), 2, None, np.array([1, 1, 1]), times)
+    assert labels.tolist() == [0, 0, -1]
+    np.testing.assert_allclose(doubt, [0.1])
+    assert weakest.tolist() == [[0, 1]]
+
+
+def test_crops_are_kept_apart_only_where_camera_and_time_are_known_and_the_same():
+    graph, one = graph_of({(0, 1): 0.1}, 2), np.zeros(2, int)
+
+    def together(cameras, times, same_time=0.0):
+        labels = constrain(graph, one, 2, None, np.array(cameras), np.array(times, "datetime64[us]"), same_time)[0]
+        return labels.tolist() == [0, 0]
+
+    second = np.timedelta64(1, "s")
+    assert not together([3, 3], [START, START])
+    assert together([3, 4], [START, START])
+    assert together([-1, -1], [START, START])
+    assert together([3, 3], [NEVER, NEVER])
+    assert together([3, 3], [START, START + second])
+    assert together([3, 3], [START, START + second], 0.9)
+    assert not together([3, 3], [START + second, START], 1.0)
+
+
+def test_a_track_joins_groups_and_takes_in_crops_without_one():
+    graph, labels = graph_of({(0, 1): 0.1, (2, 3): 0.3}, 6), np.array([0, 0, 1, 1, -1, -1])
+    tracks = np.array([-1, 7, 7, -1, 7, -1])
+    found, doubt, weakest = constrain(graph, labels, 2, tracks)
+    assert found.tolist() == [0, 0, 0, 0, 0, -1]
+    np.testing.assert_allclose(doubt, [0.3])
+    assert weakest.tolist() == [[2, 3]]
+
+
+def test_the_doubt_is_the_link_that_holds_a_group_together():
+    graph = graph_of({(0, 1): 0.1, (1, 2): 0.35, (0, 2): 0.3, (3, 4): 0.2}, 5)
+    labels, doubt, weakest = constrain(graph, np.array([0, 0, 0, 1, 1]), 2)
+    assert labels.tolist() == [0, 0, 0, 1, 1]
+    np.testing.assert_allclose(doubt, [0.3, 0.2])
+    assert weakest.tolist() == [[0, 2], [3, 4]]
+
+
+@st.composite
+def situations(draw):
+    count = draw(st.integers(2, 16))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    pairs = [(i, j) for i in range(count) for j in range(i) if rng.random() < draw(st.sampled_from([0.2, 0.6]))]
+    graph = graph_of({pair: float(rng.choice([0.0, 0.1, 0.2, 0.3])) for pair in pairs or [(1, 0)]}, count)
+    tracks = rng.integers(-1, draw(st.integers(0, 6)), size=count) if draw(st.booleans()) else None
+    times = (START + rng.integers(0, 5, size=count) * 250_000).astype("datetime64[us]")
+    times[rng.random(count) < 0.1] = NEVER
+    labels = sp.csgraph.connected_components(graph)[1]
+    labels[rng.random(count) < 0.1] = -1
+    return graph, labels, tracks, rng.integers(-1, 3, size=count), times, draw(st.sampled_from([0.0, 0.25, 0.6]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(situations(), st.integers(2, 4))
+def test_no_group_has_two_crops_of_one_camera_at_one_time_unless_a_track_says_so(situation, size):
+    graph, labels, tracks, cameras, times, same_time = situation
+    found, doubt, weakest = constrain(graph, labels, size, tracks, cameras, times, same_time)
+    own = np.arange(len(found)) + 100 if tracks is None else np.where(tracks < 0, np.arange(len(found)) + 100, tracks)
+    for i in range(len(found)):
+        for j in range(i):
+            together = found[i] == found[j] >= 0
+            if own[i] == own[j]:
+                assert found[i] == found[j]
+            elif together and cameras[i] == cameras[j] >= 0 and not np.isnat(times[[i, j]]).any():
+                assert abs(times[i] - times[j]) > np.timedelta64(round(same_time * 1e6), "us")
+    sizes = np.bincount(found[found >= 0], minlength=len(doubt))
+    assert (sizes >= size).all()
+    assert (found[weakest] == np.arange(len(doubt))[:, None]).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(situations())
+def test_without_constraints_groups_stay_as_they_are(situation):
+    graph = situation[0]
+    labels = sp.csgraph.connected_components(abs(graph) + sp.eye_array(graph.shape[0]))[1]
+    found, _, _ = constrain(graph, labels, 2)
+    assert partition(found) == {group for group in partition(labels) if len(group) > 1}
+
+
+def test_scores_are_those_worked_out_by_hand():
+    """Groups {a a b}, {b}, and {b}, {c} alone: 3 pairs are joined, one rightly; of 4 pairs of people one is found."""
+    labels, names = np.array([0, 0, 0, -1, -1, -1]), np.array(["a", "a", "b", "b", "b", "c"])
+    found = scores(labels, names)
+    assert found["precision"] == pytest.approx(1 / 3)
+    assert found["recall"] == pytest.approx(1 / 4)
+    assert found["f"] == pytest.approx(2 / 7)
+    assert 0 < found["ami"] < found["nmi"] < 1
+    assert scores(np.array([4, 4, 2, -1]), np.array([1, 1, 2, 3])) == pytest.approx(dict.fromkeys(found, 1.0))
+    assert scores(np.array([-1, -1]), np.array([1, 1]))["f"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"eps": 1.0}, "eps is 1.0"),
+        ({"min_size": 1}, "min_size is 1"),
+        ({"method": "kmeans"}, "choose one of dbscan, hdbscan"),
+        ({"same_time": -1.0}, "same_time is -1.0"),
+        ({"k1": 0}, "k1 is 0"),
+        ({"features": np.full((3, 2), np.nan)}, "3 of 3 features are not finite"),
+        ({"features": np.zeros((0, 2))}, "there are no features"),
+    ],
+)
+def test_a_wrong_argument_is_named(changed, message):
+    with pytest.raises(ValueError, match=message):
+        cluster(**({"features": np.eye(3), "eps": 0.5} | changed))
+
+
+def test_a_hundred_thousand_crops_need_less_than_two_gibibytes():
+    """benchmarks/clustering.py measures that this is true."""
+    assert memory_bound(100_000, 384, 20, 6) < 2 * 2**30
+    assert memory_bound(200_000, 384, 20, 6) < 2.1 * memory_bound(100_000, 384, 20, 6)
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """Five people, each seen twice by two cameras, and their pictures; nobody has a track."""
+    place = tmp_path_factory.mktemp("clustering")
+    write_images(place / "crops", range(5))
+    paths = sorted((place / "crops").iterdir())
+    start = datetime.datetime(2026, 11, 27, 19, 30, tzinfo=datetime.UTC)
+    rows = [
+        {
+            "path": str(path),
+            "person": path.name[:4],
+            "camera": path.name[5:7],
+            "time": start + datetime.timedelta(minutes=number),
+            "brightness": number / 20,
+        }
+        for number, path in enumerate(paths)
+    ]
+    centres = np.random.default_rng(0).normal(size=(5, 8))
+    features = centres[[int(row["person"]) for row in rows]] + 0.05 * np.random.default_rng(1).normal(size=(20, 8))
+    rows += [{"path": str(place / "lost.jpg"), "camera": "<b>c9</b>"}, {"path": "/vanished.jpg"}]
+    about = About("model", {"feature": "cls"}, 8, "vit_tiny", "0.1.0")
+    gallery = Gallery.create(place / "gallery", about)
+    gallery.add(rows, np.concatenate([features, 9 - features[:2]]))
+    gallery.mark(["/vanished.jpg"], vanished=True)
+    return place
+
+
+def command(place, *options, status=0):
+    """Run nrsrd cluster in a folder, within this process. Return what it printed, stdout and stderr."""
+    output, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.chdir(place)
+        patch.setattr(sys, "argv", ["nrsrd cluster", *map(str, options)])
+        if status:
+            with pytest.raises((InputError, SystemExit)) as refused:
+                cluster_command.main()
+            if refused.errisinstance(InputError):
+                say(refused.value, error=True)
+        else:
+            cluster_command.main()
+    return output.getvalue(), errors.getvalue()
+
+
+def read(file):
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_command_writes_a_row_for_each_crop(gallery, tmp_path):
+    output = command(gallery, "--gallery", "gallery", "--k1", "4", "--k2", "1", "--output", tmp_path / "g.csv")[0]
+    rows = read(tmp_path / "g.csv")
+    assert list(rows[0])[:2] == ["path", "group"]
+    assert len(rows) == 21
+    assert len({(row["person"], row["group"]) for row in rows}) == 6
+    assert rows[-1] | {"path": ""} == dict.fromkeys(rows[0], "") | {"camera": "<b>c9</b>"}
+    assert rows[0]["time"] == "2026-11-27T19:30:00+00:00"
+    lines = output.splitlines()
+    assert lines[0].startswith("21 crops, k1 4: at most 0.")
+    assert "of the 20 crops with a known person: precision of pairs 1.000, recall 1.000, F 1.000, NMI 1.0" in lines[1]
+    assert lines[-1] == f"5 groups; 1 crop in no group; written to {tmp_path / 'g.csv'}"
+
+
+def test_crops_of_one_camera_at_one_time_are_kept_apart_by_the_command(gallery, tmp_path):
+    """Within an hour each camera sees everybody at once, so each group has at most a crop of each camera."""
+    usual = "--gallery", "gallery", "--k1", "4", "--k2", "1", "--where", "camera LIKE 'c%'", "--output"
+    output = command(gallery, *usual, tmp_path / "g.csv", "--same-time", "3600")[0]
+    assert "20 crops are not the only one of a camera and time" in output
+    rows = [row for row in read(tmp_path / "g.csv") if row["group"]]
+    assert len({(row["group"], row["camera"]) for row in rows}) == len(rows) >= 10
+    command(gallery, *usual, tmp_path / "h.csv", "--same-time", "none")
+    assert len({row["group"] for row in read(tmp_path / "h.csv")}) == 5
+
+
+def test_tracks_stay_together_and_rounded_times_are_noticed(tmp_path):
+    """Track 1 of two cameras is two tracks."""
+    time = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
+    rows = [{"path": f"/{i}.jpg", "camera": f"c{i // 3}", "track": "1", "time": time} for i in range(6)]
+    gallery = Gallery.create(tmp_path / "gallery", About("model", {}, 6, "vit_tiny", "0.1.0"))
+    gallery.add(rows, np.eye(6))
+    errors = command(tmp_path, "--gallery", "gallery", "--k1", "1", "--k2", "1", "--must-link", "track")[1]
+    assert [row["group"] for row in read(tmp_path / "groups.csv")] == ["0", "0", "0", "1", "1", "1"]
+    assert "warning: some tracks have several crops at one time" in errors
+
+
+@pytest.mark.parametrize("how", ["gallery", "camera", "brightness"])
+def test_features_can_be_normalised(gallery, tmp_path, how):
+    command(gallery, "--gallery", "gallery", "--k1", "4", "--normalize", how, "--output", tmp_path / "g.csv")
+    assert len(read(tmp_path / "g.csv")) == 21
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gallery", "nothing"], "nothing is not a gallery; nrsrd embed makes one"),
+        (["--gallery", "gallery", "--must-link", "track"], "no crop of gallery has a track; embed crops with tracks"),
+        (["--gallery", "gallery", "--where", "camera = 'c7'"], "has no crops with camera = 'c7'"),
+        (["--gallery", "gallery", "--where", "person IS NULL", "--output", "crops"], "crops is a folder"),
+        (["--gallery", "gallery", "--report", "groups.csv"], "two files to write are the same"),
+        (["--gallery", "gallery", "--eps", "1"], "argument --eps: 1 is not between 0 and 1"),
+        (["--gallery", "gallery", "--same-time", "soon"], "argument --same-time: invalid"),
+        (["--gallery", "gallery", "--min-size", "1"], "a group has at least 2 crops"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(gallery, options, message):
+    errors = command(gallery, *options, status=2)[1]
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert not (gallery / "groups.csv").exists()
+
+
+def test_the_page_opens_in_a_browser(gallery, tmp_path, chromium):
+    """Doubtful groups come first, their weakest link first; nothing is loaded, run or complained of."""
+    table, features = Gallery.open(gallery / "gallery").read("vanished IS NULL")
+    found = cluster(features, eps=0.6, k1=4, k2=1)
+    file = tmp_path / "groups.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups_page, "CROPS", 3)
+        patch.setattr(groups_page, "MOST", 13)
+        groups_page.write_groups(file, table, found, ["<img src=x onerror=window.broken=1>"], "all are in g.csv")
+    tab = chromium.new_page(viewport={"width": 390, "height": 800})
+    faults = []
+    tab.on("console", lambda message: faults.append(message.text))
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("request", lambda request: faults.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
+    tab.goto(file.as_uri())
+    assert tab.locator("h1").inner_text() == "5 groups of 21 crops"
+    order = [int(text.split()[1]) for text in tab.locator("section h2").all_inner_texts()]
+    assert order == np.argsort(-found.doubt, kind="stable")[:4].tolist()
+    assert "Not shown: 1 group with smaller doubts; all are in g.csv." in tab.locator("header").inner_text()
+    assert tab.get_by_text("4 crops, 1 of them not shown").count() == 4
+    first = tab.locator("section").first.locator(".card")
+    assert first.count() == 3
+    assert [("weakest link" in text) for text in first.all_inner_texts()] == [True, True, False]
+    names = [Path(table["path"][int(crop)].as_py()).name for crop in found.weakest[order[0]]]
+    assert all(name in text for name, text in zip(names, first.all_inner_texts(), strict=False))
+    assert "camera c1" in first.all_inner_texts()[0] + first.all_inner_texts()[2]
+    assert "2026-11-27 19:" in first.all_inner_texts()[0]
+    assert tab.locator("section img").count() == 12
+    assert tab.locator("section img").first.evaluate("(image) => image.complete && image.naturalWidth > 0")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "Skip to the first row"
+    tab.keyboard.press("n")
+    assert not faults
+    assert tab.evaluate("window.broken") is None
+    tab.close()
+
+
+def test_a_page_of_no_groups_says_so(tmp_path, gallery):
+    table, features = Gallery.open(gallery / "gallery").read("vanished IS NULL")
+    groups_page.write_groups(tmp_path / "g.html", table, cluster(features, eps=0.6, min_size=22), [], "")
+    assert "<h1>0 groups of 21 crops</h1>" in (tmp_path / "g.html").read_text()
