@@ -29,23 +29,11 @@ quick_xla.switch_on(COMPILED)
 # Tests that train, start processes or compile whole models. They begin first, so that no worker waits for the last one;
 # `make quick` leaves them out.
 SLOW = (
-    *("training", "processes", "reliability", "convert", "models", "scoring", "attention", "ablation", "readers"),
-    *(
-        "lowlight",
-        "check",
-        "analysis",
-        "commands",
-        "page",
-        "crops_page",
-        "gallery",
-        "step",
-        "run_folder",
-        "compare",
-        "package",
-        "torch_file",
-    ),
-    *("step_cost", "report", "result", "jobs", "fuzz", "extending", "spec", "docstrings", "options", "data", "weights"),
-    *("calibrate", "calibration", "clustering"),
+    *("training", "own_crops", "processes", "reliability", "convert", "models", "scoring", "attention"),
+    *("ablation", "readers", "lowlight", "check", "analysis", "commands", "page", "crops_page", "gallery"),
+    *("step", "run_folder", "compare", "package", "torch_file", "step_cost", "report", "result", "jobs"),
+    *("fuzz", "extending", "spec", "docstrings", "options", "data", "weights", "calibrate", "calibration"),
+    "clustering",
 )
 
 

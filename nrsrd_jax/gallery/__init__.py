@@ -1,5 +1,1 @@
-"""Own crops: their features in a gallery, to search and to group."""
-
-from .store import Gallery
-
-__all__ = ["Gallery"]
+"""Own crops: their features in a gallery (store.Gallery), to search and to group."""
