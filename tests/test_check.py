@@ -128,6 +128,16 @@ def test_a_clean_set_has_its_numbers(tmp_path):
         assert line.endswith(",".join(f"{value:.4f}" for value in values))
 
 
+@pytest.mark.parametrize("dark", [True, False])
+def test_dark_training_images_are_worth_a_hint(tmp_path, dark):
+    root = write_night(tmp_path)
+    for path in root.glob("bounding_box_train/*.jpg"):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        Image.fromarray(pixels // 8 if dark else 128 + pixels // 8).save(path)
+    assert ("data.brighten" in check("night600", root, *SMALL).stdout) == dark
+
+
 def without_matches(tmp_path):
     """The queries' other camera is lost; the training images still have two."""
     root = write_night(tmp_path / "night")

@@ -17,6 +17,7 @@ from .listing import SPLITS
 from .protocol import make_target
 from .readers import LAYOUTS
 
+DARK = 0.25  # a mean of training pixels, in 0..1, that daylight crops exceed
 SMALLEST_SIDE = 8  # pixels; a smaller image shows nobody
 SHOWN = 5  # examples in a line
 MANY = 50  # cameras; few data sets have more
@@ -157,6 +158,8 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
         count = counts[index]
         bar = "█" * round(40 * count / max(counts.max(), 1))
         lines.append(f"{16 * index:>4}–{16 * index + 15:<4}{count:>7} {bar}")
+    if pixels.levels and np.mean(mean) < DARK:
+        lines.append("the training images are dark: data.brighten=0.4 may help much (docs/evidence.md)")
     if data.version:
         lines.append(f"the version is {data.version}")
     for split in SPLITS:
