@@ -44,14 +44,14 @@ def main() -> None:
     import jax
 
     from .files import refuse_same_files, writable_file
-    from .gallery.store import PRESENT, Gallery
+    from .gallery.store import PRESENT, Gallery, in_brackets
     from .retrieval.clustering import cluster, memory_bound, scores
 
     output = writable_file(options.output, "--output")
     report = writable_file(options.report, "--report") if options.report else None
     refuse_same_files([output, report] if report else [output])
     gallery = Gallery.open(options.gallery)
-    table, features = gallery.read(f"{PRESENT} AND ({options.where})" if options.where else PRESENT, COLUMNS)
+    table, features = gallery.read(f"{PRESENT} AND {in_brackets(options.where)}" if options.where else PRESENT, COLUMNS)
     if not len(features):
         condition = f" with {options.where}" if options.where else ""
         raise InputError(f"the gallery {options.gallery} has no crops{condition}")

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import Parser, one_line, positive
-from .errors import InputError, counted, say
-from .gallery.crops import KNOWN, Source, make_source
+from .errors import counted, say
+from .gallery.crops import KNOWN, Source, crops_of, make_source
 
 SHOWN = 5  # rows of --check
 
@@ -31,7 +31,8 @@ def main() -> None:
         return
     # Not imported before the arguments are read, so that --help is quick.
     from .gallery.embed import about, describe, embed, make_plan, warn_unreadable
-    from .gallery.store import Gallery, summary, writing
+    from .gallery.lock import writing
+    from .gallery.store import Gallery, summary
     from .retrieval.embedding import Embedder
 
     shard = arguments.shard
@@ -47,7 +48,10 @@ def main() -> None:
         known = gallery.known()
         plan = make_plan(sources, known, shard)
         start = time.perf_counter()
-        unreadable = plan.unreadable + embed(plan.embed, gallery, embedder, known)
+        faults = embed(plan.embed, gallery, embedder, known)
+        unreadable = [*plan.unreadable, *faults.values()]
+        # The picture that such a feature is of is gone.
+        plan.gone += [path for path in faults if path in known and not known[path].vanished]
         seconds = time.perf_counter() - start
         describe(plan.describe, gallery)
         gallery.mark(plan.back, vanished=False)
@@ -70,19 +74,16 @@ def main() -> None:
 
 def check(sources: Sequence[Source]) -> list[str]:
     """Return lines that show which crops there are and what is known of them."""
-    lines, total, filled = [], 0, dict.fromkeys(map(str, KNOWN), 0)
-    for source in sources:
-        for crop in source.crops():
-            if total < SHOWN:
-                known = ", ".join(f"{name} {value}" for name, value in crop.values.items() if value is not None)
-                lines.append(f"{crop.path}: {known or 'only its path'}")
-            total += 1
-            for name, value in crop.values.items():
-                filled[name] = filled.get(name, 0) + (value is not None)
-    if not total:
-        raise InputError(f"{sources[0].path} has no crops (.jpg, .png, .webp or .bmp)")
+    lines, filled = [], dict.fromkeys(map(str, KNOWN), 0)
+    crops = crops_of(sources)
+    for crop in crops.values():
+        if len(lines) < SHOWN:
+            known = ", ".join(f"{name} {value}" for name, value in crop.values.items() if value is not None)
+            lines.append(f"{crop.path}: {known or 'only its path'}")
+        for name, value in crop.values.items():
+            filled[name] = filled.get(name, 0) + (value is not None)
     told = ", ".join(f"{name} of {count:,}" for name, count in filled.items() if count)
-    return [*lines, f"{counted(total, 'crop')}; known: {told or 'nothing but paths'}; nothing was embedded"]
+    return [*lines, f"{counted(len(crops), 'crop')}; known: {told or 'nothing but paths'}; nothing was embedded"]
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -5,7 +5,8 @@
   nrsrd forget gallery --path crops/0007.jpg --yes
 
 Without --yes it only says how many crops it would delete. Deleted are the features and all that is known of the crops,
-also in older versions of the gallery. The image files stay, and `nrsrd embed` takes them in again: delete them too.
+also in older versions of the gallery, which is written anew: that takes as much free space. The image files stay, and
+`nrsrd embed` takes them in again: delete them too.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from .command import Parser, one_line
 from .errors import InputError, counted, say
 from .files import absolute
 from .gallery.crops import parse_time
+from .index import FEWEST
 
 
 def main() -> None:
@@ -26,9 +28,11 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="delete them")
     arguments = parser.parse_args()
     # Not imported before the arguments are read, so that --help is quick.
-    from .gallery.store import Gallery, one_of, writing
+    from .gallery.lock import writing
+    from .gallery.matching import has_index, make_index
+    from .gallery.store import Gallery, in_brackets, one_of
 
-    parts = [f"({arguments.where})"] if arguments.where else []
+    parts = [in_brackets(arguments.where)] if arguments.where else []
     if arguments.before:
         try:
             parts.append(f"time < TIMESTAMP '{parse_time(arguments.before):%Y-%m-%d %H:%M:%S.%f}'")
@@ -43,17 +47,23 @@ def main() -> None:
     gallery = Gallery.open(arguments.gallery)
     where = " AND ".join(parts)
     count, total = gallery.count(where), gallery.count()
+    if arguments.before and (unknown := gallery.count("time IS NULL")):
+        say(f"warning: {counted(unknown, 'crop has', 'crops have')} no time, so --before leaves them", error=True)
     if not arguments.yes:
         say(f"{count:,} of {counted(total, 'crop')} would be deleted ({where}); --yes deletes them")
         return
     with writing(arguments.gallery):
-        gallery.delete(where)
+        indexed = has_index(gallery)
+        count = gallery.delete(where)
+        total = count + gallery.count()
+        if indexed and gallery.count() >= FEWEST:
+            make_index(gallery)
     say(f"{counted(count, 'crop')} deleted from {arguments.gallery}; {total - count:,} are left")
 
 
 def command() -> None:
     """Run `nrsrd forget` with the arguments of the process."""
-    one_line(main)
+    one_line(main, "interrupted; give the same command again: deleted features may still be in files of the gallery")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ def main() -> None:
     parser.add_argument("--queries", type=positive, default=100, help="of --check-recall; default: 100")
     arguments = parser.parse_args()
     # Not imported before the arguments are read, so that --help is quick.
+    from .gallery.lock import writing
     from .gallery.matching import make_index, recall
-    from .gallery.store import Gallery, writing
+    from .gallery.store import Gallery
 
     gallery = Gallery.open(arguments.gallery)
     total = gallery.count()

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from .command import Parser, one_line, positive
 from .errors import InputError, counted, say
-from .files import absolute, refuse_same_files, writable_file, write_csv, write_whole
-from .gallery.crops import make_source, parse_time
+from .files import absolute, expanded, refuse_same_files, writable_file, write_csv, write_whole
+from .gallery.crops import crops_of, make_source, parse_time
 
 if TYPE_CHECKING:
     from .gallery.matching import Queries
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .retrieval.calibration import Calibration
 
 SHOWN = 10  # queries in the table on the terminal
+FMR = 0.01  # of --threshold FILE
 LISTED = 3  # matches of each there
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     threshold = arguments.threshold
     if isinstance(threshold, Path):
         assert calibration
-        threshold = calibration.threshold_at(arguments.fmr)
+        threshold = calibration.threshold_at(FMR if arguments.fmr is None else arguments.fmr)
     queries = read_queries(arguments, gallery)
     if arguments.not_same_camera and None in queries.cameras:
         path = queries.paths[queries.cameras.index(None)]
@@ -112,7 +113,7 @@ def main() -> None:
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
     """Return the condition in SQL that the arguments put on crops. InputError if a column or a time is not one."""
-    from .gallery.store import PRESENT, one_of
+    from .gallery.store import PRESENT, in_brackets, one_of
 
     parts = [] if arguments.vanished else [PRESENT]
     if arguments.camera:
@@ -126,7 +127,7 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
             parts.append(f"time {sign} TIMESTAMP '{time:%Y-%m-%d %H:%M:%S.%f}'")
     if arguments.where:
         gallery.count(arguments.where)
-        parts.append(f"({arguments.where})")
+        parts.append(in_brackets(arguments.where))
     where = " AND ".join(parts)
     if not gallery.count(where):
         total = gallery.count()
@@ -143,7 +144,7 @@ def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Cali
             raise InputError("a calibration is of similarities that are not normalised: leave --normalize out")
         return None
     named = isinstance(arguments.threshold, Path)
-    path = arguments.threshold if named else Path(arguments.model or gallery.about.model) / FILE
+    path = arguments.threshold if named else expanded(arguments.model or gallery.about.model) / FILE
     if not named and not path.is_file():
         return None
     calibration = load_calibration(path)
@@ -168,15 +169,16 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     if arguments.like:
         return from_gallery(gallery, [str(absolute(path)) for path in arguments.like])
     sources = [make_source(path, arguments.pattern, "") for path in arguments.queries]
-    crops = list({crop.path: crop for source in sources for crop in source.crops()}.values())
-    if not crops:
-        raise InputError(f"{sources[0].path} has no crops (.jpg, .png, .webp or .bmp)")
+    crops = list(crops_of(sources).values())
     identity = gallery.about.identity
     model = arguments.model or gallery.about.model
-    embedder = Embedder.load(model, feature=identity["feature"], flip=identity["flip"])
+    try:
+        embedder = Embedder.load(model, feature=identity["feature"], flip=identity["flip"])
+    except InputError as error:
+        raise error if arguments.model else InputError(f"the gallery's model: {error}; --model names it") from error
     gallery.check_model(embedder.identity())
     images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
-    decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images)
+    decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images, advice="")
     cameras: list[Any] = [crop.values.get("camera") for crop in crops]
     light = images.mean((1, 2)) @ LUMINANCE / 255
     return Queries([crop.path for crop in crops], embedder(images, progress="queries"), cameras, light)
@@ -267,9 +269,8 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--fmr",
         type=float,
-        default=0.01,
         metavar="RATE",
-        help="the false-match rate of --threshold FILE; default: 0.01",
+        help=f"the false-match rate of --threshold FILE; default: {FMR}",
     )
     parser.add_argument("--rerank", action="store_true", help="order by k-reciprocal neighbours (transductive)")
     parser.add_argument(
@@ -285,6 +286,8 @@ def _read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if bool(arguments.queries) == bool(arguments.like):
         parser.error("give queries, or crops of the gallery with --like")
+    if arguments.fmr is not None and not isinstance(arguments.threshold, Path):
+        parser.error("--fmr needs a calibration: give --threshold FILE")
     if arguments.approximate and (arguments.rerank or arguments.normalize != "none"):
         parser.error("--rerank and --normalize compare all crops: leave out --approximate")
     return arguments

@@ -284,6 +284,8 @@ def test_strangers_and_thresholds_follow_the_false_match_rate_and_end_with_the_d
     assert found.strangers(-1.0) == 1
     with pytest.raises(InputError, match=r"400 people, too few for a false-match rate of 1e-05: it needs 776"):
         found.threshold_at(1e-5)
+    with pytest.raises(InputError, match="it needs 1,000,000,000,000,000"):
+        found.threshold_at(1e-320)
     with pytest.raises(InputError, match="give one above 0"):
         found.threshold_at(0)
 
@@ -313,7 +315,10 @@ def test_a_calibration_is_read_again_and_a_damaged_one_is_named(tmp_path):
     falling = content | {"curve": {name: values[::-1] for name, values in content["curve"].items()}}
     empty = content | {"probability": {"similarity": [], "probability": []}}
     wild = content | {"probability": {"similarity": [0, 1], "probability": [float("nan"), 1]}}
-    for text in ("", "[]", "[" * 100_000, *map(json.dumps, (no_curve, falling, empty, wild, {"model": 1}))):
+    crowds = [content | {"people": people} for people in (float("inf"), 0, 10**400)]
+    square = content | {"probability": {"similarity": [[0]], "probability": [[1]]}}
+    damaged = no_curve, falling, empty, wild, square, *crowds, {"model": 1}
+    for text in ("", "[]", "[" * 100_000, *map(json.dumps, damaged)):
         file.write_text(text)
         with pytest.raises(InputError, match=r"calibration\.json is not a calibration of this version"):
             load_calibration(file)

@@ -20,7 +20,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.gallery import embed as embedding
 from nrsrd_jax.gallery import matching
 from nrsrd_jax.gallery.crops import Source, make_source, parse_time
-from nrsrd_jax.gallery.store import Gallery, writing
+from nrsrd_jax.gallery.lock import writing
+from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder, rank_features
 
 PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
@@ -190,6 +191,8 @@ def test_two_writers_at_once_are_refused(crops, model, nrsrd, tmp_path):
         with pytest.raises(InputError, match="another process writes"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/2")
         nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "2/2")
+        with pytest.raises(InputError, match="another process writes"):  # It would embed crops of 1/2 too.
+            nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/3")
 
 
 def test_another_models_features_are_refused(gallery, crops, nrsrd, tmp_path):
@@ -224,7 +227,11 @@ def test_unreadable_crops_are_named_and_the_others_embedded(crops, model, nrsrd,
     (lambda place: {"--pattern": r"_(?P<time>\d{6})", "--time-format": "%Y"}, "is not a time of the form %Y"),
     (lambda place: {"crops": manifest(place, "path,time\ncrops/0000_c1_000000.jpg,yesterday\n")}, "line 2: .*a time"),
     (lambda place: {"crops": manifest(place, "path,Floor No\na.jpg,1\n")}, "small letters, digits and _"),
+    (lambda place: {"crops": manifest(place, "path,similarity\na.jpg,1\n")}, "\"similarity\" is the gallery's own"),
     (lambda place: {"crops": manifest(place, "file\na.jpg\n")}, "has no column path"),
+    (lambda place: {"crops": manifest(place, "path,person,,\na.jpg,1,,\na.jpg,2,,\n")}, "lines 2 and 3 say different"),
+    (lambda place: {"--pattern": r"_(?P<time>\d{6})", "--time-format": "%Y%Y"}, "is not a time of the form %Y%Y"),
+    (lambda place: {"crops": manifest(place, "path,time\na.jpg,0001-01-01T00:00+14:00\n")}, "is not a time like"),
     (lambda place: {"--model": place / "nowhere"}, "nowhere does not exist"),
     (lambda place: {"--gallery": next((place / "crops").iterdir())}, "cannot write to the gallery"),
 ])  # fmt: skip
@@ -249,6 +256,7 @@ def manifest(place, text):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--where", "nonsense >"], "does not fit the gallery"),
     (["--where", "colour = 'red'"], "does not fit the gallery"),
+    (["--where", "1=1) OR (1=1"], "the brackets .* do not match"),
     (["--camera", "c7"], "none of the 12 crops .* fits"),
     (["--since", "yesterday"], "--since: .*is not a time"),
     (["--approximate"], "has no index"),
@@ -376,6 +384,8 @@ def test_a_calibration_gives_the_threshold_and_says_how_near_strangers_are(galle
     assert "stranger in" in page.read_text()
     with pytest.raises(InputError, match="too few for a false-match rate"):
         nrsrd(*arguments, "--fmr", "1e-9")
+    with pytest.raises(SystemExit):  # Without a calibration --fmr would do nothing.
+        nrsrd("search", crops, "--gallery", gallery, "--threshold", "0.5", "--fmr", "0.1")
     with pytest.raises(InputError, match="leave --normalize out"):
         nrsrd(*arguments, "--normalize", "gallery")
 
@@ -404,6 +414,68 @@ def test_forget_deletes_for_good_and_only_when_told(gallery, nrsrd):
     content = b"".join(path.read_bytes() for path in gallery.rglob("*") if path.is_file())
     assert b"0001_c1_000000" not in content
     assert b"0002_c1_000000" in content
+
+
+def test_forget_leaves_no_trace_of_few_crops_among_many_even_after_a_kill(tmp_path, model, nrsrd):
+    """LanceDB by itself keeps deleted rows in files of which less than a tenth is deleted, and in the index."""
+    embedder = Embedder.load(model)
+    gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
+    features = np.random.default_rng(0).normal(size=(400, embedder.width)).astype(np.float32)
+    gallery.add([{"path": f"/{i:03d}.jpg", "person": f"who{i:03d}", "floor": "1"} for i in range(400)], features)
+    nrsrd("index", tmp_path / "g")
+    before = set((tmp_path / "g").rglob("*.idx"))
+    nrsrd("forget", tmp_path / "g", "--path", "/007.jpg", "--yes")
+    Gallery.open(tmp_path / "g").table.delete("person = 'who008'")  # killed here
+    nrsrd("forget", tmp_path / "g", "--where", "person = 'who008'", "--yes")
+    content = b"".join(path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file())
+    for i in (7, 8):
+        assert f"who{i:03d}".encode() not in content
+        assert f"/{i:03d}.jpg".encode() not in content
+        assert features[i].tobytes()[:64] not in content
+    assert b"who009" in content
+    assert not before & set((tmp_path / "g").rglob("*.idx"))
+    left = Gallery.open(tmp_path / "g")
+    assert matching.has_index(left)
+    assert left.about == gallery.about
+    table, kept = left.read()
+    assert table["person"].to_pylist() == [f"who{i:03d}" for i in range(400) if i not in (7, 8)]
+    np.testing.assert_array_equal(kept, np.delete(features, [7, 8], 0))
+
+
+def test_what_is_known_of_a_crop_outlives_a_change_of_its_file(gallery, crops, model, nrsrd, tmp_path):
+    first, second, third, *_ = sorted(crops.iterdir())
+    shutil.copy(third, first)
+    (tmp_path / "list.csv").write_text(f"path,floor\n{second},2\n")
+    nrsrd("embed", crops, tmp_path / "list.csv", "--model", model, "--gallery", gallery)
+    table, _ = Gallery.open(gallery).read(f"path IN ('{first}', '{second}')", ("path", "person", "camera", "floor"))
+    assert table.sort_by("path").to_pylist() == [
+        {"path": str(first), "person": "0000", "camera": "c1", "floor": None},
+        {"path": str(second), "person": "0000", "camera": "c1", "floor": "2"},
+    ]
+
+
+def test_a_crop_whose_file_is_damaged_is_no_match_any_more(gallery, crops, model, nrsrd):
+    first, *_ = sorted(crops.iterdir())
+    first.write_bytes(b"no picture")
+    assert "1 vanished, 1 unreadable" in nrsrd("embed", crops, "--model", model, "--gallery", gallery)
+    assert Gallery.open(gallery).count("vanished IS NULL") == 11
+
+
+def test_shards_can_add_the_same_column_at_once(gallery):
+    one, other = Gallery.open(gallery), Gallery.open(gallery)
+    feature = np.ones((1, one.about.width))
+    one.add([{"path": "/a", "floor": "1"}], feature)
+    other.add([{"path": "/b", "floor": "2"}], feature)
+    one.add([{"path": "/c"}], feature)
+    table, _ = Gallery.open(gallery).read("path IN ('/a', '/b', '/c')", ("floor",))
+    assert table["floor"].to_pylist() == ["1", "2", None]
+
+
+def test_a_damaged_gallery_is_said_to_be_damaged(gallery, crops, nrsrd):
+    for file in (gallery / "crops.lance/data").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"cannot use the gallery .* missing or damaged"):
+        nrsrd("search", "--like", next(crops.iterdir()), "--gallery", gallery)
 
 
 def test_an_index_finds_what_the_exact_search_finds(tmp_path, model, nrsrd):
@@ -435,11 +507,14 @@ def test_times_are_read_in_the_usual_forms(text, time):
     assert parse_time(text).isoformat() == f"{time}+00:00"
 
 
-def test_a_name_that_the_pattern_does_not_fit_has_no_columns(crops):
+def test_nothing_is_known_of_a_name_that_the_pattern_does_not_fit(crops):
     (crops / "other.jpg").write_bytes(next(crops.iterdir()).read_bytes())
     source = make_source(crops, PATTERN, "")
     assert isinstance(source, Source)
-    assert {os.path.basename(crop.path): crop.values for crop in source.crops()}["other.jpg"] == {}
+    assert {os.path.basename(crop.path): crop.values for crop in source.crops()}["other.jpg"] == {
+        "person": None,
+        "camera": None,
+    }
 
 
 def test_brightened_models_see_brightened_crops(tmp_path, nrsrd, crops):

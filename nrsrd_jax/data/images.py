@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Raise this when the same file would decode to other pixels, so that old caches are not read.
 CACHE_VERSION = 2
+DATA_SET = "; `nrsrd check` lists them, data.exclude leaves them out"  # the advice on unreadable images of data sets
 # These are the weights of red, green and blue (ITU-R BT.601).
 LUMINANCE = 0.299, 0.587, 0.114
 THREADS = os.cpu_count() or 1
@@ -130,10 +131,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray) -> bytes:
+def decode_many(
+    paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray, advice: str = DATA_SET
+) -> bytes:
     """Decode images into `out` [N, height, width, 3] with all cores, and return their files' `joint_digest`.
 
-    One InputError reports all unreadable files.
+    One InputError reports all unreadable files, with `advice`.
     """
 
     def read(path: Path) -> tuple[np.ndarray, bytes]:
@@ -141,7 +144,7 @@ def decode_many(paths: Sequence[Path], size: tuple[int, int], resampling: str, o
         return picture.resized(size, resampling), picture.digest
 
     digests = [b""] * len(paths)
-    for index, (pixels, digest) in _all(read, paths, "decoding"):
+    for index, (pixels, digest) in _all(read, paths, "decoding", advice):
         out[index], digests[index] = pixels, digest
     return joint_digest(digests)
 
@@ -178,7 +181,9 @@ def joint_digest(digests: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join(digests)).digest()
 
 
-def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) -> Iterator[tuple[int, Result]]:
+def _all(
+    function: Callable[[Path], Result], paths: Sequence[Path], title: str, advice: str = DATA_SET
+) -> Iterator[tuple[int, Result]]:
     """Yield the results of `in_parallel` without the errors; at the end raise one InputError for all of them."""
     faults = []
     for index, result in in_parallel(function, paths, title):
@@ -188,7 +193,7 @@ def _all(function: Callable[[Path], Result], paths: Sequence[Path], title: str) 
             yield index, result
     if faults:
         more = f" (and {len(faults) - 1} more of {len(paths)} images)" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0]}{more}; `nrsrd check` lists them, data.exclude leaves them out")
+        raise InputError(f"{faults[0]}{more}{advice}")
 
 
 def in_parallel(

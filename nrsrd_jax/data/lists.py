@@ -97,7 +97,7 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str] | No
         if missing := [name for name in required if name not in names]:
             raise InputError(f"{file} has no column {', '.join(missing)} in its first line {quoted(header)}; {takes}")
         columns = (*required, *optional) if optional is not None else names
-        if twice := [name for name in columns if names.count(name) > 1]:
+        if twice := [name for name in columns if name and names.count(name) > 1]:
             raise InputError(f"{file} has the column {twice[0]} twice; {takes}")
         places = {name: names.index(name) for name in columns if name in names}
         table = []

@@ -13,7 +13,9 @@ from ..errors import InputError
 from ..files import absolute
 
 KNOWN = ("camera", "time", "person", "track")  # columns that commands understand; others are kept as text
-OWN = ("path", "vector", "brightness", "size", "modified", "vanished")  # columns that the gallery fills itself
+# Columns that the gallery fills itself, and what search says of a match.
+OWN = ("path", "vector", "brightness", "size", "modified", "vanished")
+SAID = ("query", "rank", "similarity", "reranked_distance", "strangers", "meaning")
 STAMP = re.compile(r"\d{10}(?:\d{3})?")  # seconds or milliseconds since 1970
 COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -50,11 +52,6 @@ class Source:
         """Return whether the crops are listed in a CSV file."""
         return self.path.suffix.lower() in (".csv", ".tsv")
 
-    @property
-    def tells(self) -> bool:
-        """Return whether more than paths is known of the crops."""
-        return self.is_manifest or self.pattern is not None
-
     def crops(self) -> Iterator[Crop]:
         """Yield the crops in the order of their names. InputError if there is none, or if a time is not one."""
         if self.is_manifest:
@@ -76,6 +73,7 @@ class Source:
 
     def _rows(self) -> Iterator[Crop]:
         table = read_table(self.path, ("path",), None)
+        lines: dict[str, tuple[int, dict[str, str]]] = {}
         for number, row in table:
             row.pop("", None)  # a separator too many at the end of the first line
             if "pid" in row and "person" not in row:
@@ -85,11 +83,16 @@ class Source:
             if not row["path"]:
                 raise InputError(f"{self.path}, line {number} has no path")
             path = str(absolute(path_in(self.path.parent, row.pop("path"))))
+            first, same = lines.setdefault(path, (number, row))
+            if row != same:
+                raise InputError(f"{self.path}, lines {first} and {number} say different things of {path}; correct one")
             yield Crop(path, self._read(row, f"{self.path}, line {number}"))
 
     def _named(self, name: str) -> dict[str, str | datetime.datetime | None]:
-        found = self.pattern.search(name.replace(os.sep, "/")) if self.pattern else None
-        return self._read(found.groupdict(), name) if found else {}
+        if not self.pattern:
+            return {}
+        found = self.pattern.search(name.replace(os.sep, "/"))
+        return self._read(found.groupdict() if found else dict.fromkeys(self.pattern.groupindex), name)
 
     def _read(self, texts: Mapping[str, str | None], where: str) -> dict[str, str | datetime.datetime | None]:
         values: dict[str, str | datetime.datetime | None] = {name: text or None for name, text in texts.items()}
@@ -99,6 +102,23 @@ class Source:
             except ValueError as error:
                 raise InputError(f"{where}: {error}") from error
         return values
+
+
+def crops_of(sources: Iterable[Source]) -> dict[str, Crop]:
+    """Return the crops of all sources by path. If several sources have a crop, what each of them says is joined.
+
+    Raises:
+        InputError: a source has no crop, or as `Source.crops`.
+    """
+    found: dict[str, Crop] = {}
+    for source in sources:
+        crop = None
+        for crop in source.crops():
+            values = found.setdefault(crop.path, crop).values
+            values.update((name, value) for name, value in crop.values.items() if value is not None)
+        if crop is None:
+            raise InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
+    return found
 
 
 def make_source(path: Path, pattern: str, time_format: str) -> Source:
@@ -121,8 +141,8 @@ def make_source(path: Path, pattern: str, time_format: str) -> Source:
 def check_columns(names: Iterable[str], where: str) -> None:
     """Raise InputError if a column's name is one of the gallery's own, or more than letters, digits and "_"."""
     for name in names:
-        if name in OWN[1:] or not COLUMN.fullmatch(name):
-            reason = "is the gallery's own" if name in OWN else "is not made of small letters, digits and _"
+        if name in (*OWN[1:], *SAID) or not COLUMN.fullmatch(name):
+            reason = "is the gallery's own" if name in (*OWN, *SAID) else "is not made of small letters, digits and _"
             raise InputError(f"{where}: the column {quoted(name)} {reason}; name it differently")
 
 
@@ -151,10 +171,11 @@ def parse_time(text: str, time_format: str = "") -> datetime.datetime:
             time = datetime.datetime.strptime(text, "%Y%m%d%H%M%S")
         else:
             time = datetime.datetime.fromisoformat(text)
-    except (ValueError, OverflowError, OSError) as error:
+        return time.astimezone(utc) if time.tzinfo else time.replace(tzinfo=utc)
+    # strptime turns its format into a regular expression.
+    except (ValueError, OverflowError, OSError, re.error) as error:
         wanted = f"of the form {time_format}" if time_format else "like 2026-11-27T19:30:00 or 20261127193000"
         raise ValueError(f"{quoted(text)} is not a time {wanted}") from error
-    return time.astimezone(utc) if time.tzinfo else time.replace(tzinfo=utc)
 
 
 def _refuse(error: OSError) -> None:

@@ -14,8 +14,8 @@ from ..data.images import LUMINANCE, in_parallel, read_picture
 from ..errors import InputError, say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
-from .crops import Crop, Source
-from .store import About, Gallery, Known, hash_values, one_of
+from .crops import Crop, Source, crops_of
+from .store import About, Gallery, Known, one_of
 
 Result = TypeVar("Result")
 CHUNK = 1024  # crops that are written at once; a kill loses no more
@@ -62,19 +62,12 @@ def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[i
         shard: (number from 1, count): plan only the crops that are this shard's, by a hash of their paths.
 
     Raises:
-        InputError: there is no crop at all, a column is not one, or a crop of a manifest does not exist.
+        InputError: as `crops_of`.
     """
-    plan, seen = Plan(), set()
-    for source in sources:
-        before = len(seen)
-        for crop in source.crops():
-            if crop.path in seen:
-                continue
-            seen.add(crop.path)
-            if not shard or _shard_of(crop.path, shard[1]) == shard[0]:
-                _place(crop, source, known, plan)
-        if len(seen) == before and before == 0:
-            raise InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
+    plan, seen = Plan(), crops_of(sources)
+    for path, crop in seen.items():
+        if not shard or _shard_of(path, shard[1]) == shard[0]:
+            _place(crop, known, plan)
     folders = [f"{source.path}{os.sep}" for source in sources if source.path.is_dir()]
     mine = (path for path in known if not shard or _shard_of(path, shard[1]) == shard[0])
     missing = (path for path in mine if path not in seen and path.startswith(tuple(folders)))
@@ -82,8 +75,9 @@ def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[i
     return plan
 
 
-def _place(crop: Crop, source: Source, known: dict[str, Known], plan: Plan) -> None:
+def _place(crop: Crop, known: dict[str, Known], plan: Plan) -> None:
     """Add a crop to the list of the plan that it belongs to."""
+    old = known.get(crop.path)
     try:
         crop.path.encode()
         about_file = os.stat(crop.path)
@@ -92,14 +86,15 @@ def _place(crop: Crop, source: Source, known: dict[str, Known], plan: Plan) -> N
         return
     except OSError as error:
         plan.unreadable.append(f"{crop.path}: {error.strerror}")
+        if old and not old.vanished and isinstance(error, FileNotFoundError):
+            plan.gone.append(crop.path)
         return
-    old = known.get(crop.path)
     if old is None or (old.size, old.modified) != (about_file.st_size, about_file.st_mtime_ns):
         plan.embed.append(crop)
         return
     if old.vanished:
         plan.back.append(crop.path)
-    if source.tells and old.values != hash_values(crop.values):
+    if any(old.values.get(name) != value for name, value in crop.values.items()):
         plan.describe.append(crop)
     elif not old.vanished:
         plan.unchanged += 1
@@ -110,12 +105,18 @@ def _shard_of(path: str, count: int) -> int:
     return int.from_bytes(digest, "big") % count + 1
 
 
-def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: dict[str, Known]) -> list[str]:
-    """Embed crops and write them, CHUNK at a time, with a progress bar. Return what is wrong with unreadable ones."""
+def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: dict[str, Known]) -> dict[str, str]:
+    """Embed crops and write them, CHUNK at a time, with a progress bar.
+
+    Columns of known crops stay, except those that `crops` name.
+
+    Returns:
+        What is wrong with unreadable crops, by path.
+    """
     size = embedder.description.image_size
     images = np.empty((CHUNK, *size, 3), np.uint8)
     rows: list[dict[str, Any]] = []
-    faults = []
+    faults = {}
 
     def read(path: Path) -> tuple[np.ndarray, os.stat_result]:
         # The file's state from before it is read: a change while it is read shows at the next call.
@@ -135,11 +136,13 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
     paths = [Path(crop.path) for crop in crops]
     for index, result in in_parallel(_or_fault(read), paths, "embedding"):
         if isinstance(result, InputError):
-            faults.append(str(result))
+            faults[crops[index].path] = str(result)
             continue
         images[len(rows)], about_file = result
         file = {"size": about_file.st_size, "modified": about_file.st_mtime_ns}
-        rows.append({"path": crops[index].path, **crops[index].values, **file})
+        crop = crops[index]
+        before = known[crop.path].values if crop.path in known else {}
+        rows.append({"path": crop.path, **before, **crop.values, **file})
         if len(rows) == CHUNK:
             write()
     write()
@@ -159,10 +162,11 @@ def _or_fault(read: Callable[[Path], Result]) -> Callable[[Path], Result]:
 
 
 def describe(crops: Sequence[Crop], gallery: Gallery) -> None:
-    """Replace the columns of crops whose features stay."""
+    """Change the columns that the crops name; features and other columns stay."""
     for start in range(0, len(crops), CHUNK):
         part = {crop.path: crop for crop in crops[start : start + CHUNK]}
-        table, features = gallery.read(one_of("path", list(part)), ("path", "brightness", "size", "modified"))
+        columns = [name for name in gallery.columns if name != "vanished"]
+        table, features = gallery.read(one_of("path", list(part)), columns)
         rows = [row | part[row["path"]].values for row in table.to_pylist()]
         gallery.add(rows, features, replace=True)
 

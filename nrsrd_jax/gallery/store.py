@@ -13,9 +13,9 @@ A gallery is a folder, or storage that LanceDB knows (s3://…, db://…). One r
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, counted, printable
-from ..files import expanded, locked_open
+from ..files import expanded
 from .crops import KNOWN
 
 try:
@@ -38,6 +38,7 @@ UTC = pa.timestamp("us", tz="UTC")
 PRESENT = "vanished IS NULL"
 AT_ONCE = 500  # paths in one condition
 FEW = 0.1  # the share of crops below which a condition is worth reading vectors one by one
+SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")  # where in LanceDB's Rust code an error arose
 BATCH = 8192  # rows read at a time: 13 MB of features of 384 numbers
 
 
@@ -69,7 +70,7 @@ class Known:
     size: int
     modified: int
     vanished: bool
-    values: int  # the hash of its columns
+    values: dict[str, Any]  # its columns that are not null
 
 
 class Gallery:
@@ -152,14 +153,17 @@ class Gallery:
             return self._table.count_rows(where or None)
 
     def known(self) -> dict[str, Known]:
-        """Return what is known of each path; about 300 bytes a crop."""
+        """Return what is known of each path; about 600 bytes a crop."""
         names = self.own_columns
-        found = {}
+        found: dict[str, Known] = {}
+        shared: dict[Any, Any] = {}  # equal values are one object
         for batch in self.batches(columns=("path", "size", "modified", "vanished", *names), vectors=False):
             columns = [batch[name].to_pylist() for name in ("path", "size", "modified", "vanished", *names)]
             for path, size, modified, vanished, *values in zip(*columns, strict=True):
-                described = hash_values(dict(zip(names, values, strict=True)))
-                found[path] = Known(size, modified, vanished is not None, described)
+                own = {
+                    name: shared.setdefault(value, value) for name, value in zip(names, values, strict=True) if value
+                }
+                found[path] = Known(size, modified, vanished is not None, own)
         return found
 
     def batches(
@@ -231,9 +235,10 @@ class Gallery:
             vectors: the features, finite.
             replace: whether crops of the same paths may be there, which are then replaced.
         """
-        for name in sorted({name for row in rows for name in row} - set(self.columns)):
-            with storage_errors(self.uri):
-                self._table.add_columns({name: "CAST(NULL AS string)"})
+        with storage_errors(self.uri):
+            self._table.checkout_latest()  # Another shard may have added a column.
+            for name in sorted({name for row in rows for name in row} - set(self.columns)):
+                self._add_column(name)
         width = self.about.width
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
         schema = self._table.schema
@@ -251,6 +256,14 @@ class Gallery:
             else:
                 self._table.add(table)
 
+    def _add_column(self, name: str) -> None:
+        try:
+            self._table.add_columns({name: "CAST(NULL AS string)"})
+        except (ValueError, RuntimeError):
+            self._table.checkout_latest()
+            if name not in self.columns:
+                raise
+
     def mark(self, paths: Sequence[str], vanished: bool) -> None:
         """Note that the files at these paths are gone, or that they are there again."""
         now = f"TIMESTAMP '{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}'" if vanished else "NULL"
@@ -259,13 +272,24 @@ class Gallery:
                 self._table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
 
     def delete(self, where: str) -> int:
-        """Delete the crops that fulfil a condition, for good: also from older versions. Return how many there were."""
+        """Delete the crops that fulfil a condition, for good: also from older versions. Return how many there were.
+
+        Files of LanceDB keep deleted rows, and so do an index and its notes of what was done. So the table is written
+        anew, which takes as much free space, and what is older is removed. If that fails, calling it again, with this
+        condition or another, completes it. An index is lost.
+        """
         count = self.count(where)
-        if count:
-            with storage_errors(self.uri):
-                self._table.delete(where)
-            self.compact(forget=True)
+        with storage_errors(self.uri):
+            self._table.delete(where)
+            rows = pa.RecordBatchReader.from_batches(self._table.schema, self._in_order())
+            self._table = lancedb.connect(self.uri).create_table(TABLE, rows, mode="overwrite")
+        self.compact(forget=True)
         return count
+
+    def _in_order(self) -> Iterator[pa.RecordBatch]:
+        """Yield all crops with their columns in the order of the table's."""
+        for batch in self.batches(columns=self.columns):
+            yield batch.select(self._table.schema.names)
 
     def compact(self, forget: bool = False) -> None:
         """Join small files, and with `forget` remove all older versions of the table."""
@@ -294,6 +318,18 @@ def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), column.type.list_size)
 
 
+def in_brackets(where: str) -> str:
+    """Return the user's condition in brackets, to join it to others. InputError if its own brackets do not match."""
+    depth = 0
+    for sign in re.sub(r"'[^']*'", "", where):
+        depth += (sign == "(") - (sign == ")")
+        if depth < 0:
+            break
+    if depth:
+        raise InputError(f"the brackets of the condition {where} do not match; correct it")
+    return f"({where})"
+
+
 def one_of(column: str, values: Sequence[str]) -> str:
     """Return the condition that a column has one of these texts."""
     return f"{column} IN ({', '.join(map(quote, values))})"
@@ -302,11 +338,6 @@ def one_of(column: str, values: Sequence[str]) -> str:
 def quote(text: str) -> str:
     """Return a text as SQL writes it."""
     return "'" + text.replace("'", "''") + "'"
-
-
-def hash_values(values: dict[str, Any]) -> int:
-    """Return a hash of columns that are not null."""
-    return hash(tuple(sorted((name, str(value)) for name, value in values.items() if value is not None)))
 
 
 @contextlib.contextmanager
@@ -318,11 +349,13 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
         raise
     # LanceDB raises ValueError, RuntimeError, OSError and its own; its texts have a trace of its Rust code.
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
-        text = printable(str(error).replace("\n", " "), 300)
-        if where:
+        text = printable(SOURCE.sub("", str(error).replace("\n", " ")), 300)
+        if where and not text.startswith("lance error"):
             raise InputError(f"the condition {where} does not fit the gallery {place}: {text}") from error
-        full = "the disk is full; free some space: " if "No space left" in str(error) else ""
-        raise InputError(f"the gallery {place}: {full}{text}") from error
+        if "No space left" in str(error):
+            raise InputError(f"the gallery {place}: the disk is full; free some space: {text}") from error
+        advice = "if its files are missing or damaged, restore them, or embed into another folder"
+        raise InputError(f"cannot use the gallery {place}: {text}; {advice}") from error
 
 
 def _about(place: str, schema: pa.Schema) -> About:
@@ -333,33 +366,6 @@ def _about(place: str, schema: pa.Schema) -> About:
     if about.format != 1:
         raise InputError(f"{place} is a gallery of a newer version of nrsrd-jax ({about.software}): update it")
     return about
-
-
-@contextlib.contextmanager
-def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
-    """Let one process write to a folder's gallery at a time, or one process for each shard such as "3-of-16".
-
-    Other addresses are not locked: LanceDB itself keeps the table whole there.
-
-    Raises:
-        InputError: another process writes, or the folder cannot be written.
-    """
-    place = address(uri)
-    if "://" in place:
-        yield
-        return
-    folder = Path(place)
-    with contextlib.ExitStack() as open_files:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, kind in ((".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX), (f".lock-{shard}", fcntl.LOCK_EX)):
-                if shard or name == ".lock":
-                    fcntl.flock(open_files.enter_context(locked_open(folder / name)), kind | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process writes to {folder}; wait until it has ended") from error
-        except OSError as error:
-            raise InputError(f"cannot write to the gallery {folder}: {error.strerror}") from error
-        yield
 
 
 def summary(gallery: Gallery) -> str:

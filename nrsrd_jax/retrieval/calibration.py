@@ -14,6 +14,7 @@ from ..files import expanded, read_bounded
 from .pairs import people_needed
 
 MOST_BYTES = 2**24
+MOST_PEOPLE = 10**12
 FILE = "calibration.json"  # beside the model
 
 
@@ -176,12 +177,15 @@ def load_calibration(path: str | Path) -> Calibration:
         )
         rising = all((np.diff(x) >= 0).all() for x in (thresholds, -fmr, *found.points))
         inside = all(((x >= 0) & (x <= 1)).all() for x in (fmr, probability))
-        if len(thresholds) != len(fmr) or not len(fmr) or not len(similarity) or not (rising and inside):
+        flat = thresholds.ndim == fmr.ndim == similarity.ndim == 1 and np.isfinite(thresholds).all()
+        if len(thresholds) != len(fmr) or not len(fmr) or not len(similarity) or not (rising and inside and flat):
             raise ValueError("its curve is not one")
+        if not 0 < found.people < MOST_PEOPLE:
+            raise ValueError("its people are not a number")
     except OSError as error:
         raise InputError(f"cannot read the calibration {path}: {error.strerror}; nrsrd calibrate writes it") from error
     except InputError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise InputError(f"{path} is not a calibration of this version; nrsrd calibrate writes one") from error
     return found

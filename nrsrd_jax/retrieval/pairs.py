@@ -129,7 +129,7 @@ def people_needed(rate: float) -> int:
         rate: the false-match rate, above 0 and at most 1.
 
     Returns:
-        The number of people.
+        The number of people; 10¹⁵ for more.
 
     Source:
         Mansfield and Wayman 2002, "Best practices in testing and reporting performance of biometric devices", appendix
@@ -140,7 +140,7 @@ def people_needed(rate: float) -> int:
         >>> people_needed(0.01), people_needed(1e-4)
         (25, 246)
     """
-    return math.ceil((1 + math.sqrt(1 + 24 / rate)) / 2 - 1e-9)
+    return math.ceil(min((1 + math.sqrt(1 + 24 / rate)) / 2 - 1e-9, 1e15))
 
 
 def interval(rate: float, without: np.ndarray, units: int) -> tuple[float, float]:

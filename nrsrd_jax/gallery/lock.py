@@ -1,0 +1,43 @@
+"""One process writes to a gallery at a time, or one for each shard."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from ..files import locked_open
+from .store import address
+
+
+@contextlib.contextmanager
+def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
+    """Let one process write to a folder's gallery at a time, or one process for each shard such as "3-of-16".
+
+    Other addresses are not locked: LanceDB itself keeps the table whole there.
+
+    Raises:
+        InputError: another process writes, or the folder cannot be written.
+    """
+    place = address(uri)
+    if "://" in place:
+        yield
+        return
+    folder = Path(place)
+    with contextlib.ExitStack() as open_files:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, kind in ((".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX), (f".lock-{shard}", fcntl.LOCK_EX)):
+                if shard or name == ".lock":
+                    fcntl.flock(open_files.enter_context(locked_open(folder / name)), kind | fcntl.LOCK_NB)
+            # Shards of another count have crops of this one too, which would then be there twice.
+            count = shard.partition("-of-")[2]
+            for path in folder.glob(".lock-*-of-*"):
+                if shard and not path.name.endswith(f"-of-{count}"):
+                    with locked_open(path) as other:
+                        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process writes to {folder}; wait until it has ended") from error
+        except OSError as error:
+            raise InputError(f"cannot write to the gallery {folder}: {error.strerror}") from error
+        yield
