@@ -120,7 +120,7 @@ def closing(result: dict[str, Any]) -> list[str]:
 
 def _embed(embedder: Any, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     """Return features [N, D], brightness [N] in 0..1 and the digests of the files, CHUNK images in memory at a time."""
-    from .data.images import LUMINANCE, in_parallel, read_picture
+    from .data.images import in_parallel, mean_luminance, read_picture
 
     size = embedder.description.image_size
     features = np.empty((len(paths), embedder.width), np.float32)
@@ -142,7 +142,7 @@ def _embed(embedder: Any, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray
             count = index + 1 - start
             # A short last chunk is filled up with older pictures, so that no second shape is compiled.
             features[start : index + 1] = embedder(images)[:count]
-            brightness[start : index + 1] = images[:count].mean((1, 2)) @ LUMINANCE / 255
+            brightness[start : index + 1] = mean_luminance(images[:count]) / 255
         if index + 1 == start + len(images):
             start = index + 1
     if faults:

@@ -162,7 +162,7 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     """Return the queries with their features. InputError if one is unreadable or unknown."""
     import numpy as np
 
-    from .data.images import LUMINANCE, decode_many
+    from .data.images import decode_many, mean_luminance
     from .gallery.matching import Queries, from_gallery
     from .retrieval.embedding import Embedder
 
@@ -180,8 +180,7 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
     decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images, advice="")
     cameras: list[Any] = [crop.values.get("camera") for crop in crops]
-    light = images.mean((1, 2)) @ LUMINANCE / 255
-    return Queries([crop.path for crop in crops], embedder(images, progress="queries"), cameras, light)
+    return Queries([crop.path for crop in crops], embedder(images, progress="queries"), cameras, mean_luminance(images) / 255)
 
 
 def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:

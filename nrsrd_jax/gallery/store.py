@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import InputError, counted, printable
 from ..files import expanded
-from .crops import KNOWN
+from .crops import KNOWN, OWN
 
 try:
     import lancedb
@@ -144,8 +144,7 @@ class Gallery:
     @property
     def own_columns(self) -> list[str]:
         """Return the columns that the user gave, the known ones first."""
-        filled = ("path", "brightness", "size", "modified", "vanished")
-        return [name for name in self.columns if name not in filled]
+        return [name for name in self.columns if name not in OWN]
 
     def count(self, where: str = "") -> int:
         """Return how many crops there are that fulfil a condition in SQL. InputError if it is not one."""
@@ -351,7 +350,8 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         text = printable(SOURCE.sub("", str(error).replace("\n", " ")), 300)
         if where and not text.startswith("lance error"):
-            raise InputError(f"the condition {where} does not fit the gallery {place}: {text}") from error
+            hint = "write it in SQL, with texts in single quotes"
+            raise InputError(f"the condition {where} does not fit the gallery {place}: {text}; {hint}") from error
         if "No space left" in str(error):
             raise InputError(f"the gallery {place}: the disk is full; free some space: {text}") from error
         advice = "if its files are missing or damaged, restore them, or embed into another folder"
