@@ -57,7 +57,7 @@ def main() -> None:
         raise InputError(f"the gallery {options.gallery} has no crops{condition}")
     cameras, times, tracks = _known(table, options)
     gibibytes = memory_bound(len(features), features.shape[1], options.k1, options.k2, jax.device_count()) / 2**30
-    say(f"{counted(len(features), 'crop')}, k1 {options.k1}: at most {gibibytes:.1f} GiB")
+    say(f"{counted(len(features), 'crop')}, k1 {options.k1}: at most {gibibytes:.1f} GiB of memory")
     features = _normalized(features, table, cameras, options.normalize)
     groups = cluster(
         features,

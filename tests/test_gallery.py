@@ -255,9 +255,10 @@ def manifest(place, text):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--where", "nonsense >"], "does not fit the gallery"),
-    (["--where", "colour = 'red'"], "does not fit the gallery"),
     (["--where", "1=1) OR (1=1"], "the brackets .* do not match"),
-    (["--camera", "c7"], "none of the 12 crops .* fits"),
+    (["--where", "camera = c1"], "does not fit the gallery.*with texts in single quotes"),
+    (["--camera", "c7"], "none of the 12 crops .* fits .*; its cameras are c1, c2$"),
+    (["--since", "2026-11-01"], "no crop has a time: embed the crops again with --pattern"),
     (["--since", "yesterday"], "--since: .*is not a time"),
     (["--approximate"], "has no index"),
     (["--not-same-camera"], "has no camera"),
@@ -375,13 +376,16 @@ def test_a_calibration_gives_the_threshold_and_says_how_near_strangers_are(galle
     calibration = write_calibration(tmp_path / "c.json", model)
     page = tmp_path / "p.html"
     arguments = ["search", crops, "--gallery", gallery, "--threshold", calibration, "--output", tmp_path / "m.json"]
-    nrsrd(*arguments, "--fmr", "0.01", "--report", page)
+    shown = nrsrd(*arguments, "--fmr", "0.01", "--report", page)
+    assert "stranger in" in shown
+    assert "12 with matches of a similarity of at least 0.9000 among 12 crops" in shown
     result = json.loads((tmp_path / "m.json").read_text())
     assert result["threshold"] == 0.9
     matches = [match for query in result["queries"] for match in query["matches"]]
     assert matches
     assert all(match["similarity"] >= 0.9 and match["strangers"] >= 100 for match in matches)
     assert "stranger in" in page.read_text()
+    assert "below a similarity of 0.9000 are left out" in page.read_text()
     with pytest.raises(InputError, match="too few for a false-match rate"):
         nrsrd(*arguments, "--fmr", "1e-9")
     with pytest.raises(SystemExit):  # Without a calibration --fmr would do nothing.
@@ -494,6 +498,16 @@ def test_an_index_finds_what_the_exact_search_finds(tmp_path, model, nrsrd):
     exact = matching.search(gallery, queries, **limits)
     for a, b in zip(near, exact, strict=True):
         assert set(a.rows) == set(b.rows)
+
+
+def test_a_search_with_an_index_warns_of_nothing(tmp_path, model, crops):
+    """LanceDB writes its warnings past Python."""
+    embedder = Embedder.load(model)
+    gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
+    features = np.random.default_rng(0).normal(size=(256, embedder.width))
+    gallery.add([{"path": f"/{i:03d}.jpg"} for i in range(256)], features)
+    matching.make_index(gallery)
+    assert run("-m", "nrsrd_jax.search", crops, "--gallery", gallery.uri, "--approximate").stderr == ""
 
 
 @pytest.mark.parametrize(("text", "time"), [
