@@ -36,14 +36,14 @@ def main() -> None:
     from .retrieval.embedding import Embedder
 
     shard = arguments.shard
+    embedder = Embedder.load(
+        arguments.model,
+        batch_size=arguments.batch_size,
+        precision=arguments.precision,
+        flip=arguments.flip,
+        feature=arguments.feature,
+    )
     with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
-        embedder = Embedder.load(
-            arguments.model,
-            batch_size=arguments.batch_size,
-            precision=arguments.precision,
-            flip=arguments.flip,
-            feature=arguments.feature,
-        )
         gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
         known = gallery.known()
         plan = make_plan(sources, known, shard)
@@ -125,9 +125,8 @@ def _read_arguments() -> argparse.Namespace:
         "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
     )
     arguments = parser.parse_args()
-    for name in ("model", "gallery"):
-        if not arguments.check and not getattr(arguments, name):
-            parser.error(f"give --{name}")
+    if not arguments.check and not (arguments.model and arguments.gallery):
+        parser.error("give --model and --gallery, or --check to see what would be read")
     return arguments
 
 
