@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .command import Parser, one_line, positive
+from .command import Parser, add_embedding_flags, one_line
 from .data.datasets import Split
 from .data.labels import read_labelled
 from .errors import InputError, counted, say
@@ -187,7 +187,9 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", required=True, nargs="+", metavar="DATA", help="a manifest (.csv), or a data set's name and folder"
     )
-    parser.add_argument("--output", default="", help="the file to write or replace; default: calibration.json there")
+    parser.add_argument(
+        "--output", default="", help="the file to write or replace; default: calibration.json beside the model"
+    )
     parser.add_argument(
         "--fmr",
         type=rates,
@@ -198,14 +200,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--same-camera", action="store_true", help="compare crops of a person from one camera too: easier pairs"
     )
-    parser.add_argument(
-        "--feature", choices=("auto", "cls", "centred", "neck"), default="auto", help="as in nrsrd embed; default: auto"
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
-    parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
-    )
+    add_embedding_flags(parser)
     parser.add_argument("--seed", type=int, default=0, help="draws the crops that are enrolled; default: 0")
     arguments = parser.parse_args()
     if arguments.seed < 0:
