@@ -37,6 +37,7 @@ CHUNK = 1024  # crops that are in memory at once
 def main() -> None:
     arguments = _read_arguments()
     # Not imported before the arguments are read, so that --help is quick.
+    from .data.images import joint_digest
     from .report.curves import plot_det
     from .retrieval.calibration import FILE
     from .retrieval.embedding import Embedder
@@ -67,6 +68,7 @@ def main() -> None:
     )
     features, brightness, digests = _embed(embedder, crops.paths)
     kept = _without_copies(crops, digests)
+    pixels = joint_digest([digests[i] for i in kept]).hex()
     crops = crops.subset(kept)
     cameras = crops.cameras if with_cameras else None
     found = calibrate(features[kept], crops.pids, cameras, brightness[kept], seed=arguments.seed, **choice)
@@ -74,7 +76,7 @@ def main() -> None:
     result = {
         "software": f"nrsrd-jax {importlib.metadata.version('nrsrd-jax')}",
         "model": embedder.identity() | about,
-        "data": {"given": arguments.data, "list_sha256": crops.hash(), "pixels_sha256": _joint(digests, kept)},
+        "data": {"given": arguments.data, "list_sha256": crops.hash(), "pixels_sha256": pixels},
         **found,
         "seed": arguments.seed,
         "command": shlex.join(sys.argv),
@@ -167,14 +169,8 @@ def _without_copies(crops: Split, digests: Sequence[bytes]) -> np.ndarray:
     return np.array(list(first.values()))
 
 
-def _joint(digests: Sequence[bytes], kept: np.ndarray) -> str:
-    from .data.images import joint_digest
-
-    return joint_digest([digests[i] for i in kept]).hex()
-
-
 def rates(text: str) -> tuple[float, ...]:
-    """Return "0.01,0.001" as numbers. ValueError unless all are above 0 and below 1."""
+    """Return "0.01,0.001" as numbers above 0 and below 1."""
     numbers = tuple(float(part) for part in text.split(","))
     if not all(0 < number < 1 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text}: give rates above 0 and below 1, like 0.01,0.001")

@@ -82,7 +82,7 @@ def test_only_new_and_changed_files_are_embedded_and_vanished_ones_are_marked(ga
     again = ("embed", crops, "--model", model, "--gallery", gallery, "--pattern", PATTERN)
     assert nrsrd(*again).startswith("0 crops embedded, 12 unchanged;")
     first, second, third, *_ = sorted(crops.iterdir())
-    before = Gallery.open(gallery).vectors_at([str(second)])[str(second)]
+    before = Gallery.open(gallery).read(f"path = '{second}'")[1][0]
     first.unlink()
     shutil.copy(sorted(crops.iterdir())[-1], second)
     shutil.copy(third, crops / "0009_c9_000000.jpg")

@@ -218,14 +218,6 @@ class Gallery:
             found = self._table.take_row_ids(list(ids)).select(list(columns)).with_row_id().to_arrow()
         return {row.pop("_rowid"): row for row in found.to_pylist()}
 
-    def vectors_at(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the features of the crops at these paths; paths that the gallery does not have are missing."""
-        found = {}
-        for start in range(0, len(paths), AT_ONCE):
-            for batch in self.batches(one_of("path", paths[start : start + AT_ONCE])):
-                found |= zip(batch["path"].to_pylist(), vectors_of(batch), strict=True)
-        return found
-
     def add(self, rows: Sequence[dict[str, Any]], vectors: np.ndarray, replace: bool = False) -> None:
         """Write crops and their features [N, D], all of them or none.
 
