@@ -413,7 +413,9 @@ def test_a_calibration_of_another_model_is_refused_if_named_and_not_used_if_foun
 def test_forget_deletes_for_good_and_only_when_told(gallery, nrsrd):
     assert "4 of 12 crops would be deleted" in nrsrd("forget", gallery, "--where", "person = '0001'")
     assert len(paths_in(gallery)) == 12
-    assert "4 crops deleted" in nrsrd("forget", gallery, "--where", "person = '0001'", "--yes")
+    shown = nrsrd("forget", gallery, "--where", "person = '0001'", "--yes")
+    assert "4 crops deleted" in shown
+    assert "nrsrd embed takes them in again" in shown
     assert not [path for path in paths_in(gallery) if "/0001_" in path]
     content = b"".join(path.read_bytes() for path in gallery.rglob("*") if path.is_file())
     assert b"0001_c1_000000" not in content
