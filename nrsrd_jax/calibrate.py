@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .command import Parser, one_line, positive
+from .command import Parser, add_embedding_flags, one_line
 from .data.datasets import Split
 from .data.labels import read_labelled
 from .errors import InputError, counted, say
@@ -37,6 +37,7 @@ CHUNK = 1024  # crops that are in memory at once
 def main() -> None:
     arguments = _read_arguments()
     # Not imported before the arguments are read, so that --help is quick.
+    from .data.images import joint_digest
     from .report.curves import plot_det
     from .retrieval.calibration import FILE
     from .retrieval.embedding import Embedder
@@ -67,6 +68,7 @@ def main() -> None:
     )
     features, brightness, digests = _embed(embedder, crops.paths)
     kept = _without_copies(crops, digests)
+    pixels = joint_digest([digests[i] for i in kept]).hex()
     crops = crops.subset(kept)
     cameras = crops.cameras if with_cameras else None
     found = calibrate(features[kept], crops.pids, cameras, brightness[kept], seed=arguments.seed, **choice)
@@ -74,7 +76,7 @@ def main() -> None:
     result = {
         "software": f"nrsrd-jax {importlib.metadata.version('nrsrd-jax')}",
         "model": embedder.identity() | about,
-        "data": {"given": arguments.data, "list_sha256": crops.hash(), "pixels_sha256": _joint(digests, kept)},
+        "data": {"given": arguments.data, "list_sha256": crops.hash(), "pixels_sha256": pixels},
         **found,
         "seed": arguments.seed,
         "command": shlex.join(sys.argv),
@@ -120,7 +122,7 @@ def closing(result: dict[str, Any]) -> list[str]:
 
 def _embed(embedder: Any, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     """Return features [N, D], brightness [N] in 0..1 and the digests of the files, CHUNK images in memory at a time."""
-    from .data.images import LUMINANCE, in_parallel, read_picture
+    from .data.images import in_parallel, mean_luminance, read_picture
 
     size = embedder.description.image_size
     features = np.empty((len(paths), embedder.width), np.float32)
@@ -142,7 +144,7 @@ def _embed(embedder: Any, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray
             count = index + 1 - start
             # A short last chunk is filled up with older pictures, so that no second shape is compiled.
             features[start : index + 1] = embedder(images)[:count]
-            brightness[start : index + 1] = images[:count].mean((1, 2)) @ LUMINANCE / 255
+            brightness[start : index + 1] = mean_luminance(images[:count]) / 255
         if index + 1 == start + len(images):
             start = index + 1
     if faults:
@@ -167,14 +169,8 @@ def _without_copies(crops: Split, digests: Sequence[bytes]) -> np.ndarray:
     return np.array(list(first.values()))
 
 
-def _joint(digests: Sequence[bytes], kept: np.ndarray) -> str:
-    from .data.images import joint_digest
-
-    return joint_digest([digests[i] for i in kept]).hex()
-
-
 def rates(text: str) -> tuple[float, ...]:
-    """Return "0.01,0.001" as numbers. ValueError unless all are above 0 and below 1."""
+    """Return "0.01,0.001" as numbers above 0 and below 1."""
     numbers = tuple(float(part) for part in text.split(","))
     if not all(0 < number < 1 for number in numbers):
         raise argparse.ArgumentTypeError(f"{text}: give rates above 0 and below 1, like 0.01,0.001")
@@ -187,7 +183,9 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", required=True, nargs="+", metavar="DATA", help="a manifest (.csv), or a data set's name and folder"
     )
-    parser.add_argument("--output", default="", help="the file to write or replace; default: calibration.json there")
+    parser.add_argument(
+        "--output", default="", help="the file to write or replace; default: calibration.json beside the model"
+    )
     parser.add_argument(
         "--fmr",
         type=rates,
@@ -198,14 +196,7 @@ def _read_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--same-camera", action="store_true", help="compare crops of a person from one camera too: easier pairs"
     )
-    parser.add_argument(
-        "--feature", choices=("auto", "cls", "centred", "neck"), default="auto", help="as in nrsrd embed; default: auto"
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
-    parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
-    )
+    add_embedding_flags(parser)
     parser.add_argument("--seed", type=int, default=0, help="draws the crops that are enrolled; default: 0")
     arguments = parser.parse_args()
     if arguments.seed < 0:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 NORMALIZE = ("none", "gallery", "camera", "brightness")
 EPS = {"dbscan": 0.35, "hdbscan": 0.8}
 COLUMNS = ("path", "camera", "time", "person", "track", "brightness")
-NEVER = "none"
 SCORES = {"precision": "precision of pairs", "recall": "recall", "f": "F", "nmi": "NMI", "ami": "AMI"}
 NUMBERS = 32  # of a feature that are normalised at once
 
@@ -57,7 +56,7 @@ def main() -> None:
         raise InputError(f"the gallery {options.gallery} has no crops{condition}")
     cameras, times, tracks = _known(table, options)
     gibibytes = memory_bound(len(features), features.shape[1], options.k1, options.k2, jax.device_count()) / 2**30
-    say(f"{counted(len(features), 'crop')}, k1 {options.k1}: at most {gibibytes:.1f} GiB")
+    say(f"{counted(len(features), 'crop')}, k1 {options.k1}: at most {gibibytes:.1f} GiB of memory")
     features = _normalized(features, table, cameras, options.normalize)
     groups = cluster(
         features,
@@ -117,7 +116,8 @@ def _read_options() -> argparse.Namespace:
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="crops of one camera at most so far apart are different people; default: 0; none: they may be one person",
+        help="crops of one camera whose times differ by at most SECONDS show different people; default: 0; none: they "
+        "may show one",
     )
     parser.add_argument(
         "--normalize",
@@ -137,7 +137,7 @@ def _read_options() -> argparse.Namespace:
 
 def _seconds(text: str) -> float | None:
     """Return a number of seconds, or None for "none"."""
-    if text == NEVER:
+    if text == "none":
         return None
     seconds = float(text)
     if not 0 <= seconds < math.inf:
@@ -163,8 +163,8 @@ def _known(table: "pa.Table", options: argparse.Namespace) -> "tuple[np.ndarray,
     if options.same_time is not None:
         apart = contested(cameras, times, options.same_time)
         if len(apart):
-            several = counted(len(apart), "crop is", "crops are")
-            say(f"{several} not the only one of a camera and time: different people, unless --same-time none")
+            several = counted(len(apart), "crop shares", "crops share")
+            say(f"{several} camera and time with another: they are kept apart, unless you give --same-time none")
         tracked = apart[tracks[apart] >= 0]
         if len(np.unique(np.stack([tracks, times.astype(np.int64)])[:, tracked], axis=1).T) < len(tracked):
             say(

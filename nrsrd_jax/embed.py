@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command import Parser, one_line, positive
+from .command import Parser, add_embedding_flags, one_line
 from .errors import counted, say
 from .gallery.crops import KNOWN, Source, crops_of, make_source
 
@@ -36,14 +36,14 @@ def main() -> None:
     from .retrieval.embedding import Embedder
 
     shard = arguments.shard
+    embedder = Embedder.load(
+        arguments.model,
+        batch_size=arguments.batch_size,
+        precision=arguments.precision,
+        flip=arguments.flip,
+        feature=arguments.feature,
+    )
     with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
-        embedder = Embedder.load(
-            arguments.model,
-            batch_size=arguments.batch_size,
-            precision=arguments.precision,
-            flip=arguments.flip,
-            feature=arguments.feature,
-        )
         gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
         known = gallery.known()
         plan = make_plan(sources, known, shard)
@@ -113,21 +113,10 @@ def _read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--check", action="store_true", help="only show what is known of the crops")
     parser.add_argument("--shard", type=shard, metavar="I/N", help="embed only this part of the crops, by their paths")
-    parser.add_argument(
-        "--feature",
-        choices=("auto", "cls", "centred", "neck"),
-        default="auto",
-        help="as eval.feature; auto, the default, is centred for a trained model, so that similarities spread",
-    )
-    parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
-    parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
-    )
+    add_embedding_flags(parser)
     arguments = parser.parse_args()
-    for name in ("model", "gallery"):
-        if not arguments.check and not getattr(arguments, name):
-            parser.error(f"give --{name}")
+    if not arguments.check and not (arguments.model and arguments.gallery):
+        parser.error("give --model and --gallery, or --check to see what would be read")
     return arguments
 
 

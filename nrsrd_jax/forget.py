@@ -50,7 +50,7 @@ def main() -> None:
     if arguments.before and (unknown := gallery.count("time IS NULL")):
         say(f"warning: {counted(unknown, 'crop has', 'crops have')} no time, so --before leaves them", error=True)
     if not arguments.yes:
-        say(f"{count:,} of {counted(total, 'crop')} would be deleted ({where}); --yes deletes them")
+        say(f"{count:,} of {counted(total, 'crop')} would be deleted: {where}; --yes deletes them")
         return
     with writing(arguments.gallery):
         indexed = has_index(gallery)
@@ -58,6 +58,8 @@ def main() -> None:
         total = count + gallery.count()
         if indexed and gallery.count() >= FEWEST:
             make_index(gallery)
+    if count:
+        say("image files that still exist stay, and nrsrd embed takes them in again: delete them too")
     say(f"{counted(count, 'crop')} deleted from {arguments.gallery}; {total - count:,} are left")
 
 

@@ -71,13 +71,11 @@ def main() -> None:
         ]
         for match, distance in zip(matches, each.distance, strict=False):
             match["reranked_distance"] = round(float(distance), 6)
-        if threshold is not None:
-            matches = [match for match in matches if match["similarity"] >= threshold]
-        for match in matches:
-            if not calibration:
-                break
-            match["strangers"] = round(calibration.strangers(match["similarity"]), 1)
-            match["meaning"] = calibration.statement(match["similarity"])
+        matches = [match for match in matches if threshold is None or match["similarity"] >= threshold]
+        if calibration:
+            for match in matches:
+                match["strangers"] = round(calibration.strangers(match["similarity"]), 1)
+                match["meaning"] = calibration.statement(match["similarity"])
         lists.append({"path": path, "matches": matches})
     how = {
         "gallery": str(arguments.gallery),
@@ -103,12 +101,14 @@ def main() -> None:
         ]
         write_csv(files["csv"], flat, True, ["query", "rank", *columns])
     if "report" in files:
-        _write_page(files["report"], how, lists)
-    say(*table(lists))
+        from .report.matches import write_matches
+
+        write_matches(files["report"], how, lists)
     written = f"; written to {', '.join(map(str, files.values()))}" if files else ""
     matched = sum(bool(each["matches"]) for each in lists)
-    among = counted(how["crops"], "crop")
-    say(f"{counted(len(lists), 'query', 'queries')}, {matched:,} of them with matches among {among}{written}")
+    least = "" if threshold is None else f" of a similarity of at least {threshold:.4f}"
+    total, among = counted(len(lists), "query", "queries"), counted(how["crops"], "crop")
+    say(*table(lists), f"{total}, {matched:,} with matches{least} among {among}{written}")
 
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
@@ -130,9 +130,22 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
         parts.append(in_brackets(arguments.where))
     where = " AND ".join(parts)
     if not gallery.count(where):
-        total = gallery.count()
-        raise InputError(f"none of the {counted(total, 'crop')} of {gallery.uri} fits {where}; loosen the condition")
+        total = counted(gallery.count(), "crop")
+        raise InputError(f"none of the {total} of {gallery.uri} fits {where}; {_hint(arguments, gallery)}")
     return where
+
+
+def _hint(arguments: argparse.Namespace, gallery: "Gallery") -> str:
+    """Return what to do if no crop fits the condition."""
+    if (arguments.since or arguments.until) and not gallery.count("time IS NOT NULL"):
+        return "no crop has a time: embed the crops again with --pattern or a manifest that has it"
+    batches = gallery.batches(columns=("camera",), vectors=False) if arguments.camera else ()
+    cameras = {camera for batch in batches for camera in batch["camera"].to_pylist()} - {None}
+    if arguments.camera and not cameras:
+        return "no crop has a camera: embed the crops again with --pattern or a manifest that has it"
+    if arguments.camera and cameras.isdisjoint(arguments.camera):
+        return f"its cameras are {', '.join(sorted(cameras)[:20])}"
+    return "loosen the condition"
 
 
 def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Calibration | None":
@@ -162,7 +175,7 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     """Return the queries with their features. InputError if one is unreadable or unknown."""
     import numpy as np
 
-    from .data.images import LUMINANCE, decode_many
+    from .data.images import decode_many, mean_luminance
     from .gallery.matching import Queries, from_gallery
     from .retrieval.embedding import Embedder
 
@@ -180,8 +193,9 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
     decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images, advice="")
     cameras: list[Any] = [crop.values.get("camera") for crop in crops]
-    light = images.mean((1, 2)) @ LUMINANCE / 255
-    return Queries([crop.path for crop in crops], embedder(images, progress="queries"), cameras, light)
+    return Queries(
+        [crop.path for crop in crops], embedder(images, progress="queries"), cameras, mean_luminance(images) / 255
+    )
 
 
 def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:
@@ -198,39 +212,6 @@ def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:
     return {"path": row["path"], "similarity": round(float(similarity), 6), **known, **left}
 
 
-def _write_page(file: Path, how: dict[str, Any], lists: list[dict[str, Any]]) -> None:
-    from .report.crops import Card, Row, write_page
-
-    def lines(match: dict[str, Any]) -> list[str]:
-        known = [f"{name} {match[name]}" for name in ("camera", "time", "track") if match.get(name)]
-        return [f"similarity {match['similarity']:.3f}", *filter(None, [match.get("meaning")]), *known]
-
-    rows = [
-        Row(
-            Path(each["path"]).name,
-            counted(len(each["matches"]), "match", "matches"),
-            [Card(each["path"], ["query"], main=True), *(Card(m["path"], lines(m)) for m in each["matches"])],
-        )
-        for each in lists
-    ]
-    normalised = "" if how["normalize"] == "none" else f", features relative to {how['normalize']}"
-    notes = [
-        f"{counted(len(lists), 'query', 'queries')} among {counted(how['crops'], 'crop')} of {how['gallery']}, "
-        f"{'exact' if how['exact'] else 'approximate'} search{normalised}{', re-ranked' if how['rerank'] else ''}.",
-        "Similarity is a cosine in −1..1, not a probability.",
-    ]
-    if how["transductive"]:
-        notes.append("The order depends on all crops that were searched (transductive).")
-    write_page(
-        file,
-        title=f"Search in {Path(how['gallery']).name}",
-        kind="search",
-        notes=notes,
-        rows=rows,
-        command="nrsrd search",
-    )
-
-
 def table(lists: list[dict[str, Any]]) -> list[str]:
     """Return lines with the best matches of the first queries."""
     lines = []
@@ -238,11 +219,14 @@ def table(lists: list[dict[str, Any]]) -> list[str]:
         lines.append(each["path"])
         for rank, match in enumerate(each["matches"][:LISTED], 1):
             known = "".join(f"  {name} {match[name]}" for name in ("camera", "time") if match.get(name))
-            lines.append(f"  {rank}. {match['similarity']:7.4f}  {match['path']}{known}")
+            meaning = f"  {match['meaning']}" if "meaning" in match else ""
+            lines.append(f"  {rank}. {match['similarity']:7.4f}  {match['path']}{known}{meaning}")
         if not each["matches"]:
             lines.append("  no match")
-    hidden = len(lists) - SHOWN
-    return [*lines, *([f"and {counted(hidden, 'more query', 'more queries')}"] if hidden > 0 else [])]
+    limits = [f"the first {SHOWN} queries"] if len(lists) > SHOWN else []
+    limits += [f"the best {LISTED} matches of each"] if any(len(each["matches"]) > LISTED for each in lists) else []
+    shown = f"this table shows {' and '.join(limits)}; --output, --csv and --report write all"
+    return [*lines, shown] if limits else lines
 
 
 def _read_arguments() -> argparse.Namespace:

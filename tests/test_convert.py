@@ -376,7 +376,7 @@ def test_an_index_that_is_none_is_said_in_one_line(tmp_path, text, message):
 def test_a_model_can_be_told_to_brighten_its_images(tmp_path):
     shutil.copy(GOLDEN / "vit_tiny_dino.pth", tmp_path / "in.pth")
     shown = run("convert/from_torch.py", tmp_path / "in.pth", "--brighten", "0.4").stdout
-    assert "darker than a mean of 0.4" in shown
+    assert "images with a mean below 0.4 are first brightened to it" in shown
     embedder = Embedder.load(tmp_path / "in")
     images = np.random.default_rng(0).integers(0, 60, (2, *embedder.description.image_size, 3), np.uint8)
     brightened = augment.brighten(jnp.asarray(images, jnp.float32) / 255, 0.4)

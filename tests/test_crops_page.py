@@ -43,7 +43,8 @@ def test_the_page_shows_each_query_and_its_matches_without_a_verdict(chromium, p
         assert tab.locator(".item").first.locator(".card").count() == 13
         assert tab.locator(".card.main").count() == 3
         text = tab.locator("body").inner_text()
-        assert f"{HOSTILE}.jpg" in text
+        assert f"queries/{HOSTILE}.jpg" in text
+        assert f"File names are relative to {page.parent}" in text
         assert "similarity 0." in text
         assert "camera c2" in text
         assert "1 picture not in this page" in text  # the crop that is gone

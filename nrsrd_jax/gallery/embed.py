@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..data.images import LUMINANCE, in_parallel, read_picture
+from ..data.images import in_parallel, mean_luminance, read_picture
 from ..errors import InputError, say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
@@ -128,7 +128,7 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
             # A short last chunk is filled up with older pictures, so that no second shape is compiled.
             whole = max(len(rows), min(len(crops), embedder.batch_size))
             features = embedder(images[:whole])[: len(rows)]
-            for row, light in zip(rows, images[: len(rows)].mean((1, 2)) @ LUMINANCE / 255, strict=True):
+            for row, light in zip(rows, mean_luminance(images[: len(rows)]) / 255, strict=True):
                 row["brightness"] = float(light)
             gallery.add(rows, features, replace=any(row["path"] in known for row in rows))
             rows.clear()

@@ -19,7 +19,6 @@ from ..retrieval.rerank import reranked_distances
 from ..retrieval.standardize import brightness_groups, standardize_groups
 from .store import Gallery, quote, storage_errors, vectors_of
 
-NORMALIZATIONS = ("none", "gallery", "camera", "brightness")
 QUERIES = 256  # queries at a time: with a batch of the gallery 16 MB of similarities
 # Of the index: lists that are looked into, and how many times `top` candidates are compared exactly.
 PROBES, REFINED = 40, 10
@@ -243,9 +242,8 @@ def search_approximately(
         own += [f"(camera IS NULL OR camera != {quote(camera)})"] if other_cameras and camera else []
         with storage_errors(gallery.uri, where):
             search = gallery.table.search(feature).distance_type("cosine").where(" AND ".join(own), prefilter=True)
-            near = (
-                search.nprobes(PROBES).refine_factor(REFINED).select(["path"]).with_row_id(True).limit(top).to_arrow()
-            )
+            search = search.nprobes(PROBES).refine_factor(REFINED).select(["_distance"])
+            near = search.with_row_id(True).limit(top).to_arrow()
         result.append(Matches(near["_rowid"].to_numpy(), 1 - near["_distance"].to_numpy(), np.empty(0)))
     return result
 

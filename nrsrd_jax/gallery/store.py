@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import InputError, counted, printable
 from ..files import expanded
-from .crops import KNOWN
+from .crops import KNOWN, OWN
 
 try:
     import lancedb
@@ -144,8 +144,7 @@ class Gallery:
     @property
     def own_columns(self) -> list[str]:
         """Return the columns that the user gave, the known ones first."""
-        filled = ("path", "brightness", "size", "modified", "vanished")
-        return [name for name in self.columns if name not in filled]
+        return [name for name in self.columns if name not in OWN]
 
     def count(self, where: str = "") -> int:
         """Return how many crops there are that fulfil a condition in SQL. InputError if it is not one."""
@@ -218,14 +217,6 @@ class Gallery:
         with storage_errors(self.uri):
             found = self._table.take_row_ids(list(ids)).select(list(columns)).with_row_id().to_arrow()
         return {row.pop("_rowid"): row for row in found.to_pylist()}
-
-    def vectors_at(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the features of the crops at these paths; paths that the gallery does not have are missing."""
-        found = {}
-        for start in range(0, len(paths), AT_ONCE):
-            for batch in self.batches(one_of("path", paths[start : start + AT_ONCE])):
-                found |= zip(batch["path"].to_pylist(), vectors_of(batch), strict=True)
-        return found
 
     def add(self, rows: Sequence[dict[str, Any]], vectors: np.ndarray, replace: bool = False) -> None:
         """Write crops and their features [N, D], all of them or none.
@@ -351,7 +342,8 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         text = printable(SOURCE.sub("", str(error).replace("\n", " ")), 300)
         if where and not text.startswith("lance error"):
-            raise InputError(f"the condition {where} does not fit the gallery {place}: {text}") from error
+            hint = "write it in SQL, with texts in single quotes"
+            raise InputError(f"the condition {where} does not fit the gallery {place}: {text}; {hint}") from error
         if "No space left" in str(error):
             raise InputError(f"the gallery {place}: the disk is full; free some space: {text}") from error
         advice = "if its files are missing or damaged, restore them, or embed into another folder"

@@ -1,10 +1,11 @@
-"""The page of crops: rows of pictures with what is known of each, as one HTML file that needs no other file.
+"""A page of crops: rows of pictures with what is known of each, as one HTML file that needs no other file.
 
-`nrsrd search --report` shows a query and its matches in each row. It says nothing about who is who.
+matches.py makes its rows for `nrsrd search`, groups.py for `nrsrd cluster`.
 """
 
 import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,13 +56,16 @@ def write_page(path: Path, *, title: str, kind: str, notes: Sequence[str], rows:
         InputError: the page cannot be written.
     """
     wanted = list(dict.fromkeys(card.path for row in rows for card in row.cards))
+    # The pictures' names are short: what all paths begin with is said once.
+    folder = os.path.commonpath([os.path.dirname(each) for each in wanted]) if wanted else ""
     pictures = read_pictures(wanted[:MOST])
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=lambda value: shown(value) if type(value) is str else value,
     )  # fmt: skip
     page = environment.get_template("crops.html").render(
-        title=title, kind=kind, notes=notes, rows=rows, pictures=pictures, command=command,
+        title=title, kind=kind, notes=notes, rows=rows, pictures=pictures, folder=folder, command=command,
+        names={each: os.path.relpath(each, folder) for each in wanted},
         missing=counted(len(wanted) - len(pictures), "picture") if len(wanted) > len(pictures) else "",
         version=importlib.metadata.version("nrsrd-jax"),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),

@@ -329,7 +329,7 @@ def summary(description: Description) -> list[str]:
         if description.norm_ratio:
             lines.append(f"NRA's form, scope and ε are not in the file: {description.norm_ratio} assumed")
     if description.brighten:
-        lines.append(f"each image darker than a mean of {description.brighten} is brightened to it before")
+        lines.append(f"images with a mean below {description.brighten} are first brightened to it")
     if description.classes:
         lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
     else:
