@@ -21,7 +21,9 @@ from .files import absolute, expanded, refuse_same_files, writable_file, write_c
 from .gallery.crops import crops_of, make_source, parse_time
 
 if TYPE_CHECKING:
-    from .gallery.matching import Queries
+    from collections.abc import Sequence
+
+    from .gallery.matching import Matches, Queries
     from .gallery.store import Gallery
     from .retrieval.calibration import Calibration
 
@@ -63,20 +65,7 @@ def main() -> None:
         found = search_whole(gallery, queries, **limits, **whole)
     else:
         found = search(gallery, queries, **limits)
-    rows = gallery.rows(sorted({int(row) for each in found for row in each.rows}), gallery.columns)
-    lists = []
-    for path, each in zip(queries.paths, found, strict=True):
-        matches = [
-            _match(rows[int(row)], similarity) for row, similarity in zip(each.rows, each.similarity, strict=True)
-        ]
-        for match, distance in zip(matches, each.distance, strict=False):
-            match["reranked_distance"] = round(float(distance), 6)
-        matches = [match for match in matches if threshold is None or match["similarity"] >= threshold]
-        if calibration:
-            for match in matches:
-                match["strangers"] = round(calibration.strangers(match["similarity"]), 1)
-                match["meaning"] = calibration.statement(match["similarity"])
-        lists.append({"path": path, "matches": matches})
+    lists = match_lists(gallery, queries.paths, found, threshold, calibration)
     how = {
         "gallery": str(arguments.gallery),
         "crops": gallery.count(where),
@@ -196,6 +185,29 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     return Queries(
         [crop.path for crop in crops], embedder(images, progress="queries"), cameras, mean_luminance(images) / 255
     )
+
+
+def match_lists(
+    gallery: "Gallery",
+    paths: "Sequence[str]",
+    found: "Sequence[Matches]",
+    threshold: float | None,
+    calibration: "Calibration | None",
+) -> list[dict[str, Any]]:
+    """Return what is written of each query: its path, and its matches from the threshold on."""
+    rows = gallery.rows(sorted({int(row) for each in found for row in each.rows}), gallery.columns)
+    lists = []
+    for path, each in zip(paths, found, strict=True):
+        matches = [_match(rows[int(row)], cosine) for row, cosine in zip(each.rows, each.similarity, strict=True)]
+        for match, distance in zip(matches, each.distance, strict=False):  # There are distances after re-ranking only.
+            match["reranked_distance"] = round(float(distance), 6)
+        matches = [match for match in matches if threshold is None or match["similarity"] >= threshold]
+        if calibration:
+            for match in matches:
+                match["strangers"] = round(calibration.strangers(match["similarity"]), 1)
+                match["meaning"] = calibration.statement(match["similarity"])
+        lists.append({"path": path, "matches": matches})
+    return lists
 
 
 def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:

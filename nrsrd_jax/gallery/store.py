@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,11 @@ class Gallery:
     """An open gallery.
 
     `open` and `create` return one. `about` says which model its features are of, `columns` which columns crops have
-    beside those of the gallery itself.
+    beside those of the gallery itself. `table` is LanceDB's, for its index and its own search.
     """
 
     def __init__(self, uri: str, table: Any, about: About):
-        self.uri, self.about = uri, about
-        self._table = table
+        self.uri, self.table, self.about = uri, table, about
 
     @classmethod
     def open(cls, uri: str | Path) -> "Gallery":
@@ -139,7 +139,7 @@ class Gallery:
     @property
     def columns(self) -> list[str]:
         """Return the names of all columns but the vector."""
-        return [name for name in self._table.schema.names if name != "vector"]
+        return [name for name in self.table.schema.names if name != "vector"]
 
     @property
     def own_columns(self) -> list[str]:
@@ -149,7 +149,7 @@ class Gallery:
     def count(self, where: str = "") -> int:
         """Return how many crops there are that fulfil a condition in SQL. InputError if it is not one."""
         with storage_errors(self.uri, where):
-            return self._table.count_rows(where or None)
+            return self.table.count_rows(where or None)
 
     def known(self) -> dict[str, Known]:
         """Return what is known of each path; about 600 bytes a crop."""
@@ -184,13 +184,13 @@ class Gallery:
             fitting, total = (self.count(where), self.count()) if where else (0, 0)
             where = where if fitting < total else ""
             if not (vectors and where) or fitting < FEW * total:
-                query = self._table.search().select(wanted)
+                query = self.table.search().select(wanted)
                 query = query.where(where) if where else query
                 yield from (query.with_row_id(True) if rowid else query).to_batches(batch_size=BATCH)
                 return
             # LanceDB reads the vectors of the crops that fit one by one; reading all of them is quicker.
-            fit = self._table.search().select(["path"]).where(where).with_row_id(True).to_arrow()["_rowid"].to_numpy()
-            for batch in self._table.search().select(wanted).with_row_id(True).to_batches(batch_size=BATCH):
+            fit = self.table.search().select(["path"]).where(where).with_row_id(True).to_arrow()["_rowid"].to_numpy()
+            for batch in self.table.search().select(wanted).with_row_id(True).to_batches(batch_size=BATCH):
                 kept = batch.filter(np.isin(batch["_rowid"], fit))
                 if len(kept):
                     yield kept if rowid else kept.drop_columns(["_rowid"])
@@ -209,13 +209,13 @@ class Gallery:
             features[start : start + len(batch)] = vectors_of(batch)
             parts.append(batch.select(names))
             start += len(batch)
-        schema = pa.schema([self._table.schema.field(name) for name in names])
+        schema = pa.schema([self.table.schema.field(name) for name in names])
         return pa.Table.from_batches(parts, schema), features
 
     def rows(self, ids: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
         """Return columns of the crops with these "_rowid", by it."""
         with storage_errors(self.uri):
-            found = self._table.take_row_ids(list(ids)).select(list(columns)).with_row_id().to_arrow()
+            found = self.table.take_row_ids(list(ids)).select(list(columns)).with_row_id().to_arrow()
         return {row.pop("_rowid"): row for row in found.to_pylist()}
 
     def add(self, rows: Sequence[dict[str, Any]], vectors: np.ndarray, replace: bool = False) -> None:
@@ -227,12 +227,12 @@ class Gallery:
             replace: whether crops of the same paths may be there, which are then replaced.
         """
         with storage_errors(self.uri):
-            self._table.checkout_latest()  # Another shard may have added a column.
+            self.table.checkout_latest()  # Another shard may have added a column.
             for name in sorted({name for row in rows for name in row} - set(self.columns)):
                 self._add_column(name)
         width = self.about.width
         flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-        schema = self._table.schema
+        schema = self.table.schema
         arrays = [
             pa.FixedSizeListArray.from_arrays(flat, width)
             if field.name == "vector"
@@ -242,16 +242,16 @@ class Gallery:
         table = pa.Table.from_arrays(arrays, schema=schema)
         with storage_errors(self.uri):
             if replace:
-                matched = self._table.merge_insert("path").when_matched_update_all()
+                matched = self.table.merge_insert("path").when_matched_update_all()
                 matched.when_not_matched_insert_all().execute(table)
             else:
-                self._table.add(table)
+                self.table.add(table)
 
     def _add_column(self, name: str) -> None:
         try:
-            self._table.add_columns({name: "CAST(NULL AS string)"})
+            self.table.add_columns({name: "CAST(NULL AS string)"})
         except (ValueError, RuntimeError):
-            self._table.checkout_latest()
+            self.table.checkout_latest()
             if name not in self.columns:
                 raise
 
@@ -260,7 +260,7 @@ class Gallery:
         now = f"TIMESTAMP '{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}'" if vanished else "NULL"
         for start in range(0, len(paths), AT_ONCE):
             with storage_errors(self.uri):
-                self._table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
+                self.table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
 
     def delete(self, where: str) -> int:
         """Delete the crops that fulfil a condition, for good: also from older versions. Return how many there were.
@@ -271,30 +271,23 @@ class Gallery:
         """
         count = self.count(where)
         with storage_errors(self.uri):
-            self._table.delete(where)
-            rows = pa.RecordBatchReader.from_batches(self._table.schema, self._in_order())
-            self._table = lancedb.connect(self.uri).create_table(TABLE, rows, mode="overwrite")
+            self.table.delete(where)
+            rows = pa.RecordBatchReader.from_batches(self.table.schema, self._in_order())
+            self.table = lancedb.connect(self.uri).create_table(TABLE, rows, mode="overwrite")
         self.compact(forget=True)
         return count
 
     def _in_order(self) -> Iterator[pa.RecordBatch]:
         """Yield all crops with their columns in the order of the table's."""
         for batch in self.batches(columns=self.columns):
-            yield batch.select(self._table.schema.names)
+            yield batch.select(self.table.schema.names)
 
     def compact(self, forget: bool = False) -> None:
         """Join small files, and with `forget` remove all older versions of the table."""
-        import warnings
-
         older = datetime.timedelta(0) if forget else datetime.timedelta(days=1)
         with storage_errors(self.uri), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # It warns of readers of older versions.
-            self._table.optimize(cleanup_older_than=older, delete_unverified=forget)
-
-    @property
-    def table(self) -> Any:
-        """Return the LanceDB table, for its index and its own search."""
-        return self._table
+            self.table.optimize(cleanup_older_than=older, delete_unverified=forget)
 
 
 def address(uri: str | Path) -> str:
