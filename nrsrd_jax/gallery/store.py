@@ -82,7 +82,8 @@ class Gallery:
     """
 
     def __init__(self, uri: str, table: Any, about: About):
-        self.uri, self.table, self.about = uri, table, about
+        self.uri, self.about = uri, about
+        self.table: Any = table
 
     @classmethod
     def open(cls, uri: str | Path) -> "Gallery":
