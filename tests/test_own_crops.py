@@ -1,12 +1,16 @@
 """docs/own-crops.md: its commands run in the order in which the page has them."""
 
+import contextlib
+import importlib
+import io
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
-from people import ROOT, run
+from people import ROOT
 
 PAGE = (ROOT / "docs/own-crops.md").read_text()
 BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
@@ -19,9 +23,15 @@ def outputs(tmp_path_factory):
     place = tmp_path_factory.mktemp("own")
     (place / "demo").symlink_to(ROOT / "demo")
     shown = {}
-    for command in COMMANDS:
-        verb, *arguments = shlex.split(command)[1:]
-        shown[command] = run("-m", f"nrsrd_jax.{verb}", *arguments, cwd=place).stdout
+    # All in this process: each of its own would take seconds to import LanceDB.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for command in COMMANDS:
+            patch.setattr(sys, "argv", shlex.split(command)[1:])
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                importlib.import_module(f"nrsrd_jax.{sys.argv[0]}").main()
+            shown[command] = printed.getvalue()
     return place, shown
 
 
