@@ -101,6 +101,11 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
+def prepared(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], level: float) -> jax.Array:
+    """Return uint8 images [B, H, W, C] as a network takes them at test time: float32, brightened and normalised."""
+    return normalize(brighten(images.astype(jnp.float32) / 255, level), mean, std)
+
+
 def random_erasing(key: jax.Array, images: jax.Array, *, probability: float) -> jax.Array:
     """Fill one rectangle of an image with N(0, 1) noise per pixel and channel, at random.
 

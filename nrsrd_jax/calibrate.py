@@ -20,7 +20,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,6 @@ from .data.labels import read_labelled
 from .errors import InputError, counted, say
 from .files import expanded, writable_file, write_whole
 
-CHUNK = 1024  # crops that are in memory at once
-
 
 def main() -> None:
     arguments = _read_arguments()
@@ -42,6 +39,7 @@ def main() -> None:
     from .retrieval.calibration import FILE
     from .retrieval.embedding import Embedder
     from .retrieval.error_rates import calibrate, check_labels
+    from .retrieval.files import embed_files
     from .runs import find_checkpoint
 
     begin = time.perf_counter()
@@ -66,7 +64,9 @@ def main() -> None:
         flip=arguments.flip,
         feature=arguments.feature,
     )
-    features, brightness, digests = _embed(embedder, crops.paths)
+    chunks = [chunk for chunk in embed_files(embedder, crops.paths, strict=True) if chunk.indices]
+    features, brightness = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("features", "brightness"))
+    digests = [digest for chunk in chunks for digest in chunk.digests]
     kept = _without_copies(crops, digests)
     pixels = joint_digest([digests[i] for i in kept]).hex()
     crops = crops.subset(kept)
@@ -118,39 +118,6 @@ def closing(result: dict[str, Any]) -> list[str]:
         first = result["refused"][0]
         lines.append(f"a false-match rate of {first['fmr']:g} would need {first['people_needed']:,} people")
     return lines
-
-
-def _embed(embedder: Any, paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-    """Return features [N, D], brightness [N] in 0..1 and the digests of the files, CHUNK images in memory at a time."""
-    from .data.images import in_parallel, mean_luminance, read_picture
-
-    size = embedder.description.image_size
-    features = np.empty((len(paths), embedder.width), np.float32)
-    brightness, digests = np.empty(len(paths)), [b""] * len(paths)
-    images = np.empty((min(CHUNK, len(paths)), *size, 3), np.uint8)
-    faults = []
-
-    def read(path: Path) -> tuple[np.ndarray, bytes]:
-        picture = read_picture(path)
-        return picture.resized(size, "bilinear"), picture.digest
-
-    start = 0
-    for index, result in in_parallel(read, paths, "embedding"):
-        if isinstance(result, InputError):
-            faults.append(result)
-            continue
-        images[index - start], digests[index] = result
-        if index + 1 in (start + len(images), len(paths)) and not faults:
-            count = index + 1 - start
-            # A short last chunk is filled up with older pictures, so that no second shape is compiled.
-            features[start : index + 1] = embedder(images)[:count]
-            brightness[start : index + 1] = mean_luminance(images[:count]) / 255
-        if index + 1 == start + len(images):
-            start = index + 1
-    if faults:
-        more = f" (and {len(faults) - 1} more of {len(paths)} crops)" if len(faults) > 1 else ""
-        raise InputError(f"{faults[0]}{more}")
-    return features, brightness, digests
 
 
 def _without_copies(crops: Split, digests: Sequence[bytes]) -> np.ndarray:

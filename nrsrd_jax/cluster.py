@@ -34,7 +34,6 @@ NORMALIZE = ("none", "gallery", "camera", "brightness")
 EPS = {"dbscan": 0.35, "hdbscan": 0.8}
 COLUMNS = ("path", "camera", "time", "person", "track", "brightness")
 SCORES = {"precision": "precision of pairs", "recall": "recall", "f": "F", "nmi": "NMI", "ami": "AMI"}
-NUMBERS = 32  # of a feature that are normalised at once
 
 
 def main() -> None:
@@ -192,13 +191,7 @@ def _normalized(features: "np.ndarray", table: "pa.Table", cameras: "np.ndarray"
     if how == "brightness":
         brightness = table["brightness"].to_numpy()
         groups["brightness"] = brightness_groups(np.nan_to_num(brightness), brightness[:0])[0]
-    own = groups[how]
-    result = np.empty_like(features)
-    # Each number is normalised by itself, so a few at a time give the same and keep the float64 copies small.
-    for start in range(0, features.shape[1], NUMBERS):
-        part = features[:, start : start + NUMBERS]
-        result[:, start : start + NUMBERS] = standardize_groups(part, part[:0], own, own[:0])[0]
-    return result
+    return standardize_groups(features, features[:0], groups[how], groups[how][:0])[0]
 
 
 def _write(output: Any, table: "pa.Table", groups: Any) -> None:

@@ -12,10 +12,8 @@ also in older versions of the gallery, which is written anew: that takes as much
 from pathlib import Path
 
 from .command import Parser, one_line
-from .errors import InputError, counted, say
+from .errors import counted, say
 from .files import absolute
-from .gallery.crops import parse_time
-from .index import FEWEST
 
 
 def main() -> None:
@@ -29,15 +27,12 @@ def main() -> None:
     arguments = parser.parse_args()
     # Not imported before the arguments are read, so that --help is quick.
     from .gallery.lock import writing
-    from .gallery.matching import has_index, make_index
-    from .gallery.store import Gallery, in_brackets, one_of
+    from .gallery.matching import FEWEST, has_index, make_index
+    from .gallery.store import Gallery, in_brackets, one_of, time_condition
 
     parts = [in_brackets(arguments.where)] if arguments.where else []
     if arguments.before:
-        try:
-            parts.append(f"time < TIMESTAMP '{parse_time(arguments.before):%Y-%m-%d %H:%M:%S.%f}'")
-        except ValueError as error:
-            raise InputError(f"--before: {error}") from error
+        parts.append(time_condition("--before", "<", arguments.before))
     if arguments.path:
         parts.append(one_of("path", [str(absolute(path)) for path in arguments.path]))
     if arguments.vanished:

@@ -9,8 +9,6 @@ in milliseconds. --check-recall searches for crops of the gallery both ways and 
 from .command import Parser, one_line, positive
 from .errors import InputError, counted, say
 
-FEWEST = 256  # vectors that LanceDB learns its lists from
-
 
 def main() -> None:
     parser = Parser(__doc__, "nrsrd index")
@@ -20,7 +18,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Not imported before the arguments are read, so that --help is quick.
     from .gallery.lock import writing
-    from .gallery.matching import make_index, recall
+    from .gallery.matching import FEWEST, make_index, recall
     from .gallery.store import Gallery
 
     gallery = Gallery.open(arguments.gallery)

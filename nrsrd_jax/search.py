@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .command import Parser, one_line, positive
 from .errors import InputError, counted, say
 from .files import absolute, expanded, refuse_same_files, writable_file, write_csv, write_whole
-from .gallery.crops import crops_of, make_source, parse_time
+from .gallery.crops import crops_of, make_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,18 +102,14 @@ def main() -> None:
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
     """Return the condition in SQL that the arguments put on crops. InputError if a column or a time is not one."""
-    from .gallery.store import PRESENT, in_brackets, one_of
+    from .gallery.store import PRESENT, in_brackets, one_of, time_condition
 
     parts = [] if arguments.vanished else [PRESENT]
     if arguments.camera:
         parts.append(one_of("camera", arguments.camera))
     for name, sign in (("since", ">="), ("until", "<")):
         if text := getattr(arguments, name):
-            try:
-                time = parse_time(text)
-            except ValueError as error:
-                raise InputError(f"--{name}: {error}") from error
-            parts.append(f"time {sign} TIMESTAMP '{time:%Y-%m-%d %H:%M:%S.%f}'")
+            parts.append(time_condition(f"--{name}", sign, text))
     if arguments.where:
         gallery.count(arguments.where)
         parts.append(in_brackets(arguments.where))

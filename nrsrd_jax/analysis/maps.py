@@ -59,8 +59,7 @@ class Probe:
 
         def forward(variables, images):
             with jax.default_matmul_precision("highest"):
-                x = augment.brighten(images.astype(jnp.float32) / 255, description.brighten)
-                x = augment.normalize(x, description.mean, description.std)
+                x = augment.prepared(images, description.mean, description.std, description.brighten)
                 out: Any = model.apply(variables, x, maps=True)
             return out["maps"] | {"attention": out["maps"]["attention"][:, :, :, 0]}
 

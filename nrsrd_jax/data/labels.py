@@ -20,7 +20,7 @@ def read_labelled(data: Sequence[str]) -> tuple[Split, bool, list[str]]:
 
     Args:
         data: a manifest, as `read_labels` reads it; or the name of a data set and its folder. Of a data set the query
-            and gallery are taken, or the training images if there are none.
+            and gallery are taken, or the training images if it has no query and gallery.
 
     Returns:
         The crops, each path once and without distractors; whether they have cameras; remarks on what was read.

@@ -75,7 +75,7 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str] | No
 
     The first line that is not blank names the columns, in any case; before it Excel's "sep=;" may stand. Blank rows
     are left out, cells are stripped; a cell that is missing at the end of a row is "". Columns that are neither
-    required nor optional are left out; all stay if `optional` is None.
+    required nor optional are left out. If `optional` is None, all columns stay.
 
     Raises:
         InputError: as `read_lines` does, or a required column is missing, a column is there twice, or a row has more

@@ -53,7 +53,7 @@ class Source:
         return self.path.suffix.lower() in (".csv", ".tsv")
 
     def crops(self) -> Iterator[Crop]:
-        """Yield the crops in the order of their names. InputError if there is none, or if a time is not one."""
+        """Yield the crops in the order of their names. InputError if the source is missing or a time cannot be read."""
         if self.is_manifest:
             yield from self._rows()
         elif self.path.is_dir():

@@ -4,20 +4,16 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
-
-from ..data.images import in_parallel, mean_luminance, read_picture
-from ..errors import InputError, say
+from ..errors import say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
+from ..retrieval.files import embed_files
 from .crops import Crop, Source, crops_of
 from .store import About, Gallery, Known, one_of
 
-Result = TypeVar("Result")
 CHUNK = 1024  # crops that are written at once; a kill loses no more
 
 
@@ -66,12 +62,11 @@ def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[i
     """
     plan, seen = Plan(), crops_of(sources)
     for path, crop in seen.items():
-        if not shard or _shard_of(path, shard[1]) == shard[0]:
+        if _is_of(path, shard):
             _place(crop, known, plan)
     folders = [f"{source.path}{os.sep}" for source in sources if source.path.is_dir()]
-    mine = (path for path in known if not shard or _shard_of(path, shard[1]) == shard[0])
-    missing = (path for path in mine if path not in seen and path.startswith(tuple(folders)))
-    plan.gone += [path for path in missing if not known[path].vanished and not os.path.exists(path)]
+    below = (path for path in known if path not in seen and path.startswith(tuple(folders)) and _is_of(path, shard))
+    plan.gone += [path for path in below if not known[path].vanished and not os.path.exists(path)]
     return plan
 
 
@@ -100,9 +95,12 @@ def _place(crop: Crop, known: dict[str, Known], plan: Plan) -> None:
         plan.unchanged += 1
 
 
-def _shard_of(path: str, count: int) -> int:
+def _is_of(path: str, shard: tuple[int, int] | None) -> bool:
+    """Return whether a path belongs to a shard, or there are no shards."""
+    if not shard:
+        return True
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % count + 1
+    return int.from_bytes(digest, "big") % shard[1] + 1 == shard[0]
 
 
 def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: dict[str, Known]) -> dict[str, str]:
@@ -113,52 +111,19 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
     Returns:
         What is wrong with unreadable crops, by path.
     """
-    size = embedder.description.image_size
-    images = np.empty((CHUNK, *size, 3), np.uint8)
-    rows: list[dict[str, Any]] = []
     faults = {}
-
-    def read(path: Path) -> tuple[np.ndarray, os.stat_result]:
-        # The file's state from before it is read: a change while it is read shows at the next call.
-        about_file = os.stat(path)
-        return read_picture(path).resized(size, "bilinear"), about_file
-
-    def write() -> None:
-        if rows:
-            # A short last chunk is filled up with older pictures, so that no second shape is compiled.
-            whole = max(len(rows), min(len(crops), embedder.batch_size))
-            features = embedder(images[:whole])[: len(rows)]
-            for row, light in zip(rows, mean_luminance(images[: len(rows)]) / 255, strict=True):
-                row["brightness"] = float(light)
-            gallery.add(rows, features, replace=any(row["path"] in known for row in rows))
-            rows.clear()
-
     paths = [Path(crop.path) for crop in crops]
-    for index, result in in_parallel(_or_fault(read), paths, "embedding"):
-        if isinstance(result, InputError):
-            faults[crops[index].path] = str(result)
-            continue
-        images[len(rows)], about_file = result
-        file = {"size": about_file.st_size, "modified": about_file.st_mtime_ns}
-        crop = crops[index]
-        before = known[crop.path].values if crop.path in known else {}
-        rows.append({"path": crop.path, **before, **crop.values, **file})
-        if len(rows) == CHUNK:
-            write()
-    write()
+    for chunk in embed_files(embedder, paths, size=CHUNK):
+        faults |= {crops[index].path: str(fault) for index, fault in chunk.faults.items()}
+        rows = []
+        for index, file, light in zip(chunk.indices, chunk.files, chunk.brightness.tolist(), strict=True):
+            crop = crops[index]
+            before = known[crop.path].values if crop.path in known else {}
+            about_file = {"size": file.st_size, "modified": file.st_mtime_ns, "brightness": light}
+            rows.append({"path": crop.path, **before, **crop.values, **about_file})
+        if rows:
+            gallery.add(rows, chunk.features, replace=any(row["path"] in known for row in rows))
     return faults
-
-
-def _or_fault(read: Callable[[Path], Result]) -> Callable[[Path], Result]:
-    """Return `read` with an OSError turned into an InputError."""
-
-    def call(path: Path) -> Result:
-        try:
-            return read(path)
-        except OSError as error:
-            raise InputError(f"cannot read the image {path}: {error.strerror}") from error
-
-    return call
 
 
 def describe(crops: Sequence[Crop], gallery: Gallery) -> None:

@@ -17,11 +17,12 @@ from ..errors import InputError
 from ..retrieval.ranking import unit_rows
 from ..retrieval.rerank import reranked_distances
 from ..retrieval.standardize import brightness_groups, standardize_groups
-from .store import Gallery, quote, storage_errors, vectors_of
+from .store import Gallery, one_of, quote, storage_errors, vectors_of
 
 QUERIES = 256  # queries at a time: with a batch of the gallery 16 MB of similarities
 # Of the index: lists that are looked into, and how many times `top` candidates are compared exactly.
 PROBES, REFINED = 40, 10
+FEWEST = 256  # vectors that LanceDB learns its lists from
 BLOCK = 16  # queries at a time, where the whole gallery is compared: with a million crops 128 MB
 
 
@@ -211,18 +212,16 @@ def _normalized(
 
 def from_gallery(gallery: Gallery, paths: Sequence[str]) -> Queries:
     """Return crops of the gallery as queries. InputError if one is not in it."""
-    found = {}
-    for path in dict.fromkeys(paths):
-        table, features = gallery.read(f"path = {quote(path)}", ("camera", "brightness"))
-        if not len(table):
-            raise InputError(f"{path} is not in the gallery {gallery.uri}; to search with any file, name it as a query")
-        found[path] = table.to_pylist()[0], features[0]
-    return Queries(
-        list(found),
-        np.stack([features for _, features in found.values()]),
-        [row["camera"] for row, _ in found.values()],
-        np.array([row["brightness"] for row, _ in found.values()]),
-    )
+    table, features = gallery.read(one_of("path", paths), ("path", "camera", "brightness"))
+    row_of = {path: row for row, path in enumerate(table["path"].to_pylist())}
+    names = list(dict.fromkeys(paths))
+    if missing := [path for path in names if path not in row_of]:
+        raise InputError(
+            f"{missing[0]} is not in the gallery {gallery.uri}; to search with any file, name it as a query"
+        )
+    rows = [row_of[path] for path in names]
+    cameras, light = (table[name].take(rows) for name in ("camera", "brightness"))
+    return Queries(names, features[rows], cameras.to_pylist(), light.to_numpy())
 
 
 def search_approximately(

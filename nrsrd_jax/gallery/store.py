@@ -25,7 +25,8 @@ import numpy as np
 
 from ..errors import InputError, counted, printable
 from ..files import expanded
-from .crops import KNOWN, OWN
+from ..retrieval.embedding import identity_difference
+from .crops import KNOWN, OWN, parse_time
 
 try:
     import lancedb
@@ -90,7 +91,7 @@ class Gallery:
         """Return the gallery of a folder or a LanceDB address.
 
         Raises:
-            InputError: there is none, it cannot be read, or it is not one of this version.
+            InputError: the folder has no gallery, or a newer version made it, or it cannot be read.
         """
         place = address(uri)
         with storage_errors(place):
@@ -128,10 +129,8 @@ class Gallery:
 
     def check_model(self, identity: dict[str, Any]) -> None:
         """Raise InputError if features of the model `Embedder.identity()` do not belong here; it says what differs."""
-        differing = [name for name, value in self.about.identity.items() if identity.get(name) != value]
-        if differing:
-            own = ", ".join(f"{name} {str(self.about.identity[name])[:12]}" for name in differing)
-            other = ", ".join(f"{name} {str(identity.get(name))[:12]}" for name in differing)
+        if difference := identity_difference(self.about.identity, identity):
+            own, other = difference
             raise InputError(
                 f"the gallery {self.uri} has features of another model ({own}) than this one ({other}): give the model "
                 f"{self.about.model}, or make another gallery"
@@ -258,7 +257,7 @@ class Gallery:
 
     def mark(self, paths: Sequence[str], vanished: bool) -> None:
         """Note that the files at these paths are gone, or that they are there again."""
-        now = f"TIMESTAMP '{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S}'" if vanished else "NULL"
+        now = _timestamp(datetime.datetime.now(datetime.UTC).replace(microsecond=0)) if vanished else "NULL"
         for start in range(0, len(paths), AT_ONCE):
             with storage_errors(self.uri):
                 self.table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
@@ -313,6 +312,21 @@ def in_brackets(where: str) -> str:
     if depth:
         raise InputError(f"the brackets of the condition {where} do not match; correct it")
     return f"({where})"
+
+
+def time_condition(option: str, sign: str, text: str) -> str:
+    """Return the condition that crops are from before ("<") or from (">=") the time of an option.
+
+    InputError if the text is not a time.
+    """
+    try:
+        return f"time {sign} {_timestamp(parse_time(text))}"
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from error
+
+
+def _timestamp(time: datetime.datetime) -> str:
+    return f"TIMESTAMP '{time:%Y-%m-%d %H:%M:%S.%f}'"
 
 
 def one_of(column: str, values: Sequence[str]) -> str:

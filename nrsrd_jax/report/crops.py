@@ -9,14 +9,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from ..data.images import in_parallel, read_rgb
 from ..errors import InputError, counted
 from ..files import written_whole
-from .page import HERE, shown
+from .page import HERE, templates
 from .pictures import LEVELS, Picture, make_pictures
 
 PICTURE_BYTES = 12_000_000  # of all pictures of a page
@@ -59,11 +58,7 @@ def write_page(path: Path, *, title: str, kind: str, notes: Sequence[str], rows:
     # The pictures' names are short: what all paths begin with is said once.
     folder = os.path.commonpath([os.path.dirname(each) for each in wanted]) if wanted else ""
     pictures = read_pictures(wanted[:MOST])
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=lambda value: shown(value) if type(value) is str else value,
-    )  # fmt: skip
-    page = environment.get_template("crops.html").render(
+    page = templates().get_template("crops.html").render(
         title=title, kind=kind, notes=notes, rows=rows, pictures=pictures, folder=folder, command=command,
         names={each: os.path.relpath(each, folder) for each in wanted},
         missing=counted(len(wanted) - len(pictures), "picture") if len(wanted) > len(pictures) else "",

@@ -174,10 +174,7 @@ def _short(number: float) -> float:
 
 
 def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], charts: list[dict]) -> bytes:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
-    )  # fmt: skip
+    environment = templates()
     environment.filters |= {"percent": lambda share: f"{100 * share:.1f}", "embedded": embedded, "flat": flat}
     environment.filters["counted"] = counted
     scripts = [(HERE / file).read_text(encoding="utf-8") for file in ("charts.js", "overlays.js", "page.js")]
@@ -191,6 +188,14 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
 def shown(text: str) -> str:
     """Return text without control characters; a line break may stay, because a page has no lines to forge."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def templates() -> jinja2.Environment:
+    """Return the pages' templates, which show text from files as `shown` does."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
+    )  # fmt: skip
 
 
 def _finalize(value: Any) -> Any:

@@ -11,6 +11,7 @@ from scipy.special import expit, logit
 
 from ..errors import InputError
 from ..files import expanded, read_bounded
+from .embedding import identity_difference
 from .pairs import people_needed
 
 MOST_BYTES = 2**24
@@ -136,10 +137,8 @@ class Calibration:
 
     def check_model(self, identity: Mapping[str, Any]) -> None:
         """Raise InputError if features of a model with another `Embedder.identity()` are to be judged."""
-        differing = [name for name, value in identity.items() if self.model.get(name) != value]
-        if differing:
-            own = ", ".join(f"{name} {str(self.model.get(name))[:12]}" for name in differing)
-            other = ", ".join(f"{name} {str(identity[name])[:12]}" for name in differing)
+        if difference := identity_difference(identity, self.model):
+            other, own = difference
             raise InputError(
                 f"{self.path} calibrates another model ({own}) than this one ({other}): run nrsrd calibrate with this "
                 "model and these options"

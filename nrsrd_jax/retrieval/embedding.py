@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,7 @@ class Embedder:
 
         def forward(variables, images, cameras):
             with jax.default_matmul_precision("highest"):
-                x = augment.brighten(images.astype(jnp.float32) / 255, description.brighten)
-                x = augment.normalize(x, description.mean, description.std)
+                x = augment.prepared(images, description.mean, description.std, description.brighten)
                 views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
                 every = jnp.repeat(cameras, views.shape[1])
                 out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]), cameras=every)
@@ -193,6 +192,24 @@ class Embedder:
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity_difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Compare two models by what `Embedder.identity` says of them.
+
+    Args:
+        own: the first's.
+        other: the second's. What it has beside is not compared.
+
+    Returns:
+        Where they differ, in words, of the first and of the second; None if features of one can be compared with
+        features of the other.
+    """
+    names = [name for name, value in own.items() if other.get(name) != value]
+    if not names:
+        return None
+    first, second = (", ".join(f"{name} {str(each.get(name))[:12]}" for name in names) for each in (own, other))
+    return first, second
 
 
 def _has_trained_neck(variables: dict) -> bool:

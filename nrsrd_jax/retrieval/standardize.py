@@ -7,6 +7,7 @@ import numpy as np
 
 SMALLEST = 8  # A smaller group has no usable deviation, so it takes the statistics of all images.
 BRIGHTNESS_GROUPS = 4
+NUMBERS = 32  # of each feature that are standardised at once
 
 
 def standardize_groups(
@@ -40,14 +41,18 @@ def standardize_groups(
         >>> new.round(4)[[0, 1, 8, 9], 0].tolist()
         [-1.0, 1.0, -1.0, 1.0]
     """
-    features = np.concatenate([query, gallery]).astype(np.float64)
     _, groups = np.unique(np.concatenate([query_groups, gallery_groups]), return_inverse=True)
-    result = _standardize(features)
-    for group in range(groups.max(initial=-1) + 1):
-        rows = groups == group
-        if rows.sum() >= SMALLEST:
-            result[rows] = _standardize(features[rows])
-    result = result.astype(np.float32)
+    large = np.flatnonzero(np.bincount(groups) >= SMALLEST)
+    result = np.empty((len(query) + len(gallery), query.shape[1]), np.float32)
+    # Each number is standardised by itself, so that a few at a time keep the float64 copies small.
+    for start in range(0, query.shape[1], NUMBERS):
+        part = slice(start, start + NUMBERS)
+        features = np.concatenate([query[:, part], gallery[:, part]]).astype(np.float64)
+        standardized = _standardize(features)
+        for group in large:
+            rows = groups == group
+            standardized[rows] = _standardize(features[rows])
+        result[:, part] = standardized
     return result[: len(query)], result[len(query) :]
 
 
