@@ -15,7 +15,8 @@ epoch would be chosen on the test data. The difference from a row's baseline is 
 last row above of the variant baseline without options of its own, or else the first row.
 
 --jobs N trains N rows side by side, each in a process of its own, like nrsrd train in its folder. GPUs are split among
-them. If one fails, the others are still trained, and the command ends with status 2.
+them; if there are fewer than N, several processes share one, which pays for small models. If one fails, the others are
+still trained, and the command ends with status 2.
 """
 
 import contextlib

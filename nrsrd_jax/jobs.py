@@ -1,6 +1,7 @@
 """Commands side by side, in processes of their own, and the GPUs of each."""
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -18,9 +19,9 @@ POLL = 0.1  # seconds between looks at the processes
 
 
 def device_shares(count: int) -> list[dict[str, str]]:
-    """Return environment variables that give each of `count` processes the same number of GPUs; {} without GPUs.
+    """Return environment variables that give each of `count` processes its GPUs, as `gpu_shares`; {} without GPUs.
 
-    InputError if there are fewer GPUs than processes, or JAX does not start.
+    InputError if JAX does not start.
     """
     # Not in this process: JAX would take the GPUs' memory.
     probe = "import jax; print(jax.default_backend(), jax.local_device_count())"
@@ -35,12 +36,17 @@ def device_shares(count: int) -> list[dict[str, str]]:
 
 
 def gpu_shares(gpus: Sequence[str], count: int) -> list[dict[str, str]]:
-    """Return CUDA_VISIBLE_DEVICES of each of `count` processes. InputError if there are fewer GPUs than processes."""
-    if len(gpus) < count:
-        raise InputError(f"--jobs {count} needs {count} GPUs, and there are {len(gpus)}; give --jobs {len(gpus)}")
-    # Each process has the same number of GPUs, because rows must not differ by their devices.
-    size = len(gpus) // count
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(count)]
+    """Return environment variables for each of `count` processes: the GPUs it sees, and its part of their memory.
+
+    Each has the same number of GPUs, because rows must not differ by their devices. If there are fewer GPUs than
+    processes, several share one.
+    """
+    if len(gpus) >= count:
+        size = len(gpus) // count
+        return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * size : (i + 1) * size])} for i in range(count)]
+    part = 0.9 / math.ceil(count / len(gpus))  # CUDA itself needs some memory for each process.
+    share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{part:.3f}"}
+    return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} | share for i in range(count)]
 
 
 class Child:

@@ -1,0 +1,59 @@
+#!/bin/sh
+# What docs/evidence.md tables: benchmarks/evidence.sh BENCH FOLDER [JOBS]
+# BENCH has night/ (Market-1501's layout) and aux/ (bright images). JOBS (1) trainings run side by side; 14 share a GPU
+# well. Each setting is one `nrsrd ablation` and one `nrsrd compare`, whose result is FOLDER/SETTING.json; called again, it
+# goes on. benchmarks/gain.py draws them. EPOCHS=1 SEEDS=1 tries the script itself.
+[ $# -ge 2 ] || { echo "usage: benchmarks/evidence.sh BENCH FOLDER [JOBS]" >&2; exit 2; }
+cd "$(dirname "$0")/.." || exit 2
+nrsrd=.venv/bin/nrsrd bench=$1 out=$2 jobs=${3:-1} epochs=${EPOCHS:-15} config=configs/demo.py
+bright=--config.data.brighten=0.4
+mkdir -p "$out"
+
+for name in backbone backbone-bright-and-dark; do
+  [ -e "$out/$name" ] || $nrsrd convert demo/$name.pth --output "$out/$name" >/dev/null || exit
+done
+$nrsrd train --config $config:teacher --config.data.root="$bench/aux" --config.init.checkpoint="$out/backbone" \
+  --workdir "$out/teacher" || exit
+
+setting() {  # name, seeds, rows (NAME=VARIANT,… with spaces between), options
+  name=$1 seeds=${SEEDS:-$2} rows=$3
+  shift 3
+  methods= given=
+  for row in $rows; do
+    given="$given --row $row" runs=
+    for seed in $(seq 0 $((seeds - 1))); do runs="$runs,$out/$name/${row%%=*}-seed$seed"; done
+    methods="$methods ${row%%=*}=${runs#,}"
+  done
+  # shellcheck disable=SC2086  # rows and methods are lists
+  $nrsrd ablation --config $config --table none $given --seeds "$seeds" --jobs "$jobs" --workdir "$out/$name" \
+    --config.data.root="$bench/night" --config.aux.bright_root="$bench/aux" --config.teacher.checkpoint="$out/teacher" \
+    --config.init.checkpoint="$out/backbone" --config.train.epochs="$epochs" --config.train.save_every=1000 "$@" || exit
+  # shellcheck disable=SC2086
+  $nrsrd compare $methods --config $config:baseline --config.data.root="$bench/night" --by identity \
+    --output "$out/$name.json" || exit
+}
+
+three="baseline=baseline mdl=mdl nrsrd=nrsrd"
+six="baseline=baseline nra=nra mdl=mdl nra_mdl=nra_mdl srd=srd nrsrd=nrsrd"
+setting table2 5 "$six"
+setting table2-brightened 5 "$six" $bright
+for people in 20 40 100; do
+  held=$(awk "BEGIN {print 1 - $people / 200}") long=$((epochs * 200 / people))  # about equally many steps
+  setting people$people 3 "$three" --config.data.holdout="$held" --config.train.epochs=$long
+  setting people$people-brightened 3 "$three" --config.data.holdout="$held" --config.train.epochs=$long $bright
+done
+for long in 5 45; do
+  setting epochs$long 3 "$three" --config.train.epochs=$long
+  setting epochs$long-brightened 3 "baseline=baseline mdl=mdl" --config.train.epochs=$long $bright
+done
+for init in "$out/backbone-bright-and-dark" ""; do
+  name=backbone-${init:+dark}
+  [ "$init" ] || name=backbone-random
+  setting $name 3 "$three" --config.init.checkpoint="$init"
+  setting $name-brightened 3 "$three" --config.init.checkpoint="$init" $bright
+done
+strong=loss.distill=30,loss.temperature=4
+setting factors 1 "nrsrd=nrsrd lambda5_1=nrsrd,loss.distill=1 lambda5_5=nrsrd,loss.distill=5 lambda5_30=nrsrd,loss.distill=30
+  lambda5_100=nrsrd,loss.distill=100 t_4=nrsrd,$strong nckd_none=nrsrd,$strong,loss.nckd_weight=none
+  nra_0.1=nrsrd,norm_ratio.init=0.1 nra_5=nrsrd,norm_ratio.init=5 maet=nrsrd,degradation.preset=maet
+  relation=nrsrd,loss.relation=30"
