@@ -1,6 +1,6 @@
 """Draw what the paper's modules gain over the baseline, from the files that benchmarks/evidence.sh writes.
 
-  python benchmarks/gain.py FOLDER docs/gain.png
+python benchmarks/gain.py FOLDER docs/gain.png
 """
 
 import json

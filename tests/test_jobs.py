@@ -53,7 +53,7 @@ def test_gpus_are_split_evenly():
     assert gpu_shares(["GPU-a", "GPU-b"], 2) == [{"CUDA_VISIBLE_DEVICES": x} for x in ("GPU-a", "GPU-b")]
     three = gpu_shares(["0", "1"], 3)
     assert [each["CUDA_VISIBLE_DEVICES"] for each in three] == ["0", "1", "0"]
-    assert {each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in three} == {"0.450"}  # two processes fit beside each other
+    assert {each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in three} == {"0.450"}
 
 
 def test_each_command_has_a_share_of_its_own_and_output_says_whose_it_is(capsys, monkeypatch):
