@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nrsrd_jax.build import loss_function, make_step, preparation, state_builder
+from nrsrd_jax.build import loss_function, make_optimizer, make_state, make_step, preparation, sharded
 from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.config import VARIANTS, get_config
 from nrsrd_jax.description import Description
@@ -35,7 +35,6 @@ from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.vit import PATCH, ViTSpec
 from nrsrd_jax.options import read_options
 from nrsrd_jax.precision import compute_dtype, one_order
-from nrsrd_jax.schedule import make_optimizer
 from nrsrd_jax.sharding import make_mesh, over_data
 from nrsrd_jax.step import Teacher, make_update
 
@@ -78,8 +77,8 @@ class Case:
             aux_classes=CLASSES * (self.domains - 1), norm_ratio=NormRatio() if options.model.norm_ratio else None,
         )  # fmt: skip
         mesh = make_mesh(batch)
-        self.optimizer = make_optimizer("sgd", momentum=options.optim.momentum, decay=options.optim.weight_decay)
-        self.create = state_builder(options, description, self.optimizer, mesh)[2]
+        self.optimizer = make_optimizer(options)
+        self.create = sharded(lambda: make_state(options, description), mesh)[2]
         self.teacher = self.teacher_variables = None
         if options.teacher.enabled:
             model = Description(backbone, description.depth, **common, classes=CLASSES).create_model(dtype=self.dtype)
@@ -92,7 +91,7 @@ class Case:
         }
         self.data = jax.device_put({"real": domain} | ({"aux": domain} if self.domains == 2 else {}), over_data(mesh))
         self.labels = {name: self.data[name]["labels"] for name in self.data}
-        self.step = make_step(options, description, self.teacher, self.optimizer, {})
+        self.step = make_step(options, description, self.teacher, {}, steps=1)
         self.prepare = preparation(options, description, {})
         self.objective = loss_function(options, description, self.teacher)
         self.update = make_update(self.objective, self.optimizer, lambda _: (1e-3, 2e-3))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from . import checkpoint, lowlight
+from . import checkpoint, lowlight, schedule
 from .config import flatten
 from .description import Description
 from .errors import InputError
@@ -20,7 +20,6 @@ from .models import find_spec, initialise
 from .models.attention import NormRatio
 from .options import Options
 from .precision import compute_dtype
-from .schedule import learning_rate
 from .sharding import parameter_shardings
 from .state import TrainState
 from .step import Preparation, Teacher, make_objective, make_train_step, make_update
@@ -117,16 +116,25 @@ def training_model(options: Options, description: Description):
     )
 
 
-def state_builder(
-    options: Options, description: Description, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[TrainState, TrainState, Callable[[], TrainState]]:
-    """Return the state's shapes, its shardings, and a function that makes it, sharded, from random weights."""
+def make_optimizer(options: Options) -> optax.GradientTransformation:
+    optim = options.optim
+    return schedule.make_optimizer(optim.name, momentum=optim.momentum, decay=optim.weight_decay)
+
+
+def make_state(options: Options, description: Description) -> TrainState:
+    """Return the state before the first step, with random weights."""
     model = training_model(options, description)
+    variables = initialise(model, jax.random.key(options.train.seed), description.image_size)
+    return TrainState.create(variables, make_optimizer(options))
 
-    def create() -> TrainState:
-        variables = initialise(model, jax.random.key(options.train.seed), description.image_size)
-        return TrainState.create(variables, optimizer)
 
+def start_from(state: TrainState, variables: dict) -> TrainState:
+    """Return a new state with other weights, which come from a checkpoint."""
+    return dataclasses.replace(state, **variables)
+
+
+def sharded(create: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState, TrainState, Callable[[], TrainState]]:
+    """Return the shapes of the state that `create` returns, its shardings, and `create` with those shardings."""
     abstract = jax.eval_shape(create)
     shardings = parameter_shardings(abstract, mesh)
     return abstract, shardings, jax.jit(create, out_shardings=shardings)
@@ -161,13 +169,14 @@ def make_step(
     options: Options,
     description: Description,
     teacher: Teacher | None,
-    optimizer: optax.GradientTransformation,
     degradation: dict,
+    steps: int,
 ) -> Callable:
-    """Return the train step that the options describe, not yet compiled."""
+    """Return the train step that the options describe, not yet compiled; its rates follow the epochs, not `steps`."""
+    del steps
     optim = options.optim
     rate = functools.partial(
-        learning_rate,
+        schedule.learning_rate,
         base=optim.lr,
         epochs=options.train.epochs,
         warmup_epochs=optim.warmup_epochs,
@@ -176,7 +185,7 @@ def make_step(
     )
     update = make_update(
         loss_function(options, description, teacher),
-        optimizer,
+        make_optimizer(options),
         lambda epoch: (rate(epoch, group_factor=1.0), rate(epoch, group_factor=optim.bias_factor)),
     )
     return make_train_step(preparation(options, description, degradation), update, teacher, options.train.seed)

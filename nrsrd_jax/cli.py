@@ -9,6 +9,7 @@ from .errors import say
 # Verb -> the module whose `command()` runs it, and what it does.
 VERBS = {
     "train": ("train", "train a model, or continue a run"),
+    "pretrain": ("pretrain", "pretrain a backbone on crops without labels"),
     "eval": ("eval", "evaluate a run or a checkpoint; --report writes a page"),
     "compare": ("compare", "compare runs, with confidence intervals of their differences"),
     "convert": ("convert", "import PyTorch weights"),

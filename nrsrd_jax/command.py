@@ -25,10 +25,10 @@ PACKAGE = Path(__file__).parent
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
 
-def define_config(help_text: str) -> flags.FlagHolder:
-    """Define --config FILE[:VARIANT], by default configs/night600.py, and --config.KEY=VALUE for every option."""
+def define_config(help_text: str, default: str = "night600") -> flags.FlagHolder:
+    """Define --config FILE[:VARIANT], with the shipped config `default`, and --config.KEY=VALUE for every option."""
     with _one_line_errors():
-        holder = config_flags.DEFINE_config_file("config", str(CONFIGS / "night600.py"), help_text)
+        holder = config_flags.DEFINE_config_file("config", str(CONFIGS / f"{default}.py"), help_text)
     return holder
 
 

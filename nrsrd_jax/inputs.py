@@ -19,8 +19,9 @@ from .data.images import (
     pixels_sha256,
 )
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
-from .data.sampling import BatchPlan
+from .data.sampling import BatchPlan, Plan, ShuffledPlan
 from .errors import InputError, say
+from .gallery.crops import crops_of, make_source
 from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]
@@ -38,7 +39,7 @@ class Records:
     targets: dict[str, Target]
     bright: datasets.Split | None
     dark: datasets.Split | None
-    plans: dict[str, BatchPlan]  # "real", and "aux" with an auxiliary domain
+    plans: dict[str, Plan]  # "real", and "aux" with an auxiliary domain
 
     @property
     def domains(self) -> dict[str, datasets.Split]:
@@ -56,6 +57,8 @@ class Records:
 def read_records(options: Options) -> Records:
     """List the files and plan the batches. InputError for every fault that shows without decoding."""
     exclude = datasets.read_exclude(options.data.exclude)
+    if options.dino.enabled:
+        return _read_unlabelled(options, exclude)
     sources = read_sources(options.data, exclude)
     splits, dark = make_domains(options.aux, sources, exclude)
     if options.data.holdout:
@@ -72,6 +75,21 @@ def read_records(options: Options) -> Records:
     else:
         targets = make_targets(options, read_sources(options.eval.data, exclude) if options.eval.data.name else sources)
     return Records(splits["real"], targets, splits.get("aux"), dark, make_plans(options.train, splits))
+
+
+def _read_unlabelled(options: Options, exclude: Collection[Path]) -> Records:
+    """List the images of a pretraining, whose identities are not used; eval.data may name a test."""
+    if options.data.name == "crops":
+        sources = [make_source(Path(root), "", "") for root in options.data.root.replace(" ", "").split(",")]
+        paths = [Path(path) for path in crops_of(sources)]
+    else:
+        paths = [path for data in read_sources(options.data, exclude).values() for path in data.train.paths]
+    paths = tuple(path for path in paths if path not in exclude)
+    train = datasets.Split(paths, np.zeros(len(paths), np.int64), np.zeros(len(paths), np.int64))
+    say(f"{len(train)} images to learn from, without labels")
+    targets = make_targets(options, read_sources(options.eval.data, exclude)) if options.eval.data.name else {}
+    plan = ShuffledPlan(len(train), options.train.batch_size, options.train.seed)
+    return Records(train, targets, None, None, {"real": plan})
 
 
 def read_targets(options: Options) -> dict[str, Target]:
@@ -122,10 +140,12 @@ def make_domains(
     return splits, dark
 
 
-def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, BatchPlan]:
+def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, Plan]:
     """Plan the batches of each domain. InputError if they cannot be drawn."""
     sizes = train.batch_size, train.instances, train.seed
-    plans = {name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())}
+    plans: dict[str, Plan] = {
+        name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())
+    }
     for plan in plans.values():
         plan.steps(1)
     return plans

@@ -24,7 +24,7 @@ class Data:
     name: str = option(
         "night600",
         "The layout of the data set, or several: market1501,msmt17. bright has training images only, folders is one "
-        "folder per identity, manifest a CSV file.",
+        "folder per identity, manifest a CSV file; crops, for dino, any folders or lists of crops without labels.",
     )
     root: str = option(
         "data/Night600",
@@ -174,6 +174,37 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class Dino:
+    """Pretraining without labels: a student learns to see in every view of an image what its teacher sees in others."""
+
+    enabled: bool = option(
+        False, "Pretrain by DINO instead: no labels are used, and losses, aux, teacher and augment have no effect."
+    )
+    prototypes: int = option(65536, "The outputs of the head.", positive=True)
+    hidden: int = option(2048, "The width of the head's hidden layers.", positive=True)
+    bottleneck: int = option(256, "The width of the head before the prototypes.", positive=True)
+    free_length: bool = option(False, "Learn the length of each prototype too.")
+    local_views: int = option(8, "The small views of an image, beside two large ones.", positive=True)
+    local_size: tuple[int, int] = option((128, 64), "Height and width of small views.", unit="pixels")
+    global_scale: Pair = option((0.4, 1.0), "The least and the largest part of the image that a large view shows.")
+    local_scale: Pair = option((0.05, 0.4), "The least and the largest part of the image that a small view shows.")
+    night: float = option(
+        0.0,
+        "The probability that the student sees its second large view darkened (degradation.*), as the teacher does "
+        "not: this project's idea, not DINO's.",
+        low=0,
+        high=1,
+    )
+    momentum: float = option(0.996, "What part of itself the teacher keeps in a step; it ends at 1.", low=0, high=1)
+    temperature: float = option(0.04, "The teacher's temperature at the start.", positive=True)
+    temperature_end: float = option(0.04, "The teacher's temperature after temperature_epochs.", positive=True)
+    temperature_epochs: int = option(0, "How long the teacher's temperature changes.", unit="epochs", low=0)
+    frozen_epochs: int = option(1, "How long the head's last layer is not trained.", unit="epochs", low=0)
+    clip: float = option(3.0, "The largest norm of each tensor's gradient; 0: any.", low=0)
+    weight_decay_end: float = option(0.4, "The weight decay at the end; optim.weight_decay is the first.", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Optim:
     """The optimiser and its learning rate."""
 
@@ -304,6 +335,7 @@ class Options:
     eval: Eval = Eval()
     init: Init = Init()
     teacher: Teacher = Teacher()
+    dino: Dino = Dino()
 
 
 OPTIONS = {each.name: each for each in listed(Options)}
@@ -317,11 +349,29 @@ def read_options(config: Any) -> Options:
     options = _read(Options, config)
     if options.teacher.enabled and not options.aux.enabled:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
+    if options.dino.enabled:
+        _check_dino(options)
     if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
         raise InputError("eval.data.root and eval.data.protocol need eval.data.name: the kind of data set")
     fixed_statistic(options.data.mean, "data.mean")
     fixed_statistic(options.data.std, "data.std")
     return options
+
+
+def _check_dino(options: Options) -> None:
+    """Raise InputError unless the options make a pretraining."""
+    for name in ("aux.enabled", "teacher.enabled", "model.norm_ratio"):
+        group, _, last = name.partition(".")
+        if getattr(getattr(options, group), last):
+            raise InputError(f"dino.enabled needs {name}=False: pretraining has no labels and no NRA")
+    if options.optim.name != "adamw":
+        raise InputError(f"optim.name is {options.optim.name}; dino.enabled needs adamw")
+    for name in ("global_scale", "local_scale"):
+        low, high = getattr(options.dino, name)
+        if not 0 < low <= high <= 1:
+            raise InputError(f"dino.{name} is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
+    if options.data.holdout:
+        raise InputError("data.holdout needs labels, which dino.enabled does not use")
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from .errors import say
 from .options import describe
 
 
-def command() -> None:
-    """Run `nrsrd train` with the arguments of the process."""
-    config = define_config("The run: a name such as night600, or a file, with :VARIANT if it has variants.")
+def command(doc: str | None = __doc__, default: str = "night600") -> None:
+    """Run `nrsrd train` with the arguments of the process; `doc` is its help, `default` the config without --config."""
+    config = define_config("The run: a name such as night600, or a file, with :VARIANT if it has variants.", default)
     workdir = flags.DEFINE_string("workdir", "", "Where the run is kept; default: runs/CONFIG-VARIANT.")
     status = define_preempted_status()
     show = flags.DEFINE_bool("options", False, "Print every --config.KEY with its default, range and meaning; exit.")
@@ -37,11 +37,12 @@ def command() -> None:
         folder = workdir.value or Path("runs") / config_name()
         scores = train(config.value, folder, preempted_status=status.value)
         names = {"mAP": "mAP", "rank1": "Rank-1", "training_accuracy": "training accuracy"}
+        names |= {"loss": "loss", "teacher_information": "teacher's information"}
         score = " ".join(f"{title} {scores[name]:.3f}" for name, title in names.items() if name in scores)
         where = " on people held out of training" if config.value.data.holdout else ""
         say(f"done: {score or 'not evaluated'}{where}; the run is in {folder}")
 
-    run(main, __doc__, "interrupted; saved checkpoints are kept, and the same command continues from the last")
+    run(main, doc, "interrupted; saved checkpoints are kept, and the same command continues from the last")
 
 
 if __name__ == "__main__":

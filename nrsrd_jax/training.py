@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from . import checkpoint, runs
-from .build import degradation_options, load_initial_backbone, load_teacher, make_description, make_step, state_builder
+from . import build, checkpoint, runs
+from .build import degradation_options, load_initial_backbone, load_teacher, sharded
 from .checkpoint import Checkpoints
 from .compiled import CompiledStep, is_finite, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
@@ -39,11 +39,11 @@ from .metrics_log import MetricsLog, logged_accuracy, logged_scores
 from .models import find_spec
 from .options import Options, read_options
 from .precision import compute_dtype
+from .pretraining import build as pretraining
 from .processes import check_alike, is_first, together
 from .retrieval.embedding import Embedder
 from .retrieval.scoring import evaluate, headline
 from .runs import owned
-from .schedule import make_optimizer
 from .sharding import make_mesh, over_data, place, replicated
 from .state import TrainState
 from .step import Teacher
@@ -95,7 +95,8 @@ def train(
         preempted_status: the exit status that `Stopped` carries.
 
     Returns:
-        The last evaluation's numbers; without queries {"training_accuracy": …} of the last epoch, in 0..1.
+        The last evaluation's numbers; without queries {"training_accuracy": …} of the last epoch, in 0..1, or of a
+        pretraining {"loss": …, "teacher_information": …}.
 
     Raises:
         InputError: something is wrong with the config, the data or the checkpoints it names. Almost all faults are
@@ -128,14 +129,13 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
                     read_test_images(options, split)
             say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(options, data).items()))
     mean, std = pixel_statistics(options.data, domains["real"].sources["images"])
-    description = make_description(options, records, mean, std, teacher_variables)
-
-    optimizer = make_optimizer(options.optim.name, momentum=options.optim.momentum, decay=options.optim.weight_decay)
-    abstract, shardings, create = state_builder(options, description, optimizer, mesh)
+    method: Any = pretraining if options.dino.enabled else build
+    description = method.make_description(options, records, mean, std, teacher_variables)
+    abstract, shardings, create = sharded(functools.partial(method.make_state, options, description), mesh)
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. from random weights.
+    total = records.plans["real"].steps(options.train.epochs)
     if done:
-        total = records.plans["real"].steps(options.train.epochs)
         state = checkpoints.restore(abstract, shardings, description, total)
         done = int(state.step)
         complete = done >= total
@@ -145,7 +145,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
         if source:
             variables, taken = checkpoint.initialise_backbone(state.variables, description, *source)
             variables = place(variables, {name: getattr(shardings, name) for name in variables})
-            state = dataclasses.replace(state, **variables)
+            state = method.start_from(state, variables)
             say(f"starting from {options.init.checkpoint}: {taken}")
         else:
             say("starting from random weights (init.checkpoint names none)")
@@ -160,7 +160,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
         if is_first():
             save_config(options, workdir / "config.json")
 
-    step = make_step(options, description, teacher, optimizer, start.degradation)
+    step = method.make_step(options, description, teacher, start.degradation, total)
     compiled = CompiledStep(step, shardings, mesh, teacher_variables, options.train.debug_nans)
     loop = Loop(options, records, description, domains, mesh, checkpoints, termination)
     try:
@@ -223,7 +223,7 @@ class Loop:
                 return (
                     logged_scores(workdir, options.train.epochs)
                     or self.evaluate(state, options.train.epochs, log, bar)
-                    or self.training_accuracy(workdir)
+                    or self.conclude(workdir)
                 )
             rate = Rate()
             for batch in self.batches(done, total):
@@ -258,7 +258,11 @@ class Loop:
                     self.termination.end(
                         f"stopped after step {done} of {total}, saved; the same command continues from there"
                     )
-        return scores or self.training_accuracy(workdir)
+        return scores or self.conclude(workdir)
+
+    def conclude(self, workdir: Path) -> dict[str, float]:
+        """Return what is known of a run without an evaluation."""
+        return pretraining.conclude(workdir) if self.options.dino.enabled else self.training_accuracy(workdir)
 
     def training_accuracy(self, workdir: Path) -> dict[str, float]:
         """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""

@@ -14,7 +14,7 @@ from nrsrd_jax import augment, checkpoint, losses, models, sharding
 from nrsrd_jax.data import images, labels
 from nrsrd_jax.description import Description
 from nrsrd_jax.lowlight import degradation
-from nrsrd_jax.models import attention, spec, vit
+from nrsrd_jax.models import attention, position, spec
 from nrsrd_jax.retrieval import (
     calibration,
     clustering,
@@ -61,7 +61,7 @@ PUBLIC = (
     spec.Spec.check_size,
     spec.Spec.start_from,
     spec.Spec.torch_name,
-    vit.resize_position_embedding,
+    position.resize_position_embedding,
     ranking.rank_metrics,
     ranking.rank_features,
     ranking.squared_distances,

@@ -7,7 +7,7 @@ import pytest
 
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
-from nrsrd_jax.models import create_model, initialise, vit
+from nrsrd_jax.models import create_model, initialise, position, vit
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm, LayerNorm, normalize
 from nrsrd_jax.schedule import make_optimizer
@@ -205,7 +205,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean(golden):
 def test_position_embedding_resizes_as_the_official_loader(golden, sizes):
     g = golden("forward")
     source, target = (tuple(map(int, size.split("x"))) for size in sizes.split("_to_"))
-    resized = vit.resize_position_embedding(g[f"resize_{sizes}_src"], source, target)
+    resized = position.resize_position_embedding(g[f"resize_{sizes}_src"], source, target)
     np.testing.assert_allclose(resized, g[f"resize_{sizes}_out"], atol=1e-5)
 
 

@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from .images import decode
-from .sampling import BatchPlan
+from .sampling import Plan
 
 
 class Images(Protocol):
@@ -44,7 +44,7 @@ class Domain:
         sources: the images by name, "images" and perhaps "dark_images".
     """
 
-    plan: BatchPlan
+    plan: Plan
     labels: np.ndarray
     cameras: np.ndarray
     sources: dict[str, Images]

@@ -1,4 +1,4 @@
-"""The P×K batch plan: which images make the batch of a step, as a pure function of (seed, step)."""
+"""The batch plans: which images make the batch of a step, as a pure function of (seed, step)."""
 
 import bisect
 import functools
@@ -78,3 +78,32 @@ class BatchPlan:
         epoch, index = self.locate(step)
         with self._lock:
             return self.epoch(epoch)[index]
+
+
+class ShuffledPlan:
+    """Batches of images in random order, each image at most once in an epoch; what fills no batch is left out."""
+
+    def __init__(self, images: int, batch_size: int, seed: int):
+        if images < batch_size:
+            raise InputError(f"there are {images} images, fewer than train.batch_size {batch_size}; lower it")
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self._order = functools.lru_cache(maxsize=2)(self._draw)
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.images)
+
+    def steps(self, epochs: int) -> int:
+        """How many steps the first `epochs` epochs take."""
+        return epochs * (self.images // self.batch_size)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The 0-based epoch of 0-based `step`, and the batch within it."""
+        return divmod(step, self.steps(1))
+
+    def batch(self, step: int) -> np.ndarray:
+        """Image indices of the batch of `step`, [B]."""
+        epoch, index = self.locate(step)
+        return self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
+
+
+Plan = BatchPlan | ShuffledPlan

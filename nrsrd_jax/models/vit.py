@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from ..errors import InputError
 from ..precision import at_least_float32
 from . import attention
 from .attention import NormRatio
 from .normalization import BatchNorm, InstanceBatchNorm, LayerNorm
+from .position import resize_position_embedding, resized
 from .spec import Spec
 
 PATCH = 16
@@ -236,6 +236,8 @@ class VisionTransformer(nn.Module):
         stem: whether the ICS convolutions come before the patches.
         norm_ratio: the settings of NRA in the last block, or None for a model without it.
         drop_path: the rate of stochastic depth in the last block; it grows linearly from 0.
+        grid: the rows and columns of patches that the position embedding is for, if the images may have another size
+            than it; it is then resized (`position.resized`). None: the images' own.
         fused: whether cuDNN computes attention (`attention.fused_attend`).
         remat: whether the backward pass computes each block again instead of storing it.
         dtype: the type of the matrix products; None for float32.
@@ -246,6 +248,7 @@ class VisionTransformer(nn.Module):
     stem: bool
     norm_ratio: NormRatio | None = None
     drop_path: float = 0.1
+    grid: tuple[int, int] | None = None
     fused: bool = False
     remat: bool = False
     dtype: jnp.dtype | None = None
@@ -263,7 +266,10 @@ class VisionTransformer(nn.Module):
         del cameras
         x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train, domains)
         cls = self.param("cls_token", LINEAR_INIT, (1, 1, self.width))
-        position = self.param("pos_embed", LINEAR_INIT, (1, 1 + x.shape[1], self.width))
+        own = images.shape[1] // PATCH, images.shape[2] // PATCH
+        grid = self.grid or own
+        position = self.param("pos_embed", LINEAR_INIT, (1, 1 + grid[0] * grid[1], self.width))
+        position = resized(position, grid, own)
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
         batch, tokens, _ = x.shape
@@ -316,9 +322,13 @@ class ViTSpec(Spec):
         drop_path: float = 0.1,
         remat: bool = False,
         cameras: int = 0,
+        grid: tuple[int, int] | None = None,
         fused: bool | None = None,
     ) -> VisionTransformer:
-        """Return the module as `Spec.module` does. If `fused` is None, cuDNN computes bfloat16 attention if it can."""
+        """Return the module as `Spec.module` does, with `grid` as VisionTransformer takes it.
+
+        If `fused` is None, cuDNN computes bfloat16 attention if it can.
+        """
         del cameras
         if fused is None:
             fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
@@ -328,6 +338,7 @@ class ViTSpec(Spec):
             self.stem,
             norm_ratio=norm_ratio,
             drop_path=drop_path,
+            grid=grid,
             fused=fused,
             remat=remat,
             dtype=dtype,
@@ -377,37 +388,3 @@ class ViTSpec(Spec):
     @property
     def _last(self) -> str:
         return f"blocks_{self.depth - 1}"
-
-
-def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """Resize a position embedding from one grid of patches to another; the row of CLS is not changed.
-
-    The interpolation is bilinear with half-pixel centres and without antialiasing.
-
-    Args:
-        position: [1, 1 + h·w, D], CLS first, then the patches row by row.
-        source: (h, w), the rows and columns of patches that it is for.
-        target: (h', w'), the rows and columns that it will be for.
-
-    Returns:
-        [1, 1 + h'·w', D].
-
-    Raises:
-        InputError: `position` has not 1 + h·w rows.
-
-    Source:
-        The official code of TransReID-SSL, which uses torch.nn.functional.interpolate(align_corners=False).
-
-    Example:
-        >>> import numpy as np
-        >>> from nrsrd_jax.models.vit import resize_position_embedding
-        >>> position = np.array([[[9.0], [0.0], [1.0]]], np.float32)
-        >>> resize_position_embedding(position, (1, 2), (1, 4)).ravel().round(4).tolist()
-        [9.0, 0.0, 0.25, 0.75, 1.0]
-    """
-    if position.shape[1] != 1 + source[0] * source[1]:
-        raise InputError(f"position embedding has {position.shape[1] - 1} patches, not {source[0]}×{source[1]}")
-
-    grid = position[0, 1:].reshape(*source, -1)
-    resized = jax.image.resize(grid, (*target, grid.shape[-1]), "bilinear", antialias=False)
-    return np.concatenate([position[:, :1], np.asarray(resized).reshape(1, -1, grid.shape[-1])], axis=1)

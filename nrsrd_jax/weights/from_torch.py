@@ -19,7 +19,8 @@ from ..description import MAX_DEPTH, Description
 from ..errors import InputError, printable
 from ..models import MODELS
 from ..models.attention import NormRatio
-from ..models.vit import PATCH, ViTSpec, resize_position_embedding
+from ..models.position import resize_position_embedding
+from ..models.vit import PATCH, ViTSpec
 from . import foreign_names, torch_names
 from .foreign_names import Array
 from .state_dict import read

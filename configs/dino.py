@@ -1,0 +1,39 @@
+"""Pretraining without labels on person crops: DINO, as TransReID-SSL pretrained its backbones.
+
+  nrsrd pretrain --config dino --config.data.root=DIR
+  nrsrd pretrain --config dino --config.data.root=DIR --config.init.checkpoint=weights/lup --config.train.epochs=5
+  nrsrd pretrain --config dino:small --config.data.root=DIR
+
+DIR is any folder of crops, or a list of them (a .csv with a column `path`); several are separated by commas. The second
+command goes on from weights that there are, on your own cameras. Set eval.data.name and eval.data.root to see, every
+eval.every epochs, how well the teacher ranks a labelled set.
+
+small: vit_tiny on images of 128×64, with a small head, for a CPU
+
+The official run had 512 images a batch. With another batch change optim.lr in proportion.
+"""
+
+from nrsrd_jax import config
+from nrsrd_jax.errors import InputError
+
+
+def get_config(variant: str = "official"):
+    if variant not in ("official", "small"):
+        raise InputError(f"there is no variant {variant!r}; choose official or small")
+    c = config.get_config("baseline")
+    c.variant = "dino"
+    c.dino.enabled = True
+    c.data.name, c.data.root = "crops", "data/crops"
+    c.data.mean, c.data.std = "0.485,0.456,0.406", "0.229,0.224,0.225"
+    c.model.backbone, c.model.drop_path = "vit_small_ics", 0.1
+    c.optim.name, c.optim.lr, c.optim.weight_decay = "adamw", 1e-3, 0.04
+    c.optim.warmup_epochs, c.optim.final_factor = 10, 1e-3
+    c.train.epochs, c.train.batch_size, c.train.save_every = 100, 512, 1
+    if variant == "small":
+        c.image_size, c.dino.local_size, c.data.cache = (128, 64), (64, 32), "device"
+        c.model.backbone, c.model.depth = "vit_tiny", 6
+        c.dino.prototypes, c.dino.hidden, c.dino.bottleneck = 4096, 512, 128
+        c.train.batch_size, c.train.epochs, c.optim.warmup_epochs = 64, 10, 1
+        c.optim.lr = 5e-4
+        c.degradation.preset = "low_noise"
+    return c

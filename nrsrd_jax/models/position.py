@@ -1,0 +1,96 @@
+"""Position embeddings for images of another size, by two rules of the official code of TransReID-SSL.
+
+Both keep the row of CLS. A checkpoint that starts a model of another image size is resized bilinearly; small views in
+pretraining are resized bicubically in each step.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import InputError
+
+CUBIC = -0.75  # PyTorch's coefficient of the cubic kernel
+
+
+def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    """Resize a position embedding from one grid of patches to another; the row of CLS is not changed.
+
+    The interpolation is bilinear with half-pixel centres and without antialiasing.
+
+    Args:
+        position: [1, 1 + h·w, D], CLS first, then the patches row by row.
+        source: (h, w), the rows and columns of patches that it is for.
+        target: (h', w'), the rows and columns that it will be for.
+
+    Returns:
+        [1, 1 + h'·w', D].
+
+    Raises:
+        InputError: `position` has not 1 + h·w rows.
+
+    Source:
+        The official code of TransReID-SSL, which uses torch.nn.functional.interpolate(align_corners=False).
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.models.position import resize_position_embedding
+        >>> position = np.array([[[9.0], [0.0], [1.0]]], np.float32)
+        >>> resize_position_embedding(position, (1, 2), (1, 4)).ravel().round(4).tolist()
+        [9.0, 0.0, 0.25, 0.75, 1.0]
+    """
+    if position.shape[1] != 1 + source[0] * source[1]:
+        raise InputError(f"position embedding has {position.shape[1] - 1} patches, not {source[0]}×{source[1]}")
+
+    grid = position[0, 1:].reshape(*source, -1)
+    resized = jax.image.resize(grid, (*target, grid.shape[-1]), "bilinear", antialias=False)
+    return np.concatenate([position[:, :1], np.asarray(resized).reshape(1, -1, grid.shape[-1])], axis=1)
+
+
+def resized(position: jax.Array, source: tuple[int, int], target: tuple[int, int]) -> jax.Array:
+    """Resize a position embedding as the official pretraining does for views of another size.
+
+    The interpolation is bicubic, without antialiasing, and its scale is (n' + 0.1) / n, as there.
+
+    Args:
+        position: [1, 1 + h·w, D], CLS first, then the patches row by row.
+        source: (h, w), the rows and columns that it is for.
+        target: (h', w'), the rows and columns that it will be for.
+
+    Returns:
+        [1, 1 + h'·w', D]; `position` itself if both are equal.
+
+    Source:
+        DINO (Caron et al. 2021), https://github.com/facebookresearch/dino, as TransReID-SSL uses it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.models.position import resized
+        >>> resized(jnp.ones((1, 129, 4)), (16, 8), (8, 4)).shape
+        (1, 33, 4)
+    """
+    if source == target:
+        return position
+    rows, columns = (
+        jnp.asarray(_cubic_matrix(*lengths), position.dtype) for lengths in zip(source, target, strict=True)
+    )
+    patches = position[0, 1:].reshape(*source, -1)
+    exact = jax.lax.Precision.HIGHEST
+    patches = jnp.einsum("hH,wW,HWd->hwd", rows, columns, patches, precision=exact)
+    return jnp.concatenate([position[:, :1], patches.reshape(1, -1, patches.shape[-1])], axis=1)
+
+
+@functools.cache
+def _cubic_matrix(source: int, target: int) -> np.ndarray:
+    """Return the weights [target, source] of cubic interpolation; places beyond an end take the value there."""
+    place = (np.arange(target) + 0.5) * source / (target + 0.1) - 0.5
+    first = np.floor(place).astype(int) - 1
+    matrix = np.zeros((target, source))
+    for tap in range(4):
+        distance = np.abs(place - (first + tap))
+        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
+        far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+        np.add.at(matrix, (np.arange(target), np.clip(first + tap, 0, source - 1)), np.where(distance <= 1, near, far))
+    return matrix

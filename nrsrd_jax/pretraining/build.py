@@ -1,0 +1,121 @@
+"""From a pretraining's options to its model, state and step: what `nrsrd_jax.build` is for a training with labels."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from ..config import flatten
+from ..description import Description
+from ..errors import InputError, say
+from ..inputs import Records
+from ..metrics_log import read_metrics
+from ..models import find_spec, initialise
+from ..models.vit import ViTSpec
+from ..options import Options
+from ..precision import compute_dtype
+from ..processes import is_first
+from ..state import TrainState
+from . import step as dino_step
+from .dino import Head
+from .step import Networks, Preparation, Schedules
+from .views import View
+
+start_from = dino_step.with_backbone
+COLLAPSED = 0.02  # nats: a teacher that says less of its images has collapsed
+
+
+def make_description(
+    options: Options, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: None
+) -> Description:
+    """Return the description of the model that the pretraining ends with: a backbone without classifiers."""
+    del teacher_variables
+    return Description(
+        backbone=options.model.backbone,
+        depth=find_spec(options.model.backbone, options.model.depth).depth,
+        image_size=options.image_size,
+        mean=mean,
+        std=std,
+        brighten=options.data.brighten,
+        provenance={"made_by": "pretrain", "config": flatten(options), "data": records.hash(), "teacher": None},
+    )
+
+
+def networks(options: Options) -> Networks:
+    """Return the modules. InputError if the backbone takes no views of another size, or not of theirs."""
+    spec, dino = find_spec(options.model.backbone, options.model.depth), options.dino
+    if not isinstance(spec, ViTSpec):
+        raise InputError(f"model.backbone {options.model.backbone} takes images of one size; dino.enabled needs a ViT")
+    for size in (options.image_size, dino.local_size):
+        spec.check_size(size)
+    dtype, grid = compute_dtype(options.train.precision), spec.grid(options.image_size)
+    student = spec.module(dtype=dtype, drop_path=options.model.drop_path, remat=options.train.remat, grid=grid)
+    teacher = spec.module(dtype=dtype, drop_path=0.0, grid=grid)
+    head = Head(dino.prototypes, dino.hidden, dino.bottleneck, dino.free_length, dtype)
+    return Networks(student, teacher, head)
+
+
+def make_state(options: Options, description: Description) -> TrainState:
+    """Return the state before the first step, with random weights."""
+    keys = jax.random.split(jax.random.key(options.train.seed))
+    variables = initialise(description.create_model(), keys[0], description.image_size)
+    return dino_step.start(variables, networks(options), keys[1])
+
+
+def make_step(options: Options, description: Description, teacher: None, degradation: dict, steps: int) -> Callable:
+    """Return the step that the options describe, not yet compiled; `steps` is the length of the whole run."""
+    del teacher
+    dino, optim, epochs = options.dino, options.optim, options.train.epochs
+    views = (
+        View(options.image_size, dino.global_scale, blur=1.0),
+        View(options.image_size, dino.global_scale, blur=0.1, solarise=0.2),
+        View(dino.local_size, dino.local_scale, blur=0.5),
+    )
+    prepare = Preparation(
+        views,
+        dino.local_views,
+        description.mean,
+        description.std,
+        brighten=description.brighten,
+        night=dino.night,
+        degradation=degradation,
+    )
+    schedules = Schedules(
+        steps=steps,
+        warmup=steps // epochs * min(optim.warmup_epochs, epochs),
+        rate=optim.lr,
+        rate_end=optim.final_factor * optim.lr,
+        decay=optim.weight_decay,
+        decay_end=dino.weight_decay_end,
+        momentum=dino.momentum,
+        temperature=dino.temperature,
+        temperature_end=dino.temperature_end,
+        temperature_epochs=dino.temperature_epochs,
+        frozen_epochs=dino.frozen_epochs,
+    )
+    update = dino_step.make_update(networks(options), schedules, clip=dino.clip)
+    return dino_step.make_step(prepare, update, options.train.seed)
+
+
+def conclude(workdir: Path) -> dict[str, float]:
+    """Return the last logged loss and what the teacher's answers say of their images; warn if that is nothing."""
+    rows = [row for row in read_metrics(workdir) if "teacher_information" in row]
+    if not rows:
+        return {}
+    last = {name: rows[-1][name] for name in ("loss", "teacher_entropy", "teacher_information")}
+    if last["teacher_information"] < COLLAPSED and is_first():
+        say(
+            f"warning: the pretraining has collapsed: the teacher answers every image alike ({collapse(last)}). Its "
+            "features are worth little; start anew with a lower optim.lr, a higher dino.momentum, or another "
+            "dino.temperature",
+            error=True,
+        )
+    return last
+
+
+def collapse(last: dict[str, float]) -> str:
+    """Return in words what a collapsed teacher says."""
+    return (
+        f"its answers hold {last['teacher_information']:.3f} nats about their image; an answer's entropy is "
+        f"{last['teacher_entropy']:.2f} nats"
+    )

@@ -1,0 +1,260 @@
+"""One step of DINO: a student learns to answer every view as its teacher, a slow average of itself, answers others.
+
+A `TrainState` holds the teacher as its model, because that is what a pretraining is for: `params` and `batch_stats` are
+the teacher's backbone. Everything else is its `opt_state`:
+
+  student, student_stats   the student's parameters {"base", "head"}, and its backbone's statistics
+  teacher_head             the teacher's head
+  centre                   [K], what the teacher's outputs are centred by
+  adam, adam_last          the optimiser's moments, of the last layer apart, because that begins later
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import augment, lowlight
+from ..state import TrainState
+from .dino import Head, cosine, dino_loss, entropies, next_centre, teacher_probabilities
+from .dino import teacher_temperature as temperature_of
+from .views import View, make_views
+
+ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+LAST = "last_layer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedules:
+    """What changes with the steps or epochs: each a start, and where it ends.
+
+    Attributes:
+        steps: of the whole run.
+        warmup: the steps in which the learning rate rises.
+        rate, rate_end: the learning rate after that, and at the end.
+        decay, decay_end: the weight decay.
+        momentum: of the teacher; it ends at 1.
+        temperature, temperature_end, temperature_epochs: of the teacher; it changes in that many epochs.
+        frozen_epochs: how long the head's last layer stays as it is.
+    """
+
+    steps: int
+    warmup: int
+    rate: float
+    rate_end: float
+    decay: float
+    decay_end: float
+    momentum: float
+    temperature: float
+    temperature_end: float
+    temperature_epochs: int
+    frozen_epochs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The modules: the student's backbone, the teacher's, which drops no path, and the head of both."""
+
+    student: nn.Module
+    teacher: nn.Module
+    head: Head
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """How a batch of images becomes views.
+
+    Attributes:
+        views: the first global kind, the second, and the local kind.
+        local_count: how many local views an image has.
+        mean, std, brighten: how views are normalised, and brightened before, as the finished model's images are.
+        night: the probability that the student's second global view is a dark version of the teacher's.
+        degradation: how it is darkened (`lowlight.degrade`).
+    """
+
+    views: tuple[View, View, View]
+    local_count: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    brighten: float = 0.0
+    night: float = 0.0
+    degradation: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, key: jax.Array, images: jax.Array) -> dict[str, jax.Array]:
+        """Return normalised views of uint8 images [B, H, W, 3]: "teacher" and "global" [B, 2, …], "local" [B, L, …]."""
+        keys = jax.random.split(key, 5)
+        first, second = (make_views(keys[i], images, self.views[i]) for i in range(2))
+        views = {"teacher": jnp.concatenate([first, second], axis=1)}
+        views["local"] = make_views(keys[2], images, self.views[2], self.local_count)
+        views["global"] = views["teacher"]
+        if self.night:
+            dark = lowlight.degrade(keys[3], second[:, 0], **self.degradation)[:, None]
+            chosen = jax.random.bernoulli(keys[4], self.night, (len(images), 1, 1, 1, 1))
+            views["global"] = jnp.concatenate([first, jnp.where(chosen, dark, second)], axis=1)
+        return {name: self._finish(view) for name, view in views.items()}
+
+    def _finish(self, views: jax.Array) -> jax.Array:
+        flat = views.reshape(-1, *views.shape[2:])
+        return augment.normalize(augment.brighten(flat, self.brighten), self.mean, self.std).reshape(views.shape)
+
+
+def start(variables: dict, networks: Networks, key: jax.Array) -> TrainState:
+    """Return the state before the first step: the student is a copy of the teacher, whose variables are given."""
+    base = variables["params"]["base"]
+    head: Any = networks.head.init(key, jnp.zeros((1, base["cls_token"].shape[-1])))["params"]
+    student = {"base": base, "head": head}
+    rest, last = _split(student)
+    memory = {
+        "student": student,
+        "student_stats": _base_stats(variables["batch_stats"]),
+        "teacher_head": head,
+        "centre": jnp.zeros(networks.head.prototypes),
+        "adam": ADAM.init(rest),
+        "adam_last": ADAM.init(last),
+    }
+    return TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], memory)
+
+
+def with_backbone(state: TrainState, variables: dict) -> TrainState:
+    """Return a new state whose teacher and student both start from the backbone in a model's variables."""
+    memory: Any = state.opt_state
+    student = memory["student"] | {"base": variables["params"]["base"]}
+    memory = memory | {"student": student, "student_stats": _base_stats(variables["batch_stats"])}
+    return dataclasses.replace(state, opt_state=memory, **variables)
+
+
+def _base_stats(batch_stats: dict) -> dict:
+    return batch_stats.get("base", {})
+
+
+def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Callable:
+    """Return update(state, views, epoch, key) -> (state, metrics): one step on views as Preparation returns them.
+
+    `clip` is the largest norm of a tensor's gradient, each tensor by itself; 0 for no limit.
+    """
+
+    def backbone(module: nn.Module, params: dict, stats: Any, views: jax.Array, key: jax.Array | None):
+        """Return features [B, V, D] of views [B, V, …], and the statistics after them."""
+        batch, count = views.shape[:2]
+        out, updates = module.apply(
+            {"params": params, "batch_stats": stats},
+            views.reshape(-1, *views.shape[2:]),
+            train=True,
+            rngs={"drop_path": key} if key is not None else None,
+            mutable=["batch_stats"],
+        )
+        features: jax.Array = out["embedding"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
+        return features.reshape(batch, count, -1), updates.get("batch_stats", {})
+
+    def head(params: dict, features: jax.Array) -> jax.Array:
+        flat = features.reshape(-1, features.shape[-1])
+        outputs: Any = networks.head.apply({"params": params}, flat)
+        return outputs.reshape(*features.shape[:2], -1)
+
+    def update(state: TrainState, views: dict, epoch: jax.Array | int, key: jax.Array):
+        memory: Any = state.opt_state
+        keys = jax.random.split(key)
+        temperature = temperature_of(
+            epoch, schedules.temperature, schedules.temperature_end, schedules.temperature_epochs
+        )
+        taught, teacher_stats = backbone(
+            *(networks.teacher, state.params["base"], _base_stats(state.batch_stats)), views["teacher"], None
+        )
+        teacher = head(memory["teacher_head"], taught)
+
+        def objective(student: dict):
+            large, stats = backbone(
+                networks.student, student["base"], memory["student_stats"], views["global"], keys[0]
+            )
+            small, stats = backbone(networks.student, student["base"], stats, views["local"], keys[1])
+            outputs = head(student["head"], jnp.concatenate([large, small], axis=1))
+            return dino_loss(outputs, teacher, memory["centre"], temperature=temperature), (stats, outputs)
+
+        (loss, (student_stats, outputs)), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
+        del outputs
+        norm = optax.tree.norm(grads)
+        if clip:
+            grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip / (jnp.linalg.norm(g) + 1e-6)), grads)
+        rate = cosine(state.step, schedules.rate, schedules.rate_end, schedules.steps, schedules.warmup)
+        decay = cosine(state.step, schedules.decay, schedules.decay_end, schedules.steps)
+        momentum = cosine(state.step, schedules.momentum, 1.0, schedules.steps)
+        rest, last = _split(memory["student"])
+        rest_grads, last_grads = _split(grads)
+        frozen = jnp.asarray(epoch) < schedules.frozen_epochs
+
+        def move(params: dict, grads: dict, moments: Any) -> tuple[dict, Any]:
+            directions, moments = ADAM.update(grads, moments)
+            moved = jax.tree_util.tree_map_with_path(
+                lambda path, p, d: p - rate * (d + decay * p) if _decays(path, p) else p - rate * d, params, directions
+            )
+            return moved, moments
+
+        new_rest, adam = move(rest, rest_grads, memory["adam"])
+        moved_last = move(last, last_grads, memory["adam_last"])
+        fixed = {} if networks.head.free_length else {"weight_g": last["weight_g"]}
+        moved_last = (moved_last[0] | fixed, moved_last[1])
+        # A frozen layer's step is not counted either.
+        new_last, adam_last = jax.tree.map(
+            lambda old, new: jnp.where(frozen, old, new), (last, memory["adam_last"]), moved_last
+        )
+        student = _join(new_rest, new_last)
+
+        def average(teacher: Any, student: Any) -> Any:
+            return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
+
+        undecided, informed = entropies(teacher_probabilities(teacher, memory["centre"], temperature))
+        params = state.params | {"base": average(state.params["base"], student["base"])}
+        stats = state.batch_stats | ({"base": teacher_stats} if teacher_stats else {})
+        new_memory = {
+            "student": student,
+            "student_stats": student_stats,
+            "teacher_head": average(memory["teacher_head"], student["head"]),
+            "centre": next_centre(memory["centre"], teacher),
+            "adam": adam,
+            "adam_last": adam_last,
+        }
+        metrics = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "weight_decay": decay,
+            "teacher_momentum": momentum,
+            "centre_norm": jnp.linalg.norm(memory["centre"]),
+            "teacher_entropy": undecided,
+            "teacher_information": informed,
+        }
+        return TrainState(state.step + 1, params, stats, new_memory), metrics
+
+    return update
+
+
+def make_step(prepare: Preparation, update: Callable, seed: int) -> Callable:
+    """Return the pure step(state, batch, None) -> (state, metrics), random by (seed, state.step)."""
+
+    def step(state: TrainState, batch: dict, _teacher: None = None):
+        prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        views = prepare(prepare_key, batch["real"]["images"])
+        with jax.default_matmul_precision("highest"):  # no TF32 where float32 was asked for; bfloat16 stays as it is
+            return update(state, views, batch["epoch"], model_key)
+
+    return step
+
+
+def _split(student: dict) -> tuple[dict, dict]:
+    """Return the student's parameters without the head's last layer, and that layer's."""
+    head = dict(student["head"])
+    last = head.pop(LAST)
+    return student | {"head": head}, last
+
+
+def _join(rest: dict, last: dict) -> dict:
+    return rest | {"head": rest["head"] | {LAST: last}}
+
+
+def _decays(path: tuple, parameter: jax.Array) -> bool:
+    """Return whether weight decay acts on a parameter: not on biases, nor on those of one dimension."""
+    return parameter.ndim > 1 and not jax.tree_util.keystr(path[-1:], simple=True).endswith("bias")
