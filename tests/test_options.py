@@ -46,6 +46,8 @@ def read_alone(option):
     """The options, and the same with one of them changed; others are set where that one needs it."""
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
+    unlabelled = {"teacher.enabled": False, "aux.enabled": False, "model.norm_ratio": False, "optim.name": "adamw"}
+    needs |= {"dino.enabled": unlabelled}
     base, config = get_config(), get_config()
     for each in (base, config):
         each.update_from_flattened_dict(needs.get(option.name, {}))

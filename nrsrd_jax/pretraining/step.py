@@ -122,8 +122,10 @@ def start(variables: dict, networks: Networks, key: jax.Array) -> TrainState:
 def with_backbone(state: TrainState, variables: dict) -> TrainState:
     """Return a new state whose teacher and student both start from the backbone in a model's variables."""
     memory: Any = state.opt_state
-    student = memory["student"] | {"base": variables["params"]["base"]}
-    memory = memory | {"student": student, "student_stats": _base_stats(variables["batch_stats"])}
+    # The step takes over the memory of its arguments, so that no array may be in the state twice.
+    own = jax.tree.map(jnp.copy, variables)
+    student = memory["student"] | {"base": own["params"]["base"]}
+    memory = memory | {"student": student, "student_stats": _base_stats(own["batch_stats"])}
     return dataclasses.replace(state, opt_state=memory, **variables)
 
 

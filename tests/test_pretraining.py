@@ -1,0 +1,152 @@
+"""Pretraining without labels: from a folder of crops to a backbone that starts a training."""
+
+import contextlib
+import io
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from people import small_config, write_images, write_night
+
+from nrsrd_jax import checkpoint
+from nrsrd_jax.augment import prepared
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.retrieval import Embedder
+from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.training import train
+from nrsrd_jax.weights import from_torch, to_torch, torch_file
+
+
+def unlabelled(place, **options):
+    """A pretraining of seconds on the crops in `place`/crops."""
+    return small_config(
+        place,
+        **{
+            "dino__enabled": True,
+            "dino__prototypes": 32,
+            "dino__hidden": 16,
+            "dino__bottleneck": 8,
+            "dino__local_views": 2,
+            "dino__local_size": (16, 16),
+            "data__name": "crops",
+            "data__root": str(place / "crops"),
+            "train__batch_size": 8,
+            "eval__every": 0,
+        }
+        | options,
+    )
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    """A tree of crops without labels, and a labelled set beside it."""
+    place = tmp_path_factory.mktemp("pretraining")
+    write_images(place / "crops" / "monday", range(8), frames=1)
+    write_night(place / "night")
+    return place
+
+
+@pytest.fixture(scope="module")
+def pretrained(crops):
+    """A finished pretraining of two epochs, with the score of its teacher on the labelled set."""
+    config = unlabelled(crops, eval__data__name="night600", eval__data__root=str(crops / "night"))
+    scores = train(config, crops / "run", jax.devices()[:1])
+    return config, scores
+
+
+def weights(run):
+    return checkpoint.weights_hash(checkpoint.load(run, make_mesh())[1])
+
+
+def test_the_log_tells_how_the_teacher_answers_and_how_it_ranks(crops, pretrained):
+    _, scores = pretrained
+    rows = read_metrics(crops / "run")
+    assert 0 <= scores["mAP"] <= 1
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == 4
+    assert {"centre_norm", "teacher_entropy", "teacher_information", "learning_rate"} <= steps[-1].keys()
+    assert all(0 < row["loss"] < 20 for row in steps)
+
+
+def test_a_pretraining_that_lost_its_last_checkpoint_ends_with_the_same_weights(crops, pretrained):
+    config, _ = pretrained
+    before = weights(crops / "run")
+    shutil.copytree(crops / "run", crops / "killed")
+    shutil.rmtree(crops / "killed" / "checkpoints" / "4")
+    train(config, crops / "killed", jax.devices()[:1])
+    assert weights(crops / "killed") == before
+
+
+def test_the_number_of_devices_changes_only_the_rounding(crops, pretrained):
+    config, _ = pretrained
+    train(config, crops / "four", jax.devices()[:4])
+    one, four = ([row["loss"] for row in read_metrics(crops / run) if "loss" in row] for run in ("run", "four"))
+    np.testing.assert_allclose(four, one, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def again(crops, pretrained):
+    """A pretraining that goes on from the first one's weights without changing them, and what it wrote to stderr.
+
+    Its crops are a list; the student sees dark views; and at its temperature all answers of the teacher are alike.
+    """
+    files = sorted((crops / "crops").rglob("*.jpg"))[:8]
+    (crops / "list.csv").write_text("path\n" + "\n".join(map(str, files)) + "\n")
+    config = unlabelled(
+        crops,
+        data__root=str(crops / "list.csv"),
+        init__checkpoint=str(crops / "run"),
+        dino__night=1.0,
+        dino__temperature=100.0,
+        dino__temperature_end=100.0,
+        optim__lr=1e-30,
+        train__epochs=1,
+    )
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        last = train(config, crops / "again", jax.devices()[:1])
+    return last, errors.getvalue()
+
+
+def test_a_pretraining_starts_from_the_weights_of_another(crops, again):
+    base, started = (checkpoint.load(crops / run, make_mesh())[1]["params"]["base"] for run in ("run", "again"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), started, base)
+
+
+def test_a_list_of_crops_and_dark_views_give_a_finite_loss(again):
+    assert np.isfinite(again[0]["loss"])
+
+
+def test_a_collapsed_pretraining_says_so(again):
+    last, errors = again
+    assert last["teacher_information"] < 0.02
+    assert "the pretraining has collapsed" in errors
+
+
+def test_the_teacher_comes_back_from_a_file_of_dinos_form_with_the_same_features(crops, pretrained, tmp_path):
+    tensors, _ = to_torch.export(crops / "run", backbone=True)
+    torch_file.save(tmp_path / "dino.pth", tensors, wrapper="teacher")
+    description, variables, _, _ = from_torch.convert(tmp_path / "dino.pth", image_size=(32, 16))
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 16, 3), np.uint8)
+    given = description.create_model().apply(variables, prepared(images, description.mean, description.std, 0.0))
+    # A converted file is normalised by 0.5, as this pretraining is.
+    np.testing.assert_allclose(given["embedding"], Embedder.load(crops / "run")(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data__root": "/nowhere"}, "/nowhere does not exist"),
+        ({"train__batch_size": 64}, "there are 16 images, fewer than train.batch_size 64"),
+        ({"dino__local_size": (20, 16)}, "multiples of 16"),
+        ({"dino__local_scale": (0.5, 0.1)}, "dino.local_scale is 0.5,0.1"),
+        ({"optim__name": "sgd"}, "dino.enabled needs adamw"),
+        ({"aux__enabled": True}, "dino.enabled needs aux.enabled=False"),
+        ({"data__holdout": 0.5}, "data.holdout needs labels"),
+    ],
+)
+def test_what_cannot_work_is_one_error_before_anything_is_compiled(crops, tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        train(unlabelled(crops, **options), tmp_path / "run", jax.devices()[:1])
+    assert not list(tmp_path.glob("run/checkpoints/*"))
