@@ -8,7 +8,7 @@ DIR is any folder of crops, or a list of them (a .csv with a column `path`); sev
 command goes on from weights that there are, on your own cameras. Set eval.data.name and eval.data.root to see, every
 eval.every epochs, how well the teacher ranks a labelled set.
 
-small: vit_tiny on images of 128×64, with a small head, for a CPU
+small: vit_tiny on images of 128×64, with a small head and four small views, for a CPU
 
 The official run had 512 images a batch. With another batch change optim.lr in proportion.
 """
@@ -32,6 +32,7 @@ def get_config(variant: str = "official"):
     if variant == "small":
         c.image_size, c.dino.local_size, c.data.cache = (128, 64), (64, 32), "device"
         c.model.backbone, c.model.depth = "vit_tiny", 6
+        c.dino.local_views = 4
         c.dino.prototypes, c.dino.hidden, c.dino.bottleneck = 4096, 512, 128
         c.train.batch_size, c.train.epochs, c.optim.warmup_epochs = 64, 10, 1
         c.optim.lr = 5e-4

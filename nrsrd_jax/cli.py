@@ -10,6 +10,7 @@ from .errors import say
 VERBS = {
     "train": ("train", "train a model, or continue a run"),
     "pretrain": ("pretrain", "pretrain a backbone on crops without labels"),
+    "select": ("select", "choose the crops for a pretraining that are like a target domain"),
     "eval": ("eval", "evaluate a run or a checkpoint; --report writes a page"),
     "compare": ("compare", "compare runs, with confidence intervals of their differences"),
     "convert": ("convert", "import PyTorch weights"),

@@ -85,6 +85,10 @@ def _read_unlabelled(options: Options, exclude: Collection[Path]) -> Records:
     else:
         paths = [path for data in read_sources(options.data, exclude).values() for path in data.train.paths]
     paths = tuple(path for path in paths if path not in exclude)
+    if options.data.include:
+        chosen = {Path(path) for path in crops_of([make_source(Path(options.data.include), "", "")])}
+        paths = tuple(path for path in paths if path in chosen)
+        say(f"data.include chooses {len(paths)} of them; {len(chosen) - len(paths)} of its crops are elsewhere")
     train = datasets.Split(paths, np.zeros(len(paths), np.int64), np.zeros(len(paths), np.int64))
     say(f"{len(train)} images to learn from, without labels")
     targets = make_targets(options, read_sources(options.eval.data, exclude)) if options.eval.data.name else {}

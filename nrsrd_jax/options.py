@@ -38,6 +38,11 @@ class Data:
     exclude: str = option(
         "", "A file of image paths to leave out, as nrsrd check --fix-list writes it.", resumable=True
     )
+    include: str = option(
+        "",
+        "For dino: a list of crops (.csv with a column path), as nrsrd select writes it; only these are learnt from.",
+        resumable=True,
+    )
     holdout: float = option(
         0.0,
         "The share of the training people to leave out of training. While training only they are evaluated, across "
@@ -351,6 +356,8 @@ def read_options(config: Any) -> Options:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
     if options.dino.enabled:
         _check_dino(options)
+    elif options.data.include:
+        raise InputError("data.include is for pretraining (dino.enabled); data.exclude leaves out labelled images")
     if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
         raise InputError("eval.data.root and eval.data.protocol need eval.data.name: the kind of data set")
     fixed_statistic(options.data.mean, "data.mean")

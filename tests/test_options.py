@@ -47,7 +47,7 @@ def read_alone(option):
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
     unlabelled = {"teacher.enabled": False, "aux.enabled": False, "model.norm_ratio": False, "optim.name": "adamw"}
-    needs |= {"dino.enabled": unlabelled}
+    needs |= {"dino.enabled": unlabelled, "data.include": unlabelled | {"dino.enabled": True}}
     base, config = get_config(), get_config()
     for each in (base, config):
         each.update_from_flattened_dict(needs.get(option.name, {}))

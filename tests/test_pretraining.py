@@ -3,16 +3,21 @@
 import contextlib
 import io
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
-from people import small_config, write_images, write_night
+from people import small_config, small_model, write_images, write_night
 
-from nrsrd_jax import checkpoint
+from nrsrd_jax import checkpoint, select
 from nrsrd_jax.augment import prepared
+from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.data.images import decode
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.inputs import read_records
 from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
@@ -132,6 +137,34 @@ def test_the_teacher_comes_back_from_a_file_of_dinos_form_with_the_same_features
     given = description.create_model().apply(variables, prepared(images, description.mean, description.std, 0.0))
     # A converted file is normalised by 0.5, as this pretraining is.
     np.testing.assert_allclose(given["embedding"], Embedder.load(crops / "run")(images), atol=1e-5)
+
+
+def selected(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["nrsrd select", *map(str, arguments)])
+    select.main()
+
+
+def test_select_keeps_the_crops_whose_features_fine_tuning_moved_least(crops, tmp_path, monkeypatch, capsys):
+    for name, seed in (("before", 0), ("after", 1)):
+        save_weights(tmp_path / name, *small_model(1, seed=seed), {})
+    models = ["--source", tmp_path / "before", "--tuned", tmp_path / "after"]
+    selected(monkeypatch, crops / "crops", *models, "--keep", "0.25", "--output", tmp_path / "list.csv")
+    assert "kept 4 of 16 crops" in capsys.readouterr().out
+    header, *rows = (tmp_path / "list.csv").read_text().splitlines()
+    assert header == "path,score"
+    files = sorted((crops / "crops").rglob("*.jpg"))
+    images = np.stack([decode(path, (32, 16), "bilinear") for path in files])
+    a, b = (Embedder.load(tmp_path / name)(images) for name in ("before", "after"))
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    best = np.argsort(-cosines)[:4]
+    assert [row.split(",")[0] for row in rows] == [str(files[i]) for i in best]
+    np.testing.assert_allclose([float(row.split(",")[1]) for row in rows], cosines[best], atol=1e-5)
+    records = read_records(
+        read_options(unlabelled(crops, data__include=str(tmp_path / "list.csv"), train__batch_size=4))
+    )
+    assert {str(path) for path in records.train.paths} == {str(files[i]) for i in best}
+    with pytest.raises(InputError, match="the same weights"):
+        selected(monkeypatch, crops / "crops", "--source", tmp_path / "after", "--tuned", tmp_path / "after")
 
 
 @pytest.mark.parametrize(

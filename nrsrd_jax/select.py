@@ -1,0 +1,86 @@
+"""Choose the crops for a pretraining that are closest to a target domain, by their catastrophic forgetting score (CFS).
+
+  nrsrd select DIR… --source runs/dino --tuned runs/mine --keep 0.6 --output list.csv
+  nrsrd pretrain --config dino --config.data.root=DIR --config.data.include=list.csv
+
+--source is a model before, --tuned the same model after fine-tuning on the target's labelled images. A crop's score is
+the cosine, in −1..1, of its features under both: where fine-tuning hardly moved a feature, the model forgot little, so
+that the crop is like the target. The list has a column path and a column score, best first. The tuned model has seen
+labels: a pretraining on such a list is not label-free, and a table should say so.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+
+from .command import Parser, add_embedding_flags, one_line
+from .errors import InputError, counted, say
+from .files import expanded, writable_file, write_csv
+from .gallery.crops import crops_of, make_source
+
+
+def main() -> None:
+    arguments = _read_arguments()
+    # Not imported before the arguments are read, so that --help is quick.
+    from .retrieval.embedding import Embedder
+    from .retrieval.files import embed_files
+    from .retrieval.ranking import unit_rows
+    from .runs import find_checkpoint
+
+    output = writable_file(arguments.output, "--output")
+    paths = [Path(path) for path in crops_of(make_source(place, "", "") for place in arguments.crops)]
+    checkpoints = [find_checkpoint(expanded(model)) for model in (arguments.source, arguments.tuned)]
+    options = {name: getattr(arguments, name) for name in ("batch_size", "precision", "flip", "feature")}
+    models = [Embedder.load(checkpoint, **options) for checkpoint in checkpoints]
+    first, second = (model.description for model in models)
+    if (first.backbone, first.depth, first.image_size) != (second.backbone, second.depth, second.image_size):
+        raise InputError("--source and --tuned differ in their backbone or image size: give one model before and after")
+    if models[0].fingerprint() == models[1].fingerprint():
+        raise InputError("--source and --tuned have the same weights, so that every crop would have the score 1")
+
+    features = []
+    for name, model in zip(("source", "tuned"), models, strict=True):
+        say(f"{name}: {checkpoints[name == 'tuned']}")
+        parts = [chunk.features for chunk in embed_files(model, paths, strict=True) if len(chunk.indices)]
+        features.append(unit_rows(np.concatenate(parts)))
+    scores = (features[0] * features[1]).sum(1)
+    # The order of equal scores is that of the names.
+    best = np.lexsort((np.array([str(path) for path in paths]), -scores))[: math.ceil(arguments.keep * len(paths))]
+    write_csv(output, [{"path": str(paths[i]), "score": round(float(scores[i]), 6)} for i in best], follow=True)
+    say(
+        f"kept {len(best)} of {counted(len(paths), 'crop')}, scores {scores[best].min():.3f} to {scores.max():.3f} "
+        f"(mean of all {scores.mean():.3f}); written to {output}"
+    )
+
+
+def share(text: str) -> float:
+    """Return a flag's value as a share above 0, at most 1. ValueError if it is none."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError(f"{value} is not above 0 and at most 1")
+    return value
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__, "nrsrd select")
+    parser.add_argument("crops", nargs="+", type=Path, metavar="DIR", help="folders of crops, or lists of them (.csv)")
+    parser.add_argument("--source", required=True, metavar="MODEL", help="the model before fine-tuning")
+    parser.add_argument("--tuned", required=True, metavar="MODEL", help="the model after it")
+    parser.add_argument(
+        "--keep", type=share, default=0.6, help="the share of crops to keep; default: 0.6, as published"
+    )
+    parser.add_argument("--output", default="list.csv", metavar="FILE", help="default: list.csv")
+    add_embedding_flags(parser)
+    parser.set_defaults(feature="cls")
+    return parser.parse_args()
+
+
+def command() -> None:
+    """Run `nrsrd select` with the arguments of the process."""
+    one_line(main)
+
+
+if __name__ == "__main__":
+    command()
