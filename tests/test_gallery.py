@@ -2,11 +2,9 @@
 
 import csv
 import datetime
-import importlib
 import json
 import os
 import shutil
-import sys
 
 import jax
 import numpy as np
@@ -22,31 +20,9 @@ from nrsrd_jax.gallery import matching
 from nrsrd_jax.gallery.crops import Source, make_source, parse_time
 from nrsrd_jax.gallery.lock import writing
 from nrsrd_jax.gallery.store import Gallery
-from nrsrd_jax.retrieval import Embedder, rank_features
+from nrsrd_jax.retrieval import Embedder
 
 PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A small model whose weights are random."""
-    path = tmp_path_factory.mktemp("models") / "model"
-    save_weights(path, *small_model(), {})
-    return path
-
-
-@pytest.fixture
-def nrsrd(monkeypatch, capsys):
-    """nrsrd("embed", …) -> what the command prints."""
-
-    def call(verb, *arguments):
-        module = importlib.import_module(f"nrsrd_jax.{verb}")
-        monkeypatch.setattr(sys, "argv", [f"nrsrd {verb}", *map(str, arguments)])
-        capsys.readouterr()
-        module.main()
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture
@@ -304,35 +280,6 @@ def test_matches_are_the_most_similar_crops_in_order(gallery, crops, nrsrd, tmp_
     assert [(line["query"], line["path"]) for line in lines] == [
         (query["path"], match["path"]) for query in queries for match in query["matches"]
     ]
-
-
-@pytest.mark.parametrize("options", [[], ["--normalize", "camera"], ["--rerank"]])
-def test_the_order_is_that_of_eval_query_by_query(gallery, crops, nrsrd, tmp_path, options):
-    """From the matches of other cameras follows the average precision that the metrics report."""
-    arguments = ["--pattern", PATTERN, "--not-same-camera", "--top", 12, "--output", tmp_path / "m.json"]
-    nrsrd("search", crops, "--gallery", gallery, *arguments, *options)
-    queries = json.loads((tmp_path / "m.json").read_text())["queries"]
-    precisions = []
-    for query in queries:
-        person = os.path.basename(query["path"])[:4]
-        hits = np.array([match["person"] == person for match in query["matches"]])
-        precisions.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
-    table, features = Gallery.open(gallery).read()
-    ids = np.array(table["person"].to_pylist(), int)
-    cameras = np.array([int(camera[1:]) for camera in table["camera"].to_pylist()])
-    if not options:
-        metrics = rank_features(features, features, ids, ids, cameras, cameras)
-        # Only images of the query's own camera that show the same person are left out there; here all of that camera.
-        distances = 2 - 2 * (features @ features.T) / np.outer(*2 * [np.linalg.norm(features, axis=1)])
-        expected = []
-        for row in range(len(ids)):
-            others = np.flatnonzero(cameras != cameras[row])
-            order = others[np.argsort(distances[row, others], kind="stable")]
-            hits = ids[order] == ids[row]
-            expected.append((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
-        np.testing.assert_allclose(precisions, expected, atol=1e-6)
-        assert metrics.valid.all()
-    assert len(precisions) == 12
 
 
 def test_each_matching_in_batches_equals_one_over_all(gallery, monkeypatch):
