@@ -33,7 +33,19 @@ quick_xla.switch_on(COMPILED)
 # `make quick` leaves them out.
 SLOW = (
     *("training", "own_crops", "processes", "reliability", "convert", "models", "scoring", "attention"),
-    *("ablation", "readers", "lowlight", "check", "analysis", "commands", "page", "crops_page", "gallery", "search_order"),
+    *(
+        "ablation",
+        "readers",
+        "lowlight",
+        "check",
+        "analysis",
+        "commands",
+        "page",
+        "crops_page",
+        "gallery",
+        "search_order",
+        "eval_gallery",
+    ),
     *("step", "run_folder", "compare", "package", "torch_file", "step_cost", "report", "result", "jobs"),
     *("fuzz", "extending", "spec", "docstrings", "options", "data", "weights", "calibrate", "calibration"),
     "clustering",
