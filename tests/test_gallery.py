@@ -9,7 +9,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from people import run, small_model, start, write_images
+from people import run, small_model, start, write_calibration, write_images
 
 from nrsrd_jax import augment
 from nrsrd_jax.checkpoint import save_weights
@@ -308,15 +308,6 @@ def test_a_threshold_leaves_out_less_similar_matches(gallery, crops, nrsrd, tmp_
     kept = [match["similarity"] for query in queries for match in query["matches"]]
     assert len(kept) < 12 * 10
     assert min(kept, default=1) >= 0.999
-
-
-def write_calibration(place, model, **changes):
-    """A calibration by which similarity 0.5 is one stranger in 10, and 0.9 one in 100."""
-    identity = Embedder.load(model).identity() | changes
-    curve = {"threshold": [-1.0, 0.5, 0.9], "fmr": [1.0, 0.1, 0.01]}
-    points = {"similarity": [-1.0, 1.0], "probability": [0.0, 1.0]}
-    place.write_text(json.dumps({"model": identity, "people": 200, "curve": curve, "probability": points}))
-    return place
 
 
 def test_a_calibration_gives_the_threshold_and_says_how_near_strangers_are(gallery, crops, model, nrsrd, tmp_path):

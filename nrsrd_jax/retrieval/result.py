@@ -35,6 +35,7 @@ from ..report.curves import plot_illumination
 from ..report.page import report_file, write_report
 from ..runs import find_checkpoint, known_score, newest_run, run_of
 from ..stored import read_description
+from .calibration import calibration_beside
 from .embedding import Embedder
 from .illumination import SEED
 from .pair_table import pair_table
@@ -99,6 +100,10 @@ def evaluate_run(
     targets = read_targets(options)
     embedder, options, fingerprint = load_embedder(path, options)
 
+    # Only plain similarities are what `nrsrd calibrate` measured.
+    plain = options.eval.normalize == "none" and not (options.eval.expand or options.eval.rerank.enabled)
+    calibration = calibration_beside(source, embedder.identity()) if report and plain else None
+
     begin = time.perf_counter()
     results = evaluate(embedder, options, targets, fingerprint)
     rows = {name: target_record(results[name], target, options) for name, target in targets.items()}
@@ -125,7 +130,8 @@ def evaluate_run(
             for name, target in targets.items()
         }
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
-        write_report(written["page"], str(source), result, results, targets, images, probe, run_of(path) or source)
+        place = written["page"], str(source)
+        write_report(*place, result, results, targets, images, probe, run_of(path) or source, calibration)
     return result, list(written.values())
 
 
