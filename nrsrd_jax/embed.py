@@ -45,6 +45,9 @@ def main() -> None:
     )
     with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
         gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
+        shared = "://" in gallery.uri
+        if shared:
+            gallery.remove_copies()
         known = gallery.known()
         plan = make_plan(sources, known, shard)
         start = time.perf_counter()
@@ -56,6 +59,8 @@ def main() -> None:
         describe(plan.describe, gallery)
         gallery.mark(plan.back, vanished=False)
         gallery.mark(plan.gone, vanished=True)
+        if shared and (copies := gallery.remove_copies()):
+            say(f"{counted(copies, 'crop')} that another process embedded at the same time left out")
         if not shard:
             gallery.compact()
     warn_unreadable(unreadable)

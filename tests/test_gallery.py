@@ -415,6 +415,21 @@ def test_shards_can_add_the_same_column_at_once(gallery):
     assert table["floor"].to_pylist() == ["1", "2", None]
 
 
+def test_a_gallery_needs_no_folder_and_what_two_processes_embedded_both_is_there_once(crops, model, nrsrd, tmp_path):
+    """Memory stands for object storage, which cannot be locked."""
+    place = f"shared-memory://{tmp_path.name}/g"
+    with pytest.raises(InputError, match="is not a gallery; nrsrd embed makes one"):
+        nrsrd("search", crops, "--gallery", place)
+    nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
+    gallery = Gallery.open(place)
+    table, features = gallery.read(columns=("path", "size", "modified"))
+    gallery.add(table.to_pylist()[:5], features[:5])  # by another process, without its persons and cameras
+    assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
+    assert "12 with matches among 12 crops" in nrsrd("search", crops, "--gallery", place)
+    with pytest.raises(InputError, match="a LanceDB server, which nrsrd cannot make delete crops for good"):
+        Gallery.open("db://night")
+
+
 def test_a_damaged_gallery_is_said_to_be_damaged(gallery, crops, nrsrd):
     for file in (gallery / "crops.lance/data").iterdir():
         file.write_bytes(file.read_bytes()[:100])
