@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
@@ -117,8 +117,24 @@ def crops_of(sources: Iterable[Source]) -> dict[str, Crop]:
             values = found.setdefault(crop.path, crop).values
             values.update((name, value) for name, value in crop.values.items() if value is not None)
         if crop is None:
-            raise InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
+            raise _no_crops(source)
     return found
+
+
+def each_crop(sources: Sequence[Source]) -> Iterator[Crop]:
+    """Yield the crops of all sources, as `crops_of`; those of a single source without holding them in memory."""
+    if len(sources) > 1:
+        yield from crops_of(sources).values()
+        return
+    crop = None
+    for crop in sources[0].crops():
+        yield crop
+    if crop is None:
+        raise _no_crops(sources[0])
+
+
+def _no_crops(source: Source) -> InputError:
+    return InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
 
 
 def make_source(path: Path, pattern: str, time_format: str) -> Source:
