@@ -28,6 +28,7 @@ def main() -> None:
     sources = [make_source(path, arguments.pattern, arguments.time_format) for path in arguments.crops]
     if arguments.check:
         say(*check(sources))
+        warn_links(sources)
         return
     # Not imported before the arguments are read, so that --help is quick.
     from .gallery.embed import about, describe, embed, make_plan, warn_unreadable
@@ -64,6 +65,7 @@ def main() -> None:
         if not shard:
             gallery.compact()
     warn_unreadable(unreadable)
+    warn_links(sources)
     embedded = len(plan.embed) + len(plan.unreadable) - len(unreadable)
     counts = {
         "unchanged": plan.unchanged,
@@ -89,6 +91,13 @@ def check(sources: Sequence[Source]) -> list[str]:
             filled[name] = filled.get(name, 0) + (value is not None)
     told = ", ".join(f"{name} of {count:,}" for name, count in filled.items() if count)
     return [*lines, f"{counted(len(crops), 'crop')}; known: {told or 'nothing but paths'}; nothing was embedded"]
+
+
+def warn_links(sources: Sequence[Source]) -> None:
+    """Print a warning if folders were not followed because they are symbolic links."""
+    if links := [path for source in sources for path in source.links]:
+        what = counted(len(links), "linked folder was", "linked folders were")
+        say(f"warning: {what} not followed, such as {links[0]}; give what is to be embedded by name", error=True)
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 import csv
 import datetime
+import importlib
 import json
 import os
 import shutil
+import sys
 
 import jax
 import numpy as np
@@ -84,6 +86,15 @@ def test_a_file_that_comes_back_is_not_embedded_again(gallery, crops, model, nrs
     (tmp_path / "away.jpg").rename(first)
     assert "0 crops embedded, 11 unchanged, 1 there again" in nrsrd(*again)
     assert Gallery.open(gallery).count("vanished IS NOT NULL") == 0
+
+
+def test_linked_folders_are_not_followed_and_said(crops, monkeypatch, capsys, tmp_path):
+    (crops / "again").symlink_to(crops)
+    monkeypatch.setattr(sys, "argv", ["nrsrd embed", str(crops), "--check"])
+    importlib.import_module("nrsrd_jax.embed").main()
+    said = capsys.readouterr()
+    assert "12 crops; known" in said.out
+    assert f"1 linked folder was not followed, such as {crops / 'again'};" in said.err
 
 
 def test_what_is_known_of_crops_can_change_without_embedding_them_again(crops, model, nrsrd, tmp_path):

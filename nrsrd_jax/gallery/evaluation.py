@@ -96,7 +96,7 @@ def _labelled(
     splits = {part: crops.subset(np.flatnonzero(mask)) for part, mask in chosen.items()}
     light = table["brightness"].to_numpy()
     return (
-        Dataset(crops.subset(np.empty(0, int)), **splits),
+        Dataset(crops.subset(np.empty(0, int)), splits["query"], splits["gallery"]),
         {number: name or "unknown" for number, name in zip(cameras.tolist(), named, strict=True)},
         {part: features[mask] for part, mask in chosen.items()},
         {part: light[mask].astype(np.float64) for part, mask in chosen.items()},
