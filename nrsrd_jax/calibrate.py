@@ -109,7 +109,9 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def closing(result: dict[str, Any]) -> list[str]:
-    """Return how much was compared, and which rates take more people."""
+    """Return how much was compared, and which rates are missing."""
+    from .retrieval.error_rates import MOST_CAMERAS
+
     pairs = f"{counted(result['genuine_pairs'], 'genuine pair')}, {counted(result['impostor_pairs'], 'impostor pair')}"
     lines = [
         f"{counted(result['crops'], 'crop')} of {result['people']:,} people: {pairs}; intervals are 95 %, over people"
@@ -117,6 +119,8 @@ def closing(result: dict[str, Any]) -> list[str]:
     if result["refused"]:
         first = result["refused"][0]
         lines.append(f"a false-match rate of {first['fmr']:g} would need {first['people_needed']:,} people")
+    if result["cameras"] and result["cameras"] > MOST_CAMERAS:
+        lines.append(f"{result['cameras']:,} cameras: rates by pair of cameras are written for at most {MOST_CAMERAS}")
     return lines
 
 

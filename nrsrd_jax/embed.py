@@ -28,6 +28,7 @@ def main() -> None:
     sources = [make_source(path, arguments.pattern, arguments.time_format) for path in arguments.crops]
     if arguments.check:
         say(*check(sources))
+        warn_links(sources)
         return
     # Not imported before the arguments are read, so that --help is quick.
     from .gallery.embed import about, describe, embed, make_plan, warn_unreadable
@@ -45,6 +46,9 @@ def main() -> None:
     )
     with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
         gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
+        shared = "://" in gallery.uri
+        if shared:
+            gallery.remove_copies()
         known = gallery.known()
         plan = make_plan(sources, known, shard)
         start = time.perf_counter()
@@ -56,9 +60,12 @@ def main() -> None:
         describe(plan.describe, gallery)
         gallery.mark(plan.back, vanished=False)
         gallery.mark(plan.gone, vanished=True)
+        if shared and (copies := gallery.remove_copies()):
+            say(f"{counted(copies, 'crop')} that another process embedded at the same time left out")
         if not shard:
             gallery.compact()
     warn_unreadable(unreadable)
+    warn_links(sources)
     embedded = len(plan.embed) + len(plan.unreadable) - len(unreadable)
     counts = {
         "unchanged": plan.unchanged,
@@ -84,6 +91,13 @@ def check(sources: Sequence[Source]) -> list[str]:
             filled[name] = filled.get(name, 0) + (value is not None)
     told = ", ".join(f"{name} of {count:,}" for name, count in filled.items() if count)
     return [*lines, f"{counted(len(crops), 'crop')}; known: {told or 'nothing but paths'}; nothing was embedded"]
+
+
+def warn_links(sources: Sequence[Source]) -> None:
+    """Print a warning if folders were not followed because they are symbolic links."""
+    if links := [path for source in sources for path in source.links]:
+        what = counted(len(links), "linked folder was", "linked folders were")
+        say(f"warning: {what} not followed, such as {links[0]}; give what is to be embedded by name", error=True)
 
 
 def shard(text: str) -> tuple[int, int]:

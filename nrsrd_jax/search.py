@@ -135,24 +135,17 @@ def _hint(arguments: argparse.Namespace, gallery: "Gallery") -> str:
 
 def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Calibration | None":
     """Return the calibration that --threshold names, or the one beside the model. InputError if it does not fit."""
-    from .retrieval.calibration import FILE, load_calibration
+    from .retrieval.calibration import calibration_beside, load_calibration
 
+    named = isinstance(arguments.threshold, Path)
     if arguments.normalize != "none":
-        if isinstance(arguments.threshold, Path):
+        if named:
             raise InputError("a calibration is of similarities that are not normalised: leave --normalize out")
         return None
-    named = isinstance(arguments.threshold, Path)
-    path = arguments.threshold if named else expanded(arguments.model or gallery.about.model) / FILE
-    if not named and not path.is_file():
-        return None
-    calibration = load_calibration(path)
-    try:
-        calibration.check_model(gallery.about.identity)
-    except InputError as error:
-        if named:
-            raise
-        say(f"warning: {error}; it is not used", error=True)
-        return None
+    if not named:
+        return calibration_beside(expanded(arguments.model or gallery.about.model), gallery.about.identity)
+    calibration = load_calibration(arguments.threshold)
+    calibration.check_model(gallery.about.identity)
     return calibration
 
 

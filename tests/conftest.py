@@ -1,9 +1,11 @@
 """What all tests share: eight CPU devices, quick compiles, fixtures, and which test files are slow."""
 
 import functools
+import importlib
 import lzma
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 import quick_xla
-from people import small_config, write_night
+from people import small_config, small_model, write_night
 
+from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.weights import from_torch, torch_file
 
@@ -30,7 +33,19 @@ quick_xla.switch_on(COMPILED)
 # `make quick` leaves them out.
 SLOW = (
     *("training", "own_crops", "processes", "reliability", "convert", "models", "scoring", "attention"),
-    *("ablation", "readers", "lowlight", "check", "analysis", "commands", "page", "crops_page", "gallery"),
+    *(
+        "ablation",
+        "readers",
+        "lowlight",
+        "check",
+        "analysis",
+        "commands",
+        "page",
+        "crops_page",
+        "gallery",
+        "search_order",
+        "eval_gallery",
+    ),
     *("step", "run_folder", "compare", "package", "torch_file", "step_cost", "report", "result", "jobs"),
     *("fuzz", "extending", "spec", "docstrings", "options", "data", "weights", "calibrate", "calibration"),
     "clustering",
@@ -103,6 +118,28 @@ def finished(place):
 
     train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
     return place / "finished"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A small model whose weights are random."""
+    path = tmp_path_factory.mktemp("models") / "model"
+    save_weights(path, *small_model(), {})
+    return path
+
+
+@pytest.fixture
+def nrsrd(monkeypatch, capsys):
+    """nrsrd("embed", …) -> what the command prints."""
+
+    def call(verb, *arguments):
+        module = importlib.import_module(f"nrsrd_jax.{verb}")
+        monkeypatch.setattr(sys, "argv", [f"nrsrd {verb}", *map(str, arguments)])
+        capsys.readouterr()
+        module.main()
+        return capsys.readouterr().out
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Small rendered data sets for the tests: every identity is one colour, so a small model can learn them."""
 
+import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -90,3 +91,14 @@ def small_model(depth=1, size=(32, 16), seed=0, **fields):
     """The description, with these `fields`, and random variables of a vit_tiny."""
     description = Description("vit_tiny", depth, size, (0.5,) * 3, (0.5,) * 3, **fields)
     return description, jax.jit(lambda key: initialise(description.create_model(), key, size))(jax.random.key(seed))
+
+
+def write_calibration(place, model, **changes):
+    """A calibration by which similarity 0.5 is one stranger in 10, and 0.9 one in 100."""
+    from nrsrd_jax.retrieval import Embedder
+
+    identity = Embedder.load(model).identity() | changes
+    curve = {"threshold": [-1.0, 0.5, 0.9], "fmr": [1.0, 0.1, 0.01]}
+    points = {"similarity": [-1.0, 1.0], "probability": [0.0, 1.0]}
+    place.write_text(json.dumps({"model": identity, "people": 200, "curve": curve, "probability": points}))
+    return place

@@ -90,6 +90,16 @@ def test_a_data_set_is_calibrated_on_its_test_people_beside_the_model(place, mon
     assert "a false-match rate of 0.01 would need 25 people" in capsys.readouterr().out
 
 
+def test_cameras_that_are_too_many_to_be_told_apart_are_said():
+    told = {"crops": 99, "people": 30, "genuine_pairs": 9, "impostor_pairs": 9, "refused": []}
+    assert "21 cameras: rates by pair of cameras are written for at most 20" in calibrate.closing(
+        told | {"cameras": 21}
+    )
+    assert not any(
+        "cameras:" in line for cameras in (20, None) for line in calibrate.closing(told | {"cameras": cameras})
+    )
+
+
 def test_copies_and_unknown_people_are_left_out_and_said(place, monkeypatch, capsys):
     (place / "copy.png").write_bytes(crops(place)[0].read_bytes())
     manifest = table(place, lambda *row: ",".join(row))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browsing import opened
-from people import small_config, small_model, write_images, write_night
+from people import small_config, small_model, write_calibration, write_images, write_night
 from playwright.sync_api import expect
 
 from nrsrd_jax.checkpoint import save_weights
@@ -251,12 +251,13 @@ def test_no_figure_has_an_empty_place_beside_it_on_a_large_screen(chromium, repo
 
 
 def test_a_page_of_one_query_and_of_a_gallery_of_one_person_says_so(tmp_path, chromium):
-    """Also where the protocol has no word for what it leaves out."""
+    """Also where the protocol has no word for what it leaves out. With a calibration it says how near strangers are."""
     write_night(tmp_path / "night", frames=1)
     for path in [*(tmp_path / "night/query").iterdir(), *(tmp_path / "night/bounding_box_test").iterdir()]:
         if not path.name.startswith("0100"):
             path.unlink()
     save_weights(tmp_path / "weights", *small_model(), {})
+    write_calibration(tmp_path / "weights/calibration.json", tmp_path / "weights")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page, "LEFT_OUT_WORDS", {})
         _, files = evaluate_run("", str(tmp_path / "weights"), "", small_config(tmp_path), report=str(tmp_path / "out"))
@@ -267,6 +268,12 @@ def test_a_page_of_one_query_and_of_a_gallery_of_one_person_says_so(tmp_path, ch
     expect(tab.locator(".counts")).to_contain_text("1 query, of which 0")
     expect(browser_of(tab).locator(".card.junk .verdict")).to_contain_text("left out by the protocol")
     assert "1 queries" not in tab.content()
+    thresholds = (
+        "on 200 people (calibration.json): one stranger in 10 is as near as 50.00 %, one stranger in 100 is as near"
+    )
+    expect(tab.locator("#set-0")).to_contain_text(thresholds)
+    near = browser_of(tab).locator(".card .facts").all_inner_texts()
+    assert all(re.search(r"stranger in [\d,]+ is this near", text) for text in near)
     tab.close()
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrsrd_jax.retrieval import rerank
-from nrsrd_jax.retrieval.ranking import rank_by, rank_metrics, squared_distances
+from nrsrd_jax.retrieval.ranking import centred_rows, distances_of, rank_by, rank_metrics, squared_distances
 from nrsrd_jax.retrieval.rerank import expand_queries, k_reciprocal, reranked_distances
 from nrsrd_jax.sharding import make_mesh
 
@@ -99,6 +99,28 @@ def test_without_a_share_of_the_old_distance_or_with_nothing_else(golden):
     new = k_reciprocal(query, gallery, lambda_value=0)
     assert new.min() >= 0
     assert new.max() <= 1
+
+
+@pytest.mark.parametrize(("spread", "quick"), [(1.0, True), (1e-2, True), (1e-6, False)])
+def test_the_quick_search_finds_the_neighbours_that_float64_finds(spread, quick):
+    """Two groups far apart, say day and night: the closer their members, the less float32 can tell of them."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 32))[rng.integers(2, size=300)] + spread * rng.normal(size=(300, 32))
+    features[250:] = features[200:250]  # copies
+    rows = centred_rows(features[:0], features)[1]
+    exact = np.square(rows[:, None] - rows[None]).sum(-1).astype(np.float32)
+    expected = np.argsort(exact, axis=1, kind="stable")[:, :9]
+    mesh = make_mesh()
+    found = rerank._quick_search(rows, 9, 64, mesh)(np.arange(64))
+    assert (found is not None) == quick
+    neighbours, farthest = rerank._nearest(rows, distances_of(rows, rows, mesh), 9, 64, mesh, None)
+    if quick:
+        np.testing.assert_array_equal(neighbours, expected)
+        np.testing.assert_array_equal(farthest, exact.max(1))
+    else:
+        # Equal float32 distances may rank otherwise.
+        near = np.take_along_axis(exact, neighbours, 1)
+        np.testing.assert_allclose(near, np.take_along_axis(exact, expected, 1), atol=1e-14)
 
 
 def test_identical_images_and_images_of_zeros_have_finite_distances():

@@ -22,6 +22,7 @@ from . import sealed
 from .picture import MAX_BYTES, take_apart
 
 Result = TypeVar("Result")
+Name = TypeVar("Name")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Raise this when the same file would decode to other pixels, so that old caches are not read.
 CACHE_VERSION = 2
@@ -197,7 +198,7 @@ def _all(
 
 
 def in_parallel(
-    function: Callable[[Path], Result], paths: Sequence[Path], title: str
+    function: Callable[[Name], Result], paths: Sequence[Name], title: str
 ) -> Iterator[tuple[int, Result | InputError]]:
     """Yield (index, function(path)) for all paths, on all cores, with a progress bar. An InputError is a result too."""
 

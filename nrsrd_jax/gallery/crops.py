@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
@@ -41,11 +41,13 @@ class Source:
         path: absolute.
         pattern: what is searched for in each path below a folder; its named groups are columns.
         time_format: of times, as in `strptime`; "" for ISO 8601, 20261127193000, or seconds since 1970.
+        links: folders below that are symbolic links, which are not followed; known when all crops were read.
     """
 
     path: Path
     pattern: re.Pattern[str] | None = None
     time_format: str = ""
+    links: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     @property
     def is_manifest(self) -> bool:
@@ -64,8 +66,10 @@ class Source:
             raise InputError(f"{self.path} does not exist; give folders of crops, crops, or a manifest (.csv)")
 
     def _files(self) -> Iterator[Crop]:
+        self.links.clear()
         for place, folders, files in os.walk(self.path, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
+            self.links.extend(path for name in folders if os.path.islink(path := os.path.join(place, name)))
             for name in sorted(files):
                 if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name):
                     path = os.path.join(place, name)
@@ -117,8 +121,24 @@ def crops_of(sources: Iterable[Source]) -> dict[str, Crop]:
             values = found.setdefault(crop.path, crop).values
             values.update((name, value) for name, value in crop.values.items() if value is not None)
         if crop is None:
-            raise InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
+            raise _no_crops(source)
     return found
+
+
+def each_crop(sources: Sequence[Source]) -> Iterator[Crop]:
+    """Yield the crops of all sources, as `crops_of`; those of a single source without holding them in memory."""
+    if len(sources) > 1:
+        yield from crops_of(sources).values()
+        return
+    crop = None
+    for crop in sources[0].crops():
+        yield crop
+    if crop is None:
+        raise _no_crops(sources[0])
+
+
+def _no_crops(source: Source) -> InputError:
+    return InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
 
 
 def make_source(path: Path, pattern: str, time_format: str) -> Source:

@@ -11,7 +11,7 @@ from ..errors import say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
 from ..retrieval.files import embed_files
-from .crops import Crop, Source, crops_of
+from .crops import Crop, Source, each_crop
 from .store import About, Gallery, Known, one_of
 
 CHUNK = 1024  # crops that are written at once; a kill loses no more
@@ -60,13 +60,14 @@ def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[i
     Raises:
         InputError: as `crops_of`.
     """
-    plan, seen = Plan(), crops_of(sources)
-    for path, crop in seen.items():
-        if _is_of(path, shard):
+    plan = Plan()
+    folders = tuple(f"{source.path}{os.sep}" for source in sources if source.path.is_dir())
+    unseen = {path for path in known if path.startswith(folders) and _is_of(path, shard)}
+    for crop in each_crop(sources):
+        if _is_of(crop.path, shard):
+            unseen.discard(crop.path)
             _place(crop, known, plan)
-    folders = [f"{source.path}{os.sep}" for source in sources if source.path.is_dir()]
-    below = (path for path in known if path not in seen and path.startswith(tuple(folders)) and _is_of(path, shard))
-    plan.gone += [path for path in below if not known[path].vanished and not os.path.exists(path)]
+    plan.gone += [path for path in sorted(unseen) if not known[path].vanished and not os.path.exists(path)]
     return plan
 
 
@@ -112,8 +113,7 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
         What is wrong with unreadable crops, by path.
     """
     faults = {}
-    paths = [Path(crop.path) for crop in crops]
-    for chunk in embed_files(embedder, paths, size=CHUNK):
+    for chunk in embed_files(embedder, [crop.path for crop in crops], size=CHUNK):
         faults |= {crops[index].path: str(fault) for index, fault in chunk.faults.items()}
         rows = []
         for index, file, light in zip(chunk.indices, chunk.files, chunk.brightness.tolist(), strict=True):

@@ -14,7 +14,8 @@ from .store import address
 def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
     """Let one process write to a folder's gallery at a time, or one process for each shard such as "3-of-16".
 
-    Other addresses are not locked: LanceDB itself keeps the table whole there.
+    Object storage is not locked: LanceDB itself keeps the table whole there, and `Gallery.remove_copies` deletes what
+    two processes embedded both.
 
     Raises:
         InputError: another process writes, or the folder cannot be written.

@@ -91,7 +91,8 @@ def search(gallery: Gallery, queries: Queries, *, top: int, where: str, other_ca
                 # Float32 says which crops may be among the best; float64 decides, as in `rank_features`.
                 able = np.flatnonzero(similarity >= max(best[query].floor, _last(similarity, top)) - margin)
                 able = able[similarity[able] > -np.inf]
-                best[query].add(rows[able], unit_rows(vectors[able]) @ features[query])
+                # A product with a vector (BLAS) may round equal rows differently; a sum of products does not.
+                best[query].add(rows[able], (unit_rows(vectors[able]) * features[query]).sum(1))
     return [Matches(own.rows, own.similarity, np.empty(0)) for own in best]
 
 
@@ -164,7 +165,8 @@ def search_whole(
     units, rows, result = unit_rows(features), table["_rowid"].to_numpy(), []
     for start in range(0, len(query), BLOCK):
         block = np.arange(start, min(start + BLOCK, len(query)))
-        similarity = unit_rows(query[block]) @ units.T
+        # Two queries at least: a product with a vector (BLAS) may round equal crops differently.
+        similarity = (unit_rows(query[np.resize(block, max(2, len(block)))]) @ units.T)[: len(block)]
         # All blocks have one shape, so that it is compiled once.
         order_by = -np.asarray(distances(np.resize(block, BLOCK)))[: len(block)] if distances else similarity
         for index, own, similar in zip(block, order_by, similarity, strict=True):
@@ -197,7 +199,7 @@ def _normalized(
     if normalize == "none":
         return queries.features, features
     if normalize == "brightness":
-        light = table["brightness"].to_numpy(zero_copy_only=False).astype(np.float64)
+        light = table["brightness"].to_numpy(zero_copy_only=False)
         groups = brightness_groups(np.asarray(queries.brightness), light)
     elif normalize == "camera":
         cameras = table["camera"].to_pylist()

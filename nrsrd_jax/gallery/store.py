@@ -1,6 +1,6 @@
 """The gallery: features of crops with what is known of each, in a LanceDB table.
 
-A gallery is a folder, or storage that LanceDB knows (s3://…, db://…). One row is one crop:
+A gallery is a folder, or object storage that LanceDB knows, such as s3://bucket/gallery. One row is one crop:
 
   path        of the file, absolute
   vector      its feature, float32 [D], of any length
@@ -262,6 +262,22 @@ class Gallery:
             with storage_errors(self.uri):
                 self.table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
 
+    def remove_copies(self) -> int:
+        """Delete crops whose path is there before them, and return how many there were.
+
+        Only a folder can be locked. Elsewhere two processes that embed the same files at once write them twice.
+        """
+        parts = list(self.batches(vectors=False, rowid=True))
+        if not parts:
+            return 0
+        table = pa.Table.from_batches(parts).combine_chunks()
+        rows, paths = table["_rowid"].to_numpy(), table["path"].chunk(0).dictionary_encode().indices.to_numpy()
+        copies = np.delete(rows, np.unique(paths, return_index=True)[1])
+        for start in range(0, len(copies), AT_ONCE):
+            with storage_errors(self.uri):
+                self.table.delete(f"_rowid IN ({', '.join(map(str, copies[start : start + AT_ONCE]))})")
+        return len(copies)
+
     def delete(self, where: str) -> int:
         """Delete the crops that fulfil a condition, for good: also from older versions. Return how many there were.
 
@@ -291,8 +307,13 @@ class Gallery:
 
 
 def address(uri: str | Path) -> str:
-    """Return the absolute path of a folder, or a LanceDB address as it is."""
+    """Return the absolute path of a folder, or an address of object storage as it is. InputError for a server."""
     text = str(uri)
+    if text.startswith("db://"):
+        raise InputError(
+            f"{text} is a LanceDB server, which nrsrd cannot make delete crops for good; give a folder, or object "
+            "storage such as s3://bucket/gallery"
+        )
     return text if "://" in text else str(expanded(text).absolute())
 
 
@@ -354,6 +375,14 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
             raise InputError(f"the condition {where} does not fit the gallery {place}: {text}; {hint}") from error
         if "No space left" in str(error):
             raise InputError(f"the gallery {place}: the disk is full; free some space: {text}") from error
+        if f"Table '{TABLE}' was not found" in text:
+            raise InputError(f"{place} is not a gallery; nrsrd embed makes one") from error
+        if "://" in place:
+            advice = (
+                "look at the address, and at the endpoint, region and keys in the environment (AWS_ENDPOINT, "
+                "AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY for s3://)"
+            )
+            raise InputError(f"cannot use the gallery {place}: {text}; {advice}") from error
         advice = "if its files are missing or damaged, restore them, or embed into another folder"
         raise InputError(f"cannot use the gallery {place}: {text}; {advice}") from error
 

@@ -146,16 +146,17 @@ class Browser {
     this.detail.replaceChildren(head, element("div", { class: "body" }, this.figure(query), ranking));
   }
 
-  card([index, outcome, rank, similarity]) {
+  card([index, outcome, rank, similarity, strangers]) {
     const { names, ids, cameras } = this.data.gallery;
     const word = WORDS[outcome] ?? this.data.left_out;
     const far = rank > 10 ? " far" : "";
+    const near = strangers ? [element("br"), `${strangers < this.data.calibration.most ? "one" : "fewer than one"} stranger in ${strangers.toLocaleString("en")} is this near`] : [];
     return element(
       "li",
       { class: `card ${CLASSES[outcome]}${far}` },
       element("span", { class: "verdict" }, element("span", { class: "mark", "aria-hidden": "true" }, MARKS[outcome]), ` ${rank ? `${far ? "first match, " : ""}rank ${rank}: ` : ""}${word}`),
       this.picture("gallery", index, `gallery image ${names[index]}`),
-      element("span", { class: "facts" }, `${similarity.toFixed(this.data.digits)} % similar`, element("br"), `identity ${ids[index]}`, element("br"), `camera ${cameras[index]}`),
+      element("span", { class: "facts" }, `${similarity.toFixed(this.data.digits)} % similar`, ...near, element("br"), `identity ${ids[index]}`, element("br"), `camera ${cameras[index]}`),
       element("span", { class: "name" }, names[index]),
     );
   }

@@ -15,6 +15,7 @@ from ..data.protocol import Target
 from ..errors import InputError, counted, printable
 from ..files import writable_folder, written_whole
 from ..metrics_log import TITLES
+from ..retrieval.calibration import Calibration
 from ..retrieval.ranking import RankMetrics
 from ..retrieval.scoring import Evaluation
 from .curves import read_curves
@@ -52,10 +53,12 @@ def write_report(
     images: Mapping[str, Images],
     probe: Probe,
     workdir: Path,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write the page to `path`: less than 15 MB, and it loads no other file.
 
-    Of each data set's `images` only those that are shown are read. `probe` has the evaluated weights; training curves
+    Of each data set's `images` only those that are shown are read. With a `calibration` of these similarities the page
+    says how many strangers are as near. `probe` has the evaluated weights; training curves
     come from `workdir`. InputError if the page cannot be written.
     """
     most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
@@ -64,7 +67,7 @@ def write_report(
         lists, pairs = read_ranking(evaluations[key].distances, *target.labels, top=TOP)
         worst = worst_first(evaluations[key].metrics)
         shown = np.unique(np.concatenate([ranked.gallery for ranked in lists]))
-        sections[key] = _section(target, evaluations[key], result, lists, pairs, shown)
+        sections[key] = _section(target, evaluations[key], result, lists, pairs, shown, calibration)
         overlays = make_overlays(probe, images[key][0], worst[:most_maps])
         sections[key]["maps"] = {"grid": probe.grid, "rows": worst[:most_maps].tolist()}
         sections[key]["maps"]["kinds"] = [overlay.to_json() for overlay in overlays]
@@ -112,6 +115,7 @@ def _section(
     lists: list[RankedList],
     pairs: Pairs,
     shown: np.ndarray,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """Return what the page shows of one data set, except pictures and maps."""
     metrics = evaluation.metrics
@@ -128,6 +132,9 @@ def _section(
 
     def similarity(distance: float) -> float:
         return round(100 - per_distance * float(distance), digits + 2)
+
+    def strangers(distance: float) -> list[int]:
+        return [round(calibration.strangers(1 - float(distance) / 2))] if calibration else []
 
     return {
         "left_out": LEFT_OUT_WORDS.get(result["config"]["eval"]["protocol"], "left out by the protocol"),
@@ -146,6 +153,13 @@ def _section(
             for one_in, limit, *shares in thresholds
         ],
         "usual": USUAL_RATE,
+        "calibration": calibration
+        and {
+            "name": calibration.path.name,
+            "people": calibration.people,
+            "most": round(calibration.most),
+            "thresholds": [[one_in, 100 * limit] for one_in, limit in calibration.round_thresholds()],
+        },
         "outcomes": OUTCOMES,
         "query": _columns(target.query, np.arange(len(target.query)))
         | {
@@ -154,7 +168,7 @@ def _section(
             "hidden": [ranked.hidden for ranked in lists],
             "lists": [
                 [
-                    [int(place), OUTCOMES.index(outcome), int(rank), similarity(distance)]
+                    [int(place), OUTCOMES.index(outcome), int(rank), similarity(distance), *strangers(distance)]
                     for place, outcome, rank, distance in zip(of, r.outcome, r.rank, r.distance, strict=True)
                 ]
                 for of, r in zip(places, lists, strict=True)

@@ -1,5 +1,6 @@
 """What a similarity means to a user: thresholds, probabilities and strangers, from the file of `nrsrd calibrate`."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from ..errors import InputError
+from ..errors import InputError, say
 from ..files import expanded, read_bounded
 from .embedding import identity_difference
 from .pairs import people_needed
@@ -93,6 +94,14 @@ class Calibration:
             )
         return float(self.thresholds[np.argmax(self.fmr <= fmr)])
 
+    def round_thresholds(self) -> list[tuple[int, float]]:
+        """Return (N, threshold) where one stranger in N matches, for N = 10, 100, … as far as the people permit."""
+        found: list[tuple[int, float]] = []
+        with contextlib.suppress(InputError):
+            for power in range(1, 10):
+                found.append((10**power, self.threshold_at(10.0**-power)))
+        return found
+
     def strangers(self, similarity: float) -> float:
         """Return N: one stranger in N is at least this near.
 
@@ -143,6 +152,28 @@ class Calibration:
                 f"{self.path} calibrates another model ({own}) than this one ({other}): run nrsrd calibrate with this "
                 "model and these options"
             )
+
+
+def calibration_beside(folder: Path, identity: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration in a model's folder, None if there is none. One of another model is not used, with a
+    warning.
+
+    Args:
+        folder: of the model.
+        identity: `Embedder.identity()`: what the calibration must be of.
+
+    Raises:
+        InputError: the file is not a calibration.
+    """
+    if not (folder / FILE).is_file():
+        return None
+    calibration = load_calibration(folder)
+    try:
+        calibration.check_model(identity)
+    except InputError as error:
+        say(f"warning: {error}; it is not used", error=True)
+        return None
+    return calibration
 
 
 def load_calibration(path: str | Path) -> Calibration:

@@ -7,6 +7,7 @@ camera saw at the same time.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -167,12 +168,16 @@ def jaccard_graph(features: np.ndarray, *, limit: float, k1: int, k2: int) -> sp
     check_parameters(k1, k2)
     if not len(features):
         raise ValueError("there are no features")
+    return _near_pairs(_weights(features, k1, k2), limit, KEPT * k1)
+
+
+def _weights(features: np.ndarray, k1: int, k2: int) -> sp.csr_array:
     mesh = make_mesh()
     rows = centred_rows(features[:0], features)[1]
     size = _at_once(len(rows)) * mesh.shape["data"]
-    weights, _ = neighbour_weights(rows, distances_of(rows, rows, mesh), k1, k2, size)
-    del rows
-    return _near_pairs(weights, limit, KEPT * k1)
+    # On a CPU, float64 distances of all pairs are seldom needed; only then is their memory taken.
+    exactly = functools.cache(lambda: distances_of(rows, rows, mesh))
+    return neighbour_weights(rows, lambda block: exactly()(block), k1, k2, size, mesh)[0]
 
 
 def _near_pairs(weights: sp.csr_array, limit: float, most: int) -> sp.csr_array:

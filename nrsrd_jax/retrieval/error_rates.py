@@ -99,6 +99,7 @@ def calibrate(
     return {
         "crops": len(crops),
         "people": count,
+        "cameras": None if cameras is None else len(np.unique(cameras)),
         "people_with_genuine_pairs": genuine.people,
         "people_pairs": count * (count - 1) // 2,
         "genuine_pairs": int(histograms.genuine.sum()) // 2,

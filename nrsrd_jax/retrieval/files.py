@@ -37,7 +37,7 @@ class Chunk:
 
 
 def embed_files(
-    embedder: Embedder, paths: Sequence[Path], *, size: int = CHUNK, strict: bool = False
+    embedder: Embedder, paths: Sequence[str | Path], *, size: int = CHUNK, strict: bool = False
 ) -> Iterator[Chunk]:
     """Decode image files on all cores and embed them, with a progress bar.
 
@@ -68,7 +68,9 @@ def embed_files(
             chunk.brightness = mean_luminance(images[:count]) / 255
         return chunk
 
-    def read(path: Path) -> tuple[np.ndarray, os.stat_result, bytes]:
+    # A Path takes as much memory as all else that is known of a file, so there is one at a time.
+    def read(name: str | Path) -> tuple[np.ndarray, os.stat_result, bytes]:
+        path = Path(name)
         with readable(path):
             file = os.stat(path)
         picture = read_picture(path)

@@ -30,11 +30,12 @@ from ..errors import InputError, counted, say
 from ..files import absolute, expanded, refuse_same_files, writable_file, write_whole, written_whole
 from ..inputs import read_targets, read_test_images, stamps, test_data
 from ..metrics_log import TITLES
-from ..options import Options, read_options
+from ..options import Eval, Options, read_options
 from ..report.curves import plot_illumination
 from ..report.page import report_file, write_report
 from ..runs import find_checkpoint, known_score, newest_run, run_of
 from ..stored import read_description
+from .calibration import calibration_beside
 from .embedding import Embedder
 from .illumination import SEED
 from .pair_table import pair_table
@@ -99,6 +100,10 @@ def evaluate_run(
     targets = read_targets(options)
     embedder, options, fingerprint = load_embedder(path, options)
 
+    # Only plain similarities are what `nrsrd calibrate` measured.
+    plain = options.eval.normalize == "none" and not (options.eval.expand or options.eval.rerank.enabled)
+    calibration = calibration_beside(source, embedder.identity()) if report and plain else None
+
     begin = time.perf_counter()
     results = evaluate(embedder, options, targets, fingerprint)
     rows = {name: target_record(results[name], target, options) for name, target in targets.items()}
@@ -125,7 +130,8 @@ def evaluate_run(
             for name, target in targets.items()
         }
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
-        write_report(written["page"], str(source), result, results, targets, images, probe, run_of(path) or source)
+        place = written["page"], str(source)
+        write_report(*place, result, results, targets, images, probe, run_of(path) or source, calibration)
     return result, list(written.values())
 
 
@@ -207,7 +213,13 @@ def sweep(
 
 def target_record(evaluation: Evaluation, target: Target, options: Options) -> dict[str, Any]:
     """Return the numbers of one data set, also by the queries' camera and brightness, and what identifies the data."""
-    metrics, luminance = evaluation.metrics, mean_luminance(read_test_images(options, target.query))
+    numbers = numbers_by_group(evaluation, target, mean_luminance(read_test_images(options, target.query)))
+    return numbers | hashes_of(target, options) | {"seconds": evaluation.seconds}
+
+
+def numbers_by_group(evaluation: Evaluation, target: Target, luminance: np.ndarray) -> dict[str, Any]:
+    """Return the numbers of one data set, also by the queries' camera and mean luminance [Q], in 0..255."""
+    metrics = evaluation.metrics
     edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
     group = np.searchsorted(edges[1:-1], luminance, side="right")
     cameras = {str(camera): target.query.cameras == camera for camera in np.unique(target.query.cameras)}
@@ -220,8 +232,6 @@ def target_record(evaluation: Evaluation, target: Target, options: Options) -> d
         | {"gallery": len(target.gallery), "cmc": [round(float(x), 6) for x in metrics.cmc]}
         | {"by_camera": _groups(metrics, cameras), "by_brightness": _groups(metrics, brightness)}
         | pair_table(evaluation.features["query"], evaluation.features["gallery"], target)
-        | hashes_of(target, options)
-        | {"seconds": evaluation.seconds}
     )
 
 
@@ -258,14 +268,11 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
 
 def provenance(embedder: Embedder, options: Options, source: Path) -> dict[str, Any]:
     """Return all that identifies the numbers, and that it takes to reproduce them."""
-    choice, rerank, trained = test_data(options), options.eval.rerank, embedder.description.provenance
+    choice, trained = test_data(options), embedder.description.provenance
     return {
-        "protocol": f"{options.eval.protocol}: {PROTOCOLS[options.eval.protocol].meaning}",
-        "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
+        **protocol_record(options.eval),
         "flip": options.eval.flip,
-        "expand": options.eval.expand,
         "feature": options.eval.feature,
-        "normalize": options.eval.normalize,
         "transductive": options.eval.normalize != "none",
         "checkpoint": str(source),
         "weights_sha256": weights_hash(embedder.variables),
@@ -285,6 +292,17 @@ def provenance(embedder: Embedder, options: Options, source: Path) -> dict[str, 
         "devices": [str(device) for device in jax.devices()],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version(), "commit": commit()},
+    }
+
+
+def protocol_record(chosen: Eval) -> dict[str, Any]:
+    """Return how features are compared, whatever they are of."""
+    rerank = chosen.rerank
+    return {
+        "protocol": f"{chosen.protocol}: {PROTOCOLS[chosen.protocol].meaning}",
+        "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
+        "expand": chosen.expand,
+        "normalize": chosen.normalize,
     }
 
 
@@ -341,6 +359,11 @@ def full_table(result: dict[str, Any]) -> str:
         tables.append(table(rows))
         if strangers := target.get("open_set", {}).get("queries"):
             tables.append(f"{counted(strangers, 'query', 'queries')} of {name} show people who are not in the gallery")
+            tables += [
+                f"  from a similarity of {row['threshold']:.4f}, {100 * row['fpir']:.1f} % of them are taken for "
+                f"somebody; {100 * row['fnir']:.1f} % of the other queries do not find their person first"
+                for row in target["open_set"]["searches"]
+            ]
         if "without_rerank" in target:
             tables.append(table({f"{name}, not re-ranked": target["without_rerank"]}))
     if len(result["targets"]) > 1:

@@ -67,7 +67,9 @@ def evaluate(
             }
             luminance = None
             if options.eval.normalize == "brightness":
-                luminance = {part: mean_luminance(read_test_images(options, split)) for part, split in splits.items()}
+                luminance = {
+                    part: mean_luminance(read_test_images(options, split)) / 255 for part, split in splits.items()
+                }
         scored = score(features, target, options.eval, own_mesh(embedder.mesh), luminance)
         results[name] = dataclasses.replace(scored, seconds=seconds | scored.seconds)
     return results
@@ -102,7 +104,7 @@ def score(
 ) -> Evaluation:
     """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as `options` say.
 
-    Normalisation by brightness needs the images' mean `luminance`, {"query": [Q], "gallery": [G]}.
+    Normalisation by brightness needs the images' mean `luminance` in 0..1, {"query": [Q], "gallery": [G]}.
     """
     query, gallery = features["query"], features["gallery"]
     if options.normalize == "camera":

@@ -69,12 +69,15 @@ def _standardize(features: np.ndarray) -> np.ndarray:
 def brightness_groups(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split images by their mean luminance into four groups of about equal size.
 
+    They are rounded to float32, as a gallery of crops stores them, so that a search splits them as an evaluation does.
+
     Args:
-        query: the mean luminance of each query [Q].
-        gallery: the mean luminance of each gallery image [G].
+        query: the mean luminance of each query [Q], in 0..1.
+        gallery: the mean luminance of each gallery image [G], in 0..1.
 
     Returns:
         The group of each query [Q] and gallery image [G], integers in 0..3.
     """
+    query, gallery = (light.astype(np.float32).astype(np.float64) for light in (query, gallery))
     edges = np.quantile(np.concatenate([query, gallery]), np.linspace(0, 1, BRIGHTNESS_GROUPS + 1)[1:-1])
     return np.searchsorted(edges, query, side="right"), np.searchsorted(edges, gallery, side="right")

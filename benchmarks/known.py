@@ -1,0 +1,91 @@
+"""How much memory `nrsrd embed` takes for what it knows of crops; it grows with them.
+
+  python benchmarks/known.py [--crops 1000000]
+
+The gallery has features of 4 numbers, and of each crop a camera, a person, a time and a column of its own; its files do
+not exist, but their names are read as those of a folder would be. Resident memory of the process beside what it held
+before: when all crops are new, and when the gallery has all of them.
+"""
+
+import datetime
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+
+from nrsrd_jax.command import Parser, one_line, positive
+from nrsrd_jax.gallery.crops import Crop, Source, make_source
+
+AT_ONCE = 50_000
+START = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
+PATTERN = r"(?P<camera>c\d+)_(?P<time>\d{14})_(?P<person>p\d+)"
+
+
+def name(i: int) -> str:
+    time = START + datetime.timedelta(seconds=i)
+    return f"{i // 1000:04d}/c{i % 8}_{time:%Y%m%d%H%M%S}_p{i // 20:06d}_{i:07d}.jpg"
+
+
+class Named(Source):
+    """A folder of files that need not exist."""
+
+    count = 0
+
+    def _files(self) -> Iterator[Crop]:
+        for i in range(self.count):
+            yield Crop(f"{self.path}/{name(i)}", self._named(name(i)))
+
+
+def stat(path: str | Path, real=os.stat, **options: bool) -> SimpleNamespace | os.stat_result:
+    """Return the size and time of a file that does not exist, as the gallery has them."""
+    if isinstance(path, Path):
+        return real(path, **options)
+    i = int(path[-11:-4])
+    return SimpleNamespace(st_size=4000 + i % 999, st_mtime_ns=i)
+
+
+def resident() -> float:
+    """Return the memory that the process holds, MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def main() -> None:
+    parser = Parser(__doc__, "python benchmarks/known.py")
+    parser.add_argument("--crops", type=positive, default=1_000_000)
+    count = parser.parse_args().crops
+    from nrsrd_jax.gallery.embed import make_plan
+    from nrsrd_jax.gallery.store import About, Gallery
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = make_source(Path(folder), PATTERN, "")
+        named = Named(source.path, source.pattern)
+        gallery = Gallery.create(folder, About("", {}, 4, "random", ""))
+        features = np.ones((AT_ONCE, 4), np.float32)
+        Named.count = count
+        rows = []
+        for i, crop in enumerate(named.crops()):
+            rows.append({"path": crop.path, **crop.values, "floor": str(i % 3), "size": 4000 + i % 999, "modified": i})
+            if len(rows) == AT_ONCE or i == count - 1:
+                gallery.add(rows, features[: len(rows)])
+                rows = []
+        before = resident()
+        for what in ("known", "new"):
+            begin = time.perf_counter()
+            known = gallery.known() if what == "known" else {}
+            with mock.patch("os.stat", stat):
+                plan = make_plan([named], known)
+            taken, seconds = resident() - before, time.perf_counter() - begin
+            counts = f"{plan.unchanged:,} unchanged, {len(plan.embed):,} to embed"
+            print(
+                f"all crops {what}: {counts}; {taken:.0f} MiB and {seconds:.0f} s more than the {before:.0f} MiB before"
+            )
+            del plan, known
+
+
+if __name__ == "__main__":
+    one_line(main)
