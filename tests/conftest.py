@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick_steps
 import quick_xla
 from people import small_config, write_night
 
@@ -24,6 +25,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Compiling would take most of the tests' time, so processes share what they compiled in this folder.
 COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
 quick_xla.switch_on(COMPILED)
+quick_steps.switch_on()
 
 
 # Tests that train, start processes or compile whole models. They begin first, so that no worker waits for the last one;
