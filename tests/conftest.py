@@ -55,9 +55,9 @@ def pytest_unconfigure() -> None:
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimised():
-    """Compile as users do, for tests that compare with tensors of the official code or compute much."""
+    """Compile as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
