@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick_steps
 import quick_xla
 from people import small_config, small_model, write_night
 
@@ -27,6 +28,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 # Compiling would take most of the tests' time, so processes share what they compiled in this folder.
 COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
 quick_xla.switch_on(COMPILED)
+quick_steps.switch_on()
 
 
 # Tests that train, start processes or compile whole models. They begin first, so that no worker waits for the last one;
@@ -68,9 +70,9 @@ def pytest_unconfigure() -> None:
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimised():
-    """Compile as users do, for tests that compare with tensors of the official code or compute much."""
+    """Compile as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

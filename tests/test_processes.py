@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 
+import jax
 import numpy as np
 import people
 import pytest
@@ -15,6 +16,7 @@ from people import small_config, train_command, write_night
 from nrsrd_jax import processes, runs
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.training import train
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +27,17 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(place):
     """A run of three epochs in one process of four devices."""
-    assert start(place, place / "alone", 4, train__epochs=3).wait(timeout=200) == 0
+    train_alone(place, place / "alone")
     return place / "alone"
 
 
-def start(place, workdir, devices, process=None, port=0, **options):
-    environment = {"JAX_NUM_CPU_DEVICES": str(devices)}
-    if process is not None:
-        environment |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
-                        "JAX_PROCESS_ID": str(process)}  # fmt: skip
+def train_alone(place, workdir):
+    train(small_config(place, train__epochs=3), workdir, jax.devices()[:4])
+
+
+def start(place, workdir, process, port, **options):
+    environment = {"JAX_NUM_CPU_DEVICES": "2", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                   "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)}  # fmt: skip
     command = train_command(small_config(place, **options), workdir)
     return people.start(command, log=workdir.with_name(f"{workdir.name}-{process}.log"), **environment)
 
@@ -48,7 +52,7 @@ def free_port():
 def pair(place, workdir, *options):
     """Two processes of two devices; options for both, or for each."""
     port = free_port()
-    processes = [start(place, workdir, 2, process, port, **options[process % len(options)]) for process in (0, 1)]
+    processes = [start(place, workdir, process, port, **options[process % len(options)]) for process in (0, 1)]
     try:
         yield processes
     finally:
@@ -179,7 +183,7 @@ def test_two_processes_go_on_where_one_stopped_and_back(place, alone, tmp_path):
     for step in runs.saved_steps(moved):
         if step != first:
             shutil.rmtree(moved / f"checkpoints/{step}")
-    assert start(place, moved, 4, train__epochs=3).wait(timeout=200) == 0
+    train_alone(place, moved)
     curves = [[line["loss"] for line in read_metrics(run) if "loss" in line] for run in (alone, moved)]
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 

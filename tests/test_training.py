@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import people
 import pytest
+import quick_steps
 from people import small_config, train_command, write_images, write_night
 
 from nrsrd_jax import checkpoint, runs, training
@@ -44,7 +45,7 @@ def weights(workdir):
 
 
 def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
-    """The whole method on 8 devices, continued from the middle on 1, 2, 4, and 4 that halve each parameter."""
+    """The whole method on 8 devices, continued from the middle on 1, and on 4 that halve each parameter."""
     # Without queries there is less to compile.
     options = {"data.name": "bright", "data.root": str(place / "night/bounding_box_train")}
     options |= {"train.epochs": 4, "train.save_every": 2}
@@ -52,7 +53,7 @@ def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
     whole = steps_of(tmp_path / "8")
     middle, last = runs.saved_steps(tmp_path / "8")
     assert (middle, last, len(whole)) == (4, 8, 8)
-    for devices, model_parallel in ((1, 1), (2, 1), (4, 1), (4, 2)):
+    for devices, model_parallel in ((1, 1), (4, 2)):
         run = tmp_path / f"{devices}-{model_parallel}"
         shutil.copytree(tmp_path / "8", run)
         shutil.rmtree(run / "checkpoints" / str(last))
@@ -71,6 +72,7 @@ def compiled_steps(caplog) -> int:
 
 
 def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, caplog):
+    quick_steps.forget()
     with jax.log_compiles():
         train(small_config(place, "nrsrd"), tmp_path / "run", jax.devices()[:2])
     assert compiled_steps(caplog) == 1
@@ -107,12 +109,11 @@ def test_wherever_the_images_wait_the_run_is_the_same(place, tmp_path):
 
 
 def start(place, workdir):
-    return people.start(train_command(small_config(place, train__epochs=4), workdir))
+    return people.start(train_command(small_config(place, train__epochs=6), workdir))
 
 
 def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(place, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = start(place, whole)
     log = killed / "metrics.jsonl"
     process = start(place, killed)
     deadline = time.time() + 120
@@ -123,10 +124,10 @@ def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(place, tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     resumed = start(place, killed)
+    train(small_config(place, train__epochs=6), whole, jax.devices()[:1])
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0
     assert "resuming" in output
-    uninterrupted.communicate(timeout=120)
     jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(whole))
     assert [line["step"] for line in steps_of(killed)] == [line["step"] for line in steps_of(whole)]
     scores = [{name: value for name, value in lines(run)[-1].items() if name not in MACHINE} for run in (killed, whole)]
@@ -179,7 +180,7 @@ def test_the_backbone_of_another_run_is_a_start(place, tmp_path):
 
 
 def test_the_best_and_the_last_two_checkpoints_are_kept(place, tmp_path):
-    config = small_config(place, train__epochs=4, eval__every=1)
+    config = small_config(place, train__epochs=6, eval__every=1)
     train(config, tmp_path / "run", jax.devices()[:1])
     scores = {line["step"]: line["mAP"] for line in lines(tmp_path / "run") if "mAP" in line}
     kept = {int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()}
@@ -196,6 +197,7 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(place, tmp_path):
 
 
 def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_at_once(place, tmp_path, caplog):
+    quick_steps.forget()
     write_night(tmp_path / "night")
     next((tmp_path / "night" / "query").iterdir()).write_bytes(b"")
     with jax.log_compiles(), pytest.raises(InputError, match=r"cannot read the image .*query"):
@@ -286,6 +288,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypat
     ],
 )
 def test_a_mistake_ends_in_one_line_before_the_first_compile(place, tmp_path, caplog, options, spoil, message):
+    quick_steps.forget()
     config = small_config(place)
     names = {"TEACHER": str(place / "teacher"), "NIGHT": str(place / "night")}
     config.update_from_flattened_dict({k: names.get(v, v) if isinstance(v, str) else v for k, v in options.items()})
