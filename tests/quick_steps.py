@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import jax
 
-from nrsrd_jax import training
+from nrsrd_jax import build, training
 from nrsrd_jax.config import flatten
+from nrsrd_jax.pretraining import build as pretraining
 from nrsrd_jax.retrieval.embedding import Embedder
 
 # Options that no compiled program depends on but through the arrays and the description that it is given.
@@ -38,20 +39,31 @@ def _model(description) -> list:
     return [(name, value) for name, value in vars(description).items() if name not in ("provenance", "identities")]
 
 
+def _shared_steps(method) -> Callable:
+    make_step = method.make_step
+
+    def step(options, description, teacher, degradation, steps):
+        make = functools.partial(make_step, options, description, teacher, degradation, steps)
+        about = _chosen(options), _model(description), teacher, sorted(degradation.items())
+        # Only the schedules of a pretraining depend on the number of steps.
+        return _once(make, method.__name__, *about, steps * options.dino.enabled)
+
+    return step
+
+
 def switch_on() -> None:
-    make_step, state_builder, prepare = training.make_step, training.state_builder, Embedder.__init__
+    sharded, prepare = training.sharded, Embedder.__init__
+    for method in (build, pretraining):
+        method.make_step = _shared_steps(method)
 
-    def step(options, description, teacher, optimizer, degradation):
-        make = functools.partial(make_step, options, description, teacher, optimizer, degradation)
-        return _once(make, "step", _chosen(options), _model(description), teacher, sorted(degradation.items()))
-
-    def builder(options, description, optimizer, mesh):
-        make = functools.partial(state_builder, options, description, optimizer, mesh)
-        return _once(make, "state", _chosen(options), _model(description), mesh.devices.tolist(), mesh.axis_names)
+    def builder(create, mesh):
+        options, description = create.args
+        about = _chosen(options), _model(description), mesh.devices.tolist(), mesh.axis_names
+        return _once(functools.partial(sharded, create, mesh), "state", *about)
 
     def init(self, model, variables, description, mesh, **options):
         prepare(self, model, variables, description, mesh, **options)
         about = model, _model(description), mesh.devices.tolist(), options["flip"], options.get("feature")
         self._forward = _once(lambda: self._forward, "forward", *about)
 
-    training.make_step, training.state_builder, Embedder.__init__ = step, builder, init
+    training.sharded, Embedder.__init__ = builder, init

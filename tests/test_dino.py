@@ -131,7 +131,7 @@ def test_crops_are_distributed_as_the_official_ones(tensors, kind, picture):
 
 def test_views_are_in_range_differ_and_follow_from_the_key():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 32, 16, 3), np.uint8))
-    make = jax.jit(lambda key: views.make_views(key, images, views.View((16, 8), (0.05, 0.4), 0.5, 0.5), count=4))
+    make = jax.jit(lambda key: views.make_views(key, images, views.Views((16, 8), (0.05, 0.4), (0.5,) * 4, (0.5,) * 4)))
     one, same, other = make(jax.random.key(0)), make(jax.random.key(0)), make(jax.random.key(1))
     assert one.shape == (3, 4, 16, 8, 3)
     assert one.min() >= 0

@@ -19,7 +19,7 @@ from ..state import TrainState
 from . import step as dino_step
 from .dino import Head
 from .step import Networks, Preparation, Schedules
-from .views import View
+from .views import Views
 
 start_from = dino_step.with_backbone
 COLLAPSED = 0.02  # nats: a teacher that says less of its images has collapsed
@@ -66,14 +66,9 @@ def make_step(options: Options, description: Description, teacher: None, degrada
     """Return the step that the options describe, not yet compiled; `steps` is the length of the whole run."""
     del teacher
     dino, optim, epochs = options.dino, options.optim, options.train.epochs
-    views = (
-        View(options.image_size, dino.global_scale, blur=1.0),
-        View(options.image_size, dino.global_scale, blur=0.1, solarise=0.2),
-        View(dino.local_size, dino.local_scale, blur=0.5),
-    )
     prepare = Preparation(
-        views,
-        dino.local_views,
+        Views(options.image_size, dino.global_scale, blur=(1.0, 0.1), solarise=(0.0, 0.2)),
+        Views(dino.local_size, dino.local_scale, blur=(0.5,) * dino.local_views),
         description.mean,
         description.std,
         brighten=description.brighten,

@@ -22,7 +22,7 @@ from .. import augment, lowlight
 from ..state import TrainState
 from .dino import Head, cosine, dino_loss, entropies, next_centre, teacher_probabilities
 from .dino import teacher_temperature as temperature_of
-from .views import View, make_views
+from .views import Views, make_views
 
 ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 LAST = "last_layer"
@@ -69,15 +69,14 @@ class Preparation:
     """How a batch of images becomes views.
 
     Attributes:
-        views: the first global kind, the second, and the local kind.
-        local_count: how many local views an image has.
+        large, small: the two global views, and the local ones.
         mean, std, brighten: how views are normalised, and brightened before, as the finished model's images are.
         night: the probability that the student's second global view is a dark version of the teacher's.
         degradation: how it is darkened (`lowlight.degrade`).
     """
 
-    views: tuple[View, View, View]
-    local_count: int
+    large: Views
+    small: Views
     mean: tuple[float, ...]
     std: tuple[float, ...]
     brighten: float = 0.0
@@ -86,15 +85,13 @@ class Preparation:
 
     def __call__(self, key: jax.Array, images: jax.Array) -> dict[str, jax.Array]:
         """Return normalised views of uint8 images [B, H, W, 3]: "teacher" and "global" [B, 2, …], "local" [B, L, …]."""
-        keys = jax.random.split(key, 5)
-        first, second = (make_views(keys[i], images, self.views[i]) for i in range(2))
-        views = {"teacher": jnp.concatenate([first, second], axis=1)}
-        views["local"] = make_views(keys[2], images, self.views[2], self.local_count)
-        views["global"] = views["teacher"]
+        keys = jax.random.split(key, 4)
+        large = make_views(keys[0], images, self.large)
+        views = {"teacher": large, "global": large, "local": make_views(keys[1], images, self.small)}
         if self.night:
-            dark = lowlight.degrade(keys[3], second[:, 0], **self.degradation)[:, None]
-            chosen = jax.random.bernoulli(keys[4], self.night, (len(images), 1, 1, 1, 1))
-            views["global"] = jnp.concatenate([first, jnp.where(chosen, dark, second)], axis=1)
+            dark = lowlight.degrade(keys[2], large[:, 1], **self.degradation)
+            chosen = jax.random.bernoulli(keys[3], self.night, (len(images), 1, 1, 1))
+            views["global"] = large.at[:, 1].set(jnp.where(chosen, dark, large[:, 1]))
         return {name: self._finish(view) for name, view in views.items()}
 
     def _finish(self, views: jax.Array) -> jax.Array:

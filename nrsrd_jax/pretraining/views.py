@@ -20,31 +20,31 @@ CUBIC = -0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """How a kind of view is made.
+class Views:
+    """How V views of one size are made of an image.
 
     Attributes:
         size: (height, width) in pixels.
-        scale: the smallest and largest part of the image's area that it shows.
-        blur, solarise: the probabilities of both.
+        scale: the smallest and largest part of the image's area that a view shows.
+        blur: of each view, the probability that it is blurred [V].
+        solarise: of each view, the probability that it is solarised [V]; () for none.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float]
-    blur: float
-    solarise: float = 0.0
+    blur: tuple[float, ...]
+    solarise: tuple[float, ...] = ()
 
 
-def make_views(key: jax.Array, images: jax.Array, view: View, count: int = 1) -> jax.Array:
-    """Return `count` views of each image, each with random numbers of its own.
+def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
+    """Return the views of each image, each with random numbers of its own.
 
     The order of the four changes of colour is drawn once for all views of a call.
 
     Args:
         key: a JAX random key.
         images: uint8 [B, H, W, 3].
-        view: the kind of view.
-        count: V.
+        views: how they are made.
 
     Returns:
         float32 [B, V, h, w, 3] in 0..1.
@@ -54,18 +54,20 @@ def make_views(key: jax.Array, images: jax.Array, view: View, count: int = 1) ->
 
     Example:
         >>> import jax
-        >>> from nrsrd_jax.pretraining.views import View, make_views
+        >>> from nrsrd_jax.pretraining.views import Views, make_views
         >>> images = jax.numpy.full((2, 32, 16, 3), 90, "uint8")
-        >>> make_views(jax.random.key(0), images, View((16, 8), (0.05, 0.4), blur=0.5), count=3).shape
+        >>> make_views(jax.random.key(0), images, Views((16, 8), (0.05, 0.4), blur=(0.5, 0.5, 0.5))).shape
         (2, 3, 16, 8, 3)
     """
-    batch, height, width, _ = images.shape
+    (batch, height, width, _), count = images.shape, len(views.blur)
     keys = jax.random.split(key, 6)
     x = jnp.repeat(images.astype(jnp.float32), count, axis=0)
-    x = resize_boxes(x, random_boxes(keys[0], len(x), height, width, view.scale), view.size)
+    x = resize_boxes(x, random_boxes(keys[0], len(x), height, width, views.scale), views.size)
 
-    def chosen(key: jax.Array, probability: float) -> jax.Array:
-        return jax.random.bernoulli(key, probability, (len(x), 1, 1, 1))
+    def chosen(key: jax.Array, *probability: float) -> jax.Array:
+        """Draw with one probability for all, or with one for each view of an image."""
+        each = jnp.tile(jnp.array(probability), len(x) // len(probability))
+        return jax.random.bernoulli(key, each)[:, None, None, None]
 
     flips = jax.random.split(keys[1], 3)
     x = jnp.where(chosen(flips[0], FLIP), x[:, :, ::-1], x)
@@ -73,9 +75,9 @@ def make_views(key: jax.Array, images: jax.Array, view: View, count: int = 1) ->
     x = jnp.where(chosen(flips[2], GREY), grey(x), x)
     blurs = jax.random.split(keys[3])
     radius = jax.random.uniform(blurs[0], (len(x),), minval=BLUR[0], maxval=BLUR[1])
-    x = jnp.where(chosen(blurs[1], view.blur), blur(x, radius), x)
-    if view.solarise:
-        x = jnp.where(chosen(keys[4], view.solarise), solarise(x), x)
+    x = jnp.where(chosen(blurs[1], *views.blur), blur(x, radius), x)
+    if views.solarise:
+        x = jnp.where(chosen(keys[4], *views.solarise), solarise(x), x)
     return x.reshape(batch, count, *x.shape[1:]) / 255
 
 
