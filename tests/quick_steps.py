@@ -1,4 +1,4 @@
-"""Trace a train step, an initialisation and a forward pass once per process for equal options.
+"""Trace a train step, an initialisation, a forward pass and a model's shapes once per process for equal options.
 
 Tracing takes a second of a small training's two. JAX remembers what it traced and compiled of a function, but training
 makes a new one for each run; here runs whose options agree get the same one.
@@ -11,6 +11,8 @@ import jax
 
 from nrsrd_jax import training
 from nrsrd_jax.config import flatten
+from nrsrd_jax.description import Description
+from nrsrd_jax.models import MODELS
 from nrsrd_jax.retrieval.embedding import Embedder
 
 # Options that no compiled program depends on but through the arrays and the description that it is given.
@@ -40,6 +42,7 @@ def _model(description) -> list:
 
 def switch_on() -> None:
     make_step, state_builder, prepare = training.make_step, training.state_builder, Embedder.__init__
+    shapes = Description.abstract_variables
 
     def step(options, description, teacher, optimizer, degradation):
         make = functools.partial(make_step, options, description, teacher, optimizer, degradation)
@@ -49,9 +52,15 @@ def switch_on() -> None:
         make = functools.partial(state_builder, options, description, optimizer, mesh)
         return _once(make, "state", _chosen(options), _model(description), mesh.devices.tolist(), mesh.axis_names)
 
+    @functools.wraps(prepare)
     def init(self, model, variables, description, mesh, **options):
         prepare(self, model, variables, description, mesh, **options)
         about = model, _model(description), mesh.devices.tolist(), options["flip"], options.get("feature")
         self._forward = _once(lambda: self._forward, "forward", *about)
 
+    def abstract_variables(self):
+        found = _once(lambda: shapes(self), "shapes", _model(self), MODELS.get(self.backbone))
+        return jax.tree.map(lambda x: x, found)  # Each caller may change its dictionaries.
+
     training.make_step, training.state_builder, Embedder.__init__ = step, builder, init
+    Description.abstract_variables = abstract_variables
