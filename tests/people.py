@@ -1,5 +1,6 @@
 """Small rendered data sets for the tests: every identity is one colour, so a small model can learn them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -90,7 +91,13 @@ def run(*command: object, cwd: Path = ROOT, status: int = 0) -> subprocess.Compl
 def small_model(depth=1, size=(32, 16), seed=0, **fields):
     """The description, with these `fields`, and random variables of a vit_tiny."""
     description = Description("vit_tiny", depth, size, (0.5,) * 3, (0.5,) * 3, **fields)
-    return description, jax.jit(lambda key: initialise(description.create_model(), key, size))(jax.random.key(seed))
+    start = _initialise(description.create_model(), size)
+    return description, start(jax.random.key(seed))
+
+
+@functools.cache
+def _initialise(model, size):
+    return jax.jit(lambda key: initialise(model, key, size))
 
 
 def write_calibration(place, model, **changes):

@@ -1,4 +1,4 @@
-"""Trace a train step, an initialisation and a forward pass once per process for equal options.
+"""Trace a train step, an initialisation, a forward pass and a model's shapes once per process for equal options.
 
 Tracing takes a second of a small training's two. JAX remembers what it traced and compiled of a function, but training
 makes a new one for each run; here runs whose options agree get the same one.
@@ -11,6 +11,8 @@ import jax
 
 from nrsrd_jax import build, training
 from nrsrd_jax.config import flatten
+from nrsrd_jax.description import Description
+from nrsrd_jax.models import MODELS
 from nrsrd_jax.pretraining import build as pretraining
 from nrsrd_jax.retrieval.embedding import Embedder
 
@@ -55,15 +57,22 @@ def switch_on() -> None:
     sharded, prepare = training.sharded, Embedder.__init__
     for method in (build, pretraining):
         method.make_step = _shared_steps(method)
+    shapes = Description.abstract_variables
 
     def builder(create, mesh):
         options, description = create.args
         about = _chosen(options), _model(description), mesh.devices.tolist(), mesh.axis_names
         return _once(functools.partial(sharded, create, mesh), "state", *about)
 
+    @functools.wraps(prepare)
     def init(self, model, variables, description, mesh, **options):
         prepare(self, model, variables, description, mesh, **options)
         about = model, _model(description), mesh.devices.tolist(), options["flip"], options.get("feature")
         self._forward = _once(lambda: self._forward, "forward", *about)
 
+    def abstract_variables(self):
+        found = _once(lambda: shapes(self), "shapes", _model(self), MODELS.get(self.backbone))
+        return jax.tree.map(lambda x: x, found)  # Each caller may change its dictionaries.
+
     training.sharded, Embedder.__init__ = builder, init
+    Description.abstract_variables = abstract_variables

@@ -283,15 +283,16 @@ def test_a_converted_model_gives_features_and_evaluates(tmp_path):
 def test_a_converted_model_teaches_and_initialises(tmp_path, capsys):
     """The student starts from its backbone, at another image size, and learns from its classifier."""
     write_night(tmp_path / "night")
-    write_images(tmp_path / "aux", range(8))
+    write_images(tmp_path / "aux", range(10))
     for name, size in (("teacher", (32, 16)), ("init", (64, 32))):
-        save_weights(tmp_path / "own" / name, *small_model(1, size, 1, classes=8), {})
+        save_weights(tmp_path / "own" / name, *small_model(1, size, 1, classes=10), {})
         tensors, _ = to_torch.export(tmp_path / "own" / name)
         torch_file.save(tmp_path / f"{name}.pth", tensors)
         *converted, report = from_torch.convert(tmp_path / f"{name}.pth")
         assert not report.faults
         save_weights(tmp_path / name, *converted)
-    config = small_config(tmp_path, "nrsrd", init__checkpoint=str(tmp_path / "init"), train__epochs=1)
+    # Four epochs: test_training.py compiles that step on one device too.
+    config = small_config(tmp_path, "nrsrd", init__checkpoint=str(tmp_path / "init"), train__epochs=4)
     scores = train(config, tmp_path / "run", jax.devices()[:1])
     assert "backbone vit_tiny, position embedding resized from 4×2 to 2×1, λ of NRA is new" in capsys.readouterr().out
     assert 0 < scores["mAP"] <= 1
