@@ -75,14 +75,14 @@ def main() -> None:
                 rows = []
         before = resident()
         for what in ("known", "new"):
-            begin = time.perf_counter()
+            begin = time.process_time()
             known = gallery.known() if what == "known" else {}
             with mock.patch("os.stat", stat):
                 plan = make_plan([named], known)
-            taken, seconds = resident() - before, time.perf_counter() - begin
+            taken, seconds = resident() - before, time.process_time() - begin
             counts = f"{plan.unchanged:,} unchanged, {len(plan.embed):,} to embed"
             print(
-                f"all crops {what}: {counts}; {taken:.0f} MiB and {seconds:.0f} s more than the {before:.0f} MiB before"
+                f"all crops {what}: {counts}; {taken:.0f} MiB and {seconds:.0f} CPU s more than the {before:.0f} MiB before"
             )
             del plan, known
 

@@ -147,13 +147,13 @@ def reranked_distances(
 def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
     """Return the bytes that re-ranking N images of width D takes at most, beside its arguments and its result.
 
-    Features are held scaled, joined, and on each device. A block is held six times on its way from distances to
+    Features are held scaled, joined, and on each device, and on a CPU also in float32. A block is held six times on its way from distances to
     neighbours or weights. In the sparse matrices an image has k1+1 neighbours, and each of them half as many, of which
     less than a third are new.
     """
     half = round(k1 / 2) + 1
     expanded = (k1 + 1) * (1 + half // 3)
-    features = 8 * width * (3 + devices)
+    features = 8 * width * (3 + devices) + 4 * width * (1 + devices)
     sparse = 8 * (k1 + 1) * (3 + 2 * half) + 8 * expanded * (6 + 3 * k2)
     return images * (features + sparse + 8 * 6 * BLOCK * devices)
 
