@@ -81,9 +81,7 @@ def main() -> None:
                 plan = make_plan([named], known)
             taken, seconds = resident() - before, time.process_time() - begin
             counts = f"{plan.unchanged:,} unchanged, {len(plan.embed):,} to embed"
-            print(
-                f"all crops {what}: {counts}; {taken:.0f} MiB and {seconds:.0f} CPU s more than the {before:.0f} MiB before"
-            )
+            print(f"all crops {what}: {counts}; {taken:.0f} MiB beside {before:.0f} MiB before, {seconds:.0f} CPU s")
             del plan, known
 
 

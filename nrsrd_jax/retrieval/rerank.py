@@ -147,9 +147,9 @@ def reranked_distances(
 def memory_bound(images: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
     """Return the bytes that re-ranking N images of width D takes at most, beside its arguments and its result.
 
-    Features are held scaled, joined, and on each device, and on a CPU also in float32. A block is held six times on its way from distances to
-    neighbours or weights. In the sparse matrices an image has k1+1 neighbours, and each of them half as many, of which
-    less than a third are new.
+    Features are held scaled, joined, and on each device, and on a CPU also in float32. A block is held six times on
+    its way from distances to neighbours or weights. In the sparse matrices an image has k1+1 neighbours, and each
+    of them half as many, of which less than a third are new.
     """
     half = round(k1 / 2) + 1
     expanded = (k1 + 1) * (1 + half // 3)
