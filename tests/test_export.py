@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import onnx
 import pytest
-from people import write_images
+from people import small_config, write_images, write_night
 
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.description import Description
@@ -20,6 +20,7 @@ from nrsrd_jax.export.runtime import OnnxEmbedder
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.vit import ViTSpec
 from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
 
 SIZE = 32, 16
@@ -139,7 +140,9 @@ def call(monkeypatch, *arguments):
 def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, monkeypatch, capsys):
     call(monkeypatch, place / "model", "--crops", place / "crops", "--output", place / "m.onnx")
     said = capsys.readouterr().out.splitlines()
-    assert re.search(r"40 crops of .*largest difference .*\(1: .*, 2: .*, 7: .*, 32: .*nearest .* for 0 of 40", said[0])
+    assert re.search(
+        r"40 crops of crops: largest difference .*\(1: .*, 2: .*, 7: .*, 32: .*nearest .* for 0 of 40", said[0]
+    )
     assert said[-1].endswith(f"written to {place / 'm.onnx'}")
     model = onnx.load(place / "m.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -150,10 +153,10 @@ def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, m
     assert "Apache-2.0" in kept["licence"]
     embedder = Embedder.load(place / "model", feature="auto")
     assert kept["weights_sha256"] == embedder.identity()["weights_sha256"]
-    (found,) = json.loads(kept["parity"])
+    found = json.loads(kept["parity"])
     assert list(found["largest"]) == ["1", "2", "7", "32"]
     assert 0 < max(found["largest"].values()) < 1e-5
-    assert str(place) not in model.SerializeToString().decode("latin-1").replace(str(place / "crops"), "")
+    assert str(place).encode() not in (place / "m.onnx").read_bytes()
     np.testing.assert_allclose(OnnxEmbedder(place / "m.onnx")(CROPS), embedder(CROPS), atol=2e-5)
 
 
@@ -234,3 +237,21 @@ def test_a_file_that_is_not_an_export_is_named(place):
     foreign = onnx_file.with_metadata(model, {})
     with pytest.raises(InputError, match="was not written by nrsrd export"):
         OnnxEmbedder(foreign)
+
+
+def test_eval_scores_a_file_as_it_scores_the_checkpoint(place, monkeypatch):
+    """The file has its own result, and says which features it compares."""
+    call(monkeypatch, place / "model", "--feature", "neck", "--output", place / "neck.onnx")
+    write_night(place / "night", frames=1)
+    config = small_config(place, eval__feature="neck")
+    own, _ = evaluate_run("", str(place / "model"), str(place / "own.json"), config)
+    config = small_config(place)
+    found, files = evaluate_run(config=config, onnx=str(place / "neck.onnx"))
+    assert files == [place / "neck.result.json"]
+    kept = json.loads(files[0].read_text())
+    assert (kept["feature"], kept["weights_sha256"]) == ("neck", own["weights_sha256"])
+    assert found["mAP"] == own["mAP"]
+    with pytest.raises(InputError, match="--workdir, --checkpoint and --onnx each name weights"):
+        evaluate_run("", str(place / "model"), onnx="m.onnx")
+    with pytest.raises(InputError, match="--report shows attention, which an ONNX file does not give"):
+        evaluate_run(config=small_config(place), onnx=str(place / "neck.onnx"), report=str(place / "page"))

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from ..errors import InputError, say
 from ..files import read_bounded
 from ..retrieval.calibration import FILE, MOST_BYTES, load_calibration
 from ..retrieval.embedding import Embedder
-from .parity import Parity, as_json
 
 RESIZE = "bilinear with antialiasing, as Pillow's Image.resize(…, BILINEAR)"
 LICENCE = (
@@ -19,22 +18,13 @@ LICENCE = (
 )
 
 
-def entries(
-    embedder: Embedder,
-    source: Path,
-    *,
-    written_as: Mapping[str, Any],
-    parities: Sequence[Parity],
-    loss: Mapping | None = None,
-) -> dict[str, str]:
+def entries(embedder: Embedder, source: Path, written_as: Mapping[str, Any]) -> dict[str, str]:
     """Return the metadata of a file, a text for each name.
 
     Args:
         embedder: the model's own.
         source: the run or checkpoint that the user named; a calibration beside it is taken along.
-        written_as: how the file is fed and what it computes in, a text for each name.
-        parities: the comparisons with the model's own features.
-        loss: the mAP before and after, where it was measured.
+        written_as: how the file is fed and what it computes in, by name.
     """
     description = embedder.description
     model = {
@@ -53,11 +43,8 @@ def entries(
         "resize": RESIZE,
         "compare_by": "cosine; the features are not normalised",
         "licence": LICENCE,
-        "parity": json.dumps(as_json(parities)),
     }
     notes |= identity | {name: str(value) for name, value in written_as.items()}
-    if loss:
-        notes["loss"] = json.dumps(loss)
     if calibration := calibration_of(embedder, source):
         notes["calibration"] = calibration
     return notes

@@ -1,7 +1,7 @@
 """How far features of an exported file are from the model's own, and what that changes in rankings."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ..retrieval.ranking import rank_features
 
 BATCHES = 1, 2, 7, 32
 MOST_CROPS = 64
-LIMIT = 1e-4  # of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +112,7 @@ def read_crops(folder: str, size: tuple[int, int], most: int = MOST_CROPS) -> tu
         if isinstance(result, InputError):
             raise result
         images.append(result)
-    return np.stack(images), f"{len(images)} crops of {folder}"
+    return np.stack(images), f"{len(images)} crops of {Path(folder).name}"
 
 
 def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
@@ -136,8 +135,3 @@ def scores(embedder: Any, crops: Split, with_cameras: bool) -> float:
     if not found.valid.any():
         raise InputError("no labelled crop has another of the same person to be found, seen by another camera")
     return float(found.mAP)
-
-
-def as_json(parities: Sequence[Parity]) -> list[Mapping[str, Any]]:
-    """Return what is stored in the file."""
-    return [dataclasses.asdict(each) for each in parities]

@@ -1,5 +1,6 @@
 """An exported ONNX file that is run as an `Embedder` is called: for parity, evaluation and benchmarks."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from ..description import Description
 from ..errors import InputError, printable
-from ..files import absolute
+from ..files import absolute, read_bounded
 from ..sharding import make_mesh
 from .layouts import LAYOUTS
 
@@ -20,6 +21,7 @@ except ImportError as missing:
     raise InputError("ONNX files need two packages: pip install 'nrsrd-jax[export]'") from missing
 
 RUNTIME = f"ONNX Runtime {onnxruntime.__version__}"
+MOST_BYTES = 2**31  # of one protobuf
 ERRORS_ONLY = 3  # onnxruntime warns of each constant that it folds
 
 
@@ -48,10 +50,10 @@ class OnnxEmbedder:
     def __init__(self, source: str | Path | bytes, batch_size: int = 256):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
-        if not isinstance(source, bytes):
-            source = str(existing(source))
+        content = source if isinstance(source, bytes) else _read(source)
+        self._digest = hashlib.sha256(content).hexdigest()
         try:
-            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         # The runtime raises its own exceptions, which have no common base.
         except Exception as error:
             reason = printable(str(error).partition("\n")[0], 200)
@@ -96,22 +98,22 @@ class OnnxEmbedder:
         """Return the features of one batch that is laid out as the file takes it."""
         return self.session.run(None, {self._input.name: fed})[0]
 
+    def identity(self) -> dict[str, Any]:
+        """Return what `Embedder.identity` returns of the checkpoint that the file was written from."""
+        identity: dict[str, Any] = {name: self.notes[name] for name in ("weights_sha256", "model_sha256", "feature")}
+        return identity | {"flip": self.notes["flip"] == "True"}
+
     def fingerprint(self) -> str:
-        """Return what features depend on: the weights, how the file was written, and what runs it."""
-        return json.dumps([self.notes, RUNTIME], sort_keys=True)
-
-    @property
-    def weights_sha256(self) -> str:
-        """Return the hash of the checkpoint's weights."""
-        return self.notes["weights_sha256"]
+        """Return a hash of what features depend on: the file, and what runs it."""
+        return hashlib.sha256(f"{self._digest} {RUNTIME}".encode()).hexdigest()
 
 
-def existing(path: str | Path) -> Path:
-    """Return the absolute path of a file. InputError if there is no such file."""
+def _read(path: str | Path) -> bytes:
+    """Return the content of a file. InputError if there is no such file."""
     path = absolute(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}; nrsrd export MODEL --output {path.name} writes one")
-    return path
+    return read_bounded(path, MOST_BYTES)
 
 
 def described(notes: dict[str, str]) -> Description:
@@ -131,5 +133,5 @@ def described(notes: dict[str, str]) -> Description:
     return made
 
 
-def _named(source: str | bytes) -> str:
-    return "the file" if isinstance(source, bytes) else source
+def _named(source: str | Path | bytes) -> str:
+    return "the file" if isinstance(source, bytes) else str(source)
