@@ -1,5 +1,6 @@
 """`nrsrd export`: the file's features are the model's own however it is fed, or there is no file."""
 
+import importlib.util
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.export import __main__ as export
-from nrsrd_jax.export import onnx_file, parity
+from nrsrd_jax.export import onnx_file, parity, write
 from nrsrd_jax.export.layouts import LAYOUTS
 from nrsrd_jax.export.runtime import OnnxEmbedder
 from nrsrd_jax.models.attention import NormRatio
@@ -22,6 +23,7 @@ from nrsrd_jax.models.vit import ViTSpec
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.weights import from_torch, torch_file
 
 SIZE = 32, 16
 CROPS = parity.generated(SIZE, 5)
@@ -140,9 +142,8 @@ def call(monkeypatch, *arguments):
 def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, monkeypatch, capsys):
     call(monkeypatch, place / "model", "--crops", place / "crops", "--output", place / "m.onnx")
     said = capsys.readouterr().out.splitlines()
-    assert re.search(
-        r"40 crops of crops: largest difference .*\(1: .*, 2: .*, 7: .*, 32: .*nearest .* for 0 of 40", said[0]
-    )
+    expected = r"40 crops of crops: largest difference .*\(1: .*, 2: .*, 7: .*, 32: .*nearest .* for 0 of 40"
+    assert re.search(expected, said[0])
     assert said[-1].endswith(f"written to {place / 'm.onnx'}")
     model = onnx.load(place / "m.onnx")
     onnx.checker.check_model(model, full_check=True)
@@ -153,7 +154,7 @@ def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, m
     assert "Apache-2.0" in kept["licence"]
     embedder = Embedder.load(place / "model", feature="auto")
     assert kept["weights_sha256"] == embedder.identity()["weights_sha256"]
-    found = json.loads(kept["parity"])
+    (found,) = json.loads(kept["parity"])
     assert list(found["largest"]) == ["1", "2", "7", "32"]
     assert 0 < max(found["largest"].values()) < 1e-5
     assert str(place).encode() not in (place / "m.onnx").read_bytes()
@@ -217,6 +218,10 @@ def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
     (["--input", "nhcw"], "argument --input: invalid choice: 'nhcw'"),
     (["--batch", "0"], "argument --batch"),
     (["--limit", "nan"], "argument --limit: nan is not a number of at least 0"),
+    (["--precision", "int8", "--crops", "crops"], "--precision int8 needs --data, labelled crops"),
+    (["--precision", "int8", "--data", "crops.csv"], "--precision int8 needs --crops, a folder of crops"),
+    (["--format", "torch", "--input", "boxmot"], "are of --format onnx, not of torch"),
+    (["--without-nra"], "--without-nra is of --format torch: ONNX and StableHLO have NRA"),
     ([], "--output"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_named(place, monkeypatch, capsys, arguments, message):
@@ -255,3 +260,88 @@ def test_eval_scores_a_file_as_it_scores_the_checkpoint(place, monkeypatch):
         evaluate_run("", str(place / "model"), onnx="m.onnx")
     with pytest.raises(InputError, match="--report shows attention, which an ONNX file does not give"):
         evaluate_run(config=small_config(place), onnx=str(place / "neck.onnx"), report=str(place / "page"))
+
+
+@pytest.fixture(scope="module")
+def labelled(place):
+    """A manifest of the crops, which two cameras saw."""
+    paths = sorted((place / "crops").glob("*.png"))
+    rows = [f"crops/{path.name},{path.name[:4]},{path.name[6]}" for path in paths]
+    (place / "crops.csv").write_text("\n".join(["path,person,camera", *rows]))
+    return place / "crops.csv"
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float16", 0.6), ("int8", 0.8)])
+def test_fewer_bits_are_written_with_the_map_that_they_cost(place, labelled, monkeypatch, capfd, precision, share):
+    path = place / f"{precision}.onnx"
+    bits = ["--precision", precision, "--crops", place / "crops", "--data", labelled, "--input", "boxmot"]
+    call(monkeypatch, place / "model", *bits, "--loss", 0.02, "--output", path)
+    said, warned = capfd.readouterr()
+    assert re.search(r"mAP of 40 labelled crops, crops.csv: 0\.\d{4} in float32 by JAX, 0\.\d{4} by the file", said)
+    assert not warned
+    weights = sum(x.size for x in jax.tree.leaves(Embedder.load(place / "model").variables["params"]["base"]))
+    assert path.stat().st_size < 4 * share * weights
+    file = OnnxEmbedder(path)
+    (check,) = json.loads(file.notes["parity"])
+    assert abs(check["mAP"] - check["mAP_of_the_file"]) <= 0.02
+    own = Embedder.load(place / "model", feature="auto")(CROPS)
+    assert np.corrcoef(file(CROPS).ravel(), own.ravel())[0, 1] > 0.99
+
+
+def test_a_file_that_loses_too_much_is_not_written(place, labelled, monkeypatch):
+    monkeypatch.setattr(OnnxEmbedder, "run", lambda self, fed: np.ones((len(fed), self.width), np.float32))
+    half = ["--precision", "float16", "--data", labelled, "--output", place / "lost.onnx"]
+    with pytest.raises(InputError, match=r"nothing is written: 0\.\d+ of mAP would be lost, more than --loss 0.005"):
+        call(monkeypatch, place / "model", *half)
+    assert not (place / "lost.onnx").exists()
+
+
+def test_a_stablehlo_program_runs_by_jax_alone_at_any_batch(place, monkeypatch):
+    path = place / "m.stablehlo"
+    save_weights(place / "plain", describe(), trained(describe()), {})
+    monkeypatch.setattr(write, "BATCHES", (2,))  # each size is compiled
+    call(monkeypatch, place / "plain", "--format", "stablehlo", "--flip", "--feature", "neck", "--output", path)
+    features = jax.export.deserialize(bytearray(path.read_bytes())).call(CROPS[:3])
+    own = Embedder.load(place / "plain", flip=True, feature="neck")(CROPS[:3])
+    np.testing.assert_allclose(features, own, atol=2e-5)
+    kept = json.loads((place / "m.stablehlo.json").read_text())
+    assert (kept["format"], kept["feature"], kept["flip"]) == ("stablehlo", "neck", "True")
+
+
+def test_norm_ratio_attention_stays_in_a_torch_file_unless_it_does_nothing(place, monkeypatch, capsys):
+    call(monkeypatch, place / "model", "--format", "torch", "--output", place / "m.pth")
+    assert "NRA's λ is in the file" in capsys.readouterr().out
+    tensors, _ = torch_file.load(place / "m.pth")
+    assert "base.blocks.0.attn.norm_ratio" in tensors
+    without = ["--format", "torch", "--without-nra", "--output"]
+    with pytest.raises(InputError, match=r"without NRA \(λ = 0.7\) a number .* linear layers cannot compute a norm"):
+        call(monkeypatch, place / "model", *without, place / "n.pth")
+    assert not (place / "n.pth").exists()
+    description = describe(norm_ratio=NormRatio())
+    variables = trained(description)
+    base = description.spec.with_strength(variables["params"]["base"], 1e-6)
+    variables["params"] = {**variables["params"], "base": base}
+    save_weights(place / "inert", description, variables, {})
+    call(monkeypatch, place / "inert", *without, place / "n.pth")
+    found, _, _, report = from_torch.convert(place / "n.pth")
+    assert (found.norm_ratio, report.faults) == (None, [])
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
+def test_openvino_gives_the_same_features(place, monkeypatch, capsys):
+    call(monkeypatch, place / "model", "--openvino", "--output", place / "o.onnx")
+    assert re.search(r"OpenVINO .*largest difference \S+e-0[67]", capsys.readouterr().out)
+
+
+def test_a_calibration_beside_the_model_is_taken_along_if_it_is_of_these_features(place, monkeypatch, capsys):
+    save_weights(place / "calibrated", describe(), trained(describe()), {})
+    identity = Embedder.load(place / "calibrated").identity()
+    curve = {"curve": {"threshold": [0.2], "fmr": [1]}, "probability": {"similarity": [0.2], "probability": [0.5]}}
+    (place / "calibrated/calibration.json").write_text(json.dumps(curve | {"model": identity, "people": 40}))
+    call(monkeypatch, place / "calibrated", "--feature", "cls", "--output", place / "c.onnx")
+    assert json.loads(OnnxEmbedder(place / "c.onnx").notes["calibration"])["people"] == 40
+    call(monkeypatch, place / "calibrated", "--feature", "neck", "--output", place / "c.onnx")
+    assert "calibration" not in OnnxEmbedder(place / "c.onnx").notes
+    (warned,) = capsys.readouterr().err.splitlines()
+    assert warned.startswith("warning: the calibration is left out: ")

@@ -83,6 +83,7 @@ def _read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--crops", default="", help="a folder of crops to compare on; default: generated pictures")
     parser.add_argument("--limit", type=share, default=1e-4, help="the largest permitted difference; default: 0.0001")
+    parser.add_argument("--openvino", action="store_true", help="compare in OpenVINO as well, if it is installed")
     parser.add_argument("--data", nargs="+", default=[], metavar="DATA", help="a manifest (.csv), or NAME DIR")
     parser.add_argument("--loss", type=share, default=0.005, help="the most mAP to lose, in 0..1; default: 0.005")
     parser.add_argument(
@@ -90,8 +91,8 @@ def _read_arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     lossy = arguments.precision != "float32"
-    if arguments.format != "onnx" and (lossy or arguments.input != INPUTS[0]):
-        parser.error(f"--precision and --input are of --format onnx, not of {arguments.format}")
+    if arguments.format != "onnx" and (lossy or arguments.openvino or arguments.input != INPUTS[0]):
+        parser.error(f"--precision, --input and --openvino are of --format onnx, not of {arguments.format}")
     if arguments.without_nra and arguments.format != "torch":
         parser.error("--without-nra is of --format torch: ONNX and StableHLO have NRA")
     if lossy and not arguments.data:

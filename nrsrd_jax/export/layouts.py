@@ -79,7 +79,10 @@ def _by_channel(graph: Graph, name: str, values: Sequence[float]) -> str:
 
 def _brightened(graph: Graph, x: str, level: float) -> str:
     """Add `augment.brighten`."""
-    mean = graph.reduce("ReduceMean", x, 1, 2, 3)
+    # Runtimes add one number after the other. Over a whole image at once, the sum loses two digits.
+    mean = x
+    for axis in (3, 2, 1):
+        mean = graph.reduce("ReduceMean", mean, axis)
     mean = graph.add("Clip", mean, graph.constant(1 / 255), graph.constant(1 - 1 / 255))
     gamma = graph.add("Div", graph.constant(np.log(np.float32(level))), graph.add("Log", mean))
     return graph.add("Pow", x, graph.add("Min", gamma, graph.constant(1)))

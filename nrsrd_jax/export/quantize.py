@@ -1,5 +1,7 @@
 """Eight-bit integers instead of numbers with a point: the linear layers of an ONNX graph, by static quantisation."""
 
+import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,17 @@ class _Crops(quantization.CalibrationDataReader):
         return None if batch is None else {self._name: batch}
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the advice to optimise the graph first, which the linear layers here do not need."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def quantized(model: "onnx.ModelProto", fed: np.ndarray, batch: int | None) -> "onnx.ModelProto":
     """Return the model with its linear layers in eight bits.
 
@@ -47,7 +60,7 @@ def quantized(model: "onnx.ModelProto", fed: np.ndarray, batch: int | None) -> "
         The model with QuantizeLinear and DequantizeLinear nodes, which ONNX Runtime, OpenVINO and TensorRT fuse.
     """
     linear = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1].endswith(".weight")]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "quantized.onnx"
         quantization.quantize_static(
             model,

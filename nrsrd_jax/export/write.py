@@ -30,7 +30,7 @@ def write_onnx(arguments: argparse.Namespace, output: Path) -> None:
     from .layouts import LAYOUTS  # needs packages that only ONNX takes
     from .onnx_file import build, with_metadata
     from .quantize import quantized
-    from .runtime import RUNTIME, OnnxEmbedder
+    from .runtime import RUNTIME, OnnxEmbedder, openvino_function
 
     embedder, labelled = _load(arguments)
     crops, about = read_crops(arguments.crops, embedder.description.image_size)
@@ -48,11 +48,15 @@ def write_onnx(arguments: argparse.Namespace, output: Path) -> None:
     if arguments.precision == "int8":
         model = quantized(model, layout.feed(crops), arguments.batch)
     notes = _notes(arguments, embedder, input=arguments.input, colours=layout.colours, opset=arguments.opset)
-    tried = OnnxEmbedder(with_metadata(model, notes), batch_size=embedder.batch_size)
-    check = _check(arguments, embedder, tried, crops, about, RUNTIME)
+    content = with_metadata(model, notes)
+    tried = OnnxEmbedder(content, batch_size=embedder.batch_size)
+    checks = [_check(arguments, embedder, tried, crops, about, RUNTIME)]
+    if arguments.openvino:
+        other, name = openvino_function(content)
+        checks.append(_check(arguments, embedder, lambda images: other(layout.feed(images)), crops, about, name))
     if labelled:
-        check |= _check_scores(arguments, embedder, tried, labelled)
-    content = with_metadata(model, notes | {"parity": json.dumps(check)})
+        checks[0] |= _check_scores(arguments, embedder, tried, labelled)
+    content = with_metadata(model, notes | {"parity": json.dumps(checks)})
     with written_whole(output, follow=True) as partial:
         partial.write_bytes(content)
     taken, given = (f"[{', '.join(map(str, shape))}]" for shape in (tried.shape, (tried.shape[0], tried.width)))
@@ -75,7 +79,7 @@ def write_stablehlo(arguments: argparse.Namespace, output: Path) -> None:
     notes = _notes(arguments, embedder, input="uint8-nhwc", colours="RGB", platforms=", ".join(stablehlo.PLATFORMS))
     with written_whole(output, follow=True) as partial:
         partial.write_bytes(content)
-    write_whole(about_it, json.dumps(notes | {"parity": json.dumps(check)}, indent=1) + "\n")
+    write_whole(about_it, json.dumps(notes | {"parity": json.dumps([check])}, indent=1) + "\n")
     say(f"{len(content) / 2**20:.1f} MiB, written to {output}, {about_it}")
 
 
