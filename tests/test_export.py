@@ -327,7 +327,6 @@ def test_norm_ratio_attention_stays_in_a_torch_file_unless_it_does_nothing(place
     assert (found.norm_ratio, report.faults) == (None, [])
 
 
-@pytest.mark.filterwarnings("ignore:os.fork")
 @pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
 def test_openvino_gives_the_same_features(place, monkeypatch, capsys):
     call(monkeypatch, place / "model", "--openvino", "--output", place / "o.onnx")

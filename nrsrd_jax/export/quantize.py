@@ -62,8 +62,11 @@ def quantized(model: "onnx.ModelProto", fed: np.ndarray, batch: int | None) -> "
     linear = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1].endswith(".weight")]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "quantized.onnx"
+        # It moves the weights of the model that it is given to a file that it then deletes.
+        taken = onnx.ModelProto()
+        taken.CopyFrom(model)
         quantization.quantize_static(
-            model,
+            taken,
             path,
             _Crops(model.graph.input[0].name, fed, batch or AT_ONCE),
             quant_format=quantization.QuantFormat.QDQ,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def openvino_function(content: bytes) -> tuple[Callable[[np.ndarray], Any], str]
         InputError: OpenVINO is not installed.
     """
     try:
-        import openvino  # pyright: ignore[reportMissingImports]
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # It forks, of which JAX warns.
+            import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as missing:
         raise InputError("--openvino needs the package: pip install openvino") from missing
     core = openvino.Core()
