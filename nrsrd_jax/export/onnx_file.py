@@ -49,6 +49,16 @@ def build(
 
     Raises:
         InputError: nothing here writes such a backbone, or the file would be larger than ONNX permits.
+
+    Example:
+        >>> from nrsrd_jax.checkpoint import load
+        >>> from nrsrd_jax.export.onnx_file import build
+        >>> from nrsrd_jax.sharding import make_mesh
+        >>> description, variables = load("runs/night", make_mesh())
+        >>> choice = {"layout": "uint8-nhwc", "feature": "cls", "flip": False, "opset": 17, "batch": None}
+        >>> model = build(description, variables, **choice)
+        >>> model.graph.input[0].name, model.graph.output[0].name
+        ('images', 'features')
     """
     spec = description.spec
     writer = WRITERS.get(type(spec))

@@ -72,6 +72,15 @@ def compare(
 
     Returns:
         The Parity.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.export.parity import compare
+        >>> crops = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
+        >>> own = crops.reshape(4, -1).astype(np.float32)
+        >>> found = compare(own, lambda batch: batch.reshape(len(batch), -1) + 0.5, crops, "4 crops", "a test", (1, 3))
+        >>> found.largest, found.nearest_changed
+        ({1: 0.5, 3: 0.5}, 0)
     """
     largest, features = {}, own
     for size in batches:

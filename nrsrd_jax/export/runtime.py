@@ -42,6 +42,7 @@ class OnnxEmbedder:
         InputError: it cannot be read, or `nrsrd export` did not write it.
 
     Example:
+        >>> import numpy as np
         >>> from nrsrd_jax.export.runtime import OnnxEmbedder
         >>> embedder = OnnxEmbedder("night.onnx")
         >>> embedder(np.zeros((2, 32, 16, 3), np.uint8)).shape
