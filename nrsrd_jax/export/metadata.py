@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, say
 from ..files import read_bounded
-from ..retrieval.calibration import FILE, MOST_BYTES, load_calibration
+from ..retrieval.calibration import MOST_BYTES, calibration_beside
 from ..retrieval.embedding import Embedder
 
 RESIZE = "bilinear with antialiasing, as Pillow's Image.resize(…, BILINEAR)"
+CALIBRATION = "model", "people", "pairs", "searches", "curve", "probability"  # what is taken of its file
 LICENCE = (
     "The code that wrote this file is under Apache-2.0. The weights are under the licences of the pretrained weights "
     "and of the images that they come from."
@@ -45,21 +45,8 @@ def entries(embedder: Embedder, source: Path, written_as: Mapping[str, Any]) -> 
         "licence": LICENCE,
     }
     notes |= identity | {name: str(value) for name, value in written_as.items()}
-    if calibration := calibration_of(embedder, source):
-        notes["calibration"] = calibration
+    if calibration := calibration_beside(source, embedder.identity()):
+        content = json.loads(read_bounded(calibration.path, MOST_BYTES))
+        kept = {name: content[name] for name in CALIBRATION if name in content}
+        notes["calibration"] = json.dumps(kept, separators=(",", ":"))
     return notes
-
-
-def calibration_of(embedder: Embedder, source: Path) -> str:
-    """Return the calibration beside a model as JSON; "" without one, or with a warning, if it is of other features."""
-    file = source / FILE
-    if not file.is_file():
-        return ""
-    try:
-        load_calibration(file).check_model(embedder.identity())
-    except InputError as error:
-        say(f"warning: the calibration is left out: {error}", error=True)
-        return ""
-    content = json.loads(read_bounded(file, MOST_BYTES))
-    names = ("model", "people", "pairs", "searches", "curve", "probability")
-    return json.dumps({name: content[name] for name in names if name in content}, separators=(",", ":"))
