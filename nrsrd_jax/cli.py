@@ -14,6 +14,7 @@ VERBS = {
     "eval": ("eval", "evaluate a run or a checkpoint; --report writes a page"),
     "compare": ("compare", "compare runs, with confidence intervals of their differences"),
     "convert": ("convert", "import PyTorch weights"),
+    "export": ("export.__main__", "write a model as ONNX, StableHLO or PyTorch, checked"),
     "check": ("check", "check a data set before training"),
     "embed": ("embed", "embed own crops into a gallery"),
     "search": ("search", "search a gallery for people"),

@@ -85,6 +85,15 @@ def positive(text: str) -> int:
 
 def add_embedding_flags(parser: Parser) -> None:
     """Add the flags of a command that embeds crops: --feature, --flip, --batch-size and --precision."""
+    add_model_flags(parser)
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
+    parser.add_argument(
+        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
+    )
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Add the flags that choose the features of a model: --feature and --flip."""
     parser.add_argument(
         "--feature",
         choices=("auto", "cls", "centred", "neck"),
@@ -92,10 +101,6 @@ def add_embedding_flags(parser: Parser) -> None:
         help="as eval.feature; auto, the default, is centred for a trained model, so that similarities spread",
     )
     parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
-    parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
-    )
 
 
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:

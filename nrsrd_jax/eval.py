@@ -3,6 +3,7 @@
   nrsrd eval                                       the newest run under runs/
   nrsrd eval --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
   nrsrd eval --checkpoint DIR --config night600 --config.data.root=DIR
+  nrsrd eval --onnx FILE --config night600 --config.data.root=DIR       a file of nrsrd export
   nrsrd eval --rerank                              re-ranks by k-reciprocal neighbours; shows both results
   nrsrd eval --illumination 1,0.5,0.2,0.1,0.05     also on test images degraded to these shares of their light
   nrsrd eval --report out                          also writes a page with ranked lists and attention, out/index.html
@@ -14,8 +15,8 @@
 the same weights and images takes seconds.
 
 RUN/result.json is the plain evaluation. Each other data set or option has its own file, RUN/result-….json, so that no
-evaluation replaces the result of another. --output names a file, which is replaced if it exists. In a clone, `python
-eval.py` does the same.
+evaluation replaces the result of another; that of FILE.onnx is FILE.result.json. --output names a file, which is
+replaced if it exists. In a clone, `python eval.py` does the same.
 
 With --gallery, the crops with a person are compared by the features that the gallery has, and a file is written only
 where --output says. Each of them is a query; with --queries, a condition in SQL, those that fit it are, and the others
@@ -37,6 +38,7 @@ def command() -> None:
     """Run `nrsrd eval` with the arguments of the process."""
     workdir = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
     checkpoint = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
+    onnx = flags.DEFINE_string("onnx", "", "A file of nrsrd export to evaluate; it decides feature and flip.")
     output = flags.DEFINE_string("output", "", "The file to write; default: beside the weights, named after the test.")
     rerank = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank has k1, k2, λ.")
     features = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")
@@ -53,7 +55,7 @@ def command() -> None:
         from .retrieval.result import evaluate_run, full_table
 
         if gallery.value:
-            _refuse_others(*(workdir, checkpoint, features, lights, report))
+            _refuse_others(*(workdir, checkpoint, onnx, features, lights, report))
             _evaluate_gallery(gallery.value, queries.value, output.value, rerank.value)
             return
         if queries.value:
@@ -65,6 +67,7 @@ def command() -> None:
             features=features.value,
             lights=read_lights(lights.value),
             report=report.value,
+            onnx=onnx.value,
         )
         say(*full_table(result).split("\n"))
         say(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")

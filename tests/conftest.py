@@ -50,7 +50,7 @@ SLOW = (
     ),
     *("step", "run_folder", "compare", "package", "torch_file", "step_cost", "report", "result", "jobs"),
     *("fuzz", "extending", "spec", "docstrings", "options", "data", "weights", "calibrate", "calibration"),
-    *("clustering", "dino", "pretraining"),
+    *("clustering", "dino", "pretraining", "export", "deploy"),
 )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from nrsrd_jax import augment, checkpoint, losses, models, sharding
 from nrsrd_jax.data import images, labels
 from nrsrd_jax.description import Description
+from nrsrd_jax.export import metadata, onnx_file, parity, runtime
 from nrsrd_jax.lowlight import degradation
 from nrsrd_jax.models import attention, position, spec
 from nrsrd_jax.retrieval import (
@@ -97,6 +98,9 @@ PUBLIC = (
     checkpoint.save_weights,
     from_torch.convert,
     to_torch.export,
+    onnx_file.build,
+    parity.compare,
+    runtime.OnnxEmbedder,
     images.decode,
     sharding.make_mesh,
     sharding.place,
@@ -132,12 +136,17 @@ def sections(function) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the examples name: a checkpoint, also as a PyTorch file, a calibration, and an image."""
+    """A folder with what the examples name: a checkpoint, also for PyTorch and ONNX, a calibration, and an image."""
     folder = tmp_path_factory.mktemp("examples")
     description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, classes=4)
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), description.abstract_variables())
     checkpoint.save_weights(folder / "runs/night", description, variables, kept={})
     torch_file.save(folder / "model.pth", to_torch.export(folder / "runs/night")[0])
+    choice = {"layout": "uint8-nhwc", "feature": "cls", "flip": False, "opset": 17, "batch": None}
+    model = onnx_file.build(description, variables, **choice)
+    embedder = embedding.Embedder.load(folder / "runs/night")
+    notes = metadata.entries(embedder, folder, {"input": "uint8-nhwc"})
+    (folder / "night.onnx").write_bytes(onnx_file.with_metadata(model, notes))
     Image.fromarray(np.full((40, 20, 3), (200, 100, 50), np.uint8)).save(folder / "crop.png")
     curve = {"curve": {"threshold": [0.2], "fmr": [1]}, "probability": {"similarity": [0.2], "probability": [0.5]}}
     (folder / "calibration.json").write_text(json.dumps(curve | {"model": {"feature": "cls"}, "people": 40}))

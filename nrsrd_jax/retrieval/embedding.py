@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,29 @@ from ..sharding import make_mesh, over_data, place, replicated
 
 # Raise this when the same weights and images would give other features, so that old caches are not read.
 CACHE_VERSION = 1
+
+
+class Embeds(Protocol):
+    """What an evaluation needs of an Embedder, or of an exported file that stands for one."""
+
+    description: Description
+    mesh: Mesh
+
+    @property
+    def width(self) -> int: ...
+
+    def __call__(
+        self,
+        images: np.ndarray,
+        *,
+        cameras: np.ndarray | None = None,
+        progress: str = "",
+        alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
+    ) -> np.ndarray: ...
+
+    def identity(self) -> dict[str, Any]: ...
+
+    def fingerprint(self) -> str: ...
 
 
 class Embedder:
@@ -66,15 +89,7 @@ class Embedder:
             )
         self.batch_size = batch_size
 
-        def forward(variables, images, cameras):
-            with jax.default_matmul_precision("highest"):
-                x = augment.prepared(images, description.mean, description.std, description.brighten)
-                views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
-                every = jnp.repeat(cameras, views.shape[1])
-                out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]), cameras=every)
-                return _chosen(out, variables, feature).reshape(*views.shape[:2], -1).mean(1)
-
-        self._forward = jax.jit(forward, out_shardings=replicated(mesh))
+        self._forward = jax.jit(make_forward(model, description, flip, feature), out_shardings=replicated(mesh))
 
     @classmethod
     def load(
@@ -192,6 +207,20 @@ class Embedder:
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_forward(model: ReID, description: Description, flip: bool, feature: str) -> Callable[..., jax.Array]:
+    """Return an Embedder's function (variables, uint8 images [B, H, W, 3], camera ranks [B]) -> features [B, D]."""
+
+    def forward(variables, images, cameras):
+        with jax.default_matmul_precision("highest"):
+            x = augment.prepared(images, description.mean, description.std, description.brighten)
+            views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
+            every = jnp.repeat(cameras, views.shape[1])
+            out: Any = model.apply(variables, views.reshape(-1, *x.shape[1:]), cameras=every)
+            return _chosen(out, variables, feature).reshape(*views.shape[:2], -1).mean(1)
+
+    return forward
 
 
 def identity_difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -21,7 +21,6 @@ import numpy as np
 
 from ..analysis.maps import Probe
 from ..build import degradation_options
-from ..checkpoint import weights_hash
 from ..compiled import keep_compiled
 from ..config import Config, config_of
 from ..data.images import mean_luminance
@@ -36,7 +35,7 @@ from ..report.page import report_file, write_report
 from ..runs import find_checkpoint, known_score, newest_run, run_of
 from ..stored import read_description
 from .calibration import calibration_beside
-from .embedding import Embedder
+from .embedding import Embedder, Embeds
 from .illumination import SEED
 from .pair_table import pair_table
 from .ranking import RankMetrics
@@ -58,8 +57,9 @@ def evaluate_run(
     features: str = "",
     lights: tuple[float, ...] = (),
     report: str = "",
+    onnx: str = "",
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate a run's best checkpoint, or the one in `directory`.
+    """Evaluate a run's best checkpoint, the one in `directory`, or an ONNX file.
 
     Args:
         workdir: a training run. Without it and `directory` the newest run is taken.
@@ -71,6 +71,8 @@ def evaluate_run(
         features: a .npz file to write the features to.
         lights: intensities to degrade the test images to.
         report: a folder for a page of the results.
+        onnx: a file of `nrsrd export` instead of `workdir` or `directory`. Its own features are compared, whatever
+            eval.feature and eval.flip are.
 
     Returns:
         The result, and the files written, the result's first.
@@ -79,14 +81,17 @@ def evaluate_run(
         InputError: the checkpoint or the data cannot be used, or a file cannot be written.
     """
     keep_compiled()
-    source, path, config = _choose(workdir, directory, config, overrides)
+    source, path, config = _choose(workdir, directory, onnx, config, overrides)
     config.eval.rerank.enabled |= rerank
     options = read_options(config)
     degradation_options(options)  # A wrong one raises InputError here.
     if features and Path(features).suffix != ".npz":
         raise InputError(f"--features {features}: name a .npz file")
-    written = {"result": writable_file(output or source / PLAIN, "--output")}
-    if not output:
+    if onnx and report:
+        raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
+    beside = path.with_suffix(".result.json") if onnx else source / PLAIN
+    written = {"result": writable_file(output or beside, "--output")}
+    if not (output or onnx):
         refuse_links(source)
     if features:
         written["features"] = writable_file(features, "--features")
@@ -98,7 +103,7 @@ def evaluate_run(
         written["page"] = report_file(report)
     refuse_same_files(written.values())
     targets = read_targets(options)
-    embedder, options, fingerprint = load_embedder(path, options)
+    embedder, options, fingerprint = load_file(path, options) if onnx else load_embedder(path, options)
 
     # Only plain similarities are what `nrsrd calibrate` measured.
     plain = options.eval.normalize == "none" and not (options.eval.expand or options.eval.rerank.enabled)
@@ -110,7 +115,7 @@ def evaluate_run(
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
     result |= provenance(embedder, options, path)
     result["selected_by"] = selected_by(source, path)
-    if not output:
+    if not (output or onnx):
         written["result"] = choose_file(source, result, embedder.description.provenance.get("data"))
         if lights:
             written["plot"] = _plot_beside(written["result"])
@@ -129,6 +134,7 @@ def evaluate_run(
             name: (read_test_images(options, target.query), read_test_images(options, target.gallery))
             for name, target in targets.items()
         }
+        assert isinstance(embedder, Embedder)
         probe = Probe(embedder.description, embedder.variables, embedder.mesh)
         place = written["page"], str(source)
         write_report(*place, result, results, targets, images, probe, run_of(path) or source, calibration)
@@ -151,6 +157,16 @@ def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]
     )
     fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
     return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
+
+
+def load_file(path: Path, options: Options) -> tuple[Embeds, Options, str]:
+    """Load an ONNX file for an evaluation. Returns as `load_embedder`, with the features of the file in the options."""
+    from ..export.runtime import OnnxEmbedder  # needs packages that only this takes
+
+    embedder = OnnxEmbedder(path, options.eval.batch_size)
+    chosen = dataclasses.replace(options.eval, feature=embedder.notes["feature"], flip=embedder.notes["flip"] == "True")
+    options = dataclasses.replace(options, image_size=embedder.description.image_size, eval=chosen)
+    return embedder, options, embedder.fingerprint() if options.data.cache != "none" else ""
 
 
 def hashes_of(target: Target, options: Options) -> dict[str, str]:
@@ -181,15 +197,17 @@ def write_result(path: Path, result: dict[str, Any], begin: float, follow: bool)
     write_whole(path, json.dumps(result, indent=1) + "\n", follow)
 
 
-def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str, Any]) -> tuple[Path, Path, Config]:
+def _choose(
+    workdir: str, directory: str, onnx: str, config: Config, overrides: Mapping[str, Any]
+) -> tuple[Path, Path, Config]:
     """Return what the user named (or the newest run), the checkpoint in it, and the config, as `evaluate_run` says."""
-    if workdir and directory:
-        raise InputError("--workdir and --checkpoint both name weights; give one of them")
-    if not (workdir or directory):
+    if bool(workdir) + bool(directory) + bool(onnx) > 1:
+        raise InputError("--workdir, --checkpoint and --onnx each name weights; give one of them")
+    if not (workdir or directory or onnx):
         workdir = str(newest_run())
         say(f"evaluating the newest run, {workdir}; --workdir names another")
-    source = expanded(directory or workdir)
-    path = find_checkpoint(source)
+    source = absolute(onnx) if onnx else expanded(directory or workdir)
+    path = source if onnx else find_checkpoint(source)
     if config is None:
         config = config_of(run_of(path))
         config.update_from_flattened_dict(dict(overrides))
@@ -197,7 +215,7 @@ def _choose(workdir: str, directory: str, config: Config, overrides: Mapping[str
 
 
 def sweep(
-    embedder: Embedder,
+    embedder: Embeds,
     options: Options,
     targets: Mapping[str, Target],
     fingerprint: str,
@@ -266,7 +284,7 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
         np.savez(file, **arrays)
 
 
-def provenance(embedder: Embedder, options: Options, source: Path) -> dict[str, Any]:
+def provenance(embedder: Embeds, options: Options, source: Path) -> dict[str, Any]:
     """Return all that identifies the numbers, and that it takes to reproduce them."""
     choice, trained = test_data(options), embedder.description.provenance
     return {
@@ -275,7 +293,7 @@ def provenance(embedder: Embedder, options: Options, source: Path) -> dict[str, 
         "feature": options.eval.feature,
         "transductive": options.eval.normalize != "none",
         "checkpoint": str(source),
-        "weights_sha256": weights_hash(embedder.variables),
+        "weights_sha256": embedder.identity()["weights_sha256"],
         "backbone": embedder.description.backbone,
         "image_size": list(embedder.description.image_size),
         "data": {

@@ -18,7 +18,7 @@ from ..data.protocol import Target
 from ..inputs import read_test_images
 from ..options import Eval, Options
 from ..sharding import own_mesh
-from .embedding import Embedder, cached_features
+from .embedding import Embeds, cached_features
 from .illumination import SEED, darkener
 from .ranking import Distances, RankMetrics, rank_by, squared_distances
 from .rerank import expand_queries, reranked_distances
@@ -45,7 +45,7 @@ class Evaluation:
 
 
 def evaluate(
-    embedder: Embedder,
+    embedder: Embeds,
     options: Options,
     targets: Mapping[str, Target],
     fingerprint: str = "",
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def _features(
-    embedder: Embedder, options: Options, split: Split, fingerprint: str, light: float | None, title: str, stream: int
+    embedder: Embeds, options: Options, split: Split, fingerprint: str, light: float | None, title: str, stream: int
 ) -> np.ndarray:
     degradation, alter = degradation_options(options), None
     if light is not None:

@@ -101,13 +101,36 @@ def main() -> None:
     if os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)
+    write(output, tensors, description, options.format, backbone=options.backbone, follow=options.output is not None)
+
+
+def write(
+    output: Path,
+    tensors: dict[str, np.ndarray],
+    description: Description,
+    file_format: str = "torch",
+    *,
+    backbone: bool = False,
+    follow: bool = True,
+) -> None:
+    """Write what `export` returns, and print where.
+
+    Args:
+        output: the file; `follow` says whether it may be a symbolic link.
+        tensors, description: as `export` returns them.
+        file_format: a name of SUFFIXES.
+        backbone: whether they are those of the backbone alone.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     notes = json.dumps(dataclasses.asdict(description))
-    with written_whole(output, follow=options.output is not None) as partial:
-        if options.format == "safetensors":
+    with written_whole(output, follow=follow) as partial:
+        if file_format == "safetensors":
             contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
             partial.write_bytes(safetensors.numpy.save(contiguous, {torch_file.NOTES: notes}))
         else:
-            torch_file.save(partial, tensors, wrapper="teacher" if options.backbone else "", notes=notes)
+            torch_file.save(partial, tensors, wrapper="teacher" if backbone else "", notes=notes)
     if description.brighten:
         say(
             f"warning: the model was given images brightened to a mean of {description.brighten} "

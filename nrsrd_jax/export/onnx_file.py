@@ -1,0 +1,106 @@
+"""A model as an ONNX file: the whole way from the pixels that a program feeds to the features that it compares."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..description import Description
+from ..errors import InputError
+from ..models import MODELS
+from ..models.spec import Spec
+from ..models.vit import ViTSpec
+from .graph import Graph, onnx
+from .layouts import LAYOUTS, add_preparation
+from .vit_graph import add_vit, affine
+
+INPUT, OUTPUT = "images", "features"
+# The function that adds a backbone to a graph, by the type of its spec. A subclass may compute something else.
+WRITERS: dict[type[Spec], Callable[..., str]] = {ViTSpec: add_vit}
+MOST_BYTES = 2**31 - 1  # of one protobuf
+
+
+def build(
+    description: Description,
+    variables: dict,
+    *,
+    layout: str,
+    feature: str,
+    flip: bool,
+    opset: int,
+    batch: int | None,
+    float_type: str = "float32",
+) -> "onnx.ModelProto":
+    """Write a model as one ONNX graph.
+
+    Args:
+        description: the model.
+        variables: its variables.
+        layout: how it is fed, a name of LAYOUTS.
+        feature: "cls", "neck" or "centred", as in `Embedder`.
+        flip: whether to average with the features of the mirror image.
+        opset: the version of ONNX's operators, in OPSETS.
+        batch: the number of crops of a call; None for any.
+        float_type: "float32" or "float16", of the weights and products.
+
+    Returns:
+        The model. Its input is called "images" and its output "features", float32 [batch, D], not normalised.
+
+    Raises:
+        InputError: nothing here writes such a backbone, or the file would be larger than ONNX permits.
+
+    Example:
+        >>> from nrsrd_jax.checkpoint import load
+        >>> from nrsrd_jax.export.onnx_file import build
+        >>> from nrsrd_jax.sharding import make_mesh
+        >>> description, variables = load("runs/night", make_mesh())
+        >>> choice = {"layout": "uint8-nhwc", "feature": "cls", "flip": False, "opset": 17, "batch": None}
+        >>> model = build(description, variables, **choice)
+        >>> model.graph.input[0].name, model.graph.output[0].name
+        ('images', 'features')
+    """
+    spec = description.spec
+    writer = WRITERS.get(type(spec))
+    if not writer:
+        known = ", ".join(name for name, each in MODELS.items() if type(each) in WRITERS)
+        raise InputError(
+            f"{description.backbone} cannot be written as ONNX, only {known}; --format stablehlo takes every model"
+        )
+    params, batch_stats = (jax.tree.map(np.asarray, variables[name]) for name in ("params", "batch_stats"))
+    size = sum(values.size for values in jax.tree.leaves(params)) * np.dtype(float_type).itemsize
+    if size > MOST_BYTES:
+        raise InputError(f"{description.backbone} has {size >> 20} MiB of weights; an ONNX file holds at most 2 GiB")
+    graph, fed = Graph(opset, float_type), LAYOUTS[layout]
+    image = add_preparation(graph, fed, description, INPUT)
+    if flip:
+        mirrored = graph.add("Slice", image, *(graph.numbers(n) for n in (-1, -(2**31), 3, -1)))
+        image = graph.add("Concat", image, mirrored, axis=0)
+    parts = params["base"], batch_stats.get("base", {})
+    features = writer(graph, spec, description.norm_ratio, *parts, image)
+    neck = params["bottleneck"], batch_stats["bottleneck"]
+    width = neck[1]["mean"].size
+    if feature == "neck":
+        factor, shift = affine(*neck)
+        features = graph.add("Mul", features, graph.weight("neck.factor", factor, "float32"))
+        features = graph.add("Add", features, graph.weight("neck.shift", shift, "float32"))
+    elif feature == "centred":
+        features = graph.add("Sub", features, graph.weight("neck.mean", neck[1]["mean"], "float32"))
+    if flip:
+        both = graph.reshape(features, 2, -1, width)
+        features = graph.reshape(graph.reduce("ReduceMean", both, 0), -1, width)
+    graph.add("Identity", features, name=OUTPUT)
+    return graph.model(INPUT, fed.kind, fed.shape(description.image_size, batch or "batch"), OUTPUT, width)
+
+
+def with_metadata(model: "onnx.ModelProto", entries: Mapping[str, Any]) -> bytes:
+    """Return the file of a checked model with entries of metadata, a text for each.
+
+    Raises:
+        onnx.checker.ValidationError: the model is not valid, which is a fault of this program.
+    """
+    del model.metadata_props[:]
+    for name, value in entries.items():
+        model.metadata_props.add(key=name, value=str(value))
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()

@@ -1,0 +1,146 @@
+"""How far features of an exported file are from the model's own, and what that changes in rankings."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.datasets import Split
+from ..data.images import decode, in_parallel
+from ..errors import InputError
+from ..gallery.crops import crops_of, make_source
+from ..retrieval.files import embed_files
+from ..retrieval.ranking import rank_features
+
+BATCHES = 1, 2, 7, 32
+MOST_CROPS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """The comparison of features on a few crops.
+
+    Attributes:
+        runtime: what ran the file.
+        crops: what was compared, in words.
+        largest: the largest difference of a number of a feature, by size of batch.
+        scale: the root of the mean square of the model's own numbers.
+        nearest_changed: for how many crops the nearest other crop is another one.
+        count: of how many crops.
+    """
+
+    runtime: str
+    crops: str
+    largest: dict[int, float]
+    scale: float
+    nearest_changed: int
+    count: int
+
+    @property
+    def worst(self) -> float:
+        """Return the largest difference at any size of batch; NaN if a number is NaN."""
+        return float(np.max(list(self.largest.values())))
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{batch}: {value:.1e}" for batch, value in self.largest.items())
+        return (
+            f"{self.runtime}, {self.crops}: largest difference {self.worst:.1e} by batch ({each}), of numbers around "
+            f"{self.scale:.2g}; the nearest crop is another for {self.nearest_changed} of {self.count}"
+        )
+
+
+def compare(
+    own: np.ndarray,
+    run: Callable[[np.ndarray], Any],
+    crops: np.ndarray,
+    about: str,
+    runtime: str,
+    batches: Sequence[int],
+) -> Parity:
+    """Compare the features of crops.
+
+    Args:
+        own: the model's own features [N, D].
+        run: a function that returns the file's features of a batch of crops.
+        crops: uint8 [N, h, w, 3], RGB.
+        about: what the crops are, in words.
+        runtime: what `run` uses, in words.
+        batches: the sizes of batches to try. Each has all crops, if necessary some of them again.
+
+    Returns:
+        The Parity.
+
+    Example:
+        >>> import numpy as np
+        >>> from nrsrd_jax.export.parity import compare
+        >>> crops = np.arange(48, dtype=np.uint8).reshape(4, 2, 2, 3)
+        >>> own = crops.reshape(4, -1).astype(np.float32)
+        >>> found = compare(own, lambda batch: batch.reshape(len(batch), -1) + 0.5, crops, "4 crops", "a test", (1, 3))
+        >>> found.largest, found.nearest_changed
+        ({1: 0.5, 3: 0.5}, 0)
+    """
+    largest, features = {}, own
+    for size in batches:
+        index = np.arange(-(-len(crops) // size) * size) % len(crops)
+        features = np.concatenate([np.asarray(run(crops[rows])) for rows in index.reshape(-1, size)])
+        largest[size] = float(np.abs(features - own[index]).max())
+    # Which of several sizes is ranked matters little.
+    changed = int((nearest(features[: len(crops)]) != nearest(own)).sum())
+    return Parity(runtime, about, largest, float(np.sqrt(np.square(own).mean())), changed, len(crops))
+
+
+def nearest(features: np.ndarray) -> np.ndarray:
+    """Return for each feature the index of the nearest other one, by their cosine."""
+    squared = np.square(features).sum(1, dtype=np.float64)
+    units = features.astype(np.float64) / np.sqrt(np.maximum(squared, 1e-30))[:, None]
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -np.inf)
+    return cosines.argmax(1)
+
+
+def read_crops(folder: str, size: tuple[int, int], most: int = MOST_CROPS) -> tuple[np.ndarray, str]:
+    """Return pictures at the model's size, uint8 [N, h, w, 3], and what they are, in words.
+
+    Args:
+        folder: of crops, or a manifest; "" for generated pictures.
+        size: (height, width).
+        most: of a larger folder, so many are taken at even distances.
+
+    Raises:
+        InputError: the folder has no crops, or one of them cannot be read.
+    """
+    if not folder:
+        return generated(size), "generated pictures"
+    paths = [Path(path) for path in sorted(crops_of([make_source(Path(folder), "", "")]))]
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
+    images = []
+    for _, result in in_parallel(lambda path: decode(path, size, "bilinear"), chosen, "reading"):
+        if isinstance(result, InputError):
+            raise result
+        images.append(result)
+    return np.stack(images), f"{len(images)} crops of {Path(folder).name}"
+
+
+def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
+    """Return pictures of soft coloured spots, from bright to nearly black, always the same."""
+    rng, pictures = np.random.default_rng(0), []
+    for light in np.linspace(1, 0.05, count):
+        spots = Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8))
+        spots = spots.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        pictures.append(np.clip(np.asarray(spots) * light + rng.normal(0, 4, (*size, 3)), 0, 255).astype(np.uint8))
+    return np.stack(pictures)
+
+
+def scores(embedder: Any, crops: Split, with_cameras: bool) -> float:
+    """Return the mAP of labelled crops, each a query against all others; of one camera only different people."""
+    chunks = [chunk for chunk in embed_files(embedder, crops.paths, strict=True) if chunk.indices]
+    features = np.concatenate([chunk.features for chunk in chunks])
+    # Without cameras, a camera of its own for each crop leaves out nothing but the crop itself.
+    cameras = crops.cameras if with_cameras else np.arange(len(crops))
+    found = rank_features(features, features, crops.pids, crops.pids, cameras, cameras)
+    if not found.valid.any():
+        raise InputError("no labelled crop has another of the same person to be found, seen by another camera")
+    return float(found.mAP)

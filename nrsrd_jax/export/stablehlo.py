@@ -1,0 +1,35 @@
+"""A model as a StableHLO program by `jax.export`: it needs JAX to run, and nothing of this package."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..retrieval.embedding import Embedder, make_forward
+
+PLATFORMS = "cpu", "cuda", "tpu"
+
+
+def build(embedder: Embedder, batch: int | None) -> bytes:
+    """Return the program of an Embedder, with its weights, for a number of crops, or None for any.
+
+    It takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS.
+    """
+    description, options = embedder.description, embedder.options
+    model = description.create_model()
+    forward = make_forward(model, description, options["flip"], embedder.identity()["feature"])
+    variables = jax.tree.map(np.asarray, embedder.variables)
+
+    def features(images):
+        return forward(variables, images, jnp.full(images.shape[0], -1, jnp.int32))
+
+    height, width = description.image_size
+    (count,) = (batch,) if batch else jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((count, height, width, 3), jnp.uint8)
+    return bytes(jax.export.export(jax.jit(features), platforms=PLATFORMS)(images).serialize())
+
+
+def load(content: bytes) -> Callable[[np.ndarray], jax.Array]:
+    """Return the function that a program computes."""
+    return jax.export.deserialize(bytearray(content)).call

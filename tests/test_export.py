@@ -1,0 +1,346 @@
+"""`nrsrd export`: the file's features are the model's own however it is fed, or there is no file."""
+
+import importlib.util
+import json
+import re
+import sys
+
+import jax
+import numpy as np
+import onnx
+import pytest
+from people import small_config, write_images, write_night
+
+from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.description import Description
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.export import __main__ as export
+from nrsrd_jax.export import onnx_file, parity, write
+from nrsrd_jax.export.layouts import LAYOUTS
+from nrsrd_jax.export.runtime import OnnxEmbedder
+from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.models.vit import ViTSpec
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.result import evaluate_run
+from nrsrd_jax.sharding import make_mesh
+from nrsrd_jax.weights import from_torch, torch_file
+
+SIZE = 32, 16
+CROPS = parity.generated(SIZE, 5)
+
+
+def trained(description: Description) -> dict:
+    """Variables with statistics and biases as training leaves them, not zeros and ones."""
+    rng = np.random.default_rng(1)
+    shapes = description.abstract_variables()
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.1 if x.ndim < 2 else 0.05, x.shape).astype(np.float32), shapes)
+    variables["batch_stats"] = jax.tree.map(lambda x: np.abs(x) + 0.5, variables["batch_stats"])
+    variables["params"]["base"]["norm"]["scale"] += 1
+    last = variables["params"]["base"][f"blocks_{description.depth - 1}"]["attn"]
+    if "norm_ratio" in last:
+        last["norm_ratio"] = np.float32(0.7)
+        last["qkv"]["kernel"] *= 3  # so that norms of keys differ
+    return variables
+
+
+def describe(backbone="vit_tiny", depth=1, **fields) -> Description:
+    return Description(backbone, depth, SIZE, (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), classes=3, **fields)
+
+
+CHOICE = {"layout": "uint8-nhwc", "feature": "cls", "flip": False, "opset": 17, "batch": None}
+
+
+def written(description: Description, variables: dict, **choice) -> OnnxEmbedder:
+    """The ONNX file of a model, ready to run."""
+    choice = CHOICE | choice
+    model = onnx_file.build(description, variables, **choice)
+    return OnnxEmbedder(onnx_file.with_metadata(model, notes(description, choice["layout"])))
+
+
+def embedders(description: Description, **choice) -> tuple[Embedder, OnnxEmbedder]:
+    """The model's own Embedder, and that of its ONNX file."""
+    variables, options = trained(description), {name: (CHOICE | choice)[name] for name in ("flip", "feature")}
+    own = Embedder(description.create_model(), variables, description, make_mesh(), batch_size=8, **options)
+    return own, written(description, variables, **choice)
+
+
+def notes(description: Description, layout: str) -> dict[str, str]:
+    values = {"backbone": description.backbone, "depth": 1, "image_size": SIZE, "mean": [0] * 3, "std": [1] * 3}
+    return {"model": json.dumps(values | {"brighten": 0}), "input": layout}
+
+
+@pytest.mark.parametrize(("backbone", "depth", "norm_ratio"), [
+    ("vit_tiny", 2, None),
+    ("vit_tiny", 1, NormRatio()),
+    ("vit_tiny", 1, NormRatio(form="standard")),
+    ("vit_tiny", 1, NormRatio(scope="token", epsilon=0.1)),
+    ("vit_tiny", 1, NormRatio(scope="token", form="standard")),
+    ("vit_tiny_ics", 1, NormRatio()),
+])  # fmt: skip
+def test_features_equal_those_of_the_model(backbone, depth, norm_ratio):
+    own, file = embedders(describe(backbone, depth, norm_ratio=norm_ratio, brighten=0.4))
+    np.testing.assert_allclose(file(CROPS), own(CROPS), atol=2e-5)
+
+
+def test_norm_ratio_attention_is_in_the_file():
+    """Without its penalty the features of these weights are others, so that the test above would see it missing."""
+    description = describe(norm_ratio=NormRatio())
+    variables = trained(description)
+    base = description.spec.with_strength(variables["params"]["base"], 0.0)
+    plain = {**variables, "params": {**variables["params"], "base": base}}
+    first, second = (written(description, each)(CROPS) for each in (variables, plain))
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(("feature", "flip"), [("cls", True), ("neck", False), ("neck", True), ("centred", False)])
+def test_the_kind_of_features_is_that_of_the_embedder(feature, flip):
+    own, file = embedders(describe(), feature=feature, flip=flip)
+    np.testing.assert_allclose(file(CROPS), own(CROPS), atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_program_gets_the_same_features_however_it_feeds_crops(layout):
+    description = describe(brighten=0.4)
+    own, file = embedders(description, layout=layout)
+    black = np.zeros_like(CROPS[:1])
+    crops = np.concatenate([CROPS, black])
+    np.testing.assert_allclose(file(crops), own(crops), atol=2e-5)
+
+
+def test_what_boxmot_feeds_is_imagenets_normalisation_of_rgb():
+    fed = LAYOUTS["boxmot"].feed(np.full((1, 2, 1, 3), (255, 0, 51), np.uint8))
+    assert fed.shape == (1, 3, 2, 1)
+    np.testing.assert_allclose(fed[0, :, 0, 0], [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225], rtol=1e-6)
+    assert LAYOUTS["bgr-nchw"].feed(np.full((1, 2, 1, 3), (255, 0, 51), np.uint8))[0, :, 0, 0].round(3).tolist() == [
+        51,
+        0,
+        255,
+    ]
+
+
+@pytest.mark.parametrize("opset", [17, 18, 20, 23])
+def test_each_opset_gives_the_same_features(opset):
+    own, file = embedders(describe("vit_tiny_ics", norm_ratio=NormRatio(scope="token"), brighten=0.4), opset=opset)
+    np.testing.assert_allclose(file(CROPS), own(CROPS), atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """model/, and a folder of crops."""
+    place = tmp_path_factory.mktemp("export")
+    description = describe("vit_tiny_ics", norm_ratio=NormRatio(), brighten=0.4)
+    save_weights(place / "model", description, trained(description), {})
+    write_images(place / "crops", range(20), frames=1, suffix=".png")
+    return place
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["nrsrd export", *map(str, arguments)])
+    export.main()
+
+
+def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, monkeypatch, capsys):
+    call(monkeypatch, place / "model", "--crops", place / "crops", "--output", place / "m.onnx")
+    said = capsys.readouterr().out.splitlines()
+    expected = r"40 crops of crops: largest difference .*\(1: .*, 2: .*, 7: .*, 32: .*nearest .* for 0 of 40"
+    assert re.search(expected, said[0])
+    assert said[-1].endswith(f"written to {place / 'm.onnx'}")
+    model = onnx.load(place / "m.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    assert kept["image_size"] == "32 high, 16 wide"
+    assert (kept["feature"], kept["input"], kept["colours"]) == ("centred", "uint8-nhwc", "RGB")
+    assert "bilinear with antialiasing" in kept["resize"]
+    assert "Apache-2.0" in kept["licence"]
+    embedder = Embedder.load(place / "model", feature="auto")
+    assert kept["weights_sha256"] == embedder.identity()["weights_sha256"]
+    (found,) = json.loads(kept["parity"])
+    assert list(found["largest"]) == ["1", "2", "7", "32"]
+    assert 0 < max(found["largest"].values()) < 1e-5
+    assert str(place).encode() not in (place / "m.onnx").read_bytes()
+    np.testing.assert_allclose(OnnxEmbedder(place / "m.onnx")(CROPS), embedder(CROPS), atol=2e-5)
+
+
+def test_a_file_for_a_fixed_number_of_crops_takes_fewer_too(place, monkeypatch):
+    call(monkeypatch, place / "model", "--batch", 3, "--feature", "cls", "--output", place / "three.onnx")
+    file = OnnxEmbedder(place / "three.onnx")
+    assert file.shape == [3, 32, 16, 3]
+    np.testing.assert_allclose(file(CROPS), Embedder.load(place / "model")(CROPS), atol=2e-5)
+
+
+def test_nothing_is_written_if_the_file_computes_something_else(place, monkeypatch):
+    """Also not for a single number that is not a number; what the file held before stays."""
+    (place / "kept.onnx").write_bytes(b"before")
+
+    def wrong(*arguments):
+        return add_vit(*arguments[:-1], image=arguments[0].add("Neg", arguments[-1]))
+
+    add_vit = onnx_file.WRITERS[ViTSpec]
+    monkeypatch.setitem(onnx_file.WRITERS, ViTSpec, wrong)
+    with pytest.raises(
+        InputError, match=r"nothing is written: a number of a feature differs by .* more than --limit 0.0001"
+    ):
+        call(monkeypatch, place / "model", "--output", place / "kept.onnx")
+    assert (place / "kept.onnx").read_bytes() == b"before"
+    monkeypatch.setitem(
+        onnx_file.WRITERS, ViTSpec, lambda *given: given[0].add("Log", given[0].add("Neg", add_vit(*given)))
+    )
+    with pytest.raises(InputError, match=r"differs by nan"):
+        call(monkeypatch, place / "model", "--output", place / "kept.onnx")
+    assert (place / "kept.onnx").read_bytes() == b"before"
+
+
+def test_a_model_that_nothing_here_can_write_is_named(place, monkeypatch):
+    monkeypatch.setattr(onnx_file, "WRITERS", {})
+    with pytest.raises(
+        InputError, match=r"vit_tiny_ics cannot be written as ONNX, only .*; --format stablehlo takes every"
+    ):
+        call(monkeypatch, place / "model", "--output", place / "no.onnx")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["absent", "--output", "x.onnx"], "absent does not exist; give a checkpoint"),
+    (["model", "--output", "crops"], "--output crops is a folder; name a file"),
+    (["model", "--output", "/proc/x.onnx"], "--output: cannot write in /proc: .*; name another folder"),
+    (["model", "--output", "x.onnx", "--crops", "absent"], "absent does not exist; give folders of crops"),
+    (["model", "--output", "x.onnx", "--crops", "model"], "model has no crops"),
+])  # fmt: skip
+def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
+    monkeypatch.chdir(place)
+    with pytest.raises(InputError, match=message):
+        call(monkeypatch, *arguments)
+    assert not (place / "x.onnx").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--opset", "16"], "argument --opset: 16 is not an opset from 17 to 23"),
+    (["--opset", "new"], "argument --opset: new is not an opset"),
+    (["--input", "nhcw"], "argument --input: invalid choice: 'nhcw'"),
+    (["--batch", "0"], "argument --batch"),
+    (["--limit", "nan"], "argument --limit: nan is not a number of at least 0"),
+    (["--precision", "int8", "--crops", "crops"], "--precision int8 needs --data, labelled crops"),
+    (["--precision", "int8", "--data", "crops.csv"], "--precision int8 needs --crops, a folder of crops"),
+    (["--format", "torch", "--input", "boxmot"], "are of --format onnx, not of torch"),
+    (["--without-nra"], "--without-nra is of --format torch: ONNX and StableHLO have NRA"),
+    ([], "--output"),
+])  # fmt: skip
+def test_a_wrong_flag_is_named(place, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        call(monkeypatch, place / "model", *arguments, *(["--output", place / "x.onnx"] if arguments else []))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_file_that_is_not_an_export_is_named(place):
+    (place / "noise.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"noise.onnx is not an ONNX file that can be run"):
+        OnnxEmbedder(place / "noise.onnx")
+    with pytest.raises(InputError, match="there is no file"):
+        OnnxEmbedder(place / "absent.onnx")
+    description = describe()
+    model = onnx_file.build(description, trained(description), **CHOICE)
+    foreign = onnx_file.with_metadata(model, {})
+    with pytest.raises(InputError, match="was not written by nrsrd export"):
+        OnnxEmbedder(foreign)
+
+
+def test_eval_scores_a_file_as_it_scores_the_checkpoint(place, monkeypatch):
+    """The file has its own result, and says which features it compares."""
+    call(monkeypatch, place / "model", "--feature", "neck", "--output", place / "neck.onnx")
+    write_night(place / "night", frames=1)
+    config = small_config(place, eval__feature="neck")
+    own, _ = evaluate_run("", str(place / "model"), str(place / "own.json"), config)
+    config = small_config(place)
+    found, files = evaluate_run(config=config, onnx=str(place / "neck.onnx"))
+    assert files == [place / "neck.result.json"]
+    kept = json.loads(files[0].read_text())
+    assert (kept["feature"], kept["weights_sha256"]) == ("neck", own["weights_sha256"])
+    assert found["mAP"] == own["mAP"]
+    with pytest.raises(InputError, match="--workdir, --checkpoint and --onnx each name weights"):
+        evaluate_run("", str(place / "model"), onnx="m.onnx")
+    with pytest.raises(InputError, match="--report shows attention, which an ONNX file does not give"):
+        evaluate_run(config=small_config(place), onnx=str(place / "neck.onnx"), report=str(place / "page"))
+
+
+@pytest.fixture(scope="module")
+def labelled(place):
+    """A manifest of the crops, which two cameras saw."""
+    paths = sorted((place / "crops").glob("*.png"))
+    rows = [f"crops/{path.name},{path.name[:4]},{path.name[6]}" for path in paths]
+    (place / "crops.csv").write_text("\n".join(["path,person,camera", *rows]))
+    return place / "crops.csv"
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float16", 0.6), ("int8", 0.8)])
+def test_fewer_bits_are_written_with_the_map_that_they_cost(place, labelled, monkeypatch, capfd, precision, share):
+    path = place / f"{precision}.onnx"
+    bits = ["--precision", precision, "--crops", place / "crops", "--data", labelled, "--input", "boxmot"]
+    call(monkeypatch, place / "model", *bits, "--loss", 0.02, "--output", path)
+    said, warned = capfd.readouterr()
+    assert re.search(r"mAP of 40 labelled crops, crops.csv: 0\.\d{4} in float32 by JAX, 0\.\d{4} by the file", said)
+    assert not warned
+    weights = sum(x.size for x in jax.tree.leaves(Embedder.load(place / "model").variables["params"]["base"]))
+    assert path.stat().st_size < 4 * share * weights
+    file = OnnxEmbedder(path)
+    (check,) = json.loads(file.notes["parity"])
+    assert abs(check["mAP"] - check["mAP_of_the_file"]) <= 0.02
+    own = Embedder.load(place / "model", feature="auto")(CROPS)
+    assert np.corrcoef(file(CROPS).ravel(), own.ravel())[0, 1] > 0.99
+
+
+def test_a_file_that_loses_too_much_is_not_written(place, labelled, monkeypatch):
+    monkeypatch.setattr(OnnxEmbedder, "run", lambda self, fed: np.ones((len(fed), self.width), np.float32))
+    half = ["--precision", "float16", "--data", labelled, "--output", place / "lost.onnx"]
+    with pytest.raises(InputError, match=r"nothing is written: 0\.\d+ of mAP would be lost, more than --loss 0.005"):
+        call(monkeypatch, place / "model", *half)
+    assert not (place / "lost.onnx").exists()
+
+
+def test_a_stablehlo_program_runs_by_jax_alone_at_any_batch(place, monkeypatch):
+    path = place / "m.stablehlo"
+    save_weights(place / "plain", describe(), trained(describe()), {})
+    monkeypatch.setattr(write, "BATCHES", (2,))  # each size is compiled
+    call(monkeypatch, place / "plain", "--format", "stablehlo", "--flip", "--feature", "neck", "--output", path)
+    features = jax.export.deserialize(bytearray(path.read_bytes())).call(CROPS[:3])
+    own = Embedder.load(place / "plain", flip=True, feature="neck")(CROPS[:3])
+    np.testing.assert_allclose(features, own, atol=2e-5)
+    kept = json.loads((place / "m.stablehlo.json").read_text())
+    assert (kept["format"], kept["feature"], kept["flip"]) == ("stablehlo", "neck", "True")
+
+
+def test_norm_ratio_attention_stays_in_a_torch_file_unless_it_does_nothing(place, monkeypatch, capsys):
+    call(monkeypatch, place / "model", "--format", "torch", "--output", place / "m.pth")
+    assert "NRA's λ is in the file" in capsys.readouterr().out
+    tensors, _ = torch_file.load(place / "m.pth")
+    assert "base.blocks.0.attn.norm_ratio" in tensors
+    without = ["--format", "torch", "--without-nra", "--output"]
+    with pytest.raises(InputError, match=r"without NRA \(λ = 0.7\) a number .* linear layers cannot compute a norm"):
+        call(monkeypatch, place / "model", *without, place / "n.pth")
+    assert not (place / "n.pth").exists()
+    description = describe(norm_ratio=NormRatio())
+    variables = trained(description)
+    base = description.spec.with_strength(variables["params"]["base"], 1e-6)
+    variables["params"] = {**variables["params"], "base": base}
+    save_weights(place / "inert", description, variables, {})
+    call(monkeypatch, place / "inert", *without, place / "n.pth")
+    found, _, _, report = from_torch.convert(place / "n.pth")
+    assert (found.norm_ratio, report.faults) == (None, [])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
+def test_openvino_gives_the_same_features(place, monkeypatch, capsys):
+    call(monkeypatch, place / "model", "--openvino", "--output", place / "o.onnx")
+    assert re.search(r"OpenVINO .*largest difference \S+e-0[67]", capsys.readouterr().out)
+
+
+def test_a_calibration_beside_the_model_is_taken_along_if_it_is_of_these_features(place, monkeypatch, capsys):
+    save_weights(place / "calibrated", describe(), trained(describe()), {})
+    identity = Embedder.load(place / "calibrated").identity()
+    curve = {"curve": {"threshold": [0.2], "fmr": [1]}, "probability": {"similarity": [0.2], "probability": [0.5]}}
+    (place / "calibrated/calibration.json").write_text(json.dumps(curve | {"model": identity, "people": 40}))
+    call(monkeypatch, place / "calibrated", "--feature", "cls", "--output", place / "c.onnx")
+    assert json.loads(OnnxEmbedder(place / "c.onnx").notes["calibration"])["people"] == 40
+    call(monkeypatch, place / "calibrated", "--feature", "neck", "--output", place / "c.onnx")
+    assert "calibration" not in OnnxEmbedder(place / "c.onnx").notes
+    (warned,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"^warning: .*calibration.json calibrates another model .*; it is not used$", warned)
