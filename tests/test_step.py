@@ -90,8 +90,7 @@ def test_measured_statistics_are_those_of_the_training_images():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("zero_queries", [False, True])
-def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype, zero_queries):
+def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype):
     """All images identical, queries of length 0 in the last block, and a teacher that is certain."""
     student = create_model("vit_tiny_ics", classes=2, aux_classes=2, depth=1, norm_ratio=NormRatio(), dtype=dtype)
     teacher_model = create_model("vit_tiny", classes=2, depth=1, dtype=dtype)
@@ -100,20 +99,20 @@ def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype, zero_queries):
         for model in (student, teacher_model)
     )
     teacher_variables["params"]["classifier"]["kernel"] *= 1e6
-    if zero_queries:
-        qkv = variables["params"]["base"]["blocks_0"]["attn"]["qkv"]
-        qkv["kernel"] = qkv["kernel"].at[:, :192].set(0)
     inputs = dict.fromkeys(("real", "aux", "teacher"), jnp.full((4, 32, 16, 3), 0.5))
     labels = dict.fromkeys(("real", "aux"), jnp.array([0, 0, 1, 1]))
     weights = dict.fromkeys(TERMS, 1.0)
     objective = make_objective(student, weights, teacher=Teacher(teacher_model, **PLAIN))
     gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
-    (loss, (_, metrics)), grads = gradient(
-        variables["params"], variables["batch_stats"], inputs, labels, jax.random.key(1), teacher_variables
-    )
-    assert np.isfinite(loss)
-    assert all(np.isfinite(value) for value in metrics.values()), metrics
-    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(grads))
+    qkv = variables["params"]["base"]["blocks_0"]["attn"]["qkv"]
+    for kernel in (qkv["kernel"], qkv["kernel"].at[:, :192].set(0)):  # random queries, and zeros
+        qkv["kernel"] = kernel
+        (loss, (_, metrics)), grads = gradient(
+            variables["params"], variables["batch_stats"], inputs, labels, jax.random.key(1), teacher_variables
+        )
+        assert np.isfinite(loss)
+        assert all(np.isfinite(value) for value in metrics.values()), metrics
+        assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize("backbone", ["vit_tiny", "vit_tiny_ics"])
