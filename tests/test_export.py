@@ -17,6 +17,7 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.export import __main__ as export
 from nrsrd_jax.export import onnx_file, parity, write
 from nrsrd_jax.export.layouts import LAYOUTS
+from nrsrd_jax.export.metadata import entries
 from nrsrd_jax.export.runtime import OnnxEmbedder
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.vit import ViTSpec
@@ -333,14 +334,14 @@ def test_openvino_gives_the_same_features(place, monkeypatch, capsys):
     assert re.search(r"OpenVINO .*largest difference \S+e-0[67]", capsys.readouterr().out)
 
 
-def test_a_calibration_beside_the_model_is_taken_along_if_it_is_of_these_features(place, monkeypatch, capsys):
+def test_a_calibration_beside_the_model_is_taken_along_if_it_is_of_these_features(place, capsys):
     save_weights(place / "calibrated", describe(), trained(describe()), {})
-    identity = Embedder.load(place / "calibrated").identity()
+    embedder, other = (Embedder.load(place / "calibrated", feature=feature) for feature in ("cls", "neck"))
     curve = {"curve": {"threshold": [0.2], "fmr": [1]}, "probability": {"similarity": [0.2], "probability": [0.5]}}
-    (place / "calibrated/calibration.json").write_text(json.dumps(curve | {"model": identity, "people": 40}))
-    call(monkeypatch, place / "calibrated", "--feature", "cls", "--output", place / "c.onnx")
-    assert json.loads(OnnxEmbedder(place / "c.onnx").notes["calibration"])["people"] == 40
-    call(monkeypatch, place / "calibrated", "--feature", "neck", "--output", place / "c.onnx")
-    assert "calibration" not in OnnxEmbedder(place / "c.onnx").notes
+    about = {"model": embedder.identity(), "people": 40, "command": "nrsrd calibrate"}
+    (place / "calibrated/calibration.json").write_text(json.dumps(curve | about))
+    kept = json.loads(entries(embedder, place / "calibrated", {})["calibration"])
+    assert (kept["people"], kept["curve"]) == (40, curve["curve"])
+    assert "calibration" not in entries(other, place / "calibrated", {})
     (warned,) = capsys.readouterr().err.splitlines()
     assert re.search(r"^warning: .*calibration.json calibrates another model .*; it is not used$", warned)
