@@ -31,26 +31,26 @@ quick_xla.switch_on(COMPILED)
 quick_steps.switch_on()
 
 
-# Tests that train, start processes or compile whole models. They begin first, so that no worker waits for the last one;
-# `make quick` leaves them out.
+# Tests that train, start processes or compile whole models. They begin first, the longest of them at the front, so that
+# no worker waits for the last one; `make quick` leaves them out.
 SLOW = (
-    *("training", "own_crops", "processes", "reliability", "convert", "models", "scoring", "attention"),
     *(
-        "ablation",
-        "readers",
-        "lowlight",
-        "check",
-        "analysis",
-        "commands",
+        "training",
+        "pretraining",
+        "processes",
+        "dino",
+        "convert",
+        "reliability",
         "page",
-        "crops_page",
-        "gallery",
-        "search_order",
-        "eval_gallery",
+        "step_cost",
+        "ablation",
+        "models",
+        "step",
     ),
-    *("step", "run_folder", "compare", "package", "torch_file", "step_cost", "report", "result", "jobs"),
-    *("fuzz", "extending", "spec", "docstrings", "options", "data", "weights", "calibrate", "calibration"),
-    *("clustering", "dino", "pretraining", "export", "deploy"),
+    *("attention", "analysis", "own_crops", "gallery", "extending", "scoring", "run_folder", "standardize", "spec"),
+    *("docstrings", "compare", "holdout", "readers", "sweep", "report", "check", "torch_file", "commands", "data"),
+    *("lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options", "weights", "calibrate", "calibration"),
+    *("clustering", "export", "deploy", "search_order", "eval_gallery"),
 )
 
 
