@@ -98,7 +98,7 @@ def add_model_flags(parser: Parser) -> None:
         "--feature",
         choices=("auto", "cls", "centred", "neck"),
         default="auto",
-        help="as eval.feature; auto, the default, is centred for a trained model, so that similarities spread",
+        help="as eval.feature; auto is centred for a trained model, so that similarities spread; default: %(default)s",
     )
     parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
 

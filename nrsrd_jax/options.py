@@ -183,7 +183,9 @@ class Dino:
     """Pretraining without labels: a student learns to see in every view of an image what its teacher sees in others."""
 
     enabled: bool = option(
-        False, "Pretrain by DINO instead: no labels are used, and losses, aux, teacher and augment have no effect."
+        False,
+        "Pretrain by DINO instead, without labels. loss, augment, norm_ratio, train.instances, optim.momentum, "
+        "optim.bias_factor and optim.warmup_factor then have no effect.",
     )
     prototypes: int = option(65536, "The outputs of the head.", positive=True)
     hidden: int = option(2048, "The width of the head's hidden layers.", positive=True)
@@ -201,7 +203,9 @@ class Dino:
         high=1,
     )
     momentum: float = option(0.996, "What part of itself the teacher keeps in a step; it ends at 1.", low=0, high=1)
-    temperature: float = option(0.04, "The teacher's temperature at the start.", positive=True)
+    temperature: float = option(
+        0.04, "The teacher's temperature at the start, if temperature_epochs is not 0.", positive=True
+    )
     temperature_end: float = option(0.04, "The teacher's temperature after temperature_epochs.", positive=True)
     temperature_epochs: int = option(0, "How long the teacher's temperature changes.", unit="epochs", low=0)
     frozen_epochs: int = option(1, "How long the head's last layer is not trained.", unit="epochs", low=0)

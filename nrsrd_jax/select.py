@@ -46,7 +46,7 @@ def main() -> None:
         parts = [chunk.features for chunk in embed_files(model, paths, strict=True) if len(chunk.indices)]
         features.append(unit_rows(np.concatenate(parts)))
     scores = (features[0] * features[1]).sum(1)
-    # The order of equal scores is that of the names.
+    # Crops of equal scores are ordered by their names.
     best = np.lexsort((np.array([str(path) for path in paths]), -scores))[: math.ceil(arguments.keep * len(paths))]
     write_csv(output, [{"path": str(paths[i]), "score": round(float(scores[i]), 6)} for i in best], follow=True)
     say(
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def share(text: str) -> float:
-    """Return a flag's value as a share above 0, at most 1. ValueError if it is none."""
+    """Return a flag's value as a number above 0 and at most 1. ValueError if it is not."""
     value = float(text)
     if not 0 < value <= 1:
         raise ValueError(f"{value} is not above 0 and at most 1")

@@ -50,7 +50,7 @@ def opset(text: str) -> int:
     return int(text)
 
 
-def share(text: str) -> float:
+def non_negative(text: str) -> float:
     """Return a number, at least 0."""
     number = float(text)
     if not number >= 0:
@@ -82,10 +82,14 @@ def _read_arguments() -> argparse.Namespace:
         help="of the weights and products; int8 quantises the linear layers by the crops of --crops; default: float32",
     )
     parser.add_argument("--crops", default="", help="a folder of crops to compare on; default: generated pictures")
-    parser.add_argument("--limit", type=share, default=1e-4, help="the largest permitted difference; default: 0.0001")
+    parser.add_argument(
+        "--limit", type=non_negative, default=1e-4, help="the largest permitted difference; default: 0.0001"
+    )
     parser.add_argument("--openvino", action="store_true", help="compare in OpenVINO as well, if it is installed")
     parser.add_argument("--data", nargs="+", default=[], metavar="DATA", help="a manifest (.csv), or NAME DIR")
-    parser.add_argument("--loss", type=share, default=0.005, help="the most mAP to lose, in 0..1; default: 0.005")
+    parser.add_argument(
+        "--loss", type=non_negative, default=0.005, help="the most mAP to lose, in 0..1; default: 0.005"
+    )
     parser.add_argument(
         "--without-nra", action="store_true", help="torch: leave NRA out, if the features are the same without it"
     )

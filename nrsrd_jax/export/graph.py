@@ -8,15 +8,18 @@ from numpy.typing import DTypeLike
 
 from ..errors import InputError
 
+PACKAGES = "ONNX files need two packages: pip install 'nrsrd-jax[export]'"
+
 try:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 except ImportError as missing:
-    raise InputError("ONNX files need two packages: pip install 'nrsrd-jax[export]'") from missing
+    raise InputError(PACKAGES) from missing
 
-# LayerNormalization came with the first. Newer operators than those of the last are not needed by any runtime yet.
+# The first opset has LayerNormalization. No runtime needs operators newer than the last opset's yet.
 OPSETS = range(17, 24)
-AXES_ARE_INPUTS = 18  # of the reductions, from this opset on
+AXES_ARE_INPUTS = 18  # From this opset on, a reduction takes its axes as an input.
+MOST_BYTES = 2**31 - 1  # of one protobuf
 
 
 class Graph:

@@ -11,14 +11,13 @@ from ..errors import InputError
 from ..models import MODELS
 from ..models.spec import Spec
 from ..models.vit import ViTSpec
-from .graph import Graph, onnx
+from .graph import MOST_BYTES, Graph, onnx
 from .layouts import LAYOUTS, add_preparation
 from .vit_graph import add_vit, affine
 
 INPUT, OUTPUT = "images", "features"
 # The function that adds a backbone to a graph, by the type of its spec. A subclass may compute something else.
 WRITERS: dict[type[Spec], Callable[..., str]] = {ViTSpec: add_vit}
-MOST_BYTES = 2**31 - 1  # of one protobuf
 
 
 def build(

@@ -1,4 +1,4 @@
-"""Eight-bit integers instead of numbers with a point: the linear layers of an ONNX graph, by static quantisation."""
+"""Static quantisation: the linear layers of an ONNX graph in eight-bit integers instead of floats."""
 
 import contextlib
 import logging
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .graph import onnx
+from .graph import PACKAGES, onnx
 
 try:
     from onnxruntime import quantization
 except ImportError as missing:
-    raise InputError("ONNX files need two packages: pip install 'nrsrd-jax[export]'") from missing
+    raise InputError(PACKAGES) from missing
 
 AT_ONCE = 8  # crops
 
@@ -62,7 +62,7 @@ def quantized(model: "onnx.ModelProto", fed: np.ndarray, batch: int | None) -> "
     linear = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1].endswith(".weight")]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "quantized.onnx"
-        # It moves the weights of the model that it is given to a file that it then deletes.
+        # quantize_static moves the weights of its model to a file that it then deletes, so give it a copy.
         taken = onnx.ModelProto()
         taken.CopyFrom(model)
         quantization.quantize_static(

@@ -14,15 +14,15 @@ from ..description import Description
 from ..errors import InputError, printable
 from ..files import absolute, read_bounded
 from ..sharding import make_mesh
+from .graph import MOST_BYTES, PACKAGES
 from .layouts import LAYOUTS
 
 try:
     import onnxruntime
 except ImportError as missing:
-    raise InputError("ONNX files need two packages: pip install 'nrsrd-jax[export]'") from missing
+    raise InputError(PACKAGES) from missing
 
 RUNTIME = f"ONNX Runtime {onnxruntime.__version__}"
-MOST_BYTES = 2**31  # of one protobuf
 ERRORS_ONLY = 3  # onnxruntime warns of each constant that it folds
 
 

@@ -18,7 +18,7 @@ from ..retrieval.embedding import Embedder
 from ..runs import find_checkpoint
 from ..weights import to_torch
 from .metadata import entries
-from .parity import BATCHES, Parity, compare, read_crops, scores
+from .parity import BATCHES, compare, read_crops, scores
 
 
 def write_onnx(arguments: argparse.Namespace, output: Path) -> None:
@@ -157,7 +157,7 @@ def _check(
 ) -> dict[str, Any]:
     """Compare, print and return. InputError if a number differs by more than the limit, which is float32's."""
     sizes = (arguments.batch,) if arguments.batch else BATCHES
-    parity: Parity = compare(embedder(crops), run, crops, about, runtime, sizes)
+    parity = compare(embedder(crops), run, crops, about, runtime, sizes)
     say(str(parity))
     # NaN is not within the limit either.
     if arguments.precision == "float32" and not parity.worst <= arguments.limit:

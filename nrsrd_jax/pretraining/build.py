@@ -1,4 +1,4 @@
-"""From a pretraining's options to its model, state and step: what `nrsrd_jax.build` is for a training with labels."""
+"""From a pretraining's options to its model, state and step, as `nrsrd_jax.build` does for a training with labels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ from .step import Networks, Preparation, Schedules
 from .views import Views
 
 start_from = dino_step.with_backbone
-COLLAPSED = 0.02  # nats: a teacher that says less of its images has collapsed
+COLLAPSED = 0.02  # nats; a teacher whose answers hold less information about their images has collapsed
 
 
 def make_description(
@@ -42,12 +42,11 @@ def make_description(
 
 
 def networks(options: Options) -> Networks:
-    """Return the modules. InputError if the backbone takes no views of another size, or not of theirs."""
+    """Return the modules. InputError if the backbone is not a ViT, or dino.local_size does not fit its patches."""
     spec, dino = find_spec(options.model.backbone, options.model.depth), options.dino
     if not isinstance(spec, ViTSpec):
         raise InputError(f"model.backbone {options.model.backbone} takes images of one size; dino.enabled needs a ViT")
-    for size in (options.image_size, dino.local_size):
-        spec.check_size(size)
+    spec.check_size(dino.local_size)
     dtype, grid = compute_dtype(options.train.precision), spec.grid(options.image_size)
     student = spec.module(dtype=dtype, drop_path=options.model.drop_path, remat=options.train.remat, grid=grid)
     teacher = spec.module(dtype=dtype, drop_path=0.0, grid=grid)
@@ -93,24 +92,17 @@ def make_step(options: Options, description: Description, teacher: None, degrada
 
 
 def conclude(workdir: Path) -> dict[str, float]:
-    """Return the last logged loss and what the teacher's answers say of their images; warn if that is nothing."""
+    """Return the last logged loss and entropies of the teacher's answers; warn if the teacher has collapsed."""
     rows = [row for row in read_metrics(workdir) if "teacher_information" in row]
     if not rows:
         return {}
     last = {name: rows[-1][name] for name in ("loss", "teacher_entropy", "teacher_information")}
     if last["teacher_information"] < COLLAPSED and is_first():
         say(
-            f"warning: the pretraining has collapsed: the teacher answers every image alike ({collapse(last)}). Its "
-            "features are worth little; start anew with a lower optim.lr, a higher dino.momentum, or another "
-            "dino.temperature",
+            "warning: the pretraining has collapsed: the teacher answers every image alike (its answers hold "
+            f"{last['teacher_information']:.3f} nats about their image; an answer's entropy is "
+            f"{last['teacher_entropy']:.2f} nats). Its features are worth little; start anew with a lower optim.lr, a "
+            "higher dino.momentum, or another dino.temperature_end",
             error=True,
         )
     return last
-
-
-def collapse(last: dict[str, float]) -> str:
-    """Return in words what a collapsed teacher says."""
-    return (
-        f"its answers hold {last['teacher_information']:.3f} nats about their image; an answer's entropy is "
-        f"{last['teacher_entropy']:.2f} nats"
-    )

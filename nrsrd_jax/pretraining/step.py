@@ -5,8 +5,8 @@ the teacher's backbone. Everything else is its `opt_state`:
 
   student, student_stats   the student's parameters {"base", "head"}, and its backbone's statistics
   teacher_head             the teacher's head
-  centre                   [K], what the teacher's outputs are centred by
-  adam, adam_last          the optimiser's moments, of the last layer apart, because that begins later
+  centre                   [K], what is subtracted from the teacher's outputs
+  adam, adam_last          the optimiser's moments; the last layer has its own, because its training begins later
 """
 
 import dataclasses
@@ -119,7 +119,7 @@ def start(variables: dict, networks: Networks, key: jax.Array) -> TrainState:
 def with_backbone(state: TrainState, variables: dict) -> TrainState:
     """Return a new state whose teacher and student both start from the backbone in a model's variables."""
     memory: Any = state.opt_state
-    # The step takes over the memory of its arguments, so that no array may be in the state twice.
+    # The step donates its arguments, so no array may be in the state twice.
     own = jax.tree.map(jnp.copy, variables)
     student = memory["student"] | {"base": own["params"]["base"]}
     memory = memory | {"student": student, "student_stats": _base_stats(own["batch_stats"])}
@@ -161,7 +161,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
             epoch, schedules.temperature, schedules.temperature_end, schedules.temperature_epochs
         )
         taught, teacher_stats = backbone(
-            *(networks.teacher, state.params["base"], _base_stats(state.batch_stats)), views["teacher"], None
+            networks.teacher, state.params["base"], _base_stats(state.batch_stats), views["teacher"], None
         )
         teacher = head(memory["teacher_head"], taught)
 
@@ -171,10 +171,9 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
             )
             small, stats = backbone(networks.student, student["base"], stats, views["local"], keys[1])
             outputs = head(student["head"], jnp.concatenate([large, small], axis=1))
-            return dino_loss(outputs, teacher, memory["centre"], temperature=temperature), (stats, outputs)
+            return dino_loss(outputs, teacher, memory["centre"], temperature=temperature), stats
 
-        (loss, (student_stats, outputs)), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
-        del outputs
+        (loss, student_stats), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
         norm = optax.tree.norm(grads)
         if clip:
             grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip / (jnp.linalg.norm(g) + 1e-6)), grads)
