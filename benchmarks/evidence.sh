@@ -1,8 +1,8 @@
 #!/bin/sh
-# What docs/evidence.md tables: benchmarks/evidence.sh BENCH FOLDER [JOBS]
+# Train and compare what sections 3, 4 and 6 of docs/evidence.md table: benchmarks/evidence.sh BENCH FOLDER [JOBS]
 # BENCH has night/ (Market-1501's layout) and aux/ (bright images). JOBS (1) trainings run side by side; 14 share a GPU
-# well. Each setting is one `nrsrd ablation` and one `nrsrd compare`, whose result is FOLDER/SETTING.json; called again, it
-# goes on. benchmarks/gain.py draws them. EPOCHS=1 SEEDS=1 tries the script itself.
+# well. Each setting is one `nrsrd ablation` and one `nrsrd compare`, whose result is FOLDER/SETTING.json; called again,
+# it continues. benchmarks/gain.py draws the results. EPOCHS=1 SEEDS=1 tries the script itself.
 [ $# -ge 2 ] || { echo "usage: benchmarks/evidence.sh BENCH FOLDER [JOBS]" >&2; exit 2; }
 cd "$(dirname "$0")/.." || exit 2
 nrsrd=.venv/bin/nrsrd bench=$1 out=$2 jobs=${3:-1} epochs=${EPOCHS:-15} config=configs/demo.py

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# A panel: its title, and what stands on its axis with the setting of that name; * is the brightened form's ending.
+# By panel title: each label of the axis and its setting in evidence.sh. * stands for nothing or -brightened.
 PANELS = {
     "labelled night people": {"20": "people20*", "40": "people40*", "100": "people100*", "200": "table2*"},
     "epochs, 200 people": {"5": "epochs5*", "15": "table2*", "45": "epochs45*"},

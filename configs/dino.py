@@ -4,11 +4,11 @@
   nrsrd pretrain --config dino --config.data.root=DIR --config.init.checkpoint=weights/lup --config.train.epochs=5
   nrsrd pretrain --config dino:small --config.data.root=DIR
 
-DIR is any folder of crops, or a list of them (a .csv with a column `path`); several are separated by commas. The second
-command goes on from weights that there are, on your own cameras. Set eval.data.name and eval.data.root to see, every
-eval.every epochs, how well the teacher ranks a labelled set.
+DIR is any folder of crops, or a list of them (a .csv with a column `path`); separate several by commas. The second
+command continues from existing weights on crops of your own cameras. Set eval.data.name and eval.data.root to see,
+every eval.every epochs, how well the teacher ranks a labelled set.
 
-small: vit_tiny on images of 128×64, with a small head and four small views, for a CPU
+small: vit_tiny on images of 128×64, with a small head and four local views, for a CPU
 
 The official run had 512 images a batch. With another batch change optim.lr in proportion.
 """

@@ -79,7 +79,7 @@ def test_a_feature_of_zeros_has_a_finite_gradient():
 def test_the_position_embedding_is_resized_as_in_the_official_pretraining(tensors, size):
     g = tensors("position")
     height, width = map(int, size.split("x"))
-    resized, pull = jax.vjp(lambda p: position.resized(p, (16, 8), (height // 16, width // 16)), g["pos_embed"])
+    resized, pull = jax.vjp(lambda p: position.resize_bicubic(p, (16, 8), (height // 16, width // 16)), g["pos_embed"])
     np.testing.assert_allclose(resized, g[f"{size}_output"], atol=1e-5)
     np.testing.assert_allclose(pull(g[f"{size}_cotangent"])[0], g[f"{size}_grad"], atol=1e-5)
 

@@ -62,7 +62,7 @@ def add_preparation(graph: Graph, layout: Layout, description: Description, x: s
     if layout.colours == "BGR":
         x = graph.add("Gather", x, graph.numbers(2, 1, 0), axis=1)
     if any(layout.mean):
-        # Undo the program's normalisation. A black pixel that rounding made 1e-7 would be brightened like any other.
+        # Undo the program's normalisation. Round, because brightening would lift a black pixel that arrives as 1e-7.
         x = graph.add("Mul", x, _by_channel(graph, "input_std", [255 * std for std in layout.std]))
         x = graph.add("Add", x, _by_channel(graph, "input_mean", [255 * mean for mean in layout.mean]))
         x = graph.add("Clip", graph.add("Round", x), graph.constant(0), graph.constant(255))

@@ -16,7 +16,7 @@ from .layouts import LAYOUTS, add_preparation
 from .vit_graph import add_vit, affine
 
 INPUT, OUTPUT = "images", "features"
-# The function that adds a backbone to a graph, by the type of its spec. A subclass may compute something else.
+# The function that adds a backbone to a graph, by the exact type of its spec: a subclass may compute something else.
 WRITERS: dict[type[Spec], Callable[..., str]] = {ViTSpec: add_vit}
 
 
@@ -47,7 +47,7 @@ def build(
         The model. Its input is called "images" and its output "features", float32 [batch, D], not normalised.
 
     Raises:
-        InputError: nothing here writes such a backbone, or the file would be larger than ONNX permits.
+        InputError: no function here writes this backbone, or the file would be larger than ONNX permits.
 
     Example:
         >>> from nrsrd_jax.checkpoint import load

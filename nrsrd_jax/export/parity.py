@@ -87,7 +87,7 @@ def compare(
         index = np.arange(-(-len(crops) // size) * size) % len(crops)
         features = np.concatenate([np.asarray(run(crops[rows])) for rows in index.reshape(-1, size)])
         largest[size] = float(np.abs(features - own[index]).max())
-    # Which of several sizes is ranked matters little.
+    # Compare the ranking at the last batch size only; the numbers above cover the others.
     changed = int((nearest(features[: len(crops)]) != nearest(own)).sum())
     return Parity(runtime, about, largest, float(np.sqrt(np.square(own).mean())), changed, len(crops))
 
@@ -107,7 +107,7 @@ def read_crops(folder: str, size: tuple[int, int], most: int = MOST_CROPS) -> tu
     Args:
         folder: of crops, or a manifest; "" for generated pictures.
         size: (height, width).
-        most: of a larger folder, so many are taken at even distances.
+        most: from a larger folder, this many crops are taken at even distances.
 
     Raises:
         InputError: the folder has no crops, or one of them cannot be read.
@@ -135,10 +135,10 @@ def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
 
 
 def scores(embedder: Any, crops: Split, with_cameras: bool) -> float:
-    """Return the mAP of labelled crops, each a query against all others; of one camera only different people."""
+    """Return the mAP of labelled crops, each a query against all others; same person and camera are left out."""
     chunks = [chunk for chunk in embed_files(embedder, crops.paths, strict=True) if chunk.indices]
     features = np.concatenate([chunk.features for chunk in chunks])
-    # Without cameras, a camera of its own for each crop leaves out nothing but the crop itself.
+    # Without cameras, give each crop its own camera: then only the crop itself is left out.
     cameras = crops.cameras if with_cameras else np.arange(len(crops))
     found = rank_features(features, features, crops.pids, crops.pids, cameras, cameras)
     if not found.valid.any():

@@ -39,7 +39,7 @@ class OnnxEmbedder:
         mesh: of the devices that rank the features.
 
     Raises:
-        InputError: it cannot be read, or `nrsrd export` did not write it.
+        InputError: the file cannot be read, or `nrsrd export` did not write it.
 
     Example:
         >>> import numpy as np
@@ -82,7 +82,7 @@ class OnnxEmbedder:
         progress: str = "",
         alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Compute the features of images, as `Embedder` does; files that read cameras are not written."""
+        """Compute the features of images, as `Embedder` does; `cameras` has no effect, as no ONNX file reads them."""
         del cameras
         features = np.empty((len(images), self.width), np.float32)
         starts = range(0, len(images), self.batch_size)
@@ -117,7 +117,7 @@ def openvino_function(content: bytes) -> tuple[Callable[[np.ndarray], Any], str]
         InputError: OpenVINO is not installed.
     """
     try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # It forks, of which JAX warns.
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # It forks, and JAX warns of that.
             import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as missing:
         raise InputError("--openvino needs the package: pip install openvino") from missing

@@ -49,7 +49,7 @@ def resize_position_embedding(position: np.ndarray, source: tuple[int, int], tar
     return np.concatenate([position[:, :1], np.asarray(resized).reshape(1, -1, grid.shape[-1])], axis=1)
 
 
-def resized(position: jax.Array, source: tuple[int, int], target: tuple[int, int]) -> jax.Array:
+def resize_bicubic(position: jax.Array, source: tuple[int, int], target: tuple[int, int]) -> jax.Array:
     """Resize a position embedding as the official pretraining does for views of another size.
 
     The interpolation is bicubic, without antialiasing, and its scale is (n' + 0.1) / n, as there.
@@ -67,8 +67,8 @@ def resized(position: jax.Array, source: tuple[int, int], target: tuple[int, int
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from nrsrd_jax.models.position import resized
-        >>> resized(jnp.ones((1, 129, 4)), (16, 8), (8, 4)).shape
+        >>> from nrsrd_jax.models.position import resize_bicubic
+        >>> resize_bicubic(jnp.ones((1, 129, 4)), (16, 8), (8, 4)).shape
         (1, 33, 4)
     """
     if source == target:

@@ -18,7 +18,7 @@ from ..precision import at_least_float32
 from . import attention
 from .attention import NormRatio
 from .normalization import BatchNorm, InstanceBatchNorm, LayerNorm
-from .position import resize_position_embedding, resized
+from .position import resize_bicubic, resize_position_embedding
 from .spec import Spec
 
 PATCH = 16
@@ -237,7 +237,7 @@ class VisionTransformer(nn.Module):
         norm_ratio: the settings of NRA in the last block, or None for a model without it.
         drop_path: the rate of stochastic depth in the last block; it grows linearly from 0.
         grid: the rows and columns of patches that the position embedding is for, if the images may have another size
-            than it; it is then resized (`position.resized`). None: the images' own.
+            than it; it is then resized (`position.resize_bicubic`). None: the images' own.
         fused: whether cuDNN computes attention (`attention.fused_attend`).
         remat: whether the backward pass computes each block again instead of storing it.
         dtype: the type of the matrix products; None for float32.
@@ -269,7 +269,7 @@ class VisionTransformer(nn.Module):
         own = images.shape[1] // PATCH, images.shape[2] // PATCH
         grid = self.grid or own
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + grid[0] * grid[1], self.width))
-        position = resized(position, grid, own)
+        position = resize_bicubic(position, grid, own)
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
         batch, tokens, _ = x.shape

@@ -16,13 +16,13 @@ GLOBAL_VIEWS = 2
 
 
 class Head(nn.Module):
-    """Project features [N, D] to K cosines in −1..1: three linear layers, then a linear layer of unit rows.
+    """Project features [N, D] to K cosines in −1..1: three linear layers, then a comparison with K prototypes.
 
     Attributes:
         prototypes: K.
         hidden: the width of the first two layers.
         bottleneck: the width of the third, whose output is scaled to length 1.
-        free_length: whether the length of each row of the last layer is learned; else it stays 1.
+        free_length: whether the length of each prototype is learned; otherwise it stays 1.
         dtype: the type of the matrix products; None for float32.
     """
 
@@ -90,7 +90,7 @@ def dino_loss(
     """
     logs = jax.nn.log_softmax(at_least_float32(student) / STUDENT_TEMPERATURE)
     targets = teacher_probabilities(teacher, centre, temperature)
-    # A local view meets both of the teacher's answers, a global one the other's: add the answers before the product.
+    # A local view is paired with both of the teacher's answers, so add these before the product.
     both = targets.sum(1)
     pairs = jnp.einsum("bk,bk->", both, logs[:, GLOBAL_VIEWS:].sum(1))
     for view in range(GLOBAL_VIEWS):

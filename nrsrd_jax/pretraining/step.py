@@ -69,14 +69,14 @@ class Preparation:
     """How a batch of images becomes views.
 
     Attributes:
-        large, small: the two global views, and the local ones.
+        global_views, local_views: how the two large views and the small ones are made.
         mean, std, brighten: how views are normalised, and brightened before, as the finished model's images are.
         night: the probability that the student's second global view is a dark version of the teacher's.
         degradation: how it is darkened (`lowlight.degrade`).
     """
 
-    large: Views
-    small: Views
+    global_views: Views
+    local_views: Views
     mean: tuple[float, ...]
     std: tuple[float, ...]
     brighten: float = 0.0
@@ -86,8 +86,8 @@ class Preparation:
     def __call__(self, key: jax.Array, images: jax.Array) -> dict[str, jax.Array]:
         """Return normalised views of uint8 images [B, H, W, 3]: "teacher" and "global" [B, 2, …], "local" [B, L, …]."""
         keys = jax.random.split(key, 4)
-        large = make_views(keys[0], images, self.large)
-        views = {"teacher": large, "global": large, "local": make_views(keys[1], images, self.small)}
+        large = make_views(keys[0], images, self.global_views)
+        views = {"teacher": large, "global": large, "local": make_views(keys[1], images, self.local_views)}
         if self.night:
             dark = lowlight.degrade(keys[2], large[:, 1], **self.degradation)
             chosen = jax.random.bernoulli(keys[3], self.night, (len(images), 1, 1, 1))

@@ -84,7 +84,7 @@ def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
 def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Sequence[float]) -> jax.Array:
     """Draw crops as torchvision's RandomResizedCrop does, with its usual aspect ratios.
 
-    Of ten draws the first that fits is taken; if none does, the largest crop in the middle of an allowed ratio.
+    Takes the first of ten draws that fits; if no draw fits, the largest centred crop of an allowed ratio.
 
     Args:
         key: a JAX random key.
@@ -128,7 +128,7 @@ def resize_boxes(images: jax.Array, boxes: jax.Array, size: tuple[int, int]) -> 
 
 
 def _resampling(start: jax.Array, length: jax.Array, size: int, target: int) -> jax.Array:
-    """Return the weights [B, target, size] of a filter that is as wide as a step if it makes the image smaller."""
+    """Return the weights [B, target, size] of a bicubic filter, which is widened when the image becomes smaller."""
     scale = (length / target)[:, None, None]
     wide = jnp.maximum(scale, 1)
     place = jnp.arange(size)[None, None, :] - start[:, None, None]
@@ -206,7 +206,7 @@ def grey(images: jax.Array) -> jax.Array:
 def blur(images: jax.Array, radius: jax.Array) -> jax.Array:
     """Blur each image with a Gaussian of its radius [B] in 0..2.4 pixels, by three box filters, as Pillow does."""
     variance = radius**2 / 3
-    # A box of 2·whole + 1 pixels, and a part of one more at each end.
+    # A box has 2·whole + 1 pixels, and a part of one more pixel at each end.
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     distance = jnp.abs(jnp.arange(-2, 3))
