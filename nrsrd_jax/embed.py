@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .command import Parser, add_embedding_flags, one_line
 from .errors import counted, say
-from .gallery.crops import KNOWN, Source, crops_of, make_source
+from .gallery.crops import KNOWN, Source, crops_of, make_source, warn_links
 
 SHOWN = 5  # rows of --check
 
@@ -91,13 +91,6 @@ def check(sources: Sequence[Source]) -> list[str]:
             filled[name] = filled.get(name, 0) + (value is not None)
     told = ", ".join(f"{name} of {count:,}" for name, count in filled.items() if count)
     return [*lines, f"{counted(len(crops), 'crop')}; known: {told or 'nothing but paths'}; nothing was embedded"]
-
-
-def warn_links(sources: Sequence[Source]) -> None:
-    """Print a warning if folders were not followed because they are symbolic links."""
-    if links := [path for source in sources for path in source.links]:
-        what = counted(len(links), "linked folder was", "linked folders were")
-        say(f"warning: {what} not followed, such as {links[0]}; give what is to be embedded by name", error=True)
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -43,9 +43,9 @@ def writable_folder(folder: str | Path, option: str) -> Path:
 
 
 def refuse_same_files(files: Collection[Path]) -> None:
-    """Raise InputError if two of the files to write are the same, perhaps by a link."""
+    """Raise InputError if two of the files to read or write are the same, perhaps by a link."""
     if len(set(map(os.path.realpath, files))) < len(files):
-        raise InputError(f"two files to write are the same: {', '.join(map(str, files))}; name others")
+        raise InputError(f"two files to read or write are the same: {', '.join(map(str, files))}; name others")
 
 
 def writable_file(path: str | Path, option: str) -> Path:

@@ -21,7 +21,8 @@ from .data.images import (
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan
 from .errors import InputError, say
-from .gallery.crops import crops_of, make_source
+from .files import absolute, expanded
+from .gallery.crops import Source, crops_of, make_source, warn_links
 from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]
@@ -80,20 +81,45 @@ def read_records(options: Options) -> Records:
 def _read_unlabelled(options: Options, exclude: Collection[Path]) -> Records:
     """List the images of a pretraining, whose identities are not used; eval.data may name a test."""
     if options.data.name == "crops":
-        sources = [make_source(Path(root), "", "") for root in options.data.root.replace(" ", "").split(",")]
+        sources = _crop_sources(options.data.root)
         paths = [Path(path) for path in crops_of(sources)]
+        warn_links(sources)
     else:
-        paths = [path for data in read_sources(options.data, exclude).values() for path in data.train.paths]
-    paths = tuple(path for path in paths if path not in exclude)
+        paths = [absolute(path) for data in read_sources(options.data, exclude).values() for path in data.train.paths]
+    excluded = {absolute(path) for path in exclude}
+    paths = tuple(path for path in paths if path not in excluded)
     if options.data.include:
-        chosen = {Path(path) for path in crops_of([make_source(Path(options.data.include), "", "")])}
-        paths = tuple(path for path in paths if path in chosen)
-        say(f"data.include chooses {len(paths)} of them; {len(chosen) - len(paths)} of its crops are elsewhere")
+        paths = _included(paths, options.data)
     train = datasets.Split(paths, np.zeros(len(paths), np.int64), np.zeros(len(paths), np.int64))
     say(f"{len(train)} images to learn from, without labels")
     targets = make_targets(options, read_sources(options.eval.data, exclude)) if options.eval.data.name else {}
     plan = ShuffledPlan(len(train), options.train.batch_size, options.train.seed)
     return Records(train, targets, None, None, {"real": plan})
+
+
+def _crop_sources(root: str) -> list[Source]:
+    """Return the folders and lists that data.root names: it as a whole if it exists, else its parts between commas."""
+    roots = [root] if expanded(root).exists() and root.strip() else [part.strip() for part in root.split(",")]
+    if not all(roots):
+        raise InputError(f"data.root is {root!r}: a part of it is empty; give folders or lists, separated by commas")
+    sources = [make_source(Path(part), "", "") for part in roots]
+    if lost := [source.path for source in sources if not source.path.exists()]:
+        raise InputError(f"data.root: {lost[0]} does not exist; it is folders or lists (.csv), separated by commas")
+    return sources
+
+
+def _included(paths: tuple[Path, ...], data: Data) -> tuple[Path, ...]:
+    """Return the paths that data.include lists. InputError if it is no list, or a crop of it is missing there."""
+    source = make_source(Path(data.include), "", "")
+    if not source.is_manifest:
+        raise InputError(f"data.include {data.include} is not a list (.csv) with a column path")
+    chosen = {Path(path) for path in crops_of([source])}
+    if lost := sorted(chosen - set(paths)):
+        raise InputError(
+            f"data.include: {len(lost)} of its {len(chosen)} crops are not among those of data.root {data.root}, such "
+            f"as {lost[0]}; make the list again, or give the data.root that it is of"
+        )
+    return tuple(path for path in paths if path in chosen)
 
 
 def read_targets(options: Options) -> dict[str, Target]:

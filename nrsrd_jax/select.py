@@ -17,8 +17,8 @@ import numpy as np
 
 from .command import Parser, add_embedding_flags, one_line
 from .errors import InputError, counted, say
-from .files import expanded, writable_file, write_csv
-from .gallery.crops import crops_of, make_source
+from .files import expanded, refuse_same_files, writable_file, write_csv
+from .gallery.crops import crops_of, make_source, warn_links
 
 
 def main() -> None:
@@ -30,7 +30,10 @@ def main() -> None:
     from .runs import find_checkpoint
 
     output = writable_file(arguments.output, "--output")
-    paths = [Path(path) for path in crops_of(make_source(place, "", "") for place in arguments.crops)]
+    sources = [make_source(place, "", "") for place in arguments.crops]
+    refuse_same_files([output, *(source.path for source in sources)])
+    paths = [Path(path) for path in crops_of(sources)]
+    warn_links(sources)
     checkpoints = [find_checkpoint(expanded(model)) for model in (arguments.source, arguments.tuned)]
     options = {name: getattr(arguments, name) for name in ("batch_size", "precision", "flip", "feature")}
     models = [Embedder.load(checkpoint, **options) for checkpoint in checkpoints]

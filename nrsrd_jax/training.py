@@ -75,6 +75,8 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         spec.check_size(options.image_size)
         records = read_records(options)
         done = max(runs.saved_steps(workdir), default=0)
+        if options.dino.enabled:
+            pretraining.networks(options)
     # Processes must also agree on how the attention is computed, which depends on their devices.
     module = repr(spec.module(dtype=compute_dtype(options.train.precision)))
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
@@ -220,11 +222,8 @@ class Loop:
             opened = MetricsLog(workdir, done, is_first())
         with opened as log, progress_bar(done, total, images) as bar:
             if done == total:
-                return (
-                    logged_scores(workdir, options.train.epochs)
-                    or self.evaluate(state, options.train.epochs, log, bar)
-                    or self.conclude(workdir)
-                )
+                scores = logged_scores(workdir, options.train.epochs)
+                return self.conclude(scores or self.evaluate(state, options.train.epochs, log, bar), workdir)
             rate = Rate()
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
@@ -258,11 +257,13 @@ class Loop:
                     self.termination.end(
                         f"stopped after step {done} of {total}, saved; the same command continues from there"
                     )
-        return scores or self.conclude(workdir)
+        return self.conclude(scores, workdir)
 
-    def conclude(self, workdir: Path) -> dict[str, float]:
-        """Return what is known of a run without an evaluation."""
-        return pretraining.conclude(workdir) if self.options.dino.enabled else self.training_accuracy(workdir)
+    def conclude(self, scores: dict[str, float], workdir: Path) -> dict[str, float]:
+        """Return the last scores, or what is known of a run without them; warn if it has learned nothing."""
+        if self.options.dino.enabled:
+            return pretraining.conclude(workdir) | scores
+        return scores or self.training_accuracy(workdir)
 
     def training_accuracy(self, workdir: Path) -> dict[str, float]:
         """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""

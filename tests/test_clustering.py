@@ -349,7 +349,7 @@ def test_features_can_be_normalised(gallery, tmp_path, how):
         (["--gallery", "gallery", "--must-link", "track"], "no crop of gallery has a track; embed crops with tracks"),
         (["--gallery", "gallery", "--where", "camera = 'c7'"], "has no crops with camera = 'c7'"),
         (["--gallery", "gallery", "--where", "person IS NULL", "--output", "crops"], "crops is a folder"),
-        (["--gallery", "gallery", "--report", "groups.csv"], "two files to write are the same"),
+        (["--gallery", "gallery", "--report", "groups.csv"], "two files to read or write are the same"),
         (["--gallery", "gallery", "--eps", "1"], "argument --eps: 1 is not between 0 and 1"),
         (["--gallery", "gallery", "--same-time", "soon"], "argument --same-time: invalid"),
         (["--gallery", "gallery", "--min-size", "1"], "a group has at least 2 crops"),

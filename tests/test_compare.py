@@ -197,7 +197,7 @@ def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place
     _, files = compare(runs(place, "a", "c"), "kept.json", resamples=200)
     assert json.loads((here / "kept.json").read_text())["differences"]
     assert files[1].name == "kept.png"
-    with pytest.raises(InputError, match="two files to write are the same"):
+    with pytest.raises(InputError, match="two files to read or write are the same"):
         compare(runs(place, "a", "c"), "kept.json", flips="compare.json")
 
 

@@ -183,3 +183,42 @@ def test_what_cannot_work_is_one_error_before_anything_is_compiled(crops, tmp_pa
     with pytest.raises(InputError, match=message):
         train(unlabelled(crops, **options), tmp_path / "run", jax.devices()[:1])
     assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("", "a part of it is empty"),
+        ("{crops},", "a part of it is empty"),
+        ("{crops},/nowhere", "/nowhere does not exist; it is folders or lists"),
+    ],
+)
+def test_a_data_root_that_names_less_than_it_seems_is_refused(crops, root, message):
+    with pytest.raises(InputError, match=message):
+        read_records(read_options(unlabelled(crops, data__root=root.format(crops=crops / "crops"))))
+
+
+def test_folders_with_spaces_and_commas_in_their_names_are_read(crops):
+    for name in ("my crops", "one, two"):
+        write_images(crops / name, range(8), frames=1)
+        records = read_records(read_options(unlabelled(crops, data__root=str(crops / name))))
+        assert len(records.train) == 16
+
+
+def test_a_list_of_other_crops_and_what_is_no_list_are_refused(crops):
+    (crops / "other.csv").write_text("path\nelsewhere.jpg\n")
+    for given, message in (
+        ("other.csv", "1 of its 1 crops are not among those of data.root"),
+        ("crops", "is not a list"),
+    ):
+        options = read_options(unlabelled(crops, data__include=str(crops / given)))
+        with pytest.raises(InputError, match=message):
+            read_records(options)
+
+
+def test_a_list_is_of_the_same_crops_wherever_they_are_named_from(crops, monkeypatch):
+    files = sorted((crops / "night" / "bounding_box_train").glob("*.jpg"))[:8]
+    (crops / "night.csv").write_text("path\n" + "\n".join(map(str, files)) + "\n")
+    monkeypatch.chdir(crops)
+    config = unlabelled(crops, data__name="bright", data__root="night/bounding_box_train", data__include="night.csv")
+    assert len(read_records(read_options(config)).train) == 8

@@ -21,6 +21,7 @@ the files.
 import argparse
 
 from ..command import Parser, add_model_flags, one_line, positive
+from ..errors import InputError
 from ..files import writable_file
 
 INPUTS = ("uint8-nhwc", "float-nchw", "bgr-nchw", "boxmot")  # layouts.LAYOUTS, which is imported late
@@ -30,6 +31,8 @@ OPSETS = range(17, 24)  # graph.OPSETS, likewise
 def main() -> None:
     arguments = _read_arguments()
     output = writable_file(arguments.output, "--output")
+    if arguments.format == "onnx" and output.suffix != ".onnx":
+        raise InputError(f"--output {output}: name a .onnx file")
     # Not imported before the arguments are read, so that --help is quick.
     from . import write
 
@@ -99,6 +102,10 @@ def _read_arguments() -> argparse.Namespace:
         parser.error(f"--precision, --input and --openvino are of --format onnx, not of {arguments.format}")
     if arguments.without_nra and arguments.format != "torch":
         parser.error("--without-nra is of --format torch: ONNX and StableHLO have NRA")
+    if arguments.format == "torch" and not arguments.without_nra:
+        unused = {"crops": "", "flip": False, "batch": None, "opset": 17, "limit": 1e-4, "data": []}
+        if given := [name for name, default in unused.items() if getattr(arguments, name) != default]:
+            parser.error(f"--{given[0]} has no effect with --format torch; leave it out")
     if lossy and not arguments.data:
         parser.error(f"--precision {arguments.precision} needs --data, labelled crops that say how much mAP it costs")
     if arguments.precision == "int8" and not arguments.crops:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..data.listing import IMAGE_SUFFIXES, is_hidden
 from ..data.lists import path_in, quoted, read_table
-from ..errors import InputError
+from ..errors import InputError, counted, say
 from ..files import absolute
 
 KNOWN = ("camera", "time", "person", "track")  # columns that commands understand; others are kept as text
@@ -139,6 +139,13 @@ def each_crop(sources: Sequence[Source]) -> Iterator[Crop]:
 
 def _no_crops(source: Source) -> InputError:
     return InputError(f"{source.path} has no crops (.jpg, .png, .webp or .bmp)")
+
+
+def warn_links(sources: Sequence[Source]) -> None:
+    """Print a warning if folders were not followed because they are symbolic links."""
+    if links := [path for source in sources for path in source.links]:
+        what = counted(len(links), "linked folder was", "linked folders were")
+        say(f"warning: {what} not followed, such as {links[0]}; give what is to be embedded by name", error=True)
 
 
 def make_source(path: Path, pattern: str, time_format: str) -> Source:

@@ -101,7 +101,7 @@ def evaluate_run(
             raise InputError(f"{written['plot']} is a symbolic link; remove it, or name another --output")
     if report:
         written["page"] = report_file(report)
-    refuse_same_files(written.values())
+    refuse_same_files([*written.values(), *([path] if onnx else [])])
     targets = read_targets(options)
     embedder, options, fingerprint = load_file(path, options) if onnx else load_embedder(path, options)
 
