@@ -64,7 +64,8 @@ def ways(model: str, backbone: str, most: int) -> tuple[dict[str, Way], np.ndarr
         found[f"ONNX Runtime {onnxruntime.__version__}, {kind}"] = in_runtime(content)
         try:
             run, name = openvino_function(content)
-        except InputError:
+        except InputError as error:
+            print(f"left out: {error}", flush=True)
             continue
         found[f"{name}, {kind}"] = run
     return found, parity.generated(description.image_size, most)

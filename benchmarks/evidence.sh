@@ -4,10 +4,10 @@
 # well. Each setting is one `nrsrd ablation` and one `nrsrd compare`, whose result is FOLDER/SETTING.json; called again,
 # it continues. benchmarks/gain.py draws the results. EPOCHS=1 SEEDS=1 tries the script itself.
 [ $# -ge 2 ] || { echo "usage: benchmarks/evidence.sh BENCH FOLDER [JOBS]" >&2; exit 2; }
+mkdir -p "$2" && bench=$(cd "$1" && pwd) && out=$(cd "$2" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
-nrsrd=.venv/bin/nrsrd bench=$1 out=$2 jobs=${3:-1} epochs=${EPOCHS:-15} config=configs/demo.py
+nrsrd=.venv/bin/nrsrd jobs=${3:-1} epochs=${EPOCHS:-15} config=configs/demo.py
 bright=--config.data.brighten=0.4
-mkdir -p "$out"
 
 for name in backbone backbone-bright-and-dark; do
   [ -e "$out/$name" ] || $nrsrd convert demo/$name.pth --output "$out/$name" >/dev/null || exit
@@ -46,11 +46,11 @@ for long in 5 45; do
   setting epochs$long 3 "$three" --config.train.epochs=$long
   setting epochs$long-brightened 3 "baseline=baseline mdl=mdl" --config.train.epochs=$long $bright
 done
-for init in "$out/backbone-bright-and-dark" ""; do
-  name=backbone-${init:+dark}
-  [ "$init" ] || name=backbone-random
-  setting $name 3 "$three" --config.init.checkpoint="$init"
-  setting $name-brightened 3 "$three" --config.init.checkpoint="$init" $bright
+for init in dark random; do
+  weights=
+  [ $init = random ] || weights=$out/backbone-bright-and-dark
+  setting backbone-$init 3 "$three" --config.init.checkpoint="$weights"
+  setting backbone-$init-brightened 3 "$three" --config.init.checkpoint="$weights" $bright
 done
 strong=loss.distill=30,loss.temperature=4
 setting factors 1 "nrsrd=nrsrd lambda5_1=nrsrd,loss.distill=1 lambda5_5=nrsrd,loss.distill=5 lambda5_30=nrsrd,loss.distill=30

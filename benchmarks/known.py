@@ -19,7 +19,7 @@ from unittest import mock
 import numpy as np
 
 from nrsrd_jax.command import Parser, one_line, positive
-from nrsrd_jax.gallery.crops import Crop, Source, make_source
+from nrsrd_jax.data.crops import Crop, Source, make_source
 
 AT_ONCE = 50_000
 START = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)

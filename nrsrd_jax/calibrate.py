@@ -39,7 +39,7 @@ def main() -> None:
     from .retrieval.calibration import FILE
     from .retrieval.embedding import Embedder
     from .retrieval.error_rates import calibrate, check_labels
-    from .retrieval.files import embed_files
+    from .retrieval.files import embed_all
     from .runs import find_checkpoint
 
     begin = time.perf_counter()
@@ -64,20 +64,18 @@ def main() -> None:
         flip=arguments.flip,
         feature=arguments.feature,
     )
-    chunks = [chunk for chunk in embed_files(embedder, crops.paths, strict=True) if chunk.indices]
-    features, brightness = (np.concatenate([getattr(c, name) for c in chunks]) for name in ("features", "brightness"))
-    digests = [digest for chunk in chunks for digest in chunk.digests]
-    kept = _without_copies(crops, digests)
-    pixels = joint_digest([digests[i] for i in kept]).hex()
+    found = embed_all(embedder, crops.paths)
+    kept = _without_copies(crops, found.digests)
+    pixels = joint_digest([found.digests[i] for i in kept]).hex()
     crops = crops.subset(kept)
     cameras = crops.cameras if with_cameras else None
-    found = calibrate(features[kept], crops.pids, cameras, brightness[kept], seed=arguments.seed, **choice)
+    rates = calibrate(found.features[kept], crops.pids, cameras, found.brightness[kept], seed=arguments.seed, **choice)
     about = {"checkpoint": str(checkpoint), "backbone": embedder.description.backbone}
     result = {
         "software": f"nrsrd-jax {importlib.metadata.version('nrsrd-jax')}",
         "model": embedder.identity() | about,
         "data": {"given": arguments.data, "list_sha256": crops.hash(), "pixels_sha256": pixels},
-        **found,
+        **rates,
         "seed": arguments.seed,
         "command": shlex.join(sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import Parser, add_embedding_flags, one_line
+from .data.crops import KNOWN, Source, crops_of, make_source, warn_links
 from .errors import counted, say
-from .gallery.crops import KNOWN, Source, crops_of, make_source, warn_links
 
 SHOWN = 5  # rows of --check
 

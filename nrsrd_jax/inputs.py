@@ -9,6 +9,7 @@ import numpy as np
 
 from . import augment
 from .data import datasets, pipeline
+from .data.crops import Source, crops_of, make_source, warn_links
 from .data.images import (
     THREADS,
     cached_images,
@@ -22,7 +23,6 @@ from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan
 from .errors import InputError, say
 from .files import absolute, expanded
-from .gallery.crops import Source, crops_of, make_source, warn_links
 from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]

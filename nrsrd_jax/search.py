@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command import Parser, one_line, positive
+from .data.crops import crops_of, make_source
 from .errors import InputError, counted, say
 from .files import absolute, expanded, refuse_same_files, writable_file, write_csv, write_whole
-from .gallery.crops import crops_of, make_source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

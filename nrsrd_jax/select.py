@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from .command import Parser, add_embedding_flags, one_line
+from .data.crops import crops_of, make_source, warn_links
 from .errors import InputError, counted, say
 from .files import expanded, refuse_same_files, writable_file, write_csv
-from .gallery.crops import crops_of, make_source, warn_links
 
 
 def main() -> None:
     arguments = _read_arguments()
     # Not imported before the arguments are read, so that --help is quick.
     from .retrieval.embedding import Embedder
-    from .retrieval.files import embed_files
+    from .retrieval.files import embed_all
     from .retrieval.ranking import unit_rows
     from .runs import find_checkpoint
 
@@ -46,8 +46,7 @@ def main() -> None:
     features = []
     for name, model in zip(("source", "tuned"), models, strict=True):
         say(f"{name}: {checkpoints[name == 'tuned']}")
-        parts = [chunk.features for chunk in embed_files(model, paths, strict=True) if len(chunk.indices)]
-        features.append(unit_rows(np.concatenate(parts)))
+        features.append(unit_rows(embed_all(model, paths).features))
     scores = (features[0] * features[1]).sum(1)
     # Crops of equal scores are ordered by their names.
     best = np.lexsort((np.array([str(path) for path in paths]), -scores))[: math.ceil(arguments.keep * len(paths))]

@@ -16,6 +16,7 @@ from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.export import __main__ as export
 from nrsrd_jax.export import onnx_file, parity, write
+from nrsrd_jax.export.__main__ import INPUTS
 from nrsrd_jax.export.layouts import LAYOUTS
 from nrsrd_jax.export.metadata import entries
 from nrsrd_jax.export.runtime import OnnxEmbedder
@@ -230,6 +231,10 @@ def test_a_wrong_flag_is_named(place, monkeypatch, capsys, arguments, message):
         call(monkeypatch, place / "model", *arguments, *(["--output", place / "x.onnx"] if arguments else []))
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_the_command_offers_every_layout():
+    assert tuple(LAYOUTS) == INPUTS
 
 
 def test_a_file_that_is_not_an_export_is_named(place):

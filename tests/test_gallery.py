@@ -15,11 +15,11 @@ from people import run, small_model, start, write_calibration, write_images
 
 from nrsrd_jax import augment
 from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.data.crops import Source, make_source, parse_time
 from nrsrd_jax.data.images import decode
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.gallery import embed as embedding
 from nrsrd_jax.gallery import matching
-from nrsrd_jax.gallery.crops import Source, make_source, parse_time
 from nrsrd_jax.gallery.lock import writing
 from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder

@@ -23,9 +23,9 @@ import argparse
 from ..command import Parser, add_model_flags, one_line, positive
 from ..errors import InputError
 from ..files import writable_file
+from . import OPSETS
 
 INPUTS = ("uint8-nhwc", "float-nchw", "bgr-nchw", "boxmot")  # layouts.LAYOUTS, which is imported late
-OPSETS = range(17, 24)  # graph.OPSETS, likewise
 
 
 def main() -> None:

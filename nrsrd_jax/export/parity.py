@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.crops import crops_of, make_source
 from ..data.datasets import Split
-from ..data.images import decode, in_parallel
+from ..data.images import decode_many
 from ..errors import InputError
-from ..gallery.crops import crops_of, make_source
-from ..retrieval.files import embed_files
+from ..retrieval.files import embed_all
 from ..retrieval.ranking import rank_features
 
 BATCHES = 1, 2, 7, 32
@@ -84,12 +84,17 @@ def compare(
     """
     largest, features = {}, own
     for size in batches:
-        index = np.arange(-(-len(crops) // size) * size) % len(crops)
-        features = np.concatenate([np.asarray(run(crops[rows])) for rows in index.reshape(-1, size)])
-        largest[size] = float(np.abs(features - own[index]).max())
+        index = whole_batches(len(crops), size)
+        features = np.concatenate([np.asarray(run(crops[rows])) for rows in index])
+        largest[size] = float(np.abs(features - own[index.ravel()]).max())
     # Compare the ranking at the last batch size only; the numbers above cover the others.
     changed = int((nearest(features[: len(crops)]) != nearest(own)).sum())
     return Parity(runtime, about, largest, float(np.sqrt(np.square(own).mean())), changed, len(crops))
+
+
+def whole_batches(count: int, size: int) -> np.ndarray:
+    """Return the indices [batches, size] of `count` crops; if the last batch is not full, the first come again."""
+    return (np.arange(-(-count // size) * size) % count).reshape(-1, size)
 
 
 def nearest(features: np.ndarray) -> np.ndarray:
@@ -116,12 +121,9 @@ def read_crops(folder: str, size: tuple[int, int], most: int = MOST_CROPS) -> tu
         return generated(size), "generated pictures"
     paths = [Path(path) for path in sorted(crops_of([make_source(Path(folder), "", "")]))]
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)]
-    images = []
-    for _, result in in_parallel(lambda path: decode(path, size, "bilinear"), chosen, "reading"):
-        if isinstance(result, InputError):
-            raise result
-        images.append(result)
-    return np.stack(images), f"{len(images)} crops of {Path(folder).name}"
+    images = np.empty((len(chosen), *size, 3), np.uint8)
+    decode_many(chosen, size, "bilinear", images, advice="")
+    return images, f"{len(images)} crops of {Path(folder).name}"
 
 
 def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
@@ -136,8 +138,7 @@ def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
 
 def scores(embedder: Any, crops: Split, with_cameras: bool) -> float:
     """Return the mAP of labelled crops, each a query against all others; same person and camera are left out."""
-    chunks = [chunk for chunk in embed_files(embedder, crops.paths, strict=True) if chunk.indices]
-    features = np.concatenate([chunk.features for chunk in chunks])
+    features = embed_all(embedder, crops.paths).features
     # Without cameras, give each crop its own camera: then only the crop itself is left out.
     cameras = crops.cameras if with_cameras else np.arange(len(crops))
     found = rank_features(features, features, crops.pids, crops.pids, cameras, cameras)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .graph import PACKAGES, onnx
+from .parity import whole_batches
 
 try:
     from onnxruntime import quantization
@@ -23,9 +24,7 @@ class _Crops(quantization.CalibrationDataReader):
     """What the ranges of activations are measured on."""
 
     def __init__(self, name: str, fed: np.ndarray, size: int):
-        # If the last batch is not full, the first crops come again.
-        rows = np.arange(-(-len(fed) // size) * size) % len(fed)
-        self._batches: Iterator[np.ndarray] = iter(fed[rows].reshape(-1, size, *fed.shape[1:]))
+        self._batches: Iterator[np.ndarray] = iter(fed[whole_batches(len(fed), size)])
         self._name = name
 
     def get_next(self) -> dict[str, np.ndarray] | None:

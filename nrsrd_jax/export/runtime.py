@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..description import Description
 from ..errors import InputError, printable
 from ..files import absolute, read_bounded
+from ..retrieval.embedding import filled, host_batches
 from ..sharding import make_mesh
 from .graph import MOST_BYTES, PACKAGES
 from .layouts import LAYOUTS
@@ -84,17 +84,11 @@ class OnnxEmbedder:
     ) -> np.ndarray:
         """Compute the features of images, as `Embedder` does; `cameras` has no effect, as no ONNX file reads them."""
         del cameras
-        features = np.empty((len(images), self.width), np.float32)
-        starts = range(0, len(images), self.batch_size)
-        for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
-            batch = np.asarray(images[start : start + self.batch_size])
-            if alter:
-                batch = alter(start, batch)
-            count = len(batch)
-            if self.fixed and count < self.batch_size:
-                batch = np.pad(batch, [(0, self.batch_size - count)] + [(0, 0)] * 3)
-            features[start : start + count] = self.run(self._layout.feed(batch))[:count]
-        return features
+        features = [np.empty((0, self.width), np.float32)]
+        for batch in host_batches(images, self.batch_size, progress, alter):
+            whole = filled(batch, self.batch_size) if self.fixed else batch
+            features.append(self.run(self._layout.feed(whole))[: len(batch)])
+        return np.concatenate(features)
 
     def run(self, fed: np.ndarray) -> Any:
         """Return the features of one batch that is laid out as the file takes it."""

@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.crops import Crop, Source, each_crop
 from ..errors import say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
 from ..retrieval.files import embed_files
-from .crops import Crop, Source, each_crop
 from .store import About, Gallery, Known, one_of
 
 CHUNK = 1024  # crops that are written at once; a kill loses no more

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.crops import KNOWN, OWN, parse_time
 from ..errors import InputError, counted, printable
 from ..files import expanded
 from ..retrieval.embedding import identity_difference
-from .crops import KNOWN, OWN, parse_time
 
 try:
     import lancedb

@@ -5,6 +5,7 @@ pretraining are resized bicubically in each step.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +90,13 @@ def _cubic_matrix(source: int, target: int) -> np.ndarray:
     first = np.floor(place).astype(int) - 1
     matrix = np.zeros((target, source))
     for tap in range(4):
-        distance = np.abs(place - (first + tap))
-        near = ((CUBIC + 2) * distance - (CUBIC + 3)) * distance**2 + 1
-        far = CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-        np.add.at(matrix, (np.arange(target), np.clip(first + tap, 0, source - 1)), np.where(distance <= 1, near, far))
+        weights = cubic_kernel(np.abs(place - (first + tap)), CUBIC)
+        np.add.at(matrix, (np.arange(target), np.clip(first + tap, 0, source - 1)), weights)
     return matrix
+
+
+def cubic_kernel(distance: Any, coefficient: float) -> Any:
+    """Return the weights of cubic convolution at distances of at least 0, arrays of NumPy or JAX (Keys 1981)."""
+    near = ((coefficient + 2) * distance - (coefficient + 3)) * distance**2 + 1
+    far = coefficient * (((distance - 5) * distance + 8) * distance - 4)
+    return near * (distance <= 1) + far * ((distance > 1) & (distance < 2))

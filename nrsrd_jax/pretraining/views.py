@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from ..models.position import cubic_kernel
+
 TRIES = 10
 RATIO = 3 / 4, 4 / 3  # width / height of a crop, as torchvision draws it
 JITTER, GREY, FLIP = 0.8, 0.2, 0.5
@@ -133,10 +135,8 @@ def _resampling(start: jax.Array, length: jax.Array, size: int, target: int) -> 
     wide = jnp.maximum(scale, 1)
     place = jnp.arange(size)[None, None, :] - start[:, None, None]
     t = jnp.abs(place + 0.5 - (jnp.arange(target)[None, :, None] + 0.5) * scale) / wide
-    near = ((CUBIC + 2) * t - (CUBIC + 3)) * t**2 + 1
-    far = CUBIC * (((t - 5) * t + 8) * t - 4)
     inside = (place >= 0) & (place < length[:, None, None])
-    weights = jnp.where(inside, jnp.where(t < 1, near, jnp.where(t < 2, far, 0)), 0)
+    weights = jnp.where(inside, cubic_kernel(t, CUBIC), 0)
     return weights / weights.sum(2, keepdims=True)
 
 

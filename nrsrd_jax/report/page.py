@@ -58,8 +58,8 @@ def write_report(
     """Write the page to `path`: less than 15 MB, and it loads no other file.
 
     Of each data set's `images` only those that are shown are read. With a `calibration` of these similarities the page
-    says how many strangers are as near. `probe` has the evaluated weights; training curves
-    come from `workdir`. InputError if the page cannot be written.
+    says how many strangers are as near. `probe` has the evaluated weights; training curves come from `workdir`.
+    InputError if the page cannot be written.
     """
     most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
     sections, wanted = {}, {}

@@ -155,8 +155,7 @@ class Calibration:
 
 
 def calibration_beside(folder: Path, identity: Mapping[str, Any]) -> Calibration | None:
-    """Return the calibration in a model's folder, None if there is none. One of another model is not used, with a
-    warning.
+    """Return the calibration in a model's folder, or None. One of another model is not used, and a warning says so.
 
     Args:
         folder: of the model.

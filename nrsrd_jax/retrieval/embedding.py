@@ -271,17 +271,26 @@ def device_batches(
 ) -> Iterator[tuple[jax.Array, int]]:
     """Yield (batch, count): `size` images, rounded up to a multiple of the devices and sharded over them.
 
-    The last batch is padded with black images; `count` is the number of real ones. `progress` and `alter` are as in
-    Embedder.
+    The last batch is filled up; `count` is the number of real images. `progress` and `alter` are as in Embedder.
     """
     size += -size % mesh.shape["data"]
+    for batch in host_batches(images, size, progress, alter):
+        yield place(filled(batch, size), over_data(mesh)), len(batch)
+
+
+def host_batches(
+    images: np.ndarray, size: int, progress: str, alter: Callable[[int, np.ndarray], np.ndarray] | None
+) -> Iterator[np.ndarray]:
+    """Yield `size` images at a time, fewer at the end. `progress` and `alter` are as in Embedder."""
     starts = range(0, len(images), size)
     for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
         batch = np.asarray(images[start : start + size])
-        if alter:
-            batch = alter(start, batch)
-        padded = np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
-        yield place(padded, over_data(mesh)), len(batch)
+        yield alter(start, batch) if alter else batch
+
+
+def filled(batch: np.ndarray, size: int) -> np.ndarray:
+    """Return a batch with black images at its end, `size` images in all."""
+    return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
 
 
 def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[int, int]) -> np.ndarray:

@@ -36,6 +36,19 @@ class Chunk:
     faults: dict[int, InputError] = dataclasses.field(default_factory=dict)
 
 
+def embed_all(embedder: Embedder, paths: Sequence[Path]) -> Chunk:
+    """Embed image files, and return one Chunk of all of them. InputError if any is unreadable, after all were read."""
+    whole, chunks = Chunk(), list(embed_files(embedder, paths, strict=True))
+    for chunk in chunks:
+        whole.indices += chunk.indices
+        whole.files += chunk.files
+        whole.digests += chunk.digests
+    filled = [chunk for chunk in chunks if chunk.indices]
+    whole.features = np.concatenate([chunk.features for chunk in filled])
+    whole.brightness = np.concatenate([chunk.brightness for chunk in filled])
+    return whole
+
+
 def embed_files(
     embedder: Embedder, paths: Sequence[str | Path], *, size: int = CHUNK, strict: bool = False
 ) -> Iterator[Chunk]:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..data.listing import IMAGE_SUFFIXES, is_hidden
-from ..data.lists import path_in, quoted, read_table
 from ..errors import InputError, counted, say
 from ..files import absolute
+from .listing import IMAGE_SUFFIXES, is_hidden
+from .lists import path_in, quoted, read_table
 
 KNOWN = ("camera", "time", "person", "track")  # columns that commands understand; others are kept as text
 # Columns that the gallery fills itself, and what search says of a match.
@@ -184,7 +184,7 @@ def parse_time(text: str, time_format: str = "") -> datetime.datetime:
         ValueError: the text is not such a time.
 
     Example:
-        >>> from nrsrd_jax.gallery.crops import parse_time
+        >>> from nrsrd_jax.data.crops import parse_time
         >>> parse_time("20261127193000").isoformat()
         '2026-11-27T19:30:00+00:00'
     """
