@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from .inputs import Records
 from .losses import TERMS
 from .models import find_spec, initialise
 from .models.attention import NormRatio
-from .options import Options
+from .options import Model, Options
 from .precision import compute_dtype
 from .sharding import parameter_shardings
 from .state import TrainState
@@ -36,12 +37,19 @@ def degradation_options(options: Options) -> dict:
     return chosen
 
 
+def architecture(model: Model) -> dict[str, Any]:
+    """Return what `find_spec` and Description take of the options of a model. InputError if they do not fit."""
+    names = ("backbone", "depth", "stride", "jpm", "sie")
+    chosen = {name: getattr(model, name) for name in names}
+    return chosen | {"depth": find_spec(**chosen).depth}
+
+
 def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, dict] | None:
     """Load the checkpoint that init.checkpoint names, if any. InputError if its architecture is another."""
     if not options.init.checkpoint:
         return None
     description, variables = checkpoint.load(options.init.checkpoint, mesh)
-    spec = find_spec(options.model.backbone, options.model.depth)
+    spec = find_spec(**architecture(options.model))
     if spec != description.spec:
         raise InputError(
             f"init.checkpoint {options.init.checkpoint} is a {description.backbone} of {description.depth} blocks, the "
@@ -90,8 +98,7 @@ def make_description(
     identities = records.train.identities.tolist()
     ratio = NormRatio(**dataclasses.asdict(options.norm_ratio))
     return Description(
-        backbone=options.model.backbone,
-        depth=find_spec(options.model.backbone, options.model.depth).depth,
+        **architecture(options.model),
         image_size=options.image_size,
         mean=mean,
         std=std,
@@ -117,8 +124,15 @@ def training_model(options: Options, description: Description):
 
 
 def make_optimizer(options: Options) -> optax.GradientTransformation:
-    optim = options.optim
-    return schedule.make_optimizer(optim.name, momentum=optim.momentum, decay=optim.weight_decay)
+    optim, weight = options.optim, options.loss.center_real
+    return schedule.make_optimizer(
+        optim.name,
+        momentum=optim.momentum,
+        decay=optim.weight_decay,
+        nesterov=optim.nesterov,
+        # The official code undoes the loss's weight, so that it does not slow the centres down.
+        centers=optim.center_lr / weight if weight else None,
+    )
 
 
 def make_state(options: Options, description: Description) -> TrainState:
@@ -182,10 +196,12 @@ def make_step(
         warmup_epochs=optim.warmup_epochs,
         warmup_factor=optim.warmup_factor,
         final_factor=optim.final_factor,
+        milestones=optim.milestones or (),
     )
     update = make_update(
         loss_function(options, description, teacher),
         make_optimizer(options),
-        lambda epoch: (rate(epoch, group_factor=1.0), rate(epoch, group_factor=optim.bias_factor)),
+        lambda epoch: tuple(rate(epoch + optim.lead, group_factor=factor) for factor in (1.0, optim.bias_factor)),
+        lambda path: description.spec.rate_factor(path, optim.head_factor),
     )
     return make_train_step(preparation(options, description, degradation), update, teacher, options.train.seed)

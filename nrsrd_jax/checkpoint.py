@@ -321,10 +321,14 @@ def initialise_backbone(
     The necks and classifiers stay as they are.
     """
     base, notes = description.spec.start_from(
-        variables["params"]["base"], source_variables["params"]["base"], description.image_size, source.image_size
+        *(variables["params"]["base"], source_variables["params"]["base"]),
+        *(description.image_size, source.image_size, source.spec),
     )
-    statistics = {name: value for name, value in source_variables["batch_stats"].items() if name == "base"}
-    return {
-        "params": variables["params"] | {"base": base},
-        "batch_stats": variables["batch_stats"] | statistics,
-    }, ", ".join([f"backbone {source.backbone}", *notes])
+    statistics = variables["batch_stats"]
+    if "base" in statistics:
+        given = source_variables["batch_stats"]["base"]
+        own = {name: given.get(name, value) for name, value in statistics["base"].items()}
+        statistics = statistics | {"base": own}
+    return {"params": variables["params"] | {"base": base}, "batch_stats": statistics}, ", ".join(
+        [f"backbone {source.backbone}", *notes]
+    )

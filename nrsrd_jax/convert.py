@@ -30,9 +30,17 @@ def size(text: str) -> tuple[int, int]:
     """Return "256,128" as (256, 128): height and width."""
     match = re.fullmatch(r"(\d{1,5}),(\d{1,5})", text)
     sides = (int(match[1]), int(match[2])) if match else (0, 0)
-    if any(side == 0 or side % PATCH for side in sides):
-        raise argparse.ArgumentTypeError(f"{text} is not height,width in multiples of {PATCH} pixels, like 256,128")
+    if min(sides) < PATCH:
+        raise argparse.ArgumentTypeError(f"{text} is not height,width of at least {PATCH} pixels, like 256,128")
     return sides
+
+
+def cameras(text: str) -> tuple[int, ...]:
+    """Return "1,2,3" as (1, 2, 3)."""
+    parts = text.split(",")
+    if not all(re.fullmatch(r"\d{1,9}", part) for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text} is not a list of different cameras, like 1,2,3")
+    return tuple(map(int, parts))
 
 
 def level(text: str) -> float:
@@ -60,7 +68,7 @@ def main() -> None:
         type=size,
         metavar="H,W",
         help="of the images that the model will take, in "
-        "pixels, multiples of 16: the position embedding is resized to them; default: as it is",
+        "pixels, multiples of 16 unless patches overlap: the position embedding is resized to them; default: as it is",
     )
     parser.add_argument(
         "--source_size",
@@ -86,6 +94,13 @@ def main() -> None:
         help="brighten each image that is darker than this mean, in 0..1, before the model sees it (data.brighten); "
         "0.4 suits a backbone that was pretrained in daylight; default: as in the file, or not at all",
     )
+    parser.add_argument(
+        "--cameras",
+        type=cameras,
+        metavar="1,2,…",
+        help="what your data calls the cameras of a model with camera embedding (SIE), in the order of its training; "
+        "default: 0,1,2,…",
+    )
     parser.add_argument("--dry_run", action="store_true", help="only report")
     options = parser.parse_args()
     if not options.file.is_file() and not options.file.is_dir():
@@ -101,6 +116,14 @@ def main() -> None:
         raise InputError(f"{options.file}: {error}") from error
     if options.brighten is not None:
         description = dataclasses.replace(description, brighten=options.brighten)
+    if options.cameras is not None:
+        if len(options.cameras) != len(description.cameras):
+            raise InputError(
+                f"--cameras names {len(options.cameras)} cameras; the weights know {len(description.cameras)}"
+            )
+        if list(options.cameras) != sorted(options.cameras):
+            raise InputError("--cameras must be in ascending order, as official codes number the cameras of training")
+        description = dataclasses.replace(description, cameras=options.cameras)
     if not options.dry_run and not report.faults:
         save_weights(output, description, variables, kept)
     say(*report.lines())

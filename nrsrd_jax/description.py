@@ -33,6 +33,9 @@ class Description:
     norm_ratio: NormRatio | None = None
     identities: tuple[int, ...] = ()  # the identity of each class, where known
     cameras: tuple[int, ...] = ()  # the cameras of the training images, where known, sorted
+    stride: int = 0  # from a patch of a ViT to the next, in pixels; 0: the backbone's own
+    jpm: bool = False  # whether it has TransReID's local features
+    sie: bool = False  # whether it has a vector for each of `cameras`
     brighten: float = 0.0  # the mean that dark images are brightened to before normalisation; 0: they are not
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
@@ -43,6 +46,9 @@ class Description:
             classes=self.classes,
             aux_classes=self.aux_classes,
             depth=self.depth,
+            stride=self.stride,
+            jpm=self.jpm,
+            sie=self.sie,
             norm_ratio=self.norm_ratio,
             cameras=len(self.cameras),
             **options,
@@ -51,7 +57,7 @@ class Description:
     @property
     def spec(self) -> Spec:
         """The backbone's spec; InputError for an unknown backbone."""
-        return find_spec(self.backbone, self.depth)
+        return find_spec(self.backbone, self.depth, self.stride, self.jpm, self.sie)
 
     def camera_ranks(self, cameras: Any) -> np.ndarray:
         """Return the rank of each camera [N] among those of training, −1 if it was not one of them; int32 [N]."""
@@ -97,7 +103,7 @@ class Description:
         """Return whether every value is of its type and in its range."""
         ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
         numbers = (*self.mean, *self.std, self.brighten, ratio.init, ratio.epsilon)
-        whole = (self.depth, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)
+        whole = (self.depth, self.stride, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)
         return (
             (len(self.image_size), len(self.mean), len(self.std)) == (2, 3, 3)
             and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
@@ -110,6 +116,8 @@ class Description:
             and ratio.form in OPTIONS["norm_ratio.form"].choices
             and isinstance(self.backbone, str)
             and 0 <= self.depth <= MAX_DEPTH
+            and 0 <= self.stride <= 16
+            and type(self.jpm) is type(self.sie) is bool
             and min(self.classes, self.aux_classes) >= 0
             and 0 < min(self.image_size) <= max(self.image_size) < 2**15
             and (not ids or len(set(ids)) == len(ids) == self.classes)
@@ -120,7 +128,8 @@ class Description:
     @property
     def architecture(self) -> tuple:
         """Return what decides the shapes of the weights, except the image size."""
-        return self.backbone, self.depth, self.classes, self.aux_classes, bool(self.norm_ratio)
+        heads = self.classes, self.aux_classes, len(self.cameras) if self.sie else 0
+        return self.backbone, self.depth, self.stride, self.jpm, self.sie, *heads, bool(self.norm_ratio)
 
 
 def description_hash(values: dict[str, Any]) -> str:

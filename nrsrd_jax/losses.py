@@ -263,12 +263,92 @@ def spread_loss(features: jax.Array) -> jax.Array:
     return jnp.maximum(1 - jnp.sqrt(variance + 1e-4), 0).mean()
 
 
+def center_loss(features: jax.Array, labels: jax.Array, centers: jax.Array) -> jax.Array:
+    """Compute the mean squared distance of features from the centre of their identity.
+
+    loss = mean over i of ‖f_i − c_{y_i}‖²
+
+    Args:
+        features: [B, D].
+        labels: [B], integers in 0..C−1.
+        centers: the centres [C, D], which are learned.
+
+    Returns:
+        A scalar, at least 0.
+
+    Source:
+        Wen et al. 2016, "A Discriminative Feature Learning Approach", without its factor ½; the official code of BoT.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import center_loss
+        >>> float(center_loss(jnp.array([[1.0], [5.0]]), jnp.array([0, 1]), jnp.array([[0.0], [3.0]])))
+        2.5
+    """
+    return jnp.square(at_least_float32(features) - at_least_float32(centers)[labels]).sum(axis=1).mean()
+
+
+def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str = "exact") -> jax.Array:
+    """Compute the weighted regularised triplet loss, averaged over the anchors.
+
+    loss = log(1 + exp(Σ_p w⁺_p·d_p − Σ_n w⁻_n·d_n)), w⁺ = softmax(d) over the rows of the anchor's identity, itself
+    included, w⁻ = softmax(−d) over the other rows
+
+    Args:
+        features: [B, D].
+        labels: the identities [B], integers.
+        form: "exact" for these weights; "official" for those of the official code, where the weights of the negatives
+            are exp(−d)/(Σ exp(−d) + 1e-6). They vanish where distances are above about 18, so that the loss then only
+            pulls rows of one identity together.
+
+    Returns:
+        A scalar, at least 0. An anchor without a row of another identity adds 0.
+
+    Raises:
+        ValueError: there is no such form.
+
+    Source:
+        Ye et al. 2021, "Deep Learning for Person Re-identification", eq. 7, and its official code (AGW).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import weighted_triplet_loss
+        >>> features, labels = jnp.array([[0.0], [1.0], [30.0], [31.0]]), jnp.array([0, 0, 1, 1])
+        >>> exact, official = (weighted_triplet_loss(features, labels, form=form) for form in ("exact", "official"))
+        >>> print(f"{exact:.4f} {official:.4f}")
+        0.0000 1.1301
+    """
+    if form not in ("exact", "official"):
+        raise ValueError(f"form is {form!r}; choose exact or official")
+    distances = pairwise_distances(features)
+    same = labels[:, None] == labels[None, :]
+
+    def weighted_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
+        """Return Σ softmax(values)·distance over each row's entries in the mask."""
+        # The official code multiplies by the mask, so that the largest of negative values is a masked 0.
+        largest = jnp.where(mask, values, 0 if form == "official" else -jnp.inf).max(axis=1, keepdims=True)
+        powers = jnp.exp(jnp.where(mask, values - jax.lax.stop_gradient(largest), -jnp.inf))
+        total = powers.sum(axis=1, keepdims=True) + (1e-6 if form == "official" else 1e-30)
+        return (powers / total * distances).sum(axis=1)
+
+    loss = jax.nn.softplus(weighted_sum(distances, same) - weighted_sum(-distances, ~same))
+    return jnp.where(same.all(axis=1), 0.0, loss).mean()
+
+
 def _id_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, **options) -> jax.Array:
     return id_loss(part["logits"][domain], labels, **options)
 
 
 def _triplet_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, **options) -> jax.Array:
     return triplet_loss(part["features"], labels, **options)
+
+
+def _weighted_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, weighted_form: str) -> jax.Array:
+    return weighted_triplet_loss(part["features"], labels, form=weighted_form)
+
+
+def _center_term(part: Part, labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
+    return center_loss(part["features"], labels, part["centers"])
 
 
 def _spread_term(part: Part, labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
@@ -309,6 +389,8 @@ TERMS = {
     "id_real": Term(_id_term, "real", ("label_smoothing",)),
     "triplet_real": Term(_triplet_term, "real", ("margin", "normalize")),
     "spread_real": Term(_spread_term, "real"),
+    "weighted_real": Term(_weighted_term, "real", ("weighted_form",)),
+    "center_real": Term(_center_term, "real"),
     "id_syn": Term(_id_term, "aux", ("label_smoothing",)),
     "triplet_syn": Term(_triplet_term, "aux", ("margin", "normalize")),
     "spread_syn": Term(_spread_term, "aux"),
@@ -355,7 +437,8 @@ def compute_terms(
 
     def of_domain(part: Part, domain: str) -> Part:
         rows = slice(domains.index(domain), None, len(domains))
-        return {"features": part["features"][rows], "logits": {domain: part["logits"][domain][rows]}}
+        own = {"features": part["features"][rows], "logits": {domain: part["logits"][domain][rows]}}
+        return own | {name: part[name] for name in ("centers",) if name in part}
 
     terms = {}
     for name, term in TERMS.items():

@@ -127,6 +127,14 @@ class Model:
     depth: int = option(
         0, "The number of blocks, for a vit_tiny; 0: the backbone's own (vit_tiny 4, others 12).", unit="blocks", low=0
     )
+    stride: int = option(
+        0, "The distance between patches of a ViT; 0: the backbone's own (16). TransReID's 12 lets them overlap.",
+        unit="pixels", low=0, high=16,
+    )  # fmt: skip
+    jpm: bool = option(False, "TransReID's local features: a ViT with four more parts, of shuffled patches.")
+    sie: bool = option(
+        False, "TransReID's vector of the image's camera, in training and at test time; all cameras must be trained."
+    )
     norm_ratio: bool = option(True, "Norm-Ratio Attention in the last block.")
     drop_path: float = option(
         0.1, "The rate of stochastic depth in the last block; it rises from 0 in the first.", low=0, below=1
@@ -158,6 +166,10 @@ class Loss:
     spread_real: float = option(
         0.0, "The weight of the spread loss on the real images: their features keep a deviation of 1.", low=0
     )
+    weighted_real: float = option(
+        0.0, "The weight of AGW's weighted regularised triplet loss on the real images.", low=0
+    )
+    center_real: float = option(0.0, "The weight of the centre loss on the real images, for bot and agw.", low=0)
     id_syn: float = option(0.5, "The weight of the identity loss on the auxiliary images.")
     triplet_syn: float = option(0.5, "The weight of the triplet loss on the auxiliary images.")
     spread_syn: float = option(0.0, "The weight of the spread loss on the auxiliary images.", low=0)
@@ -168,6 +180,12 @@ class Loss:
     label_smoothing: float = option(0.0, "The label smoothing ε of the identity losses.", low=0, below=1)
     margin: float | None = option(None, "The margin of the triplet losses; without a value the soft margin.")
     normalize: bool = option(False, "Scale features to length 1 for the triplet losses.")
+    weighted_form: str = option(
+        "exact",
+        "The weights of loss.weighted_real: a softmax (exact), or the official code's, which vanish where features are "
+        "far apart (official).",
+        choices=("exact", "official"),
+    )
     alpha: float = option(1.0, "The weight of TCKD in the distillation.")
     beta: float = option(0.8, "The weight of NCKD in the distillation.")
     temperature: float = option(1.0, "The temperature of the distillation.", positive=True)
@@ -217,16 +235,34 @@ class Dino:
 class Optim:
     """The optimiser and its learning rate."""
 
-    name: str = option("sgd", "The optimiser.", choices=("sgd", "adamw"))
+    name: str = option(
+        "sgd",
+        "The optimiser; adam adds the weight decay to the gradient, adamw keeps them apart.",
+        choices=("sgd", "adam", "adamw"),
+    )
     lr: float = option(
         4e-4, "The base learning rate, meant for batches of 64; it is not rescaled with the batch.", positive=True
     )
     bias_factor: float = option(2.0, "The learning rate of parameters called bias.", unit="base rates")
+    head_factor: float = option(
+        1.0, "The learning rate of parameters that no pretraining made, such as classifiers.", unit="base rates", low=0
+    )
+    center_lr: float = option(0.5, "The learning rate of the centres of loss.center_real.", low=0)
     momentum: float = option(0.9, "The momentum of sgd.", low=0, high=1)
+    nesterov: bool = option(False, "Nesterov's form of the momentum of sgd.")
     weight_decay: float = option(1e-4, "The weight decay.", low=0)
     warmup_epochs: int = option(20, "The length of the linear warm-up.", unit="epochs", low=0)
     warmup_factor: float = option(0.01, "The rate of the first epoch.", unit="base rates")
     final_factor: float = option(0.002, "The rate at which the cosine ends.", unit="base rates")
+    milestones: tuple[int, ...] | None = option(
+        None, "Epochs from which the rate is a tenth of that before, like 40,70; without a value a cosine.",
+        unit="epochs",
+    )  # fmt: skip
+    lead: int = option(
+        0,
+        "How far the schedule is ahead: 1 as in the codes of TransReID and BoT, which step it before an epoch.",
+        unit="epochs", low=0, high=1,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,6 +394,8 @@ def read_options(config: Any) -> Options:
     options = _read(Options, config)
     if options.teacher.enabled and not options.aux.enabled:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
+    if options.model.sie and options.aux.enabled:
+        raise InputError("model.sie needs aux.enabled=False: the auxiliary images have other cameras")
     if options.dino.enabled:
         _check_dino(options)
     elif options.data.include:
@@ -371,10 +409,10 @@ def read_options(config: Any) -> Options:
 
 def _check_dino(options: Options) -> None:
     """Raise InputError unless the options make a pretraining."""
-    for name in ("aux.enabled", "teacher.enabled", "model.norm_ratio"):
+    for name in ("aux.enabled", "teacher.enabled", "model.norm_ratio", "model.jpm", "model.sie"):
         group, _, last = name.partition(".")
         if getattr(getattr(options, group), last):
-            raise InputError(f"dino.enabled needs {name}=False: pretraining has no labels and no NRA")
+            raise InputError(f"dino.enabled needs {name}=False: pretraining is of a plain ViT, without labels")
     if options.optim.name != "adamw":
         raise InputError(f"optim.name is {options.optim.name}; dino.enabled needs adamw")
     for name in ("global_scale", "local_scale"):

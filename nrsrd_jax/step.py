@@ -127,10 +127,16 @@ def make_objective(
     return objective
 
 
-def make_update(objective: Callable, optimizer: optax.GradientTransformation, rates: Callable) -> Callable:
+def make_update(
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    rates: Callable,
+    factor: Callable[[tuple[str, ...]], float] = lambda path: 1.0,
+) -> Callable:
     """Return update(state, inputs, labels, epoch, key, teacher_variables, cameras) -> (state, metrics): one step.
 
-    `rates(epoch)` returns the learning rates of weights and of biases. For a model without drop path the update is
+    `rates(epoch)` returns the learning rates of weights and of biases, `factor(path)` what a parameter's is multiplied
+    by. For a model without drop path the update is
     deterministic in its float inputs, so the parity tests call it.
     """
 
@@ -141,7 +147,7 @@ def make_update(objective: Callable, optimizer: optax.GradientTransformation, ra
         )
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
         rate, bias_rate = rates(epoch)
-        updates = scale_updates(directions, rate, bias_rate)
+        updates = scale_updates(directions, rate, bias_rate, factor)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "learning_rate": rate,

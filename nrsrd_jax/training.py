@@ -71,14 +71,15 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         degradation = degradation_options(options)
         mesh = make_mesh(options.train.batch_size, options.train.model_parallel, devices)
         check_same_run(options, workdir)
-        spec = find_spec(options.model.backbone, options.model.depth)
+        spec = find_spec(**build.architecture(options.model))
         spec.check_size(options.image_size)
         records = read_records(options)
+        cameras = len(np.unique(records.train.cameras))
         done = max(runs.saved_steps(workdir), default=0)
         if options.dino.enabled:
             pretraining.networks(options)
     # Processes must also agree on how the attention is computed, which depends on their devices.
-    module = repr(spec.module(dtype=compute_dtype(options.train.precision)))
+    module = repr(spec.module(dtype=compute_dtype(options.train.precision), cameras=cameras))
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(options, mesh)

@@ -7,31 +7,45 @@ import jax.numpy as jnp
 
 from ..errors import InputError
 from .reid import ReID
+from .resnet import ResNetSpec
 from .spec import Spec
 from .vit import ViTSpec
 
+PARTS = ("jpm", "sie")
+AGW = (0, 2, 3, 0)
 MODELS: dict[str, Spec] = {
-    "vit_tiny": ViTSpec(width=192, depth=4, free_depth=True),
-    "vit_tiny_ics": ViTSpec(width=192, depth=4, free_depth=True, stem=True),
-    "vit_small": ViTSpec(width=384),
-    "vit_small_ics": ViTSpec(width=384, stem=True),
-    "vit_base": ViTSpec(width=768),
-    "vit_base_ics": ViTSpec(width=768, stem=True),
+    "vit_tiny": ViTSpec(width=192, depth=4, choices=("depth", "stride", *PARTS)),
+    "vit_tiny_ics": ViTSpec(width=192, depth=4, choices=("depth", *PARTS), stem=True),
+    "vit_small": ViTSpec(width=384, choices=("stride", *PARTS)),
+    "vit_small_ics": ViTSpec(width=384, choices=PARTS, stem=True),
+    "vit_base": ViTSpec(width=768, choices=("stride", *PARTS)),
+    "vit_base_ics": ViTSpec(width=768, choices=PARTS, stem=True),
+    "bot_resnet50": ResNetSpec(),
+    "bot_resnet50_relu": ResNetSpec(stem_relu=True),
+    "bot_resnet50_ibn_a": ResNetSpec(ibn=True, stem_relu=True),
+    "agw_resnet50": ResNetSpec(method="agw", nonlocal_blocks=AGW),
+    "agw_resnet50_wide": ResNetSpec(method="agw", nonlocal_blocks=AGW, wide_nonlocal=True),
+    "ide_resnet50": ResNetSpec(method="ide", stem_relu=True, last_stride=2),
+    "ide_resnet50_stride1": ResNetSpec(method="ide", stem_relu=True),
+    "pcb_resnet50": ResNetSpec(method="pcb", stem_relu=True, reduced=256),
 }
 
 
-def find_spec(backbone: str, depth: int = 0) -> Spec:
+def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False, sie: bool = False) -> Spec:
     """Return the spec of a backbone.
 
     Args:
         backbone: a name in MODELS, such as "vit_small_ics".
         depth: the number of blocks; 0 for the backbone's own.
+        stride: pixels from a patch of a ViT to the next; 0 for the backbone's own.
+        jpm: whether a ViT has TransReID's local features (`models.transreid`).
+        sie: whether a ViT adds TransReID's vector of the image's camera to every token.
 
     Returns:
-        The spec, with `depth` blocks.
+        The spec with these options.
 
     Raises:
-        InputError: there is no such backbone, or it cannot have that depth.
+        InputError: there is no such backbone, or it does not have such an option.
 
     Example:
         >>> from nrsrd_jax.models import find_spec
@@ -41,12 +55,16 @@ def find_spec(backbone: str, depth: int = 0) -> Spec:
     if backbone not in MODELS:
         raise InputError(f"model.backbone is {backbone!r}; choose one of {', '.join(MODELS)}")
     spec = MODELS[backbone]
-    if depth in (0, spec.depth):
-        return spec
-    if not spec.free_depth:
-        free = ", ".join(name for name, other in MODELS.items() if other.free_depth)
-        raise InputError(f"model.depth={depth}: {backbone} has {spec.depth} blocks; only {free} can have another depth")
-    return dataclasses.replace(spec, depth=depth)
+    options = {"depth": depth, "stride": stride, "jpm": jpm, "sie": sie}
+    chosen = {name: value for name, value in options.items() if value and value != getattr(spec, name, False)}
+    for name, value in chosen.items():
+        if name not in spec.choices:
+            having = ", ".join(name_of for name_of, other in MODELS.items() if name in other.choices)
+            own = f"has {spec.depth} blocks" if name == "depth" and spec.depth else "does not have this option"
+            raise InputError(f"model.{name}={value}: {backbone} {own}; these have it: {having}")
+    if not 0 <= stride <= 16:
+        raise InputError(f"model.stride is {stride}; it takes 1 to 16 pixels, or 0 for the backbone's own")
+    return dataclasses.replace(spec, **chosen)  # pyright: ignore[reportArgumentType]
 
 
 def create_model(
@@ -55,6 +73,9 @@ def create_model(
     classes: int = 0,
     aux_classes: int = 0,
     depth: int = 0,
+    stride: int = 0,
+    jpm: bool = False,
+    sie: bool = False,
     dtype: jnp.dtype | None = None,
     **options,
 ) -> ReID:
@@ -63,7 +84,7 @@ def create_model(
     Args:
         backbone: a name in MODELS, such as "vit_small_ics".
         classes, aux_classes: the number of training identities of the two domains; 0 for no classifier.
-        depth: the number of blocks; 0 for the backbone's own.
+        depth, stride, jpm, sie: as in `find_spec`.
         dtype: the type of its matrix products; None for float32.
         **options: further arguments of the spec's `module` (`models.spec.Spec.module`).
 
@@ -80,7 +101,8 @@ def create_model(
         >>> model.classes, model.base.norm_ratio.init
         (30, 1.0)
     """
-    return ReID(find_spec(backbone, depth).module(dtype=dtype, **options), classes, aux_classes)
+    spec = find_spec(backbone, depth, stride, jpm, sie)
+    return ReID(spec.module(dtype=dtype, **options), classes, aux_classes, spec.head)
 
 
 def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict:

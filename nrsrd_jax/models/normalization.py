@@ -86,15 +86,17 @@ class BatchNorm(nn.Module):
     Attributes:
         decay: the part of a running statistic that a step keeps; 1 − PyTorch's momentum.
         frozen_bias: whether the bias gets no gradient, as that of the BNNeck.
+        scale_init: the first value of the scale.
     """
 
     decay: float = 0.9
     frozen_bias: bool = False
+    scale_init: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, domains: int = 1) -> jax.Array:
         width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
+        scale = self.param("scale", nn.initializers.constant(self.scale_init), (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (width,))

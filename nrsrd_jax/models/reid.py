@@ -1,9 +1,32 @@
 """The Re-ID model: a backbone, and for each of its parts a BNNeck and one classifier per domain."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 
 from .normalization import BatchNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What stands between a part's features and its classifiers; the default is that of TransReID and BoT, a BNNeck.
+
+    Attributes:
+        neck: whether a BatchNorm follows the features.
+        frozen_bias: whether the neck's bias stays 0.
+        classifier_bias: whether the classifiers have a bias.
+        dropout: the rate of a dropout before the classifiers, in 0..1.
+        tested: what retrieval ranks by: "embedding" of the backbone, or the first part's "neck".
+        centers: whether the model has a centre for each identity of the domain "real", for the centre loss.
+    """
+
+    neck: bool = True
+    frozen_bias: bool = True
+    classifier_bias: bool = False
+    dropout: float = 0.0
+    tested: str = "embedding"
+    centers: bool = False
 
 
 class ReID(nn.Module):
@@ -12,19 +35,21 @@ class ReID(nn.Module):
     Returns a dict:
         embedding: [B, D] float32, what retrieval ranks by.
         parts: a list with one dict per part of the model: `features` [B, D] float32 before the neck, for the triplet
-            loss; `neck` [B, D] after the BNNeck; `logits`, {domain: [B, C]} for each domain with a classifier; and
-            `weight`, a float that scales the part's losses.
+            loss; `neck` [B, D] after the BNNeck; `logits`, {domain: [B, C]} for each domain with a classifier;
+            `weight`, a float that scales the part's losses; and perhaps `centers` [C, D], for the centre loss.
         diagnostics: {name: scalar} to log; over the images of the first domain.
         maps: with `maps=True`, the backbone's attention maps (see its module).
 
     Attributes:
         base: the backbone, a module as `spec` describes it.
         classes, aux_classes: identities of the domains "real" and "aux"; 0 for no classifier.
+        head: what stands between features and classifiers.
     """
 
     base: nn.Module
     classes: int = 0
     aux_classes: int = 0
+    head: Head = Head()
 
     @nn.compact
     def __call__(
@@ -48,17 +73,30 @@ class ReID(nn.Module):
         """
         out = self.base(images, cameras=cameras, train=train, maps=maps, domains=domains)
         weights = out.pop("weights", [1.0] * len(out["parts"]))
+        head = self.head
         heads = {"real": ("classifier", self.classes), "aux": ("classifier_aux", self.aux_classes)}
         parts = []
         for index, (features, weight) in enumerate(zip(out["parts"], weights, strict=True)):
             suffix = f"_{index}" if index else ""
-            neck = BatchNorm(frozen_bias=True, name=f"bottleneck{suffix}")(features, train, domains)
+            neck = features
+            if head.neck:
+                norm = BatchNorm(frozen_bias=head.frozen_bias, name=f"bottleneck{suffix}")
+                neck = norm(features, train, domains)
+            dropout = nn.Dropout(head.dropout, rng_collection="drop_path", deterministic=not train)
             logits = {
                 domain: nn.Dense(
-                    classes, use_bias=False, kernel_init=nn.initializers.normal(0.001), name=name + suffix
-                )(neck)
+                    classes,
+                    use_bias=head.classifier_bias,
+                    kernel_init=nn.initializers.normal(0.001),
+                    name=name + suffix,
+                )(dropout(neck))
                 for domain, (name, classes) in heads.items()
                 if classes
             }
             parts.append({"features": features, "neck": neck, "logits": logits, "weight": weight})
+        if head.centers and self.classes:
+            shape = self.classes, parts[0]["features"].shape[-1]
+            parts[0]["centers"] = self.param("centers", nn.initializers.normal(1.0), shape)
+        if head.tested == "neck":
+            out["embedding"] = parts[0]["neck"]
         return out | {"parts": parts}

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ..errors import InputError
+from .reid import Head
 
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -30,22 +31,37 @@ class Spec:
     Two specs are equal if and only if a checkpoint of one can initialise the other.
 
     Attributes:
-        width: D of the embedding.
+        width: D of the features.
         stride: in pixels; both sides of an image must be multiples of it.
         depth: the number of blocks; 0 for a backbone without that option.
-        free_depth: whether `model.depth` may choose another depth.
+        choices: which of the options of `find_spec` may change the spec, such as "depth".
 
     Example:
         >>> from nrsrd_jax.models.spec import Spec
         >>> spec = Spec(width=384, stride=16, depth=12)
-        >>> spec == Spec(width=384, stride=16, depth=12, free_depth=True)
+        >>> spec == Spec(width=384, stride=16, depth=12, choices=("depth",))
         True
     """
 
     width: int
     stride: int
     depth: int = 0
-    free_depth: bool = dataclasses.field(default=False, compare=False)
+    choices: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def head(self) -> Head:
+        """Return what stands between the features and the classifiers."""
+        return Head()
+
+    @property
+    def embedding_width(self) -> int:
+        """Return how many numbers the embedding has."""
+        return self.width
+
+    @property
+    def needs_cameras(self) -> bool:
+        """Return whether the embedding of an image depends on its camera."""
+        return False
 
     def module(
         self,
@@ -63,7 +79,7 @@ class Spec:
             norm_ratio: an `attention.NormRatio`, or None for a model without Norm-Ratio Attention.
             drop_path: the rate of stochastic depth in the last block.
             remat: whether the backward pass computes each block again instead of storing it.
-            cameras: the number of cameras in training; ignored by models that do not read cameras.
+            cameras: the number of cameras in training; ignored by models that do not need cameras.
 
         Returns:
             The module. The file's first lines say how to call it and what it returns.
@@ -91,7 +107,7 @@ class Spec:
             )
 
     def start_from(
-        self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int]
+        self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int], other: "Spec"
     ) -> tuple[dict, list[str]]:
         """Convert the backbone's parameters in a checkpoint of an equal spec to those that this model starts from.
 
@@ -99,6 +115,7 @@ class Spec:
             own: this model's freshly initialised backbone parameters, which supply what `given` lacks.
             given: the checkpoint's backbone parameters.
             image_size, given_size: the image sizes of both, (height, width) in pixels.
+            other: the checkpoint's spec, equal to this one.
 
         Returns:
             The parameters, and notes for the user on what was changed.
@@ -106,11 +123,25 @@ class Spec:
         Example:
             >>> from nrsrd_jax.models.spec import Spec
             >>> spec = Spec(width=384, stride=16)
-            >>> spec.start_from({"kernel": 0}, {"kernel": 1}, (32, 16), (32, 16))
+            >>> spec.start_from({"kernel": 0}, {"kernel": 1}, (32, 16), (32, 16), spec)
             ({'kernel': 1}, [])
         """
-        del own, image_size, given_size
+        del own, image_size, given_size, other
         return given, []
+
+    def rate_factor(self, path: tuple[str, ...], head_factor: float) -> float:
+        """Return what a parameter's learning rate is multiplied by.
+
+        Args:
+            path: the keys that lead to the parameter.
+            head_factor: the factor of parameters that no pretraining made, `optim.head_factor`.
+
+        Example:
+            >>> from nrsrd_jax.models import find_spec
+            >>> find_spec("vit_small").rate_factor(("classifier", "kernel"), 10.0)
+            10.0
+        """
+        return 1.0 if path[0] == "base" else head_factor
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         """Return the official PyTorch name of a variable.

@@ -1,4 +1,6 @@
-"""The TransReID-SSL vision transformer, plain or with the IBN convolution stem (ICS), with NRA in its last block.
+"""The vision transformer of TransReID-SSL, plain or with the IBN convolution stem (ICS), and that of TransReID.
+
+Norm-Ratio Attention (NRA) is in its last block.
 
 B batch, N tokens (CLS first), M tokens that a block updates, D width, H heads, K head width
 """
@@ -6,7 +8,6 @@ B batch, N tokens (CLS first), M tokens that a block updates, D width, H heads, 
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
+from ..errors import InputError
 from ..precision import at_least_float32
-from . import attention
+from . import attention, transreid
 from .attention import NormRatio
+from .convolution import Conv, uniform_fan_in
 from .normalization import BatchNorm, InstanceBatchNorm, LayerNorm
 from .position import resize_bicubic, resize_position_embedding
 from .spec import Spec
@@ -27,36 +30,12 @@ HEAD_WIDTH = 64
 LINEAR_INIT = nn.initializers.normal(0.02)
 
 
-def uniform_fan_in(fan_in: int) -> Callable:
-    """Return PyTorch's default initialiser for convolutions, U(±1/√fan_in)."""
-    bound = 1 / math.sqrt(fan_in)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-class Conv(nn.Module):
-    """Convolve images [B, h, w, C], padded by half the kernel's size, without bias; initialised as in PyTorch."""
-
-    features: int
-    size: int
-    stride: int = 1
-    dtype: jnp.dtype | None = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C]
-        init = uniform_fan_in(self.size * self.size * x.shape[-1])
-        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
-        x, kernel = promote_dtype(x, kernel, dtype=self.dtype)
-        padding = [(self.size // 2, self.size // 2)] * 2
-        return jax.lax.conv_general_dilated(
-            x, kernel, (self.stride, self.stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-
-
 class PatchProjection(nn.Module):
-    """Project patches that do not overlap by one matrix product, [B, h, w, C] -> [B, N, D]."""
+    """Project patches, `stride` pixels apart, [B, h, w, C] -> [B, N, D]; by one matrix product if none overlap."""
 
     width: int
     patch: int
+    stride: int
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -67,6 +46,10 @@ class PatchProjection(nn.Module):
         kernel = self.param("kernel", init, (p, p, channels, self.width))
         bias = self.param("bias", init, (self.width,))
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if self.stride != p:
+            layout = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "VALID", dimension_numbers=layout)
+            return y.reshape(batch, -1, self.width) + bias
         patches = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
         y = patches.reshape(-1, p * p * channels) @ kernel.reshape(-1, self.width) + bias
         return y.reshape(batch, -1, self.width)
@@ -77,11 +60,12 @@ class PatchEmbed(nn.Module):
 
     width: int
     stem: bool
+    stride: int
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, domains: int) -> jax.Array:  # [B, h, w, 3] -> [B, N, D]
-        patch = PATCH
+        patch, stride = PATCH, self.stride
         if self.stem:
             x = Conv(64, 7, stride=2, dtype=self.dtype, name="conv_0")(x)
             x = nn.relu(InstanceBatchNorm(name="conv_1")(x, train, domains))
@@ -89,8 +73,8 @@ class PatchEmbed(nn.Module):
             x = nn.relu(InstanceBatchNorm(name="conv_4")(x, train, domains))
             x = Conv(64, 3, dtype=self.dtype, name="conv_6")(x)
             x = nn.relu(BatchNorm(name="conv_7")(x, train, domains))
-            patch //= 2
-        return PatchProjection(self.width, patch, self.dtype, name="proj")(x)
+            patch, stride = patch // 2, stride // 2
+        return PatchProjection(self.width, patch, stride, self.dtype, name="proj")(x)
 
 
 def rows(x: jax.Array) -> jax.Array:
@@ -219,10 +203,13 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embed normalised images [B, h, w, 3]: a backbone as `spec` describes it, with one part.
+    """Embed normalised images [B, h, w, 3]: a backbone as `spec` describes it, with one part, or five with `jpm`.
 
     The features are the CLS token after the last LayerNorm. Only that row of the last block reaches them, so the last
     block runs for CLS alone unless `maps` asks for the maps of every token; the features are the same.
+
+    With `jpm` a second last block and LayerNorm give four local features besides, each from CLS and a quarter of the
+    shuffled patches (`transreid`). The embedding is then the global feature and a quarter of each local one.
 
     The diagnostics are means over the first domain's images: `logit_spread`, the standard deviation over keys of the
     CLS query's plain logits in the last block, in nats; and with NRA `leverage`, the same of γ, and `norm_ratio`, λ.
@@ -234,6 +221,9 @@ class VisionTransformer(nn.Module):
         width: D, a multiple of 64.
         depth: L, the number of blocks.
         stem: whether the ICS convolutions come before the patches.
+        stride: pixels from a patch to the next; patches of 16 pixels overlap if it is less.
+        cameras: the number of cameras that have a vector, which is added to every token; 0 for none.
+        jpm: whether the model has TransReID's local features.
         norm_ratio: the settings of NRA in the last block, or None for a model without it.
         drop_path: the rate of stochastic depth in the last block; it grows linearly from 0.
         grid: the rows and columns of patches that the position embedding is for, if the images may have another size
@@ -246,6 +236,9 @@ class VisionTransformer(nn.Module):
     width: int
     depth: int
     stem: bool
+    stride: int = PATCH
+    cameras: int = 0
+    jpm: bool = False
     norm_ratio: NormRatio | None = None
     drop_path: float = 0.1
     grid: tuple[int, int] | None = None
@@ -263,15 +256,17 @@ class VisionTransformer(nn.Module):
         maps: bool = False,
         domains: int = 1,
     ) -> dict:
-        del cameras
-        x = PatchEmbed(self.width, self.stem, self.dtype, name="patch_embed")(images, train, domains)
+        x = PatchEmbed(self.width, self.stem, self.stride, self.dtype, name="patch_embed")(images, train, domains)
         cls = self.param("cls_token", LINEAR_INIT, (1, 1, self.width))
-        own = images.shape[1] // PATCH, images.shape[2] // PATCH
+        own = patch_grid(images.shape[1:3], self.stride)
         grid = self.grid or own
         position = self.param("pos_embed", LINEAR_INIT, (1, 1 + grid[0] * grid[1], self.width))
         position = resize_bicubic(position, grid, own)
         x, cls, position = promote_dtype(x, cls, position, dtype=self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
+        if self.cameras:
+            table = self.param("sie_embed", LINEAR_INIT, (self.cameras, 1, self.width))
+            x = transreid.add_cameras(x, table, cameras)
         batch, tokens, _ = x.shape
         fused = tokens if self.fused and not maps else 0
         # JAX's cuDNN attention has gradients only for even token counts, so pad with one masked token.
@@ -281,23 +276,32 @@ class VisionTransformer(nn.Module):
         if self.remat:
             block_class = nn.remat(Block, static_argnums=(2, 3, 4))
 
-        def run(index: int, x: jax.Array, queries: int, norm_ratio: NormRatio | None, fused: int):
-            block = block_class(norm_ratio, float(rates[index]), fused, index, self.dtype, name=f"blocks_{index}")
-            x, maps = block(x, batch, queries, train)
-            blocks.append(maps)
-            return x
+        def run(index: int, x: jax.Array, queries: int, norm_ratio: NormRatio | None, fused: int, name: str = ""):
+            rate = float(rates[index])
+            block = block_class(norm_ratio, rate, fused, index, self.dtype, name=name or f"blocks_{index}")
+            images = batch * transreid.PARTS if name else batch
+            return block(x, images, queries, train)
 
         blocks, last = [], self.depth - 1
         for index in range(last):
-            x = run(index, x, length, None, fused)
-        x = rows(x.reshape(batch, length, -1)[:, :tokens])
-        x = run(last, x, tokens if maps else 1, self.norm_ratio, 0).reshape(batch, -1, self.width)
-        features = LayerNorm(name="norm")(x[:, 0])
+            x, kept = run(index, x, length, None, fused)
+            blocks.append(kept)
+        trunk = x.reshape(batch, length, -1)[:, :tokens]
+        x, kept = run(last, rows(trunk), tokens if maps else 1, self.norm_ratio, 0)
+        blocks.append(kept)
+        features = LayerNorm(name="norm")(x.reshape(batch, -1, self.width)[:, 0])
         names = [name for name in ("leverage", "logit_spread", "norm_ratio") if name in blocks[last]]
         diagnostics = {
             name: blocks[last][name] if name == "norm_ratio" else blocks[last][name][::domains].mean() for name in names
         }
         out = {"embedding": features, "parts": [features], "diagnostics": diagnostics}
+        if self.jpm:
+            x, _ = run(last, rows(transreid.part_tokens(trunk)), 1, self.norm_ratio, 0, name="local_block")
+            local = LayerNorm(name="local_norm")(x).reshape(batch, transreid.PARTS, self.width)
+            quarters = (local / transreid.PARTS).reshape(batch, -1)
+            out["embedding"] = jnp.concatenate([features, quarters], axis=1)
+            out["parts"] += [local[:, part] for part in range(transreid.PARTS)]
+            out["weights"] = list(transreid.LOSS_WEIGHTS)
         if maps:
             of_all = ("attention", "q_norm", "k_norm", "v_norm", "logit_spread")
             out["maps"] = {name: jnp.stack([block[name] for block in blocks], axis=1) for name in of_all}
@@ -306,13 +310,35 @@ class VisionTransformer(nn.Module):
         return out
 
 
+def patch_grid(image_size: tuple[int, ...], stride: int) -> tuple[int, int]:
+    """Return the rows and columns of patches of an image of (height, width) pixels."""
+    return (image_size[0] - PATCH) // stride + 1, (image_size[1] - PATCH) // stride + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class ViTSpec(Spec):
-    """A ViT of TransReID-SSL; with `stem`, the ICS convolutions before the patches."""
+    """A ViT of TransReID-SSL or TransReID.
 
-    stride: int = PATCH
+    Attributes:
+        stem: whether the ICS convolutions come before the patches.
+        stride: pixels from a patch to the next.
+        jpm: whether it has TransReID's local features.
+        sie: whether it has a vector for each camera of training.
+    """
+
     depth: int = 12
     stem: bool = False
+    stride: int = dataclasses.field(default=PATCH, compare=False)
+    jpm: bool = dataclasses.field(default=False, compare=False)
+    sie: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def embedding_width(self) -> int:
+        return self.width * (1 + transreid.PARTS * self.jpm)
+
+    @property
+    def needs_cameras(self) -> bool:
+        return self.sie
 
     def module(
         self,
@@ -327,15 +353,19 @@ class ViTSpec(Spec):
     ) -> VisionTransformer:
         """Return the module as `Spec.module` does, with `grid` as VisionTransformer takes it.
 
-        If `fused` is None, cuDNN computes bfloat16 attention if it can.
+        If `fused` is None, cuDNN computes bfloat16 attention if it can. InputError if it needs cameras and has none.
         """
-        del cameras
+        if self.sie and not cameras:
+            raise InputError("model.sie needs images whose cameras are known")
         if fused is None:
             fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
         return VisionTransformer(
             self.width,
             self.depth,
             self.stem,
+            self.stride,
+            cameras if self.sie else 0,
+            self.jpm,
             norm_ratio=norm_ratio,
             drop_path=drop_path,
             grid=grid,
@@ -346,24 +376,37 @@ class ViTSpec(Spec):
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the rows and columns of patches of an image of (height, width) pixels."""
-        return image_size[0] // self.stride, image_size[1] // self.stride
+        return patch_grid(image_size, self.stride)
+
+    def check_size(self, image_size: tuple[int, ...]) -> None:
+        if self.stride == PATCH:
+            super().check_size(image_size)
+        elif len(image_size) != 2 or any(type(side) is not int or side < PATCH for side in image_size):
+            raise InputError(f"image_size is {tuple(image_size)}; it takes height and width, at least {PATCH} pixels")
+        if self.jpm and math.prod(self.grid((image_size[0], image_size[1]))) < 2 * transreid.PARTS:
+            raise InputError(f"image_size is {tuple(image_size)}; model.jpm needs {2 * transreid.PARTS} patches")
 
     def start_from(
-        self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int]
+        self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int], other: Spec
     ) -> tuple[dict, list[str]]:
+        assert isinstance(other, ViTSpec)
         base, notes = dict(given), []
-        if given_size != image_size:
-            old, new = self.grid(given_size), self.grid(image_size)
+        old, new = other.grid(given_size), self.grid(image_size)
+        if old != new:
             base["pos_embed"] = resize_position_embedding(np.asarray(base["pos_embed"]), old, new)
             notes.append(f"position embedding resized from {old[0]}×{old[1]} to {new[0]}×{new[1]}")
-        own_attn, attn = own[self._last]["attn"], dict(base[self._last]["attn"])
-        if "norm_ratio" not in own_attn:
-            attn.pop("norm_ratio", None)
-        elif "norm_ratio" not in attn:
-            attn["norm_ratio"] = own_attn["norm_ratio"]
+        if "sie_embed" in own:
+            base["sie_embed"] = own["sie_embed"]
+            notes.append("the cameras' vectors are new")
+        if "local_block" in own and "local_block" not in base:
+            base |= {"local_block": base[self._last], "local_norm": base["norm"]}
+            notes.append("the local branch starts as a copy of the last block")
+        if "norm_ratio" in own[self._last]["attn"] and "norm_ratio" not in base[self._last]["attn"]:
             notes.append("λ of NRA is new")
-        base[self._last] = base[self._last] | {"attn": attn}
-        return base, notes
+        for name in {self._last, "local_block"} & own.keys():
+            attn, own_attn = base[name]["attn"], own[name]["attn"]
+            base[name] = base[name] | {"attn": {key: attn.get(key, value) for key, value in own_attn.items()}}
+        return {name: base[name] for name in own}, notes
 
     def strength(self, base: dict) -> float:
         """Return λ of NRA in the backbone's parameters, 0 for a model without it."""
@@ -383,7 +426,8 @@ class ViTSpec(Spec):
 
     def torch_name(self, path: tuple[str, ...]) -> str:
         # Our blocks_0 is PyTorch's blocks.0.
-        return re.sub(r"\b(blocks|conv)_(\d+)", r"\1.\2", super().torch_name(path))
+        name = re.sub(r"\b(blocks|conv)_(\d+)", r"\1.\2", super().torch_name(path))
+        return transreid.torch_name(name, self.depth) if self.jpm else name
 
     @property
     def _last(self) -> str:

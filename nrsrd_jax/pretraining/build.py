@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 
+from ..build import architecture
 from ..config import flatten
 from ..description import Description
 from ..errors import InputError, say
@@ -31,8 +32,7 @@ def make_description(
     """Return the description of the model that the pretraining ends with: a backbone without classifiers."""
     del teacher_variables
     return Description(
-        backbone=options.model.backbone,
-        depth=find_spec(options.model.backbone, options.model.depth).depth,
+        **architecture(options.model),
         image_size=options.image_size,
         mean=mean,
         std=std,
@@ -43,7 +43,7 @@ def make_description(
 
 def networks(options: Options) -> Networks:
     """Return the modules. InputError if the backbone is not a ViT, or dino.local_size does not fit its patches."""
-    spec, dino = find_spec(options.model.backbone, options.model.depth), options.dino
+    spec, dino = find_spec(**architecture(options.model)), options.dino
     if not isinstance(spec, ViTSpec):
         raise InputError(f"model.backbone {options.model.backbone} takes images of one size; dino.enabled needs a ViT")
     spec.check_size(dino.local_size)

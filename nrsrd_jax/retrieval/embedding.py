@@ -143,7 +143,7 @@ class Embedder:
 
         Args:
             images: uint8 [N, H, W, 3], RGB in 0..255, at the model's size.
-            cameras: the camera numbers [N] of the images, as in the training data, for models that read them.
+            cameras: the camera numbers [N] of the images, as in the training data, for models that need them.
             progress: the title of a progress bar; "" for no bar.
             alter: a function that takes the index of a batch's first image and the batch, and returns the images to
                 embed instead.
@@ -153,6 +153,7 @@ class Embedder:
 
         Raises:
             ValueError: the images have another shape or type.
+            InputError: the model needs cameras, and that of an image is unknown.
 
         Example:
             >>> import numpy as np
@@ -171,6 +172,12 @@ class Embedder:
         size = min(self.batch_size, len(images)) or 1
         batches = device_batches(images, size, self.mesh, progress, alter)
         ranks = np.full(len(images), -1, np.int32) if cameras is None else self.description.camera_ranks(cameras)
+        if self.description.spec.needs_cameras and (ranks < 0).any():
+            found = "unknown" if cameras is None else np.unique(np.asarray(cameras)[ranks < 0]).tolist()
+            raise InputError(
+                f"this model (model.sie) needs each image's camera, one of {list(self.description.cameras)}; there are "
+                f"images whose camera is {found}"
+            )
         features, start = [], 0
         for batch, count in batches:
             own = np.pad(ranks[start : start + count], (0, len(batch) - count), constant_values=-1)
@@ -184,7 +191,7 @@ class Embedder:
     def width(self) -> int:
         """Return how many numbers a feature has."""
         if "feature" not in self.options:
-            return self.description.spec.width
+            return self.description.spec.embedding_width
         return sum(neck["mean"].size for neck in _necks(self.variables))
 
     def identity(self) -> dict[str, Any]:

@@ -84,12 +84,13 @@ def _features(
         title += f", light {light:g}"
 
     def embed() -> np.ndarray:
-        return embedder(read_test_images(options, split), progress=title, alter=alter)
+        return embedder(read_test_images(options, split), cameras=split.cameras, progress=title, alter=alter)
 
     if not fingerprint:
         return embed()
     key = [fingerprint, decoding_key(split.paths, embedder.description.image_size, "bilinear")]
     key += [light, degradation, SEED, stream] if alter else []
+    key += [split.cameras.tolist()] if embedder.description.spec.needs_cameras else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = cache_folder(options.data.cache_dir) / f"features-{name}.npy"
     return cached_features(path, embed, (len(split), embedder.width))

@@ -20,7 +20,7 @@ from ..errors import InputError, printable
 from ..models import MODELS
 from ..models.attention import NormRatio
 from ..models.position import resize_position_embedding
-from ..models.vit import PATCH, ViTSpec
+from ..models.vit import PATCH, ViTSpec, patch_grid
 from . import foreign_names, torch_names
 from .foreign_names import Array
 from .state_dict import read
@@ -32,6 +32,9 @@ MAX_LISTED = 20
 # Tensors that are kept for to_torch.py take at most this many bytes of memory.
 MAX_KEPT = 2**31
 HALF = (0.5, 0.5, 0.5)
+# Pixels between patches that TransReID's configs have, and image sizes that its overlapping patches are made of.
+STRIDES = (16, 12, 14, 11)
+SIZES = ((256, 128), (384, 128), (224, 224), (384, 384))
 
 
 @dataclasses.dataclass
@@ -109,23 +112,28 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
         known = ", ".join(f"{name} ({spec.width})" for name, spec in MODELS.items() if isinstance(spec, ViTSpec))
         raise InputError(f"a ViT of width {width}; there are {known}")
     depth = MODELS[backbone].depth
-    if MODELS[backbone].free_depth:
+    if "depth" in MODELS[backbone].choices:
         found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
         depth = 1 + max(map(int, found), default=0)
         if depth > MAX_DEPTH:
             raise InputError(f"{depth} blocks; no more than {MAX_DEPTH} are read")
     own = own_description(notes)
     patches = position[1] - 1
-    size = source_size or (own.image_size if own else guess_size(patches))
-    if size[0] // PATCH * (size[1] // PATCH) != patches:
-        raise InputError(f"the position embedding has {patches} patches, images of {size} have another number")
+    size, stride = guess_grid(patches, source_size or (own and own.image_size), own.stride or PATCH if own else 0)
+    jpm, sie = any(name.startswith("b1.") for name in shapes), shapes.get("base.sie_embed", ())
 
     def classes(name: str) -> int:
         return (shapes.get(name) or (0,))[0]
 
-    norm_ratio = NormRatio() if f"base.blocks.{depth - 1}.attn.norm_ratio" in shapes else None
-    heads = classes("classifier.weight"), classes("classifier_aux.weight")
-    description = Description(backbone, depth, size, HALF, HALF, *heads, norm_ratio)
+    last = "b1.0" if jpm else f"base.blocks.{depth - 1}"
+    description = Description(
+        *(backbone, depth, size, HALF, HALF, classes("classifier.weight"), classes("classifier_aux.weight")),
+        norm_ratio=NormRatio() if f"{last}.attn.norm_ratio" in shapes else None,
+        stride=0 if stride == PATCH else stride,
+        jpm=jpm,
+        sie=bool(sie),
+        cameras=tuple(range(sie[0])) if sie else (),
+    )
     if own is None:
         return description
     if own.architecture != description.architecture:
@@ -145,21 +153,38 @@ def own_description(notes: str) -> Description | None:
         raise InputError("the description that came with the file is damaged") from error
 
 
-def guess_size(patches: int) -> tuple[int, int]:
-    """Return (height, width) in pixels of the images that a position embedding of this many patches is for.
+def guess_grid(patches: int, size: tuple[int, int] | None, stride: int) -> tuple[tuple[int, int], int]:
+    """Return the size of the images, (height, width) in pixels, and the pixels between patches, of a known model.
+
+    Args:
+        patches: the number of patches of the position embedding.
+        size: the size of the images, None to guess it.
+        stride: the pixels between patches, 0 to guess them.
 
     Raises:
-        InputError: no grid of a known shape has this many patches.
+        InputError: no known grid has this many patches, or several have.
     """
+    strides = (stride,) if stride else STRIDES
+    if size:
+        fitting = [(size, each) for each in strides if math.prod(patch_grid(size, each)) == patches]
+        if not fitting:
+            raise InputError(f"the position embedding has {patches} patches, images of {size} have another number")
+        return fitting[0]
+    fitting = [(size, each) for each in STRIDES[1:] for size in SIZES if math.prod(patch_grid(size, each)) == patches]
     # These are height over width of ImageNet, LUPerson, and 384×128 pixels. No number of patches fits two of them.
     for ratio in (1, 2, 3):
         columns = math.isqrt(patches // ratio)
         if columns and columns * columns * ratio == patches:
-            return columns * ratio * PATCH, columns * PATCH
-    raise InputError(
-        f"{patches} patches are not a grid of height : width = 1, 2 or 3; give --source_size, the size of the images "
-        "that the weights are for (overlapping patches, as of stride 12, are not supported)"
-    )
+            fitting.insert(0, ((columns * ratio * PATCH, columns * PATCH), PATCH))
+    if not fitting:
+        raise InputError(
+            f"{patches} patches are not a grid of height : width = 1, 2 or 3, nor TransReID's at stride 12; give "
+            "--source_size, the size of the images that the weights are for"
+        )
+    if len(fitting) > 1:
+        listed = ", or ".join(f"images of {h},{w} with patches {step} pixels apart" for (h, w), step in fitting)
+        raise InputError(f"{patches} patches are those of {listed}; say which with --source_size")
+    return fitting[0]
 
 
 def convert(
@@ -207,9 +232,9 @@ def convert(
     old |= state.remarks
     source = identify_model(tensors, state.notes, source_size)
     target = dataclasses.replace(source, image_size=image_size or source.image_size)
-    grids = [(height // PATCH, width // PATCH) for height, width in (source.image_size, target.image_size)]
-    jpm = any(name.startswith("b1.") for name in tensors)
-    table = torch_names.slots(source, jpm)
+    target.spec.check_size(target.image_size)
+    grids = [patch_grid(each.image_size, each.stride or PATCH) for each in (source, target)]
+    table = torch_names.slots(source)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     kept: dict[str, np.ndarray] = {}
     # The types of variables that are not float32 in the file, so that to_torch.py gives them back.
@@ -218,7 +243,7 @@ def convert(
     unused = set(ignored)
     for name, tensor in tensors.items():
         if name not in table:
-            rule = torch_names.ignored(name, source, jpm)
+            rule = torch_names.ignored(name, source)
             names = (name, state.sources.get(name, name)) if rule is None else ()
             matching = [pattern for pattern in ignored if any(fnmatch.fnmatchcase(each, pattern) for each in names)]
             unused.difference_update(matching)
@@ -256,11 +281,11 @@ def convert(
         report.warnings.append(f"{rounded} tensors in float64 were rounded to float32, and are exported as float32")
     if foreign_names.POOLED in state.remarks.values():
         report.warnings.append(f"the last norm is {foreign_names.POOLED}")
-    fresh_neck = not source.classes and not any(name.startswith("bottleneck.") for name in tensors)
+    fresh_neck = not source.classes and not any(name.startswith("bottleneck") for name in tensors)
     for name, slot in table.items():
         if name in tensors:
             continue
-        if fresh_neck and name.startswith("bottleneck."):
+        if fresh_neck and name.startswith("bottleneck"):
             ones = name.endswith(("weight", "var"))
             put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
             report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
@@ -269,7 +294,6 @@ def convert(
     origin = {
         "file": path.name,
         "sha256": sha256(*state.files or [path]),
-        "jpm": jpm,
         "types": types,
         "described": bool(state.notes),
     }
@@ -329,10 +353,20 @@ def summary(description: Description) -> list[str]:
         lines[0] += ", normalised with mean and std 0.5 as in the official code"
         if description.norm_ratio:
             lines.append(f"NRA's form, scope and ε are not in the file: {description.norm_ratio} assumed")
+    if description.jpm:
+        lines.append("its features are TransReID's: the global one and four local ones (JPM)")
+    if description.stride:
+        lines.append(f"its patches are {description.stride} pixels apart")
     if description.brighten:
         lines.append(f"images with a mean below {description.brighten} are first brightened to it")
     if description.classes:
         lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
     else:
         lines.append("it has no classifier, so it can initialise, but not be a teacher")
+    if description.sie:
+        named = ", ".join(map(str, description.cameras))
+        lines.append(
+            f"its features depend on each image's camera (SIE), and its cameras are {named}: where your data calls "
+            "them otherwise, convert again with --cameras and your names in the order of training, like 1,2,3"
+        )
     return lines

@@ -56,6 +56,8 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     description, variables = load(path, make_mesh())
     source = description.provenance.get("source") or {}
     jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
+    if backbone:
+        description = dataclasses.replace(description, jpm=False, sie=False)
     if not set(types.values()) <= {"float16", "bfloat16"}:
         raise InputError(f"{path} is damaged: it names tensors of unknown types")
     if description.norm_ratio and description.norm_ratio.form != "ratio":
@@ -83,6 +85,11 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
     table = torch_names.slots(description)
     width = table["base.cls_token"].shape[-1]
     extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
+    if (
+        description.jpm
+    ):  # The official model keeps the block and norm that its branches were copied from, and runs neither.
+        plain = torch_names.slots(dataclasses.replace(description, jpm=False))
+        extras |= {name: np.zeros(slot.shape, np.float32) for name, slot in plain.items() if name not in table}
     counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
     return extras | {name: np.zeros((), np.int64) for name in counters}
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ..description import Description
+from ..models import transreid
 
 KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by dimensions: linear, convolution
 
@@ -17,9 +18,6 @@ KERNELS = {2: ("transposed", (1, 0)), 4: ("OIHW → HWIO", (2, 3, 1, 0))}  # by 
 IGNORED = (
     (r"base\.fc\.(weight|bias)", True, "the 1000 classes of an ImageNet head that TransReID-SSL never trains"),
     (r".*\.num_batches_tracked", True, "BatchNorm's counter, which its fixed momentum never reads"),
-    (r"base\.sie_embed", True, "camera or view embedding (SIE): this model has none, features differ from SIE's"),
-    (r"b2\..*", True, "JPM's branch of local features"),
-    (r"(bottleneck|classifier)_[1-4]\..*", True, "neck or classifier of one of JPM's local features"),
     (r"(base\.)?(head|dist|pre_logits).*", False, "head of the pretraining, as the official loader ignores it"),
     (r"base\.(mask_token|masked_embed)", False, "stands for masked patches in pretraining"),
     (r"base\.decoder(_\w+)?(\..*)?", False, "decoder of the pretraining"),
@@ -49,7 +47,8 @@ class Slot:
 def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
     """Return {PyTorch's name: slot} for every variable of the described model.
 
-    With `jpm`, the names are those of TransReID's JPM model: its global branch `b1` is the last block and LayerNorm.
+    With `jpm`, the names of a plain model are those of the global branch of TransReID's JPM model, from which
+    earlier versions of this package took the global branch alone.
     """
     table = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(description.abstract_variables()):
@@ -58,18 +57,13 @@ def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
         transform, axes = KERNELS[ndim] if path[-1] == "kernel" else ("as it is", tuple(range(ndim)))
         name = description.spec.torch_name(path[1:])
         if jpm:
-            name = jpm_name(name, description.depth)
+            name = transreid.torch_name(name, description.depth)
         table[name] = Slot(path, tuple(leaf.shape[axis] for axis in np.argsort(axes)), transform, axes)
     return table
 
 
-def jpm_name(name: str, depth: int) -> str:
-    """Return the JPM model's name of the tensor that the plain model calls `name`."""
-    return name.replace(f"base.blocks.{depth - 1}.", "b1.0.").replace("base.norm.", "b1.1.")
-
-
-def ignored(name: str, description: Description, jpm: bool) -> tuple[bool, str] | None:
+def ignored(name: str, description: Description) -> tuple[bool, str] | None:
     """Return (kept, reason) of the first rule for a name; None if it must be mapped."""
-    if jpm and jpm_name(name, description.depth) != name:
+    if description.jpm and transreid.torch_name(name, description.depth) != name:
         return True, JPM_STALE
     return next(((kept, reason) for pattern, kept, reason in IGNORED if re.fullmatch(pattern, name)), None)

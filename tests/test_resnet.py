@@ -1,0 +1,215 @@
+"""IDE, PCB, BoT and AGW equal the official PyTorch codes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from nrsrd_jax.description import Description
+from nrsrd_jax.losses import TERMS, center_loss, id_loss, triplet_loss, weighted_triplet_loss
+from nrsrd_jax.models import MODELS
+from nrsrd_jax.models.resnet import NonLocal, generalized_mean, strips
+from nrsrd_jax.schedule import learning_rate, make_optimizer
+from nrsrd_jax.state import TrainState
+from nrsrd_jax.step import make_objective, make_update
+from nrsrd_jax.weights import torch_names
+
+NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
+WEIGHTS = dict.fromkeys(TERMS, 0.0)
+# By file: the backbone, and the weights and options of its losses.
+METHODS = {
+    "bot": ("bot_resnet50", {"id_real": 1.0, "triplet_real": 1.0, "center_real": 0.0005}),
+    "agw": ("agw_resnet50", {"id_real": 1.0, "weighted_real": 1.0, "center_real": 0.0005}),
+    "pcb": ("pcb_resnet50", {"id_real": 1.0}),
+    "ide_stride2": ("ide_resnet50", {"id_real": 1.0}),
+}
+OPTIONS = {"margin": 0.3, "label_smoothing": 0.1, "weighted_form": "official"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow():
+    """The golden networks are an eighth as wide as the real ones, and less deep."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, spec in MODELS.items():
+            if "resnet50" in name:
+                places = (0, 1, 2, 0) if name.startswith("agw") else (0, 0, 0, 0)
+                patch.setitem(MODELS, name, dataclasses.replace(spec, **NARROW, nonlocal_blocks=places))
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference():
+    files = {}
+
+    def load(name):
+        if name not in files:
+            with np.load(GOLDEN / f"{name}.npz") as file:
+                files[name] = dict(file)
+        return files[name]
+
+    return load
+
+
+def images(file):
+    return jnp.asarray(file["images"].transpose(0, 2, 3, 1))
+
+
+def at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def close(ours, theirs, tolerance=1e-4):
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+
+
+def model_of(file, backbone):
+    """Return the description of a golden network, its variables, and the slots by the official names."""
+    size = file["images"].shape[2:]
+    half = (0.5, 0.5, 0.5)
+    description = Description(backbone, 0, size, half, half, classes=9)
+    slots = {name.replace("model.", "base."): slot for name, slot in torch_names.slots(description).items()}
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), description.abstract_variables())
+    variables = jax.tree.map(np.array, variables)
+    for name, slot in slots.items():
+        value = file["centers"] if name == "centers" else weight_of(file, name)
+        at(variables, slot.path[:-1])[slot.path[-1]] = slot.from_torch(value)
+    return description, variables, slots
+
+
+def weight_of(file, name):
+    names = (f"w/{name}", f"w/{name.replace('base.', 'model.')}")
+    return next(file[each] for each in names if each in file)
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_tested_feature_is_the_official_one(reference, method):
+    file = reference(method)
+    description, variables, _ = model_of(file, METHODS[method][0])
+    out = jax.jit(description.create_model().apply)(variables, images(file))
+    if method == "bot":
+        close(out["embedding"], file["eval_after"])
+        close(out["parts"][0]["features"], file["eval_before"])
+    elif method == "agw":
+        close(out["embedding"], file["eval_feature"])
+        close(out["parts"][0]["features"], file["eval_pooled"])
+    elif method == "pcb":
+        close(out["embedding"], file["eval_feature"].reshape(len(file["labels"]), -1))
+        for part in range(6):
+            close(out["parts"][part]["logits"]["real"], file[f"eval_score_{part}"])
+    else:
+        close(out["embedding"], file["eval_one"])
+        both = (
+            out["embedding"]
+            + jax.jit(description.create_model().apply)(variables, images(file)[:, :, ::-1])["embedding"]
+        )
+        close(both / jnp.linalg.norm(both, axis=1, keepdims=True), file["eval_feature"])
+    assert out["embedding"].shape[1] == description.spec.embedding_width
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_gradients_and_statistics_of_a_training_step(reference, method):
+    file = reference(method)
+    backbone, weights = METHODS[method]
+    description, variables, slots = model_of(file, backbone)
+    options = OPTIONS if method in ("bot", "agw") else {}
+    objective = make_objective(description.create_model(), WEIGHTS | weights, loss_options=options)
+    batch = {"real": images(file)}, {"real": file["labels"]}
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, (statistics, terms)), gradients = step(
+        variables["params"], variables["batch_stats"], *batch, jax.random.key(0), None
+    )
+    prefix = "step1/" if method == "bot" else ""
+    close(loss, file["losses"].sum() if method == "pcb" else file[f"{prefix}loss"])
+    named = {"triplet_real": "triplet", "weighted_real": "wrt", "center_real": "center", "id_real": "id"}
+    for ours, theirs in named.items():
+        if f"{prefix}loss_{theirs}" in file:
+            close(terms[ours], file[f"{prefix}loss_{theirs}"])
+    norms = dict(zip(file[f"{prefix}grad_names"], file[f"{prefix}grad_norms"], strict=True))
+    scale = max(norms.values())
+    for name, norm in norms.items():
+        name = name.replace("model.", "base.")
+        if name not in slots:
+            assert not norm, f"{name} should reach nothing"
+            continue
+        ours = slots[name].to_torch(np.asarray(at(gradients, slots[name].path[1:])))
+        np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+        if f"{prefix}grad/{name}" in file:
+            close(ours, file[f"{prefix}grad/{name}"])
+    for name, value in file.items():
+        found = name.removeprefix("after_step1/").removeprefix("after_train/").replace("model.", "base.")
+        if name.startswith(("after_step1/", "after_train/")):
+            close(at(statistics, slots[found].path[1:]), value)
+
+
+@pytest.mark.usefixtures("optimised")
+def test_two_steps_of_bot_by_adam_and_of_its_centres_by_sgd(reference):
+    file = reference("bot")
+    description, variables, slots = model_of(file, "bot_resnet50")
+    optimizer = make_optimizer("adam", momentum=0.9, decay=5e-4, centers=0.5 / 0.0005)
+    objective = make_objective(description.create_model(), WEIGHTS | METHODS["bot"][1], loss_options=OPTIONS)
+    update = jax.jit(make_update(objective, optimizer, lambda _: (3.5e-4, 3.5e-4)))
+    state = TrainState.create(variables, optimizer)
+    for step in (1, 2):
+        state, metrics = update(state, {"real": images(file)}, {"real": file["labels"]}, 0, jax.random.key(0))
+        close(metrics["loss"], file[f"step{step}/loss"])
+    for name, slot in slots.items():
+        if f"after_step2/{name}" in file:
+            close(slot.to_torch(np.asarray(at(state.params, slot.path[1:]))), file[f"after_step2/{name}"])
+
+
+def test_schedule_of_bot_and_agw(reference):
+    choice = {"base": 3.5e-4, "group_factor": 1.0, "epochs": 120, "warmup_epochs": 10, "warmup_factor": 0.01}
+    with jax.enable_x64(True):
+        rates = [learning_rate(t, **choice, final_factor=0.0, milestones=(40, 70)) for t in range(1, 121)]
+    np.testing.assert_allclose(rates, reference("losses_rivals")["schedule_bot_agw_f64"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["0.1", "1", "2", "4"])
+def test_losses_at_every_scale_of_the_features(reference, scale):
+    file = reference("losses_rivals")
+    features, labels = jnp.asarray(file["feats"] * np.float32(scale)), file["labels"]
+    for name, loss in (
+        ("wrt", lambda f: weighted_triplet_loss(f, labels, form="official")),
+        ("triplet_m0.3", lambda f: triplet_loss(f, labels, margin=0.3)),
+    ):
+        value, gradient = jax.value_and_grad(loss)(features)
+        close(value, file[f"{name}_x{scale}/loss"])
+        close(gradient, file[f"{name}_x{scale}/grad"])
+
+
+def test_centre_loss_and_smoothed_identity_loss(reference):
+    file = reference("losses_rivals")
+    value, (features, centers) = jax.value_and_grad(center_loss, (0, 2))(file["feats"], file["labels"], file["centers"])
+    close(value, file["center/loss"])
+    close(features, file["center/grad_feats"])
+    close(centers, file["center/grad_centers"])
+    value, gradient = jax.value_and_grad(lambda x: id_loss(x, file["labels"], label_smoothing=0.1))(file["logits"])
+    close(value, file["label_smooth/loss"])
+    close(gradient, file["label_smooth/grad"])
+
+
+def test_the_exact_weights_do_not_vanish_where_features_are_far_apart():
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(12, 64)) * 10, jnp.float32)
+    labels = np.repeat(np.arange(3), 4)
+    exact, official = (weighted_triplet_loss(features, labels, form=form) for form in ("exact", "official"))
+    assert official > 50 > 20 > exact > 0
+
+
+def test_pooling_and_non_local_blocks(reference):
+    file = reference("agw")
+    for power in ("1", "3", "6.5"):
+        x, p = jnp.asarray(file["gem/x"].transpose(0, 2, 3, 1)), jnp.asarray([float(power)])
+        close(generalized_mean(x, p), file[f"gem/y_p{power}"])
+    block = NonLocal(1)
+    x = jnp.asarray(file["nonlocal/x"].transpose(0, 2, 3, 1))
+    assert not np.any(block.init_with_output(jax.random.key(0), x, False, 1)[0] - x)  # the identity at first
+    for height in (6, 8, 13, 16, 24):
+        pooled = strips(jnp.asarray(reference("pcb")[f"pool/x_{height}"].transpose(0, 2, 3, 1)))
+        close(pooled.swapaxes(1, 2), reference("pcb")[f"pool/y_{height}"], 1e-6)

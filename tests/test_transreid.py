@@ -1,0 +1,219 @@
+"""TransReID equals the official PyTorch code: overlapping patches, camera vectors, local features, its schedule."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.errors import InputError
+from nrsrd_jax.losses import TERMS
+from nrsrd_jax.models import MODELS, find_spec, initialise, transreid
+from nrsrd_jax.models.vit import ViTSpec
+from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.schedule import learning_rate
+from nrsrd_jax.step import make_objective
+from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
+
+STRIDES = [16, 12]
+SIZE = (96, 48)
+WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def golden_width():
+    """The golden models are narrower than any real one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "vit_128", ViTSpec(width=128, depth=3, choices=("depth", "stride", "jpm", "sie")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def reference():
+    from conftest import GOLDEN
+
+    with np.load(GOLDEN / "transreid.npz") as file:
+        return dict(file)
+
+
+def official_file(reference, stride, leave_out=()):
+    weights = {n.removeprefix("s16/w/"): value for n, value in reference.items() if n.startswith("s16/w/")}
+    weights |= {
+        n.removeprefix(f"s{stride}/w/"): value for n, value in reference.items() if n.startswith(f"s{stride}/w/")
+    }
+    return {name: value for name, value in weights.items() if not name.startswith(tuple(leave_out))}
+
+
+@pytest.fixture(scope="module")
+def converted(reference, tmp_path_factory):
+    """{stride: (description, variables, folder of the checkpoint)} of whole official files."""
+    models = {}
+    for stride in STRIDES:
+        folder = tmp_path_factory.mktemp("transreid")
+        torch_file.save(folder / "in.pth", official_file(reference, stride))
+        description, variables, kept, report = from_torch.convert(folder / "in.pth", source_size=SIZE)
+        assert not report.faults
+        save_weights(folder / "jax", description, variables, kept)
+        models[stride] = description, variables, folder / "jax"
+    return models
+
+
+def images(reference):
+    return jnp.asarray(reference["images"].transpose(0, 2, 3, 1))
+
+
+def close(ours, theirs, tolerance=2e-5):
+    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+
+
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("stride", STRIDES)
+def test_a_whole_official_file_gives_the_official_test_feature(reference, converted, stride):
+    description, variables, _ = converted[stride]
+    assert (description.stride or 16, description.jpm, description.sie) == (stride, True, True)
+    assert description.cameras == tuple(range(8))
+    out = jax.jit(description.create_model().apply)(variables, images(reference), cameras=reference["cameras"])
+    close(out["embedding"], reference[f"s{stride}/eval_before"])
+    necks = [part["neck"] / (1 if index == 0 else 4) for index, part in enumerate(out["parts"])]
+    close(jnp.concatenate(necks, axis=1), reference[f"s{stride}/eval_after"])
+
+
+@pytest.mark.parametrize(
+    ("name", "jpm", "sie"), [("sie_only", False, True), ("base", False, False), ("jpm_only", True, False)]
+)
+@pytest.mark.parametrize("stride", STRIDES)
+def test_each_part_of_transreid_can_be_left_out(reference, converted, stride, name, jpm, sie):
+    description, variables, _ = converted[stride]
+    model = dataclasses.replace(description, jpm=jpm, sie=sie).create_model()
+    out = jax.jit(model.apply)(variables, images(reference), cameras=reference["cameras"] if sie else None)
+    close(out["embedding"], reference[f"s{stride}/eval_{name}"])
+
+
+@pytest.mark.parametrize("stride", STRIDES)
+def test_scores_losses_and_gradients_of_a_training_step(reference, converted, stride):
+    description, variables, _ = converted[stride]
+    objective = make_objective(description.create_model(drop_path=0.0), WEIGHTS)
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, (statistics, terms)), gradients = step(
+        variables["params"], variables["batch_stats"], {"real": images(reference)}, {"real": reference["labels"]},
+        jax.random.key(0), None, {"real": reference["cameras"]},
+    )  # fmt: skip
+    close(loss, reference[f"s{stride}/loss"])
+    close(terms["id_real"], reference[f"s{stride}/loss_id"])
+    names = dict(zip(reference[f"s{stride}/grad_names"], reference[f"s{stride}/grad_norms"], strict=True))
+    slots, scale = torch_names.slots(description), max(names.values())
+    for name, norm in names.items():
+        if name not in slots:
+            assert not norm, f"{name} should reach nothing"
+            continue
+        slot = slots[name]
+        ours = slot.to_torch(np.asarray(at(gradients, slot.path[1:])))
+        # The necks take the mean away, so that the gradients of the biases before them are rounding.
+        np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-4, atol=1e-6 * scale, err_msg=name)
+        if f"s{stride}/grad/{name}" in reference:
+            close(ours, reference[f"s{stride}/grad/{name}"], 1e-4)
+    for name in reference:
+        if name.startswith(f"s{stride}/after_train/"):
+            slot = slots[name.removeprefix(f"s{stride}/after_train/")]
+            close(at(statistics, slot.path[1:]), reference[name], 1e-5)
+
+
+def at(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def test_training_outputs_of_every_part(reference, converted):
+    for stride, (description, variables, _) in converted.items():
+        out, _ = description.create_model(drop_path=0.0).apply(
+            variables, images(reference), cameras=reference["cameras"], train=True, mutable=["batch_stats"]
+        )
+        for index, part in enumerate(out["parts"]):
+            close(part["features"], reference[f"s{stride}/train_feat_{index}"])
+            close(part["logits"]["real"], reference[f"s{stride}/train_score_{index}"], 1e-4)
+
+
+@pytest.mark.parametrize("count", [8, 18, 21, 128, 210])
+def test_patches_are_shuffled_as_the_official_code_does(reference, count):
+    assert transreid.shuffled(count).tolist() == (reference[f"shuffle_order_{count}"] - 1).tolist()
+
+
+def test_the_file_goes_out_as_it_came_in(reference, converted):
+    for stride, (*_, folder) in converted.items():
+        tensors, _ = to_torch.export(folder)
+        for name, value in official_file(reference, stride).items():
+            assert tensors[name].tobytes() == value.tobytes(), name
+
+
+def test_a_model_of_ours_goes_out_with_all_tensors_of_the_official_one(reference, converted, tmp_path):
+    description, variables, _ = converted[16]
+    save_weights(tmp_path / "ours", dataclasses.replace(description, provenance={}), variables, {})
+    assert official_file(reference, 16).keys() == to_torch.export(tmp_path / "ours")[0].keys()
+
+
+def test_an_image_of_an_unknown_camera_is_refused(converted):
+    embedder = Embedder.load(converted[16][2])
+    crops = np.zeros((2, *SIZE, 3), np.uint8)
+    assert embedder(crops, cameras=np.array([0, 7])).shape == (2, 640) == (2, embedder.width)
+    with pytest.raises(InputError, match=r"camera, one of \[0, 1, .*camera is unknown"):
+        embedder(crops)
+    with pytest.raises(InputError, match=r"camera is \[8\]"):
+        embedder(crops, cameras=np.array([0, 8]))
+
+
+def test_a_file_of_two_possible_grids_needs_the_size_of_its_images(reference, tmp_path):
+    tensors = official_file(reference, 16) | {"base.pos_embed": np.zeros((1, 163, 128), np.float32)}
+    torch_file.save(tmp_path / "in.pth", tensors)
+    with pytest.raises(InputError, match=r"288,144 with patches 16 pixels apart, or images of 256,128 .* 14 pixels"):
+        from_torch.convert(tmp_path / "in.pth")
+    for size, stride in (((256, 128), 14), ((288, 144), 0)):
+        assert from_torch.convert(tmp_path / "in.pth", source_size=size)[0].stride == stride
+
+
+def test_a_plain_vit_starts_transreid_and_transreid_a_plain_vit(converted):
+    """ImageNet's weights start both branches alike, and the cameras' vectors are new."""
+    description, variables, _ = converted[12]
+    whole = description.spec
+    plain = find_spec("vit_128")
+    assert whole == plain
+    own = initialise(description.create_model(), jax.random.key(0), SIZE)["params"]["base"]
+    other = dataclasses.replace(description, jpm=False, sie=False, stride=0)
+    given = initialise(other.create_model(), jax.random.key(1), (224, 224))["params"]["base"]
+    base, notes = whole.start_from(own, given, SIZE, (224, 224), plain)
+    assert jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, own)
+    np.testing.assert_array_equal(
+        base["local_block"]["mlp"]["fc1"]["kernel"], given["blocks_2"]["mlp"]["fc1"]["kernel"]
+    )
+    assert notes[0] == "position embedding resized from 14×14 to 7×3"
+    back, _ = plain.start_from(given, variables["params"]["base"], SIZE, SIZE, whole)
+    assert back.keys() == given.keys()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(21, 10), (16, 8)])
+def test_square_position_embeddings_resize_as_in_the_official_loader(reference, rows, columns):
+    from nrsrd_jax.models.position import resize_position_embedding
+
+    ours = resize_position_embedding(reference["resize_14x14_src"], (14, 14), (rows, columns))
+    close(ours, reference[f"resize_14x14_to_{rows}x{columns}"], 1e-6)
+
+
+def test_the_schedule_steps_before_each_epoch(reference):
+    choice = {"base": 0.008, "epochs": 120, "warmup_epochs": 5, "warmup_factor": 0.01, "final_factor": 0.002}
+    with jax.enable_x64(True):
+        rates = [[learning_rate(t, group_factor=factor, **choice) for factor in (1.0, 2.0)] for t in range(1, 121)]
+    np.testing.assert_allclose(rates, reference["schedule_f64"], rtol=1e-6)
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match=r"model\.stride=12: vit_small_ics does not have this option; these have it"):
+        find_spec("vit_small_ics", stride=12)
+    with pytest.raises(InputError, match=r"model\.jpm needs 8 patches"):
+        find_spec("vit_small", jpm=True).check_size((32, 32))
+    find_spec("vit_small", stride=12).check_size((250, 125))
+    with pytest.raises(InputError, match="at least 16 pixels"):
+        find_spec("vit_small", stride=12).check_size((250, 12))
+    with pytest.raises(InputError, match="needs images whose cameras are known"):
+        find_spec("vit_small", sie=True).module()
