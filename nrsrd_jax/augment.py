@@ -106,22 +106,33 @@ def prepared(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...],
     return normalize(brighten(images.astype(jnp.float32) / 255, level), mean, std)
 
 
-def random_erasing(key: jax.Array, images: jax.Array, *, probability: float) -> jax.Array:
-    """Fill one rectangle of an image with N(0, 1) noise per pixel and channel, at random.
+def random_erasing(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    probability: float,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: str = "log",
+    fill: tuple[float, ...] | None = None,
+) -> jax.Array:
+    """Fill one rectangle of an image with N(0, 1) noise per pixel and channel, or with one colour, at random.
 
-    The rectangle's area is uniform in 0.02..1/3 of the image's area, its height/width log-uniform in 0.3..1/0.3. Of 10
-    draws the first that fits inside the image is taken. If no draw fits, the image is not changed.
+    The rectangle's height/width is in 0.3..1/0.3. Of 10 draws the first that fits inside the image is taken. If no draw
+    fits, the image is not changed.
 
     Args:
         key: a JAX random key.
         images: float [B, H, W, 3], normalised.
         probability: the probability of erasing from an image, in 0..1.
+        area: the smallest and the largest area of the rectangle, as a part of the image's.
+        aspect: whether height/width is log-uniform ("log"), or "uniform" as in the code of BoT.
+        fill: the colour, of normalised pixels; None for noise.
 
     Returns:
         [B, H, W, 3], of the type of `images`.
 
     Source:
-        Zhong et al. 2020, as timm's mode "pixel", which the official code of TransReID-SSL uses.
+        Zhong et al. 2020; by default as timm's mode "pixel", which the official code of TransReID-SSL uses.
 
     Example:
         >>> import jax
@@ -135,8 +146,11 @@ def random_erasing(key: jax.Array, images: jax.Array, *, probability: float) -> 
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 6)
     tries = (batch, ERASING_TRIES)
-    target = jax.random.uniform(keys[0], tries, minval=0.02, maxval=1 / 3) * height * width
-    ratio = jnp.exp(jax.random.uniform(keys[1], tries, minval=math.log(0.3), maxval=math.log(1 / 0.3)))
+    target = jax.random.uniform(keys[0], tries, minval=area[0], maxval=area[1]) * height * width
+    if aspect == "log":
+        ratio = jnp.exp(jax.random.uniform(keys[1], tries, minval=math.log(0.3), maxval=math.log(1 / 0.3)))
+    else:
+        ratio = jax.random.uniform(keys[1], tries, minval=0.3, maxval=1 / 0.3)
     h, w = jnp.round(jnp.sqrt(target * ratio)), jnp.round(jnp.sqrt(target / ratio))
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits, axis=1)[:, None]
@@ -150,5 +164,5 @@ def random_erasing(key: jax.Array, images: jax.Array, *, probability: float) -> 
         return (position >= start[:, None]) & (position < (start + length)[:, None])
 
     mask = inside(top, h, height)[:, :, None] & inside(left, w, width)[:, None, :] & erased[:, None, None]
-    noise = jax.random.normal(keys[5], images.shape, images.dtype)
+    noise = jax.random.normal(keys[5], images.shape, images.dtype) if fill is None else jnp.array(fill, images.dtype)
     return jnp.where(mask[..., None], noise, images)

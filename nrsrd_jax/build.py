@@ -19,7 +19,7 @@ from .inputs import Records
 from .losses import TERMS
 from .models import find_spec, initialise
 from .models.attention import NormRatio
-from .options import Model, Options
+from .options import Model, Options, three_numbers
 from .precision import compute_dtype
 from .sharding import parameter_shardings
 from .state import TrainState
@@ -176,6 +176,11 @@ def preparation(options: Options, description: Description, degradation: dict) -
         erasing=augment.erasing,
         degradation=degradation,
         brighten=description.brighten,
+        erasing_form={
+            "area": augment.erasing_area,
+            "aspect": augment.erasing_aspect,
+            "fill": three_numbers(augment.erasing_fill, "augment.erasing_fill") if augment.erasing_fill else None,
+        },
     )
 
 

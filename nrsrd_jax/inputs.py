@@ -222,8 +222,8 @@ def read_domains(options: Options, records: Records) -> dict[str, pipeline.Domai
     def source(split: datasets.Split) -> pipeline.Images:
         if options.data.cache == "none":
             check_readable(split.paths)
-            return pipeline.Files(split.paths, options.image_size, "bicubic")
-        return cached_images(split.paths, options.image_size, "bicubic", options.data.cache_dir)
+            return pipeline.Files(split.paths, options.image_size, options.data.train_filter)
+        return cached_images(split.paths, options.image_size, options.data.train_filter, options.data.cache_dir)
 
     return {
         name: pipeline.Domain(

@@ -64,6 +64,11 @@ class Data:
         "in 0..1 for each channel, like 0.1,0.1,0.1.",
     )
     std: str = option("half", "What pixels are then divided by: half, dataset or three numbers, as data.mean.")
+    train_filter: str = option(
+        "bicubic",
+        "How training images are resized; test images are resized bilinearly.",
+        choices=("bicubic", "bilinear"),
+    )
     brighten: float = option(
         0.0,
         "The mean in 0..1 that each darker image is brightened to by a power of its pixels, before normalisation, in "
@@ -117,6 +122,13 @@ class Augment:
     flip: float = option(0.5, "The probability of mirroring.", low=0, high=1)
     pad: int = option(10, "The black margin on each side before the random crop.", unit="pixels", low=0)
     erasing: float = option(0.5, "The probability of erasing a rectangle.", low=0, high=1)
+    erasing_area: Pair = option((0.02, 1 / 3), "Its smallest and largest area, as a part of the image's.")
+    erasing_aspect: str = option(
+        "log", "How its height/width is drawn from 0.3 to 3.3: log-uniform or uniform.", choices=("log", "uniform")
+    )
+    erasing_fill: str = option(
+        "", "The colour that it is filled with after normalisation, like 0.485,0.456,0.406 as in BoT; empty: noise."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,6 +414,11 @@ def read_options(config: Any) -> Options:
         raise InputError("data.include is for pretraining (dino.enabled); data.exclude leaves out labelled images")
     if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
         raise InputError("eval.data.root and eval.data.protocol need eval.data.name: the kind of data set")
+    low, high = options.augment.erasing_area
+    if not 0 < low <= high <= 1:
+        raise InputError(f"augment.erasing_area is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
+    if options.augment.erasing_fill:
+        three_numbers(options.augment.erasing_fill, "augment.erasing_fill")
     fixed_statistic(options.data.mean, "data.mean")
     fixed_statistic(options.data.std, "data.std")
     return options
@@ -454,13 +471,17 @@ def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
     """Return the numbers that data.mean or data.std stands for; None if they must be measured ("dataset")."""
     if value in ("half", "dataset"):
         return (0.5, 0.5, 0.5) if value == "half" else None
+    return three_numbers(value, name, 1e-6 if name.endswith("std") else 0, "half, dataset or ")
+
+
+def three_numbers(value: str, name: str, low: float = 0, others: str = "") -> tuple[float, ...]:
+    """Return the numbers of an option for red, green and blue. InputError if they are not three of `low`..1."""
     try:
         numbers = tuple(float(part) for part in value.split(","))
     except ValueError:
         numbers = ()
-    low = 1e-6 if name.endswith("std") else 0
     if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
-        raise InputError(f"{name} is {value!r}; choose half, dataset or three numbers in 0..1 like 0.13,0.13,0.12")
+        raise InputError(f"{name} is {value!r}; choose {others}three numbers in 0..1 like 0.13,0.13,0.12")
     return numbers
 
 

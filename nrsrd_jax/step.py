@@ -43,6 +43,7 @@ class Preparation:
     erasing: float
     degradation: dict[str, Any]
     brighten: float = 0.0
+    erasing_form: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of augment.random_erasing
 
     def __call__(self, key: jax.Array, batch: dict, teacher: Teacher | None = None) -> dict:
         """Return {"real": float images, "aux": dark ones, "teacher": the bright ones with the same flip and crop}."""
@@ -51,7 +52,7 @@ class Preparation:
 
         def finish(erase_key: jax.Array, images: jax.Array) -> jax.Array:
             images = augment.normalize(images, self.mean, self.std)
-            return augment.random_erasing(erase_key, images, probability=self.erasing)
+            return augment.random_erasing(erase_key, images, probability=self.erasing, **self.erasing_form)
 
         real = augment.brighten(_to_float(batch["real"]["images"]), self.brighten)
         inputs = {"real": finish(keys[1], move(keys[0], real))}

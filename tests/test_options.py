@@ -39,13 +39,15 @@ def changed(option):
         tuple[int, ...]: (8,),
         tuple[float, float]: (0.5, 0.75),
     }
-    return {"data.mean": "dataset", "data.std": "dataset"}.get(option.name, others[option.kind])
+    own = {"data.mean": "dataset", "data.std": "dataset", "augment.erasing_fill": "0.5,0.5,0.5", "optim.lead": 1}
+    return own.get(option.name, others[option.kind])
 
 
 def read_alone(option):
     """The options, and the same with one of them changed; others are set where that one needs it."""
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
+    needs |= {"model.sie": {"teacher.enabled": False, "aux.enabled": False}}
     unlabelled = {"teacher.enabled": False, "aux.enabled": False, "model.norm_ratio": False, "optim.name": "adamw"}
     needs |= {"dino.enabled": unlabelled, "data.include": unlabelled | {"dino.enabled": True}}
     base, config = get_config(), get_config()

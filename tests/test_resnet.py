@@ -197,7 +197,7 @@ def test_centre_loss_and_smoothed_identity_loss(reference):
 
 def test_the_exact_weights_do_not_vanish_where_features_are_far_apart():
     features = jnp.asarray(np.random.default_rng(0).normal(size=(12, 64)) * 10, jnp.float32)
-    labels = np.repeat(np.arange(3), 4)
+    labels = jnp.repeat(jnp.arange(3), 4)
     exact, official = (weighted_triplet_loss(features, labels, form=form) for form in ("exact", "official"))
     assert official > 50 > 20 > exact > 0
 
