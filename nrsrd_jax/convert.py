@@ -1,4 +1,4 @@
-"""Import a PyTorch checkpoint of TransReID-SSL: a pretrained backbone, or a whole Re-ID model.
+"""Import a PyTorch checkpoint of TransReID-SSL, TransReID, IDE, PCB, BoT or AGW: a backbone, or a whole model.
 
   nrsrd convert ckpt.pth [--output DIR] [--image_size 256,128] [--brighten 0.4] [--dry_run]
 
@@ -77,7 +77,14 @@ def main() -> None:
         help="of the images that the file's position embedding is for, where the number of patches cannot tell",
     )
     parser.add_argument(
-        "--key", default="", help="which ViT to take, where the file holds several: as the error lists them"
+        "--key", default="", help="which network to take, where the file holds several: as the error lists them"
+    )
+    parser.add_argument(
+        "--backbone",
+        default="",
+        metavar="NAME",
+        help="of a ResNet whose tensors do not tell everything, like "
+        "bot_resnet50_relu; nrsrd train --options lists all; default: the first one with such tensors",
     )
     parser.add_argument(
         "--ignore",
@@ -110,7 +117,7 @@ def main() -> None:
         raise InputError(f"{output} exists; remove it, or choose another --output")
     try:
         description, variables, kept, report = convert(
-            options.file, options.image_size, options.source_size, options.key, options.ignore
+            options.file, options.image_size, options.source_size, options.key, options.ignore, options.backbone
         )
     except InputError as error:
         raise InputError(f"{options.file}: {error}") from error

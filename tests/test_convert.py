@@ -51,7 +51,8 @@ def jpm_of(whole):
     last = {name: value for name, value in whole.items() if name.startswith(("base.blocks.3.", "base.norm."))}
     branch = {n.replace("base.blocks.3.", "0.").replace("base.norm.", "1."): value for n, value in last.items()}
     stale = {name: value + 1 for name, value in last.items()}
-    parts = {f"bottleneck_{i}.weight": np.ones(192, np.float32) for i in (1, 2, 3, 4)}
+    neck = {name.removeprefix("bottleneck"): value for name, value in whole.items() if name.startswith("bottleneck.")}
+    parts = {f"bottleneck_{i}{name}": value for i in (1, 2, 3, 4) for name, value in neck.items()}
     parts |= {f"classifier_{i}.weight": np.ones((17, 192), np.float32) for i in (1, 2, 3, 4)}
     return whole | stale | prefixed(branch, "b1.") | prefixed({n: -v for n, v in branch.items()}, "b2.") | parts
 
@@ -197,9 +198,9 @@ def without(tensors, name):
 @pytest.mark.parametrize(("change", "message"), [
     (lambda w: w | {"base.cls_token": np.float32(1)}, "unknown kind: cls_token has shape ()"),
     (lambda w: w | {"base.pos_embed": np.ones((1, 0, 192), np.float32)}, "unknown kind"),
-    (lambda w: {"conv1.weight": np.ones(3, np.float32)}, "holds no ViT: .* names are conv1.weight"),
+    (lambda w: {"conv1.weight": np.ones(3, np.float32)}, "no ViT and no ResNet: .* names are conv1.weight"),
     (lambda w: w | {"base.cls_token": np.ones((1, 1, 1024), np.float32)}, "a ViT of width 1024"),
-    (lambda w: w | {"base.pos_embed": np.ones((1, 211, 192), np.float32)}, "210 patches are not a .* --source_size"),
+    (lambda w: w | {"base.pos_embed": np.ones((1, 212, 192), np.float32)}, "211 patches are not a .* --source_size"),
     (lambda w: w | {"base.blocks.900.norm1.weight": np.ones(192, np.float32)}, "901 blocks; no more than 64"),
     (lambda w: {}, "no state dict"),
 ])  # fmt: skip
@@ -214,7 +215,7 @@ def test_an_unknown_model_is_refused_in_one_line(tmp_path, whole, change, messag
     (1, (16, 16)), (2, (32, 16)),
 ])  # fmt: skip
 def test_the_image_size_is_guessed_from_the_number_of_patches(patches, size):
-    assert from_torch.guess_size(patches) == size
+    assert from_torch.guess_grid(patches, None, 0) == (size, 16)
 
 
 def test_old_layouts_that_the_official_loader_knows(tmp_path, whole, official_weights):

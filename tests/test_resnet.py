@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+from nrsrd_jax.checkpoint import initialise_backbone, save_weights
 from nrsrd_jax.description import Description
+from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS, center_loss, id_loss, triplet_loss, weighted_triplet_loss
-from nrsrd_jax.models import MODELS
+from nrsrd_jax.models import MODELS, initialise
 from nrsrd_jax.models.resnet import NonLocal, generalized_mean, strips
 from nrsrd_jax.schedule import learning_rate, make_optimizer
 from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
-from nrsrd_jax.weights import torch_names
+from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
+STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 WEIGHTS = dict.fromkeys(TERMS, 0.0)
 # By file: the backbone, and the weights and options of its losses.
 METHODS = {
@@ -70,9 +73,8 @@ def close(ours, theirs, tolerance=1e-4):
 def model_of(file, backbone):
     """Return the description of a golden network, its variables, and the slots by the official names."""
     size = file["images"].shape[2:]
-    half = (0.5, 0.5, 0.5)
-    description = Description(backbone, 0, size, half, half, classes=9)
-    slots = {name.replace("model.", "base."): slot for name, slot in torch_names.slots(description).items()}
+    description = Description(backbone, 0, size, *STATISTICS, classes=9)
+    slots = torch_names.slots(description)
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), description.abstract_variables())
     variables = jax.tree.map(np.array, variables)
     for name, slot in slots.items():
@@ -110,6 +112,49 @@ def test_the_tested_feature_is_the_official_one(reference, method):
         )
         close(both / jnp.linalg.norm(both, axis=1, keepdims=True), file["eval_feature"])
     assert out["embedding"].shape[1] == description.spec.embedding_width
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_official_file_comes_in_and_goes_out_as_it_is(reference, method, tmp_path):
+    file, backbone = reference(method), METHODS[method][0]
+    tensors = {name.removeprefix("w/"): value for name, value in file.items() if name.startswith("w/")}
+    torch_file.save(tmp_path / "in.pth", tensors)
+    description, variables, kept, report = from_torch.convert(tmp_path / "in.pth")
+    assert not report.faults
+    assert (description.backbone, description.classes) == (backbone, 9)
+    _, expected, _ = model_of(file, backbone)
+    for domain in ("params", "batch_stats"):
+        jax.tree.map(np.testing.assert_array_equal, variables[domain]["base"], expected[domain]["base"])
+    save_weights(tmp_path / "jax", description, variables, kept)
+    exported, _ = to_torch.export(tmp_path / "jax")
+    assert exported.keys() - tensors.keys() <= {"centers"}
+    assert all(exported[name].tobytes() == value.tobytes() for name, value in tensors.items())
+
+
+def test_imagenet_weights_start_any_method(reference, tmp_path):
+    names = ("conv1", "bn1", "layer")
+    tensors = {
+        name.removeprefix("w/model."): value
+        for name, value in reference("ide_stride2").items()
+        if name.removeprefix("w/model.").startswith(names) and name.startswith("w/")
+    }
+    torch_file.save(tmp_path / "in.pth", tensors | {"fc.weight": np.zeros((1000, 256), np.float32)})
+    description, variables, _, report = from_torch.convert(tmp_path / "in.pth")
+    assert not report.faults
+    assert description.classes == 0
+    for name in ("bot_resnet50", "agw_resnet50", "pcb_resnet50", "ide_resnet50_stride1"):
+        own = Description(name, 0, (96, 48), *STATISTICS, classes=4)
+        assert own.spec == description.spec
+        fresh = initialise(own.create_model(), jax.random.key(0), (96, 48))
+        started, _ = initialise_backbone(fresh, own, description, variables)
+        assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, fresh)
+        given = variables["params"]["base"]["layer3_1"]["conv2"]["kernel"]
+        np.testing.assert_array_equal(started["params"]["base"]["layer3_1"]["conv2"]["kernel"], given)
+        mean = variables["batch_stats"]["base"]["bn1"]["mean"]
+        np.testing.assert_array_equal(started["batch_stats"]["base"]["bn1"]["mean"], mean)
+    with pytest.raises(InputError, match="for a ResNet choose one of bot_resnet50"):
+        from_torch.convert(tmp_path / "in.pth", backbone="vit_small")
+    assert from_torch.convert(tmp_path / "in.pth", backbone="ide_resnet50")[0].backbone == "ide_resnet50"
 
 
 @pytest.mark.usefixtures("optimised")

@@ -177,6 +177,8 @@ HEADS = {
         (r"^classifier_(\d)", r"instance\1"),
     ),
 }
+# Tensors that tell a method by its official name; BoT has none of its own.
+SIGNS = {"agw": "global_pool.p", "ide": "classifier.add_block.0.weight", "pcb": "local_conv.weight"}
 FRESH = ("reduce", "local_conv", "feat_bn2d")  # parameters of ours that an ImageNet checkpoint does not have
 
 
@@ -221,6 +223,27 @@ class ResNetSpec(Spec):
         if self.method == "pcb":
             return Head(neck=False, classifier_bias=True)
         return Head(tested="neck", centers=True)
+
+    @property
+    def prefix(self) -> str:
+        return "model." if self.method == "ide" else "base."
+
+    @property
+    def classifier(self) -> str:
+        """Return the official name of the first classifier's kernel."""
+        return self.torch_name(("classifier", "kernel"))
+
+    def fits(self, shapes: dict[str, tuple[int, ...]]) -> bool:
+        """Return whether a state dict of these shapes, by the official names, may be of this model."""
+        stages = [sum(f"base.layer{stage}.{i}.conv3.weight" in shapes for i in range(99)) for stage in (1, 2, 3, 4)]
+        ibn = any(".bn1.IN." in name for name in shapes)
+        stem = shapes.get("base.conv1.weight", (0,))[0]
+        if (tuple(stages), stem, ibn) != (self.blocks, self.channels, self.ibn):
+            return False
+        if self.method == "agw" and self.wide_nonlocal != (shapes.get("base.NL_2.0.g.weight", (1,))[0] > 1):
+            return False
+        found = [method for method, sign in SIGNS.items() if sign in shapes]
+        return found == ([self.method] if self.method in SIGNS else [])
 
     def module(self, *, dtype=None, norm_ratio=None, drop_path=0.0, remat=False, cameras=0) -> ResNet:
         del drop_path, cameras

@@ -54,6 +54,11 @@ class Spec:
         return Head()
 
     @property
+    def prefix(self) -> str:
+        """Return what the official names of the backbone's tensors begin with."""
+        return "base."
+
+    @property
     def embedding_width(self) -> int:
         """Return how many numbers the embedding has."""
         return self.width

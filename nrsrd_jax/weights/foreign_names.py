@@ -33,7 +33,6 @@ OTHERS = (  # the first whose pattern occurs in a name
     (r"relative_position_bias_table", "a Swin Transformer (SOLIDER's backbones are such)"),
     (r"class_embedding", "a ViT of CLIP"),
     (r"(^|\.)class_token", "a ViT with torchvision's names"),
-    (r"(^|\.)layer\d\.\d+\.conv\d", "a ResNet"),
     (r"(^|\.)blocks\.\d+\.attn\.", "a ViT without a class token"),
 )
 

@@ -20,6 +20,7 @@ from ..errors import InputError, printable
 from ..models import MODELS
 from ..models.attention import NormRatio
 from ..models.position import resize_position_embedding
+from ..models.resnet import ResNetSpec
 from ..models.vit import PATCH, ViTSpec, patch_grid
 from . import foreign_names, torch_names
 from .foreign_names import Array
@@ -32,6 +33,7 @@ MAX_LISTED = 20
 # Tensors that are kept for to_torch.py take at most this many bytes of memory.
 MAX_KEPT = 2**31
 HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Pixels between patches that TransReID's configs have, and image sizes that its overlapping patches are made of.
 STRIDES = (16, 12, 14, 11)
 SIZES = ((256, 128), (384, 128), (224, 224), (384, 384))
@@ -89,8 +91,29 @@ def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], di
     return tensors, notes
 
 
+def identify_resnet(tensors: dict[str, Array], notes: str, backbone: str) -> Description:
+    """Return the description of the ResNet that has these tensors; `backbone` is its name, "" to find it.
+
+    Raises:
+        InputError: no ResNet here has them.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    own = own_description(notes)
+    resnets = {name: spec for name, spec in MODELS.items() if isinstance(spec, ResNetSpec)}
+    if backbone and backbone not in resnets:
+        raise InputError(f"--backbone is {backbone!r}; for a ResNet choose one of {', '.join(resnets)}")
+    found = backbone or (own.backbone if own else "") or next((n for n, s in resnets.items() if s.fits(shapes)), "")
+    if not found:
+        raise InputError(f"a ResNet with other stages or heads than {', '.join(resnets)}")
+    if own and own.backbone == found:
+        return own
+    spec = resnets[found]
+    size = (384, 128) if spec.method == "pcb" else (256, 128)
+    return Description(found, 0, size, IMAGENET_MEAN, IMAGENET_STD, (shapes.get(spec.classifier) or (0,))[0])
+
+
 def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None) -> Description:
-    """Return the description of the model that has these tensors.
+    """Return the description of the ViT that has these tensors.
 
     Args:
         tensors: {official name: tensor}.
@@ -193,8 +216,9 @@ def convert(
     source_size: tuple[int, int] | None = None,
     key: str = "",
     ignored: Sequence[str] = (),
+    backbone: str = "",
 ) -> tuple[Description, dict, dict[str, np.ndarray], Report]:
-    """Convert a PyTorch checkpoint of TransReID-SSL, or of a compatible ViT, without PyTorch.
+    """Convert a PyTorch checkpoint of TransReID-SSL, of a compatible ViT, or of a ResNet-50, without PyTorch.
 
     A conversion with `report.faults` is not usable: `checkpoint.save_weights` must not be called with it.
 
@@ -203,15 +227,17 @@ def convert(
         image_size: (height, width) in pixels of the images that the model will take; None for the size in the file.
             The position embedding is resized to it.
         source_size: (height, width) in pixels that the position embedding in the file is for; None to guess it.
-        key: which ViT to take if the file holds several, such as "teacher"; "" if there is only one.
+        key: which network to take if the file holds several, such as "teacher"; "" if there is only one.
         ignored: glob patterns of names of tensors to leave out, if no rule maps them.
+        backbone: the name in MODELS of a ResNet, whose tensors do not tell everything (`ResNetSpec`); "" for the
+            first one with such tensors.
 
     Returns:
         The Description of the model; its variables {"params": …, "batch_stats": …} in float32; {name: array}, the
         tensors kept for `weights.to_torch.export`; and the Report.
 
     Raises:
-        InputError: the file cannot be read, or holds no ViT. Other errors are in the report.
+        InputError: the file cannot be read, or holds no known network. Other errors are in the report.
 
     Example:
         >>> from pathlib import Path
@@ -230,10 +256,16 @@ def convert(
         report.fault(name, None, reason)
     tensors, old = without_old_layouts(state.tensors)
     old |= state.remarks
-    source = identify_model(tensors, state.notes, source_size)
+    is_resnet = "base.layer1.0.conv1.weight" in tensors
+    if backbone and not is_resnet:
+        raise InputError("--backbone is for a ResNet; the tensors of a ViT tell what it is")
+    if is_resnet:
+        source = identify_resnet(tensors, state.notes, backbone)
+    else:
+        source = identify_model(tensors, state.notes, source_size)
     target = dataclasses.replace(source, image_size=image_size or source.image_size)
     target.spec.check_size(target.image_size)
-    grids = [patch_grid(each.image_size, each.stride or PATCH) for each in (source, target)]
+    grids = [patch_grid(each.image_size, each.stride or PATCH) for each in (source, target)]  # of a ViT
     table = torch_names.slots(source)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     kept: dict[str, np.ndarray] = {}
@@ -281,14 +313,17 @@ def convert(
         report.warnings.append(f"{rounded} tensors in float64 were rounded to float32, and are exported as float32")
     if foreign_names.POOLED in state.remarks.values():
         report.warnings.append(f"the last norm is {foreign_names.POOLED}")
-    fresh_neck = not source.classes and not any(name.startswith("bottleneck") for name in tensors)
+    bare = not source.classes and not any(name.startswith("bottleneck") for name in tensors)
     for name, slot in table.items():
         if name in tensors:
             continue
-        if fresh_neck and name.startswith("bottleneck"):
+        if bare and slot.path[1].startswith("bottleneck"):
             ones = name.endswith(("weight", "var"))
             put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
             report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
+        elif slot.path[1] == "centers":
+            put(variables, slot.path, np.zeros(slot.shape, np.float32))
+            report.add(name, None, "new", "0; the centres are not needed after training, and lie in another file")
         else:
             report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
     origin = {
@@ -348,9 +383,14 @@ def sha256(*paths: Path) -> str:
 def summary(description: Description) -> list[str]:
     """Return lines of text: the model, the assumptions about it, and its possible uses."""
     height, width = description.image_size
-    lines = [f"{description.backbone} of {description.depth} blocks for images of {height}×{width}"]
+    blocks = f" of {description.depth} blocks" if description.depth else ""
+    lines = [f"{description.backbone}{blocks} for images of {height}×{width}"]
     if not description.provenance["source"]["described"]:
-        lines[0] += ", normalised with mean and std 0.5 as in the official code"
+        how = "mean and std 0.5" if description.mean == HALF else "ImageNet's mean and std"
+        lines[0] += f", normalised with {how} as in the official code"
+    if isinstance(description.spec, ResNetSpec) and not description.provenance["source"]["described"]:
+        alike = [name for name, spec in MODELS.items() if spec == description.spec and name != description.backbone]
+        lines.append(f"the tensors do not tell it from {', '.join(alike)}: choose one of those with --backbone")
         if description.norm_ratio:
             lines.append(f"NRA's form, scope and ε are not in the file: {description.norm_ratio} assumed")
     if description.jpm:

@@ -1,6 +1,7 @@
 """The state dict in a checkpoint file, under the names of the official Re-ID model.
 
-The state dict is found by its structure: a dictionary with tensors, one of them named `….cls_token`.
+The state dict is found by its structure: a dictionary with tensors, one of them named `….cls_token` (a ViT) or
+`….layer1.0.conv1.weight` (a ResNet). Both are called networks here.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ MAX_LEVELS = 8  # of dictionaries inside dictionaries
 MAX_STEPS = 32  # of a name, between dots, that are searched for the prefix of a model
 MAX_ROWS = 100  # of what lies beside the weights
 MAX_NAME = 1000  # characters; the names of a real model have some 60
-MAX_VITS = 64
+MAX_NETWORKS = 64
+SIGNS = ("cls_token", "layer1.0.conv1.weight")  # the tensors that tell a ViT and a ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +39,13 @@ class StateDict:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A ViT in a dictionary of the file: its names there begin with `prefix`."""
+    """A network in a dictionary of the file: its names there begin with `prefix`."""
 
     path: tuple[str, ...]
     content: list[tuple[str, Any]]  # names without `module.` and the like, and values
     prefix: str
     layout: str  # "embeddings." for Hugging Face's names
-    alone: bool  # whether the dictionary holds no other ViT
+    alone: bool  # whether the dictionary holds no other network
 
     @property
     def key(self) -> str:
@@ -65,16 +67,16 @@ def read(path: Path, key: str = "") -> StateDict:
 
     Args:
         path: the file or folder.
-        key: which ViT to take where there are several, by the name that the error about them gives it.
+        key: which network to take where there are several, by the name that the error about them gives it.
 
     Raises:
-        InputError: there is no ViT, or there are several and `key` names none of them.
+        InputError: there is no network, or there are several and `key` names none of them.
     """
     content, notes, files = weights_file.load(path)
     dictionaries = _dictionaries(content)
     if not dictionaries:
         raise InputError("it holds no state dict: there is no dictionary with tensors in it")
-    found = _vits(dictionaries)
+    found = _networks(dictionaries)
     if not found:
         raise InputError(_no_vit([dictionary for _, dictionary in dictionaries]))
     vit = _choose(found, key)
@@ -114,20 +116,22 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
     return list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ())
 
 
-def _vits(dictionaries: list[tuple[tuple[str, ...], dict]]) -> list[Found]:
-    """Return the ViTs in all dictionaries. Raises InputError if there are too many to look at each."""
+def _networks(dictionaries: list[tuple[tuple[str, ...], dict]]) -> list[Found]:
+    """Return the networks in all dictionaries. Raises InputError if there are too many to look at each."""
     found = []
     for path, dictionary in dictionaries:
         content = [(foreign_names.without_wrappers(name), value) for name, value in dictionary.items()]
-        ends = {name.removesuffix("cls_token") for name, value in content if isinstance(value, Array)
-                and (name == "cls_token" or name.endswith(".cls_token"))}  # fmt: skip
+        ends = {name.removesuffix(sign) for name, value in content for sign in SIGNS if isinstance(value, Array)
+                and f".{name}".endswith(f".{sign}")}  # fmt: skip
         theirs = foreign_names.hugging_face_ends(name for name, _ in content)
         for end in sorted(ends):
             layout = "embeddings." if end in theirs else ""
             found.append(Found(path, content, end.removesuffix(layout), layout, len(ends) == 1))
-    if len(found) > MAX_VITS:
+    if len(found) > MAX_NETWORKS:
         some = ", ".join(printable(vit.key, 100) for vit in found[:4])
-        raise InputError(f"it holds {len(found)} ViTs: {some}, …; no more than {MAX_VITS} are read: save one alone")
+        raise InputError(
+            f"it holds {len(found)} networks: {some}, …; no more than {MAX_NETWORKS} are read: save one alone"
+        )
     return found
 
 
@@ -147,12 +151,12 @@ def _choose(found: list[Found], key: str) -> Found:
     )
     listed += ", …" * (len(found) > 10)
     if key:
-        raise InputError(f"--key {printable(key, 100)} names no ViT in it; there are: {listed}")
-    raise InputError(f"it holds {len(found)} ViTs: {listed}; choose one with --key")
+        raise InputError(f"--key {printable(key, 100)} names no network in it; there are: {listed}")
+    raise InputError(f"it holds {len(found)} networks: {listed}; choose one with --key")
 
 
 def _rivals(vit: Found, found: list[Found]) -> list[Found]:
-    """Return the ViTs in the same dictionary."""
+    """Return the networks in the same dictionary."""
     return [other for other in found if other.content is vit.content]
 
 
@@ -169,7 +173,7 @@ def _siblings(content: Any, path: tuple[str, ...]) -> dict[str, str]:
 def _official(
     vit: Found, rivals: list[Found]
 ) -> tuple[dict[str, Array], dict[str, str], dict[str, str], dict[str, str]]:
-    """Return the tensors of a ViT and of the Re-ID model around it, the rest, faults, and the file's names."""
+    """Return the tensors of a network and of the Re-ID model around it, the rest, faults, and the file's names."""
     owners = {"": vit}
     owners |= {other.parent: other for other in rivals if other.parent and not vit.prefix.startswith(other.parent)}
     owners |= {vit.parent: vit} | {other.prefix: other for other in rivals}
@@ -193,7 +197,7 @@ def _official(
             faults[official] = "a name that cannot be shown"
         else:
             tensors[official], sources[official] = value, name
-    beside |= {key: f"another ViT, of {count} tensors" for key, count in others.items()}
+    beside |= {key: f"another network, of {count} tensors" for key, count in others.items()}
     return tensors, beside, faults, sources
 
 
@@ -208,6 +212,7 @@ def _no_vit(dictionaries: list[dict]) -> str:
     names = [str(name) for dictionary in dictionaries for name in dictionary]
     some = ", ".join(printable(name, 100) for name in list(max(dictionaries, key=len))[:4])
     what = foreign_names.other_model(names)
+    readable = "only a ViT with a class token is read, as of TransReID-SSL, PersonViT, DINO, timm, or a ResNet-50"
     if what:
-        return f"it holds {what}; only a ViT with a class token is read, as of TransReID-SSL, PersonViT, DINO, timm"
-    return f"it holds no ViT: there is no cls_token; its names are {some}"
+        return f"it holds {what}; {readable}"
+    return f"it holds no ViT and no ResNet: there is no cls_token and no layer1; its names are {some}"

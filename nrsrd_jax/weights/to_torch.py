@@ -10,6 +10,7 @@ auxiliary domain's classifier `classifier_aux.weight`: leave them out for a mode
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,9 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
         tensors[name] = slot.to_torch(np.asarray(values)).astype(types.get("/".join(slot.path), "float32"))
     extras = official_extras(description) | load_kept(path, description)
     if not backbone:
-        return tensors | extras, dataclasses.replace(description, provenance={})
+        whole, prefix = tensors | extras, description.spec.prefix
+        named = {re.sub(r"^base\.", prefix, name): value for name, value in whole.items()}
+        return named, dataclasses.replace(description, provenance={})
     tensors |= {name: value for name, value in extras.items() if name.endswith("num_batches_tracked")}
     names = [name for name in tensors if name.startswith("base.")]
     headless = dataclasses.replace(description, classes=0, aux_classes=0, identities=(), provenance={})
@@ -82,9 +85,10 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
 
 def official_extras(description: Description) -> dict[str, np.ndarray]:
     """Return the tensors that only the official model has: an untrained `fc`, and BatchNorm's counters; all zero."""
-    table = torch_names.slots(description)
-    width = table["base.cls_token"].shape[-1]
-    extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
+    table, extras = torch_names.slots(description), {}
+    if "base.cls_token" in table:
+        width = table["base.cls_token"].shape[-1]
+        extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
     if (
         description.jpm
     ):  # The official model keeps the block and norm that its branches were copied from, and runs neither.
