@@ -222,8 +222,15 @@ def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
     (["--limit", "nan"], "argument --limit: nan is not a number of at least 0"),
     (["--precision", "int8", "--crops", "crops"], "--precision int8 needs --data, labelled crops"),
     (["--precision", "int8", "--data", "crops.csv"], "--precision int8 needs --crops, a folder of crops"),
-    (["--format", "torch", "--input", "boxmot"], "are of --format onnx, not of torch"),
-    (["--without-nra"], "--without-nra is of --format torch: ONNX and StableHLO have NRA"),
+    (["--format", "torch", "--input", "boxmot"], "--input has no effect with --format torch; leave it out"),
+    (["--format", "torch", "--crops", "x"], "--crops has no effect with --format torch without --without-nra; leave"),
+    (["--format", "torch", "--without-nra", "--data", "x.csv"], "--data has no effect with --format torch; leave it"),
+    (["--format", "stablehlo", "--opset", "17"], "--opset has no effect with --format stablehlo; leave it out"),
+    (["--format", "stablehlo", "--data", "x.csv"], "--data has no effect with --format stablehlo; leave it out"),
+    (["--format", "stablehlo", "--loss", "0.1"], "--loss has no effect with --format stablehlo; leave it out"),
+    (["--without-nra"], "--without-nra has no effect with --format onnx; leave it out"),
+    (["--loss", "0.1"], "--loss has no effect without --data"),
+    (["--precision", "float16", "--data", "x.csv", "--limit", "1"], "--limit has no effect with --precision float16"),
     ([], "--output"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_named(place, monkeypatch, capsys, arguments, message):
