@@ -224,6 +224,12 @@ def test_options_that_name_no_data_are_refused(tmp_path):
         check(*arguments, status=2)
 
 
+def test_numbers_that_are_given_twice_are_refused_and_not_joined(tmp_path, capsys):
+    check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
+    message = "error: --config.image_size is given 2 times; give it once, its numbers joined by commas\n"
+    assert capsys.readouterr().err == message
+
+
 def test_a_data_set_without_training_images_is_a_fault(tmp_path):
     write_images(tmp_path / "query/1", [1], cameras=(1,))
     write_images(tmp_path / "gallery/1", [1], cameras=(2,))

@@ -167,6 +167,13 @@ def test_select_keeps_the_crops_whose_features_fine_tuning_moved_least(crops, tm
         selected(monkeypatch, crops / "crops", "--source", tmp_path / "after", "--tuned", tmp_path / "after")
 
 
+@pytest.mark.parametrize("share", ["most", "0", "1.5", "nan"])
+def test_the_share_to_keep_is_named_if_it_is_none(monkeypatch, capsys, share):
+    with pytest.raises(SystemExit):
+        selected(monkeypatch, "crops", "--source", "a", "--tuned", "b", "--keep", share)
+    assert f"argument --keep: {share} is not a share above 0 and at most 1, like 0.6" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -20,7 +20,7 @@ the files.
 
 import argparse
 
-from ..command import Parser, add_model_flags, one_line, positive
+from ..command import Parser, add_model_flags, number, one_line, positive
 from ..errors import InputError
 from ..files import writable_file
 from . import OPSETS
@@ -62,10 +62,10 @@ def opset(text: str) -> int:
 
 def non_negative(text: str) -> float:
     """Return a number, at least 0."""
-    number = float(text)
-    if not number >= 0:
+    value = number(text)
+    if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return number
+    return value
 
 
 def _read_arguments() -> argparse.Namespace:
