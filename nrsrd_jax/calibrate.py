@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from .command import Parser, add_embedding_flags, one_line
+from .command import Parser, add_embedding_flags, number, one_line
 from .data.datasets import Split
 from .data.labels import read_labelled
 from .errors import InputError, counted, say
@@ -140,8 +140,8 @@ def _without_copies(crops: Split, digests: Sequence[bytes]) -> np.ndarray:
 
 def rates(text: str) -> tuple[float, ...]:
     """Return "0.01,0.001" as numbers above 0 and below 1."""
-    numbers = tuple(float(part) for part in text.split(","))
-    if not all(0 < number < 1 for number in numbers):
+    numbers = tuple(map(number, text.split(",")))
+    if not all(0 < rate < 1 for rate in numbers):
         raise argparse.ArgumentTypeError(f"{text}: give rates above 0 and below 1, like 0.01,0.001")
     return numbers
 

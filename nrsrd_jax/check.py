@@ -2,6 +2,7 @@
 
   nrsrd check night600 data/Night600
   nrsrd check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
+  nrsrd check crops DIR                          for a pretraining: crops without labels, in folders or a list (.csv)
   nrsrd check --config night600:nrsrd --config.data.root=DIR
 
 It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and judges as training with these options
@@ -21,10 +22,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from .command import Parser, one_line, read_config, split_config_arguments
 from .config import Config
 from .data import datasets
 from .data.check import Findings, check, report
+from .data.crops import CROPS
 from .data.datasets import Dataset, Split
 from .data.readers import LAYOUTS
 from .errors import InputError, counted, say
@@ -36,16 +40,23 @@ def main() -> None:
     arguments, config, given = _read_arguments()
     options = read_options(config)
     # Not imported before the flags are parsed, so that --help is quick.
-    from .inputs import make_domains, make_plans, make_targets, read_sources
+    from .inputs import make_domains, make_plans, make_targets, read_crops, read_sources
 
     left_out = datasets.read_exclude(options.data.exclude)
 
     def surveyed(choice: Data | EvalData) -> dict[str, Dataset]:
+        if isinstance(choice, Data) and choice.name == CROPS:
+            crops = read_crops(choice, left_out)
+            nothing = crops.subset(np.array([], int))
+            return {CROPS: Dataset(crops, nothing, nothing, source=CROPS)}
         return read_sources(choice, left_out, datasets.survey)
 
+    unlabelled = options.dino.enabled or options.data.name == CROPS
     sources = surveyed(options.data)
-    tests = surveyed(options.eval.data) if options.eval.data.name else sources
-    others = {f"evaluated {label}": data for label, data in tests.items()} if tests is not sources else {}
+    # A pretraining is tested on eval.data only.
+    own_tests = {} if unlabelled else sources
+    tests = surveyed(options.eval.data) if options.eval.data.name else own_tests
+    others = {f"evaluated {label}": data for label, data in tests.items()} if tests is not own_tests else {}
     if options.aux.enabled:
         for name, root in (("bright_root", options.aux.bright_root), ("dark_root", options.aux.dark_root)):
             if root:
@@ -58,17 +69,18 @@ def main() -> None:
         say(*report(data, findings, pixels))
         for field in dataclasses.fields(Findings):
             getattr(total, field.name).extend(getattr(findings, field.name))
-    domains: dict[str, Split] = {}
     refused = _refusals(lambda: make_targets(options, tests))
-    refused += _refusals(lambda: domains.update(make_domains(options.aux, sources, left_out)[0]))
-    too_few = _refusals(lambda: make_plans(options.train, domains))
-    smaller = dataclasses.replace(options.train, batch_size=2 * options.train.instances)
-    if given or _refusals(lambda: make_plans(smaller, domains)):
-        refused += too_few
-    else:
-        # The user did not choose the batch size, and a smaller one would work.
-        total.warnings += too_few
-        say(*(f"warning: {text}" for text in too_few))
+    if not unlabelled:
+        domains: dict[str, Split] = {}
+        refused += _refusals(lambda: domains.update(make_domains(options.aux, sources, left_out)[0]))
+        too_few = _refusals(lambda: make_plans(options.train, domains))
+        smaller = dataclasses.replace(options.train, batch_size=2 * options.train.instances)
+        if given or _refusals(lambda: make_plans(smaller, domains)):
+            refused += too_few
+        else:
+            # The user did not choose the batch size, and a smaller one would work.
+            total.warnings += too_few
+            say(*(f"warning: {text}" for text in too_few))
     if given and not (refused or total.faults):
         refused = _refusals(lambda: _start(config))
     say(*(f"fault: {text}" for text in refused))
@@ -81,8 +93,10 @@ def main() -> None:
 def _read_arguments() -> tuple[argparse.Namespace, Config, bool]:
     """Return the arguments, the config that they stand for, and whether the user gave --config."""
     parser = Parser(__doc__, "nrsrd check")
-    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join(LAYOUTS))
-    parser.add_argument("root", nargs="?", metavar="ROOT", help="its folder; of a manifest the CSV file")
+    parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join((*LAYOUTS, CROPS)))
+    parser.add_argument(
+        "root", nargs="?", metavar="ROOT", help="its folder; of a manifest or a list of crops the CSV file"
+    )
     parser.add_argument("--protocol", default="", help="of nightreid and knight")
     parser.add_argument("--exclude", default="", help="a file of paths to leave out, as --fix-list writes it")
     parser.add_argument(

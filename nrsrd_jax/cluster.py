@@ -23,7 +23,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
-from .command import Parser, one_line, positive
+from .command import Parser, number, one_line, positive
 from .errors import InputError, counted, say
 
 if TYPE_CHECKING:
@@ -138,9 +138,9 @@ def _seconds(text: str) -> float | None:
     """Return a number of seconds, or None for "none"."""
     if text == "none":
         return None
-    seconds = float(text)
+    seconds = number(text)
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{text} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of seconds of at least 0 nor none")
     return seconds
 
 

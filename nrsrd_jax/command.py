@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import difflib
 import io
+import math
 import os
 import re
 import sys
 import traceback
+import typing
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,11 +78,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Return a flag's value as a whole number. ValueError unless it is one, at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(f"{number} is less than 1")
-    return number
+    """Return a flag's value as a whole number of at least 1. ArgumentTypeError if it is not one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """Return a flag's value as a number, or NaN, which any check of a range refuses."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_embedding_flags(parser: Parser) -> None:
@@ -144,6 +153,7 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
 
 
 def _parse(argv: list[str]) -> list[str]:
+    _refuse_repeated(argv)
     argv = _with_our_configs(argv)
     with _one_line_errors():
         try:
@@ -152,6 +162,20 @@ def _parse(argv: list[str]) -> list[str]:
             sys.exit(0 if end.code == 1 else end.code)  # absl ends with 1 after --help
         _ = flags.FLAGS.config.to_dict  # a config file that cannot be read shows only when it is used
         return rest
+
+
+def _refuse_repeated(argv: list[str]) -> None:
+    """End the process if an option of several numbers is given twice: absl would append the second ones."""
+    names = _option_names(argv)
+    for name in names:
+        if names.count(name) > 1 and name in OPTIONS and typing.get_origin(OPTIONS[name].kind) is tuple:
+            _fail(f"--config.{name} is given {names.count(name)} times; give it once, its numbers joined by commas")
+
+
+def _option_names(argv: list[str]) -> list[str]:
+    """Return the KEY of each --config.KEY."""
+    named = [argument.lstrip("-") for argument in argv if argument.startswith(("--config.", "-config."))]
+    return [argument.partition("=")[0].removeprefix("config.") for argument in named]
 
 
 def _with_our_configs(argv: list[str]) -> list[str]:
@@ -207,9 +231,8 @@ def _one_line_errors() -> Iterator[None]:
 
 def _unknown_option(error: Exception) -> str:
     """Return the message about an option that does not exist, on the command line or in a config file."""
-    for argument in sys.argv[1:]:
-        name = argument.lstrip("-").partition("=")[0].removeprefix("config.")
-        if argument.startswith(("--config.", "-config.")) and name not in OPTIONS:
+    for name in _option_names(sys.argv[1:]):
+        if name not in OPTIONS:
             return f"there is no option --config.{name}; {nearest_option(name)}"
     cause = error.args[0] if error.args else ""
     text = str(cause.args[0] if isinstance(cause, KeyError) and cause.args else cause)
@@ -287,6 +310,7 @@ def read_overrides(arguments: list[str]) -> tuple[Config | None, dict]:
 
 def _config_values(arguments: list[str]) -> flags.FlagValues:
     values = flags.FlagValues()
+    _refuse_repeated(arguments)
     argv = _with_our_configs(["", *arguments])
     with _one_line_errors():
         baseline = f"{CONFIGS / 'night600.py'}:baseline"

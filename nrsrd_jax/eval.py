@@ -15,8 +15,8 @@
 the same weights and images takes seconds.
 
 RUN/result.json is the plain evaluation. Each other data set or option has its own file, RUN/result-….json, so that no
-evaluation replaces the result of another; that of FILE.onnx is FILE.result.json. --output names a file, which is
-replaced if it exists. In a clone, `python eval.py` does the same.
+evaluation replaces the result of another; those of FILE.onnx are FILE.result.json and FILE.result-….json beside it.
+--output names a file, which is replaced if it exists. In a clone, `python eval.py` does the same.
 
 With --gallery, the crops with a person are compared by the features that the gallery has, and a file is written only
 where --output says. Each of them is a query; with --queries, a condition in SQL, those that fit it are, and the others
@@ -38,7 +38,9 @@ def command() -> None:
     """Run `nrsrd eval` with the arguments of the process."""
     workdir = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
     checkpoint = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
-    onnx = flags.DEFINE_string("onnx", "", "A file of nrsrd export to evaluate; it decides feature and flip.")
+    onnx = flags.DEFINE_string(
+        "onnx", "", "A file of nrsrd export to evaluate; it decides image size, feature and flip."
+    )
     output = flags.DEFINE_string("output", "", "The file to write; default: beside the weights, named after the test.")
     rerank = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank has k1, k2, λ.")
     features = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")

@@ -1,7 +1,7 @@
 """From a run's options to the images it learns from and is tested on."""
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 
 from . import augment
 from .data import datasets, pipeline
-from .data.crops import Source, crops_of, make_source, warn_links
+from .data.crops import CROPS, Source, crops_of, make_source, warn_links
 from .data.images import (
     THREADS,
     cached_images,
@@ -80,21 +80,32 @@ def read_records(options: Options) -> Records:
 
 def _read_unlabelled(options: Options, exclude: Collection[Path]) -> Records:
     """List the images of a pretraining, whose identities are not used; eval.data may name a test."""
-    if options.data.name == "crops":
-        sources = _crop_sources(options.data.root)
-        paths = [Path(path) for path in crops_of(sources)]
-        warn_links(sources)
+    if options.data.name == CROPS:
+        train = read_crops(options.data, exclude)
     else:
-        paths = [absolute(path) for data in read_sources(options.data, exclude).values() for path in data.train.paths]
-    excluded = {absolute(path) for path in exclude}
-    paths = tuple(path for path in paths if path not in excluded)
-    if options.data.include:
-        paths = _included(paths, options.data)
-    train = datasets.Split(paths, np.zeros(len(paths), np.int64), np.zeros(len(paths), np.int64))
+        sources = read_sources(options.data, exclude).values()
+        train = _unlabelled([absolute(path) for data in sources for path in data.train.paths], options.data, exclude)
     say(f"{len(train)} images to learn from, without labels")
     targets = make_targets(options, read_sources(options.eval.data, exclude)) if options.eval.data.name else {}
     plan = ShuffledPlan(len(train), options.train.batch_size, options.train.seed)
     return Records(train, targets, None, None, {"real": plan})
+
+
+def read_crops(data: Data, exclude: Collection[Path]) -> datasets.Split:
+    """Return the crops in the folders and lists of data.root. InputError if there are none, or a list is wrong."""
+    sources = _crop_sources(data.root)
+    paths = [Path(path) for path in crops_of(sources)]
+    warn_links(sources)
+    return _unlabelled(paths, data, exclude)
+
+
+def _unlabelled(paths: Sequence[Path], data: Data, exclude: Collection[Path]) -> datasets.Split:
+    """Return the images of data.include, or all, that are not excluded; their identity and camera is 0."""
+    excluded = {absolute(path) for path in exclude}
+    kept = tuple(path for path in paths if path not in excluded)
+    if data.include:
+        kept = _included(kept, data)
+    return datasets.Split(kept, np.zeros(len(kept), np.int64), np.zeros(len(kept), np.int64))
 
 
 def _crop_sources(root: str) -> list[Source]:

@@ -214,8 +214,8 @@ class Dino:
 
     enabled: bool = option(
         False,
-        "Pretrain by DINO instead, without labels. loss, augment, norm_ratio, train.instances, optim.momentum, "
-        "optim.bias_factor and optim.warmup_factor then have no effect.",
+        "Pretrain by DINO instead, without labels. loss, augment, norm_ratio, train.instances and all of optim but "
+        "name, lr, weight_decay, warmup_epochs and final_factor then have no effect, and must have their defaults.",
     )
     prototypes: int = option(65536, "The outputs of the head.", positive=True)
     hidden: int = option(2048, "The width of the head's hidden layers.", positive=True)
@@ -396,6 +396,9 @@ class Options:
 
 
 OPTIONS = {each.name: each for each in listed(Options)}
+# A pretraining reads none of the first options, except the second ones.
+WITHOUT_EFFECT = "loss.", "augment.", "norm_ratio.", "optim.", "train.instances"
+IN_DINO = "optim.name", "optim.lr", "optim.weight_decay", "optim.warmup_epochs", "optim.final_factor"
 
 
 def read_options(config: Any) -> Options:
@@ -438,6 +441,13 @@ def _check_dino(options: Options) -> None:
             raise InputError(f"dino.{name} is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
     if options.data.holdout:
         raise InputError("data.holdout needs labels, which dino.enabled does not use")
+    changed = [name for name, value in flatten(options).items() if value != OPTIONS[name].default]
+    if unused := [name for name in changed if name.startswith(WITHOUT_EFFECT) and name not in IN_DINO]:
+        raise InputError(f"dino.enabled: {', '.join(unused)} would have no effect; leave out what sets it")
+    if "dino.temperature" in changed and not options.dino.temperature_epochs:
+        raise InputError(
+            "dino.temperature would have no effect, as dino.temperature_epochs is 0; set both, or dino.temperature_end"
+        )
 
 
 def flatten(config: Any) -> dict[str, Any]:

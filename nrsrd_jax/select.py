@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .command import Parser, add_embedding_flags, one_line
+from .command import Parser, add_embedding_flags, number, one_line
 from .data.crops import crops_of, make_source, warn_links
 from .errors import InputError, counted, say
 from .files import expanded, refuse_same_files, writable_file, write_csv
@@ -58,10 +58,10 @@ def main() -> None:
 
 
 def share(text: str) -> float:
-    """Return a flag's value as a number above 0 and at most 1. ValueError if it is not."""
-    value = float(text)
+    """Return a flag's value as a number above 0 and at most 1. ArgumentTypeError if it is not one."""
+    value = number(text)
     if not 0 < value <= 1:
-        raise ValueError(f"{value} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a share above 0 and at most 1, like 0.6")
     return value
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from . import build, checkpoint, runs
-from .build import degradation_options, load_initial_backbone, load_teacher, sharded
+from . import checkpoint, runs
+from .build import architecture, degradation_options, load_initial_backbone, load_teacher, sharded
 from .checkpoint import Checkpoints
 from .compiled import CompiledStep, is_finite, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
@@ -35,11 +35,11 @@ from .inputs import (
     reading_threads,
     stamps,
 )
-from .metrics_log import MetricsLog, logged_accuracy, logged_scores
+from .method import Method, choose_method
+from .metrics_log import MetricsLog, logged_scores
 from .models import find_spec
 from .options import Options, read_options
 from .precision import compute_dtype
-from .pretraining import build as pretraining
 from .processes import check_alike, is_first, together
 from .retrieval.embedding import Embedder
 from .retrieval.scoring import evaluate, headline
@@ -55,6 +55,7 @@ class Start:
     """What a run begins from, after its config, file lists and checkpoints were checked."""
 
     options: Options
+    method: Method
     mesh: Mesh
     degradation: dict[str, Any]
     records: Records
@@ -68,22 +69,22 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
     """Return what a run of `config` in `workdir` begins from. InputError if config, data or checkpoints are wrong."""
     with together():
         options = read_options(config)
+        method = choose_method(options)
         degradation = degradation_options(options)
         mesh = make_mesh(options.train.batch_size, options.train.model_parallel, devices)
         check_same_run(options, workdir)
-        spec = find_spec(**build.architecture(options.model))
+        spec = find_spec(**architecture(options.model))
         spec.check_size(options.image_size)
         records = read_records(options)
         cameras = len(np.unique(records.train.cameras))
         done = max(runs.saved_steps(workdir), default=0)
-        if options.dino.enabled:
-            pretraining.networks(options)
+        method.check(options)
     # Processes must also agree on how the attention is computed, which depends on their devices.
     module = repr(spec.module(dtype=compute_dtype(options.train.precision), cameras=cameras))
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(options, mesh)
-    return Start(options, mesh, degradation, records, done, source, *load_teacher(options, records, mesh))
+    return Start(options, method, mesh, degradation, records, done, source, *load_teacher(options, records, mesh))
 
 
 def train(
@@ -121,7 +122,7 @@ def train(
 
 def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, float]:
     options, mesh, records, done, source = start.options, start.mesh, start.records, start.done, start.source
-    teacher, teacher_variables = start.teacher, start.teacher_variables
+    method, teacher, teacher_variables = start.method, start.teacher, start.teacher_variables
     with together():
         domains = read_domains(options, records)
         for name, data in records.targets.items():  # An unreadable test image shows now, not after the first epochs.
@@ -132,7 +133,6 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
                     read_test_images(options, split)
             say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(options, data).items()))
     mean, std = pixel_statistics(options.data, domains["real"].sources["images"])
-    method: Any = pretraining if options.dino.enabled else build
     description = method.make_description(options, records, mean, std, teacher_variables)
     abstract, shardings, create = sharded(functools.partial(method.make_state, options, description), mesh)
     checkpoints = Checkpoints(workdir)
@@ -165,7 +165,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
 
     step = method.make_step(options, description, teacher, start.degradation, total)
     compiled = CompiledStep(step, shardings, mesh, teacher_variables, options.train.debug_nans)
-    loop = Loop(options, records, description, domains, mesh, checkpoints, termination)
+    loop = Loop(options, method, records, description, domains, mesh, checkpoints, termination)
     try:
         return loop.run(state, done, compiled, workdir)
     finally:
@@ -204,6 +204,7 @@ class Loop:
     """Steps, and between epochs the log, the evaluation and the checkpoints."""
 
     options: Options
+    method: Method
     records: Records
     description: Description
     domains: dict[str, pipeline.Domain]
@@ -224,7 +225,8 @@ class Loop:
         with opened as log, progress_bar(done, total, images) as bar:
             if done == total:
                 scores = logged_scores(workdir, options.train.epochs)
-                return self.conclude(scores or self.evaluate(state, options.train.epochs, log, bar), workdir)
+                scores = scores or self.evaluate(state, options.train.epochs, log, bar)
+                return self.method.conclude(options, self.description, workdir, scores)
             rate = Rate()
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
@@ -258,27 +260,7 @@ class Loop:
                     self.termination.end(
                         f"stopped after step {done} of {total}, saved; the same command continues from there"
                     )
-        return self.conclude(scores, workdir)
-
-    def conclude(self, scores: dict[str, float], workdir: Path) -> dict[str, float]:
-        """Return the last scores, or what is known of a run without them; warn if it has learned nothing."""
-        if self.options.dino.enabled:
-            return pretraining.conclude(workdir) | scores
-        return scores or self.training_accuracy(workdir)
-
-    def training_accuracy(self, workdir: Path) -> dict[str, float]:
-        """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""
-        accuracy, chance = logged_accuracy(workdir, self.options.train.epochs), 1 / self.description.classes
-        if accuracy is None:
-            return {}
-        if accuracy < min(2 * chance, (1 + chance) / 2) and is_first():
-            say(
-                f"warning: the training accuracy is {accuracy:.1%}, near chance ({chance:.1%} for "
-                f"{self.description.classes} identities): this model has learned little; train it longer, with another "
-                "optim.lr or from a backbone (init.checkpoint)",
-                error=True,
-            )
-        return {"training_accuracy": accuracy}
+        return self.method.conclude(options, self.description, workdir, scores)
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
         """Raise InputError if the loss or gradient norm of step `step` is not finite; list the batch in a file."""

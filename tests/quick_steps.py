@@ -44,8 +44,9 @@ def _model(description) -> list:
 def _shared_steps(method) -> Callable:
     make_step = method.make_step
 
-    def step(options, description, teacher, degradation, steps):
-        make = functools.partial(make_step, options, description, teacher, degradation, steps)
+    def step(options, description, *given):  # A training with labels has a teacher, or None.
+        *teacher, degradation, steps = given
+        make = functools.partial(make_step, options, description, *given)
         about = _chosen(options), _model(description), teacher, sorted(degradation.items())
         # Only the schedules of a pretraining depend on the number of steps.
         return _once(make, method.__name__, *about, steps * options.dino.enabled)

@@ -174,7 +174,7 @@ def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
 def test_a_rate_that_is_not_possible_is_named(place, monkeypatch, capsys, text):
     with pytest.raises(SystemExit):
         call(monkeypatch, "--model", place / "model", "--data", place / "crops.csv", f"--fmr={text}")
-    assert "--fmr" in capsys.readouterr().err
+    assert f"argument --fmr: {text}: give rates above 0 and below 1" in capsys.readouterr().err
 
 
 def test_a_calibration_is_never_written_through_a_link(place, monkeypatch, tmp_path):

@@ -224,6 +224,12 @@ def test_options_that_name_no_data_are_refused(tmp_path):
         check(*arguments, status=2)
 
 
+def test_numbers_that_are_given_twice_are_refused_and_not_joined(tmp_path, capsys):
+    check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
+    message = "error: --config.image_size is given 2 times; give it once, its numbers joined by commas\n"
+    assert capsys.readouterr().err == message
+
+
 def test_a_data_set_without_training_images_is_a_fault(tmp_path):
     write_images(tmp_path / "query/1", [1], cameras=(1,))
     write_images(tmp_path / "gallery/1", [1], cameras=(2,))
@@ -315,3 +321,28 @@ def test_a_small_set_is_a_fault_only_for_a_batch_that_was_asked_for(tmp_path):
     alone = check("night600", root)
     assert "warning: the training images show" in alone.stdout
     check("night600", root, "--config.train.batch_size=64", status=1)
+
+
+def test_crops_without_labels_are_counted_and_each_unreadable_one_is_a_fault(tmp_path):
+    """Not their identities, which they have none of; what is listed can be left out of a pretraining."""
+    write_images(tmp_path / "crops/monday", range(8), cameras=(1,), frames=1)
+    good = check("crops", tmp_path / "crops").stdout.splitlines()
+    assert good[0] == "8 crops without labels"
+    assert good[-1] == "0 faults, 0 warnings"
+    (tmp_path / "crops/cut.jpg").write_bytes(b"")
+    (tmp_path / "list.csv").write_text("path\ncrops/cut.jpg\ncrops/monday/0001_c1_000000.jpg\n")
+    for root, count in (("crops", 9), ("list.csv", 2)):
+        lines = check("crops", tmp_path / root, "--fix-list", tmp_path / "bad.txt", status=1).stdout.splitlines()
+        assert lines[0] == f"{count} crops without labels"
+        (fault,) = [line for line in lines if line.startswith("fault: ")]
+        assert fault.startswith(f"fault: {tmp_path}/crops/cut.jpg: ")
+    pretraining = "--config=dino:small", "--config.train.batch_size=8", f"--config.data.root={tmp_path / 'crops'}"
+    assert "cut.jpg" in check(*pretraining, status=1).stdout
+    check(*pretraining, f"--config.data.exclude={tmp_path / 'bad.txt'}")
+    few = check(*pretraining, f"--config.data.exclude={tmp_path / 'bad.txt'}", "--config.train.batch_size=16", status=1)
+    assert "fault: there are 8 images, fewer than train.batch_size 16" in few.stdout
+
+
+def test_labelled_images_that_a_pretraining_learns_from_need_no_batches_of_people(tmp_path):
+    write_images(tmp_path, range(1), frames=8)
+    check("bright", tmp_path, "--config=dino:small", "--config.train.batch_size=8")

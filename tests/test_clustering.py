@@ -351,7 +351,8 @@ def test_features_can_be_normalised(gallery, tmp_path, how):
         (["--gallery", "gallery", "--where", "person IS NULL", "--output", "crops"], "crops is a folder"),
         (["--gallery", "gallery", "--report", "groups.csv"], "two files to read or write are the same"),
         (["--gallery", "gallery", "--eps", "1"], "argument --eps: 1 is not between 0 and 1"),
-        (["--gallery", "gallery", "--same-time", "soon"], "argument --same-time: invalid"),
+        (["--gallery", "gallery", "--same-time", "soon"], "argument --same-time: soon is neither a number of seconds"),
+        (["--gallery", "gallery", "--k1", "0"], "argument --k1: 0 is not a whole number of at least 1"),
         (["--gallery", "gallery", "--min-size", "1"], "a group has at least 2 crops"),
     ],
 )

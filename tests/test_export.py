@@ -68,7 +68,8 @@ def embedders(description: Description, **choice) -> tuple[Embedder, OnnxEmbedde
 
 def notes(description: Description, layout: str) -> dict[str, str]:
     values = {"backbone": description.backbone, "depth": 1, "image_size": SIZE, "mean": [0] * 3, "std": [1] * 3}
-    return {"model": json.dumps(values | {"brighten": 0}), "input": layout}
+    about = {"weights_sha256": "w", "model_sha256": "m", "feature": "cls", "flip": "False"}
+    return about | {"model": json.dumps(values | {"brighten": 0}), "input": layout}
 
 
 @pytest.mark.parametrize(("backbone", "depth", "norm_ratio"), [
@@ -218,12 +219,20 @@ def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
     (["--opset", "16"], "argument --opset: 16 is not an opset from 17 to 23"),
     (["--opset", "new"], "argument --opset: new is not an opset"),
     (["--input", "nhcw"], "argument --input: invalid choice: 'nhcw'"),
-    (["--batch", "0"], "argument --batch"),
+    (["--batch", "0"], "argument --batch: 0 is not a whole number of at least 1"),
+    (["--limit", "small"], "argument --limit: small is not a number of at least 0"),
     (["--limit", "nan"], "argument --limit: nan is not a number of at least 0"),
     (["--precision", "int8", "--crops", "crops"], "--precision int8 needs --data, labelled crops"),
     (["--precision", "int8", "--data", "crops.csv"], "--precision int8 needs --crops, a folder of crops"),
-    (["--format", "torch", "--input", "boxmot"], "are of --format onnx, not of torch"),
-    (["--without-nra"], "--without-nra is of --format torch: ONNX and StableHLO have NRA"),
+    (["--format", "torch", "--input", "boxmot"], "--input has no effect with --format torch; leave it out"),
+    (["--format", "torch", "--crops", "x"], "--crops has no effect with --format torch without --without-nra; leave"),
+    (["--format", "torch", "--without-nra", "--data", "x.csv"], "--data has no effect with --format torch; leave it"),
+    (["--format", "stablehlo", "--opset", "17"], "--opset has no effect with --format stablehlo; leave it out"),
+    (["--format", "stablehlo", "--data", "x.csv"], "--data has no effect with --format stablehlo; leave it out"),
+    (["--format", "stablehlo", "--loss", "0.1"], "--loss has no effect with --format stablehlo; leave it out"),
+    (["--without-nra"], "--without-nra has no effect with --format onnx; leave it out"),
+    (["--loss", "0.1"], "--loss has no effect without --data"),
+    (["--precision", "float16", "--data", "x.csv", "--limit", "1"], "--limit has no effect with --precision float16"),
     ([], "--output"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_named(place, monkeypatch, capsys, arguments, message):
@@ -266,6 +275,45 @@ def test_eval_scores_a_file_as_it_scores_the_checkpoint(place, monkeypatch):
         evaluate_run("", str(place / "model"), onnx="m.onnx")
     with pytest.raises(InputError, match="--report shows attention, which an ONNX file does not give"):
         evaluate_run(config=small_config(place), onnx=str(place / "neck.onnx"), report=str(place / "page"))
+
+
+def test_an_evaluation_of_a_file_keeps_the_results_of_others(place, monkeypatch):
+    """Of another test or option, and of an earlier file of that name; the same evaluation replaces its own."""
+    for name in ("night", "dusk"):
+        write_night(place / name, frames=1)
+    write_images(place / "dusk/query", [100], cameras=(1,), frames=1, seed=9)
+    call(monkeypatch, place / "model", "--feature", "cls", "--output", place / "kept/m.onnx")
+
+    def evaluated(rerank=False, **options):
+        _, (path,) = evaluate_run(config=small_config(place, **options), onnx=str(place / "kept/m.onnx"), rerank=rerank)
+        return path.name
+
+    assert evaluated() == evaluated() == "m.result.json"
+    assert evaluated(data__root=str(place / "dusk")).startswith("m.result-night600-")
+    assert evaluated(rerank=True).startswith("m.result-reranked-")
+    assert evaluated() == "m.result.json"
+    assert len(list((place / "kept").glob("m.result*"))) == 3
+    call(monkeypatch, place / "model", "--feature", "neck", "--output", place / "kept/m.onnx")
+    assert evaluated() == "m.result.json"
+    (earlier,) = (place / "kept").glob("m.result-earlier-*.json")
+    assert json.loads(earlier.read_text())["feature"] == "cls"
+
+
+@pytest.mark.parametrize(("name", "value", "own"), [
+    ("eval.feature", "cls", "neck"), ("eval.flip", True, "False"), ("image_size", (64, 32), r"\(32, 16\)"),
+])  # fmt: skip
+def test_an_option_that_a_file_fixes_otherwise_is_refused(place, monkeypatch, name, value, own):
+    path = place / "fixed.onnx"
+    if not path.exists():
+        call(monkeypatch, place / "model", "--feature", "neck", "--output", path)
+    with pytest.raises(InputError, match=rf"--config\.{name} is .*, but .*fixed.onnx was exported with {own}"):
+        evaluate_run(config=small_config(place), overrides={name: value}, onnx=str(path))
+
+
+def test_a_broken_file_is_refused_before_the_data_are_read(place):
+    (place / "broken.onnx").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"broken.onnx is not an ONNX file that can be run"):
+        evaluate_run(config=small_config(place, data__root="/nowhere"), onnx=str(place / "broken.onnx"))
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ def unlabelled(place, **options):
             "data__name": "crops",
             "data__root": str(place / "crops"),
             "train__batch_size": 8,
+            "train__instances": 4,
             "eval__every": 0,
         }
         | options,
@@ -104,7 +105,6 @@ def again(crops, pretrained):
         data__root=str(crops / "list.csv"),
         init__checkpoint=str(crops / "run"),
         dino__night=1.0,
-        dino__temperature=100.0,
         dino__temperature_end=100.0,
         optim__lr=1e-30,
         train__epochs=1,
@@ -167,6 +167,13 @@ def test_select_keeps_the_crops_whose_features_fine_tuning_moved_least(crops, tm
         selected(monkeypatch, crops / "crops", "--source", tmp_path / "after", "--tuned", tmp_path / "after")
 
 
+@pytest.mark.parametrize("share", ["most", "0", "1.5", "nan"])
+def test_the_share_to_keep_is_named_if_it_is_none(monkeypatch, capsys, share):
+    with pytest.raises(SystemExit):
+        selected(monkeypatch, "crops", "--source", "a", "--tuned", "b", "--keep", share)
+    assert f"argument --keep: {share} is not a share above 0 and at most 1, like 0.6" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -177,6 +184,11 @@ def test_select_keeps_the_crops_whose_features_fine_tuning_moved_least(crops, tm
         ({"optim__name": "sgd"}, "dino.enabled needs adamw"),
         ({"aux__enabled": True}, "dino.enabled needs aux.enabled=False"),
         ({"data__holdout": 0.5}, "data.holdout needs labels"),
+        (
+            {"loss__margin": 0.3, "augment__pad": 5, "norm_ratio__init": 2.0, "train__instances": 2, "optim__lead": 1},
+            "augment.pad, norm_ratio.init, loss.margin, optim.lead, train.instances would have no effect",
+        ),
+        ({"dino__temperature": 0.02}, "dino.temperature would have no effect, as dino.temperature_epochs is 0"),
     ],
 )
 def test_what_cannot_work_is_one_error_before_anything_is_compiled(crops, tmp_path, options, message):

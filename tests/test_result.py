@@ -86,7 +86,7 @@ OWN_LISTS = {"train": "t", "night600/query": "q", "night600/gallery": "g"}
 
 def record(folder, trained_data=OWN_LISTS, **changes):
     result = copy.deepcopy(RESULT) | changes
-    path = choose_file(folder, result, trained_data)
+    path = choose_file(folder / "result.json", result, trained_data)
     path.write_text(json.dumps(result))
     return path.name
 
@@ -143,7 +143,7 @@ def test_a_result_is_never_written_through_a_link(place, monkeypatch):
             with pytest.raises(InputError, match=f"{name} is a symbolic link; remove it, or name .* --output"):
                 evaluate(place)
             (place / "weights" / name).unlink()
-    refuse_links(place / "weights")
+    refuse_links(place / "weights/result.json")
     assert victim.read_text() == "mine"
     assert not (place / "absent").exists()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, counted
+from .crops import CROPS
 from .datasets import OF_JUNK, Dataset, Split
 from .images import in_parallel, joint_digest, moments, read_picture
 from .listing import SPLITS
@@ -53,8 +54,9 @@ def check(data: Dataset) -> tuple[Findings, Pixels]:
         findings.faults.append(f"{path}: no identity and camera in its name")
         findings.offending.append(path)
     pixels = _check_images(data, findings)
-    _check_published(data, findings)
-    _check_identities(data, findings)
+    if data.source != CROPS:
+        _check_published(data, findings)
+        _check_identities(data, findings)
     findings.warnings += [line for reason, line in _skipped(data).items() if reason != OF_JUNK]
     return findings, pixels
 
@@ -142,10 +144,7 @@ def examples(values: Sequence[object]) -> str:
 
 def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
     """Return the table, the findings and the pixels as lines."""
-    lines = [f"{'':8}{'images':>9}{'identities':>12}{'cameras':>9}"]
-    for split in SPLITS:
-        part: Split = getattr(data, split)
-        lines.append(f"{split:8}{len(part):>9}{len(part.identities):>12}{len(np.unique(part.cameras)):>9}")
+    lines = _counts(data)
     lines += [line for reason, line in _skipped(data).items() if reason == OF_JUNK]
     lines += [f"fault: {text}" for text in findings.faults] + [f"warning: {text}" for text in findings.warnings]
     mean, std = pixels.statistics()
@@ -168,6 +167,17 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
             if all(path in pixels.digests for path in paths):
                 of_files = joint_digest([pixels.digests[path] for path in paths]).hex()
                 lines.append(f"SHA-256 of the {split} images' files {of_files}")
+    return lines
+
+
+def _counts(data: Dataset) -> list[str]:
+    """Return the table of images, identities and cameras, or the count of crops without labels."""
+    if data.source == CROPS:
+        return [f"{counted(len(data.train), 'crop')} without labels"]
+    lines = [f"{'':8}{'images':>9}{'identities':>12}{'cameras':>9}"]
+    for split in SPLITS:
+        part: Split = getattr(data, split)
+        lines.append(f"{split:8}{len(part):>9}{len(part.identities):>12}{len(np.unique(part.cameras)):>9}")
     return lines
 
 

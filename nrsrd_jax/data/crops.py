@@ -12,6 +12,7 @@ from ..files import absolute
 from .listing import IMAGE_SUFFIXES, is_hidden
 from .lists import path_in, quoted, read_table
 
+CROPS = "crops"  # data.name of crops without labels, which is not one of readers.LAYOUTS
 KNOWN = ("camera", "time", "person", "track")  # columns that commands understand; others are kept as text
 # Columns that the gallery fills itself, and what search says of a match.
 OWN = ("path", "vector", "brightness", "size", "modified", "vanished")

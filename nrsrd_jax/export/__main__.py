@@ -20,12 +20,19 @@ the files.
 
 import argparse
 
-from ..command import Parser, add_model_flags, one_line, positive
+from ..command import Parser, add_model_flags, number, one_line, positive
 from ..errors import InputError
 from ..files import writable_file
 from . import OPSETS
 
 INPUTS = ("uint8-nhwc", "float-nchw", "bgr-nchw", "boxmot")  # layouts.LAYOUTS, which is imported late
+# The flags of the comparison, and those of each format. A PyTorch file is compared only where NRA is left out.
+COMPARISON = {"feature", "flip", "crops", "limit"}
+TAKEN = {
+    "onnx": COMPARISON | {"input", "batch", "opset", "precision", "openvino", "data", "loss"},
+    "stablehlo": COMPARISON | {"batch"},
+    "torch": {"without_nra"},
+}
 
 
 def main() -> None:
@@ -55,10 +62,10 @@ def opset(text: str) -> int:
 
 def non_negative(text: str) -> float:
     """Return a number, at least 0."""
-    number = float(text)
-    if not number >= 0:
+    value = number(text)
+    if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return number
+    return value
 
 
 def _read_arguments() -> argparse.Namespace:
@@ -86,7 +93,7 @@ def _read_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--crops", default="", help="a folder of crops to compare on; default: generated pictures")
     parser.add_argument(
-        "--limit", type=non_negative, default=1e-4, help="the largest permitted difference; default: 0.0001"
+        "--limit", type=non_negative, default=1e-4, help="the largest difference permitted in float32; default: 0.0001"
     )
     parser.add_argument("--openvino", action="store_true", help="compare in OpenVINO as well, if it is installed")
     parser.add_argument("--data", nargs="+", default=[], metavar="DATA", help="a manifest (.csv), or NAME DIR")
@@ -97,15 +104,19 @@ def _read_arguments() -> argparse.Namespace:
         "--without-nra", action="store_true", help="torch: leave NRA out, if the features are the same without it"
     )
     arguments = parser.parse_args()
+    # The second parsing fills a namespace of None, which has no defaults: a flag with a value there is given.
+    marked = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(arguments))))
+    given = [name for name, value in vars(marked).items() if value is not None]
     lossy = arguments.precision != "float32"
-    if arguments.format != "onnx" and (lossy or arguments.openvino or arguments.input != INPUTS[0]):
-        parser.error(f"--precision, --input and --openvino are of --format onnx, not of {arguments.format}")
-    if arguments.without_nra and arguments.format != "torch":
-        parser.error("--without-nra is of --format torch: ONNX and StableHLO have NRA")
-    if arguments.format == "torch" and not arguments.without_nra:
-        unused = {"crops": "", "flip": False, "batch": None, "opset": 17, "limit": 1e-4, "data": []}
-        if given := [name for name, default in unused.items() if getattr(arguments, name) != default]:
-            parser.error(f"--{given[0]} has no effect with --format torch; leave it out")
+    taken = TAKEN[arguments.format] | (COMPARISON if arguments.without_nra else set())
+    if unused := [name for name in given if name not in taken | {"model", "output", "format"}]:
+        without = " without --without-nra" if unused[0] in COMPARISON and arguments.format == "torch" else ""
+        flag = unused[0].replace("_", "-")
+        parser.error(f"--{flag} has no effect with --format {arguments.format}{without}; leave it out")
+    if "loss" in given and not arguments.data:
+        parser.error("--loss has no effect without --data, labelled crops whose mAP may fall by it; give --data too")
+    if "limit" in given and lossy:
+        parser.error(f"--limit has no effect with --precision {arguments.precision}: give --loss instead")
     if lossy and not arguments.data:
         parser.error(f"--precision {arguments.precision} needs --data, labelled crops that say how much mAP it costs")
     if arguments.precision == "int8" and not arguments.crops:

@@ -36,6 +36,7 @@ class OnnxEmbedder:
     Attributes:
         description: what the file says of its model; `provenance` is empty.
         notes: the file's metadata, {name: text}.
+        sha256: of the file.
         mesh: of the devices that rank the features.
 
     Raises:
@@ -53,7 +54,7 @@ class OnnxEmbedder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         content = source if isinstance(source, bytes) else _read(source)
-        self._digest = hashlib.sha256(content).hexdigest()
+        self.sha256 = hashlib.sha256(content).hexdigest()
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         # The runtime raises its own exceptions, which have no common base.
@@ -63,6 +64,7 @@ class OnnxEmbedder:
         self.notes: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         try:
             self.description = described(self.notes)
+            self.identity()
             self._layout = LAYOUTS[self.notes["input"]]
             self.width = int(self.session.get_outputs()[0].shape[1])
             self._input = self.session.get_inputs()[0]
@@ -101,7 +103,7 @@ class OnnxEmbedder:
 
     def fingerprint(self) -> str:
         """Return a hash of what features depend on: the file, and what runs it."""
-        return hashlib.sha256(f"{self._digest} {RUNTIME}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.sha256} {RUNTIME}".encode()).hexdigest()
 
 
 def openvino_function(content: bytes) -> tuple[Callable[[np.ndarray], Any], str]:

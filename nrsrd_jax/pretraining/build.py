@@ -9,7 +9,7 @@ from ..build import architecture
 from ..config import flatten
 from ..description import Description
 from ..errors import InputError, say
-from ..inputs import Records
+from ..inputs import Records, Statistic
 from ..metrics_log import read_metrics
 from ..models import find_spec, initialise
 from ..models.vit import ViTSpec
@@ -26,11 +26,8 @@ start_from = dino_step.with_backbone
 COLLAPSED = 0.02  # nats; a teacher whose answers hold less information about their images has collapsed
 
 
-def make_description(
-    options: Options, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: None
-) -> Description:
+def make_description(options: Options, records: Records, mean: Statistic, std: Statistic) -> Description:
     """Return the description of the model that the pretraining ends with: a backbone without classifiers."""
-    del teacher_variables
     return Description(
         **architecture(options.model),
         image_size=options.image_size,
@@ -61,9 +58,8 @@ def make_state(options: Options, description: Description) -> TrainState:
     return dino_step.start(variables, networks(options), keys[1])
 
 
-def make_step(options: Options, description: Description, teacher: None, degradation: dict, steps: int) -> Callable:
+def make_step(options: Options, description: Description, degradation: dict, steps: int) -> Callable:
     """Return the step that the options describe, not yet compiled; `steps` is the length of the whole run."""
-    del teacher
     dino, optim, epochs = options.dino, options.optim, options.train.epochs
     prepare = Preparation(
         Views(options.image_size, dino.global_scale, blur=(1.0, 0.1), solarise=(0.0, 0.2)),

@@ -25,8 +25,9 @@ from ..options import Options, read_options
 from ..runs import FOLDER, find_checkpoint, run_of
 from ..stored import read_description
 from .bootstrap import percentile_interval, resampled_means
+from .loading import load_embedder
 from .ranking import RankMetrics
-from .result import find_warnings, hashes_of, load_embedder, provenance, selected_by, table
+from .result import find_warnings, hashes_of, provenance, selected_by, table
 from .scoring import evaluate
 
 OUTPUT = "compare.json"

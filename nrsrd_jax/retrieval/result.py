@@ -37,6 +37,7 @@ from ..stored import read_description
 from .calibration import calibration_beside
 from .embedding import Embedder, Embeds
 from .illumination import SEED
+from .loading import load_embedder, load_file
 from .pair_table import pair_table
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
@@ -72,7 +73,7 @@ def evaluate_run(
         lights: intensities to degrade the test images to.
         report: a folder for a page of the results.
         onnx: a file of `nrsrd export` instead of `workdir` or `directory`. Its own features are compared, whatever
-            eval.feature and eval.flip are.
+            eval.feature and eval.flip are in `config`; in `overrides` they must be the file's.
 
     Returns:
         The result, and the files written, the result's first.
@@ -91,8 +92,8 @@ def evaluate_run(
         raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
     beside = path.with_suffix(".result.json") if onnx else source / PLAIN
     written = {"result": writable_file(output or beside, "--output")}
-    if not (output or onnx):
-        refuse_links(source)
+    if not output:
+        refuse_links(beside)
     if features:
         written["features"] = writable_file(features, "--features")
     if lights:
@@ -102,8 +103,9 @@ def evaluate_run(
     if report:
         written["page"] = report_file(report)
     refuse_same_files([*written.values(), *([path] if onnx else [])])
+    # The weights come first: reading the data may take long.
+    embedder, options, fingerprint = load_file(path, options, overrides) if onnx else load_embedder(path, options)
     targets = read_targets(options)
-    embedder, options, fingerprint = load_file(path, options) if onnx else load_embedder(path, options)
 
     # Only plain similarities are what `nrsrd calibrate` measured.
     plain = options.eval.normalize == "none" and not (options.eval.expand or options.eval.rerank.enabled)
@@ -115,8 +117,10 @@ def evaluate_run(
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
     result |= provenance(embedder, options, path)
     result["selected_by"] = selected_by(source, path)
-    if not (output or onnx):
-        written["result"] = choose_file(source, result, embedder.description.provenance.get("data"))
+    if not isinstance(embedder, Embedder):
+        result["onnx_sha256"] = embedder.sha256
+    if not output:
+        written["result"] = choose_file(beside, result, embedder.description.provenance.get("data"))
         if lights:
             written["plot"] = _plot_beside(written["result"])
     # Write the result at once, because the next steps may fail.
@@ -139,34 +143,6 @@ def evaluate_run(
         place = written["page"], str(source)
         write_report(*place, result, results, targets, images, probe, run_of(path) or source, calibration)
     return result, list(written.values())
-
-
-def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]:
-    """Load a checkpoint for an evaluation.
-
-    Returns:
-        The Embedder; the options with the image size of its model; its fingerprint, "" if no features are cached.
-    """
-    chosen = options.eval
-    embedder = Embedder.load(
-        path,
-        batch_size=chosen.batch_size,
-        precision=options.train.precision,
-        flip=chosen.flip,
-        feature=chosen.feature,
-    )
-    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
-    return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
-
-
-def load_file(path: Path, options: Options) -> tuple[Embeds, Options, str]:
-    """Load an ONNX file for an evaluation. Returns as `load_embedder`, with the features of the file in the options."""
-    from ..export.runtime import OnnxEmbedder  # needs packages that only this takes
-
-    embedder = OnnxEmbedder(path, options.eval.batch_size)
-    chosen = dataclasses.replace(options.eval, feature=embedder.notes["feature"], flip=embedder.notes["flip"] == "True")
-    options = dataclasses.replace(options, image_size=embedder.description.image_size, eval=chosen)
-    return embedder, options, embedder.fingerprint() if options.data.cache != "none" else ""
 
 
 def hashes_of(target: Target, options: Options) -> dict[str, str]:

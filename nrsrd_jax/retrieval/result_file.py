@@ -1,9 +1,11 @@
 """The file of a result that the user does not name: no evaluation replaces another's result.
 
 RUN/result.json is the plain evaluation: the run's own test without options. Any other result is
-RUN/result-WORDS-HASH.json: the words say how it differs, the hash covers all that its numbers depend on.
+RUN/result-WORDS-HASH.json: the words say how it differs, the hash covers all that its numbers depend on. The results
+of an ONNX file FILE.onnx stand beside it, as FILE.result.json and FILE.result-WORDS-HASH.json.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -20,33 +22,32 @@ PLAIN = "result.json"
 MOST_BYTES = 2**27
 
 
-def refuse_links(folder: Path) -> None:
-    """Raise InputError if a result in `folder` is a symbolic link: whoever made the folder could aim it at any file."""
-    for path in sorted(folder.glob("result*")):
+def refuse_links(plain: Path) -> None:
+    """Raise InputError if a result beside `plain` is a symbolic link: who made the folder could aim it at any file."""
+    for path in sorted(plain.parent.glob(glob.escape(plain.stem) + "*")):
         if path.is_symlink():
             raise InputError(f"{path} is a symbolic link; remove it, or name the result's file with --output")
 
 
-def choose_file(folder: Path, result: Mapping[str, Any], trained_data: Any) -> Path:
-    """Return the file in `folder` for a result, so that another evaluation's result is kept.
+def choose_file(plain: Path, result: Mapping[str, Any], trained_data: Any) -> Path:
+    """Return the file for a result, so that another evaluation's result is kept.
 
     Args:
-        folder: the run or checkpoint.
+        plain: the file of the plain evaluation, RUN/result.json or FILE.result.json. Others stand beside it.
         result: the record, complete except for the times.
         trained_data: where known, the hashes of the lists that the weights were trained and tested with, by
             "NAME/query" and "NAME/gallery".
 
     A result.json of other weights or of other contents of the same test is renamed to result-earlier-HASH.json.
     """
-    words, plain = _words(result, trained_data), folder / PLAIN
-    before = _read(plain)
+    words, before = _words(result, trained_data), _read(plain)
     if not words and before and _is_other_test(before, result):
         words = _names(result)
     if words:
-        return folder / f"result-{'-'.join(words)}-{_hash(_subject(result))}.json"
+        return plain.with_name(f"{plain.stem}-{'-'.join(words)}-{_hash(_subject(result))}.json")
     if plain.exists() and (before is None or before != _subject(result)):
         name = _hash(before) if before else hashlib.sha256(read_bounded(plain, MOST_BYTES)).hexdigest()[:8]
-        os.replace(plain, folder / f"result-earlier-{name}.json")
+        os.replace(plain, plain.with_name(f"{plain.stem}-earlier-{name}.json"))
     return plain
 
 
@@ -58,7 +59,7 @@ def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
         for name, row in result["targets"].items()
     }
     subject = {name: result[name] for name in ("weights_sha256", "protocol", "rerank", "flip", "expand")}
-    subject |= _features(result)
+    subject |= _features(result) | ({"onnx_sha256": result["onnx_sha256"]} if "onnx_sha256" in result else {})
     subject |= {"tests": hashes, "precision": config["train"]["precision"], "lights": lights, "data": _where(result)}
     return json.loads(json.dumps(subject | {"degradation": config["degradation"] if lights else None}))
 
@@ -83,6 +84,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
     """Return how a result differs from the plain one: names of data sets and options."""
     trained = _mapping(result["trained_with"])
+    if "onnx_sha256" in result:  # The file has one kind of features, which are its plain ones.
+        trained = {"eval.feature": result["feature"], "eval.flip": result["flip"]}
     listed = {
         f"{name}/{split}": row[f"{split}_list_sha256"]
         for name, row in result["targets"].items()

@@ -1,0 +1,81 @@
+"""How a run learns, with labels (build.py) or by DINO without (pretraining/build.py): the functions that differ."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from . import build
+from .description import Description
+from .errors import say
+from .inputs import Records, Statistic
+from .metrics_log import logged_accuracy
+from .options import Options
+from .pretraining import build as pretraining
+from .processes import is_first
+from .state import TrainState
+from .step import Teacher
+
+Scores = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The functions of a run that depend on how it learns, in the order of their calls.
+
+    Attributes:
+        check: check(options) raises InputError if the model cannot learn so.
+        make_description: of options, records, mean, std and the teacher's variables.
+        make_state: of options and description, the state before the first step.
+        start_from: of a new state and a checkpoint's variables, the state that has them.
+        make_step: of options, description, teacher, degradation and the number of all steps.
+        conclude: of options, description, work directory and the last evaluation's scores, what a run returns.
+    """
+
+    check: Callable[[Options], object]
+    make_description: Callable[[Options, Records, Statistic, Statistic, dict | None], Description]
+    make_state: Callable[[Options, Description], TrainState]
+    start_from: Callable[[TrainState, dict], TrainState]
+    make_step: Callable[[Options, Description, Teacher | None, dict, int], Callable]
+    conclude: Callable[[Options, Description, Path, Scores], Scores]
+
+
+def choose_method(options: Options) -> Method:
+    """Return the Method that dino.enabled chooses."""
+    if options.dino.enabled:
+        return Method(
+            check=pretraining.networks,
+            make_description=lambda options, records, mean, std, _: pretraining.make_description(
+                options, records, mean, std
+            ),
+            make_state=pretraining.make_state,
+            start_from=pretraining.start_from,
+            make_step=lambda options, description, _, degradation, steps: pretraining.make_step(
+                options, description, degradation, steps
+            ),
+            conclude=lambda _, __, workdir, scores: pretraining.conclude(workdir) | scores,
+        )
+    return Method(
+        check=lambda _: None,
+        make_description=build.make_description,
+        make_state=build.make_state,
+        start_from=build.start_from,
+        make_step=build.make_step,
+        conclude=lambda options, description, workdir, scores: (
+            scores or training_accuracy(workdir, options.train.epochs, description.classes)
+        ),
+    )
+
+
+def training_accuracy(workdir: Path, epochs: int, classes: int) -> Scores:
+    """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""
+    accuracy, chance = logged_accuracy(workdir, epochs), 1 / classes
+    if accuracy is None:
+        return {}
+    if accuracy < min(2 * chance, (1 + chance) / 2) and is_first():
+        say(
+            f"warning: the training accuracy is {accuracy:.1%}, near chance ({chance:.1%} for {classes} identities): "
+            "this model has learned little; train it longer, with another optim.lr or from a backbone "
+            "(init.checkpoint)",
+            error=True,
+        )
+    return {"training_accuracy": accuracy}

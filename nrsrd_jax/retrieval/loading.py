@@ -1,0 +1,56 @@
+"""The weights of an evaluation: a checkpoint, or an ONNX file of `nrsrd export`."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from ..options import Options
+from .embedding import Embedder
+
+if TYPE_CHECKING:
+    from ..export.runtime import OnnxEmbedder
+
+
+def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]:
+    """Load a checkpoint for an evaluation.
+
+    Returns:
+        The Embedder; the options with the image size of its model; its fingerprint, "" if no features are cached.
+    """
+    chosen = options.eval
+    embedder = Embedder.load(
+        path,
+        batch_size=chosen.batch_size,
+        precision=options.train.precision,
+        flip=chosen.flip,
+        feature=chosen.feature,
+    )
+    fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
+    return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
+
+
+def load_file(path: Path, options: Options, overrides: Mapping[str, Any]) -> tuple["OnnxEmbedder", Options, str]:
+    """Load an ONNX file for an evaluation.
+
+    Returns:
+        As `load_embedder`, with the features of the file in the options.
+
+    Raises:
+        InputError: the file cannot be used, or `overrides`, which the user chose, differ from what it has.
+    """
+    from ..export.runtime import OnnxEmbedder  # needs packages that only this takes
+
+    embedder = OnnxEmbedder(path, options.eval.batch_size)
+    feature, flip = (embedder.identity()[name] for name in ("feature", "flip"))
+    size = embedder.description.image_size
+    for name, own in {"eval.feature": feature, "eval.flip": flip, "image_size": size}.items():
+        if overrides.get(name, own) != own:
+            raise InputError(
+                f"--config.{name} is {overrides[name]}, but {path} was exported with {own}: leave it out, or export "
+                "the model again"
+            )
+    chosen = dataclasses.replace(options.eval, feature=feature, flip=flip)
+    options = dataclasses.replace(options, image_size=size, eval=chosen)
+    return embedder, options, embedder.fingerprint() if options.data.cache != "none" else ""
