@@ -21,7 +21,7 @@ from people import small_config, write_images, write_night
 from nrsrd_jax import checkpoint
 from nrsrd_jax.description import Description
 from nrsrd_jax.metrics_log import read_metrics
-from nrsrd_jax.models import MODELS, find_spec
+from nrsrd_jax.models import find_spec
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run, full_table
@@ -45,8 +45,7 @@ def trained(backbone: str, variant: str, **options) -> tuple[dict, Description, 
 @functools.cache
 def trained_vit() -> tuple[dict, Description, dict]:
     """Train one ViT with all that the diffs add to ViTs and losses, because compiling a step takes seconds."""
-    MODELS["vit_mini"] = dataclasses.replace(MODELS["vit_mini"], two_parts=True, camera_embedding=True)
-    return trained("vit_mini", "nra", model__depth=1, loss__center_real=0.1, norm_ratio__form="mean")
+    return trained("vit_mini", "nra", model__depth=1, loss__compact_real=0.1, norm_ratio__form="mean")
 
 
 def embedded(description: Description, variables: dict, **options) -> np.ndarray:
@@ -61,8 +60,8 @@ def embedded(description: Description, variables: dict, **options) -> np.ndarray
 
 def loss() -> None:
     logged, *_ = trained_vit()
-    assert logged["center_real"] > 0
-    weighted = 0.5 * (logged["id_real"] + logged["triplet_real"]) + 0.1 * logged["center_real"]
+    assert logged["compact_real"] > 0
+    weighted = 0.5 * (logged["id_real"] + logged["triplet_real"]) + 0.1 * logged["compact_real"]
     np.testing.assert_allclose(logged["loss"], weighted, rtol=1e-5)
 
 
@@ -105,27 +104,6 @@ def size() -> None:
     assert find_spec("vit_mini").depth == 6
 
 
-def parts() -> None:
-    assert find_spec("vit_small_parts") == find_spec("vit_small")  # Either starts from the other's weights.
-    assert find_spec("vit_small_parts", depth=1).two_parts
-    _, _, variables = trained_vit()
-    assert {"bottleneck", "classifier", "bottleneck_1", "classifier_1"} <= variables["params"].keys()
-
-
-def cameras() -> None:
-    assert find_spec("vit_tiny_cameras") == find_spec("vit_tiny")
-    assert find_spec("vit_tiny_cameras", depth=1).camera_embedding
-    _, description, variables = trained_vit()
-    first, second, unknown = (embedded(description, variables, cameras=np.full(4, c)) for c in (1, 2, 77))
-    assert not np.allclose(first, second)
-    np.testing.assert_array_equal(unknown, embedded(description, variables))
-    own = variables["params"]["base"]
-    plain = {name: value for name, value in own.items() if name != "camera_embed"}
-    size = description.image_size
-    assert description.spec.start_from(own, plain, size, size)[0]["camera_embed"] is own["camera_embed"]
-    assert description.spec.start_from(plain, own, size, size)[0].keys() == plain.keys()
-
-
 CHECKS = {
     "A loss": loss,
     "An attention penalty": penalty,
@@ -133,8 +111,6 @@ CHECKS = {
     "A backbone": backbone,
     "A number of the evaluation": number,
     "A ViT of another size": size,
-    "A head of two parts": parts,
-    "A camera embedding": cameras,
 }
 
 

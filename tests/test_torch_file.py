@@ -330,14 +330,14 @@ def described(shape, begin=0, size=0, kind="F32"):
 def test_a_file_of_thousands_of_vits_is_refused_in_one_line_and_a_second_or_two(tmp_path, name):
     path = safetensors(tmp_path / "a.safetensors", {name.format(i): described([0]) for i in range(20_000)})
     begin = time.monotonic()
-    with pytest.raises(InputError, match=r"it holds 20000 ViTs: .*, …; no more than 64 are read") as caught:
+    with pytest.raises(InputError, match=r"it holds 20000 networks: .*, …; no more than 64 are read") as caught:
         from_torch.convert(path)
     assert time.monotonic() - begin < 10
     assert len(str(caught.value)) < 300
 
 
 def test_vits_are_counted_over_all_parts_of_a_file(tmp_path):
-    for count, said in ((64, "choose one with --key"), (65, "it holds 65 ViTs: 0, 1, 2, 3, …; no more than 64")):
+    for count, said in ((64, "choose one with --key"), (65, "it holds 65 networks: 0, 1, 2, 3, …; no more than 64")):
         parts = b"".join(item(str(i), b"}" + item("cls_token")) for i in range(count))
         with pytest.raises(InputError, match=said):
             from_torch.convert(archive(tmp_path / "a.pth", b"\x80\x02}" + parts + b".", FOUR))
@@ -361,7 +361,7 @@ def test_a_huge_name_is_refused_at_once(tmp_path, where):
 
 
 def test_many_tensors_that_are_only_kept_take_no_quadratic_time(tmp_path):
-    header = {f"b2.{i}": described([1], i, 1, "U8") for i in range(60_000)}
+    header = {f"x{i}.num_batches_tracked": described([1], i, 1, "U8") for i in range(60_000)}
     header["base.cls_token"] = described([1, 1, 192], 60_000, 768)
     header["base.pos_embed"] = described([1, 2, 192], 60_768, 1536)
     begin = time.monotonic()

@@ -137,7 +137,7 @@ def test_a_whole_model_inside_another_keeps_its_neck_and_classifier(tmp_path, wh
 ])  # fmt: skip
 def test_of_several_models_one_is_chosen_by_key(tmp_path, bare, form, keys):
     save(tmp_path / "in.pth", form(bare, zeros(bare)))
-    with pytest.raises(InputError, match="2 ViTs") as caught:
+    with pytest.raises(InputError, match="2 networks") as caught:
         from_torch.convert(tmp_path / "in.pth")
     assert all(f"{key} ({len(bare)} tensors)" in str(caught.value) for key in keys)
     assert "choose one with --key" in str(caught.value)
@@ -145,7 +145,7 @@ def test_of_several_models_one_is_chosen_by_key(tmp_path, bare, form, keys):
         _, variables, _, report = from_torch.convert(tmp_path / "in.pth", key=key)
         assert not report.faults
         assert bool(variables["params"]["base"]["pos_embed"].any()) is not empty
-    with pytest.raises(InputError, match="--key nothing names no ViT in it; there are: "):
+    with pytest.raises(InputError, match="--key nothing names no network in it; there are: "):
         from_torch.convert(tmp_path / "in.pth", key="nothing")
 
 
@@ -345,7 +345,6 @@ def test_personvit_is_read_before_and_after_training_on_people(tmp_path, bare, w
     (["layers.0.blocks.0.attn.relative_position_bias_table"], "a Swin Transformer"),
     (["visual.class_embedding", "visual.conv1.weight"], "a ViT of CLIP"),
     (["class_token", "conv_proj.weight"], "a ViT with torchvision's names"),
-    (["conv1.weight", "layer1.0.conv1.weight"], "a ResNet"),
     (["pos_embed", "blocks.0.attn.qkv.weight"], "a ViT without a class token"),
 ])  # fmt: skip
 def test_another_model_is_named_in_one_line(tmp_path, names, what):
@@ -353,6 +352,12 @@ def test_another_model_is_named_in_one_line(tmp_path, names, what):
     with pytest.raises(InputError, match=f"it holds {what}") as caught:
         from_torch.convert(tmp_path / "in.pth")
     assert "only a ViT with a class token is read" in str(caught.value)
+
+
+def test_a_resnet_of_other_stages_is_named(tmp_path):
+    save(tmp_path / "in.pth", {name: np.ones(3, np.float32) for name in ("conv1.weight", "layer1.0.conv1.weight")})
+    with pytest.raises(InputError, match="a ResNet with other stages or heads than bot_resnet50"):
+        from_torch.convert(tmp_path / "in.pth")
 
 
 BESIDE = {
