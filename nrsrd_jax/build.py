@@ -50,7 +50,7 @@ def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, di
         return None
     description, variables = checkpoint.load(options.init.checkpoint, mesh)
     spec = find_spec(**architecture(options.model))
-    if spec != description.spec:
+    if not spec.can_start_from(description.spec):
         raise InputError(
             f"init.checkpoint {options.init.checkpoint} is a {description.backbone} of {description.depth} blocks, the "
             f"model a {options.model.backbone} of {spec.depth}: set model.backbone and model.depth to match"
@@ -95,6 +95,7 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
 def make_description(
     options: Options, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
 ) -> Description:
+    _check_model(options, mean, std)
     identities = records.train.identities.tolist()
     ratio = NormRatio(**dataclasses.asdict(options.norm_ratio))
     return Description(
@@ -115,6 +116,18 @@ def make_description(
             "teacher": checkpoint.weights_hash(teacher_variables) if teacher_variables else None,
         },
     )
+
+
+def _check_model(options: Options, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Raise InputError if a loss is another model's, or the model does not take normalised images."""
+    name, spec = options.model.backbone, find_spec(**architecture(options.model))
+    for term in TERMS:
+        if TERMS[term].own and term not in spec.losses and getattr(options.loss, term):
+            raise InputError(f"loss.{term} is a loss of idf_resnet50, and model.backbone is {name}; set it to 0")
+    if spec.raw_pixels and (mean, std) != ((0, 0, 0), (1, 1, 1)):
+        raise InputError(f"{name} takes pixels in 0..1 as they are: set data.mean=0,0,0 and data.std=1,1,1")
+    if spec.raw_pixels and options.augment.erasing and not options.augment.erasing_fill:
+        raise InputError(f"{name} takes pixels in 0..1, and erased ones are noise: set augment.erasing_fill=0,0,0")
 
 
 def training_model(options: Options, description: Description):

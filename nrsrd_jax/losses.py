@@ -335,6 +335,34 @@ def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str =
     return jnp.where(same.all(axis=1), 0.0, loss).mean()
 
 
+def agreement_loss(logits: Sequence[jax.Array]) -> jax.Array:
+    """Compute how far the class probabilities of parts are from those of the last one, averaged over the batch.
+
+    loss = Σ_i KL(p ‖ q_i), where p = softmax(the last logits) and q_i = softmax(those of part i)
+
+    The last logits receive no gradient.
+
+    Args:
+        logits: of each part, [B, C].
+
+    Returns:
+        A scalar in nats, at least 0.
+
+    Source:
+        Lu et al. 2023, "Illumination Distillation Framework", and its official code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import agreement_loss
+        >>> uniform, sure = jnp.zeros((1, 2)), jnp.array([[0.0, 20.0]])
+        >>> print(f"{agreement_loss([uniform, uniform, sure]):.4f}")  # 2 · log 2
+        1.3863
+    """
+    *others, last = (jax.nn.log_softmax(at_least_float32(each)) for each in logits)
+    last = jax.lax.stop_gradient(last)
+    return sum((_kl_divergence(last, other).mean() for other in others), start=jnp.zeros(()))
+
+
 def _id_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, **options) -> jax.Array:
     return id_loss(part["logits"][domain], labels, **options)
 
@@ -365,6 +393,18 @@ def _relation_term(part: Part, labels: jax.Array, domain: str, taught: Part | No
     return relation_loss(part["features"], taught["features"])
 
 
+def _agree_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
+    return agreement_loss([part["logits"][domain] for part in parts])
+
+
+def _enhance_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
+    return parts[0]["losses"]["enhance"]
+
+
+def _decode_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
+    return parts[0]["losses"]["decode"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Term:
     """One term of the objective (paper, eq. 10).
@@ -375,12 +415,15 @@ class Term:
         domain: "real" or "aux": the images that it is computed on.
         options: the names of the `loss` options that `compute` takes.
         taught: whether it needs a teacher. Only the first part is distilled: a teacher has one classifier.
+        own: whether only models have it that name it (`models.spec.Spec.losses`). `compute` then takes all parts at
+            once, without weights.
     """
 
     compute: Callable[..., jax.Array]
     domain: str
     options: tuple[str, ...] = ()
     taught: bool = False
+    own: bool = False
 
 
 DISTILLATION = ("alpha", "beta", "temperature", "nckd_weight")
@@ -396,6 +439,9 @@ TERMS = {
     "spread_syn": Term(_spread_term, "aux"),
     "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
     "relation": Term(_relation_term, "aux", taught=True),
+    "enhance": Term(_enhance_term, "real", own=True),
+    "decode": Term(_decode_term, "real", own=True),
+    "agree": Term(_agree_term, "real", own=True),
 }
 
 
@@ -438,13 +484,17 @@ def compute_terms(
     def of_domain(part: Part, domain: str) -> Part:
         rows = slice(domains.index(domain), None, len(domains))
         own = {"features": part["features"][rows], "logits": {domain: part["logits"][domain][rows]}}
-        return own | {name: part[name] for name in ("centers",) if name in part}
+        return own | {name: part[name] for name in ("centers", "losses") if name in part}
 
     terms = {}
     for name, term in TERMS.items():
         if name not in wanted or term.domain not in domains or (term.taught and taught is None):
             continue
         chosen = {option: options[option] for option in term.options if option in options}
+        if term.own:
+            own = [of_domain(part, term.domain) for part in parts]
+            terms[name] = term.compute(own, labels[term.domain], term.domain, taught, **chosen)
+            continue
         values = []
         for part in parts[:1] if term.taught else parts:
             own = of_domain(part, term.domain)

@@ -189,6 +189,13 @@ class Loss:
     relation: float = option(
         0.0, "The weight of the relation loss: the student's features are as far apart as the teacher's.", low=0
     )
+    enhance: float = option(
+        0.0, "The weight of IDF's loss of the enhanced images: even curves, exposure, contrast and colour.", low=0
+    )
+    decode: float = option(0.0, "The weight of IDF's loss of the features decoded from the fused one.", low=0)
+    agree: float = option(
+        0.0, "The weight of IDF's agreement loss: the other parts predict the identities as the fused one does.", low=0
+    )
     label_smoothing: float = option(0.0, "The label smoothing ε of the identity losses.", low=0, below=1)
     margin: float | None = option(None, "The margin of the triplet losses; without a value the soft margin.")
     normalize: bool = option(False, "Scale features to length 1 for the triplet losses.")

@@ -15,7 +15,7 @@ from nrsrd_jax.data import images, labels
 from nrsrd_jax.description import Description
 from nrsrd_jax.export import metadata, onnx_file, parity, runtime
 from nrsrd_jax.lowlight import degradation
-from nrsrd_jax.models import attention, position, spec
+from nrsrd_jax.models import attention, enhance, position, spec
 from nrsrd_jax.retrieval import (
     calibration,
     clustering,
@@ -38,6 +38,7 @@ PUBLIC = (
     losses.dkd_loss,
     losses.relation_loss,
     losses.spread_loss,
+    losses.agreement_loss,
     losses.compute_terms,
     losses.total_loss,
     augment.brighten,
@@ -63,6 +64,7 @@ PUBLIC = (
     spec.Spec.start_from,
     spec.Spec.torch_name,
     position.resize_position_embedding,
+    enhance.enhancement_loss,
     ranking.rank_metrics,
     ranking.rank_features,
     ranking.squared_distances,

@@ -188,6 +188,7 @@ def test_a_plain_vit_starts_transreid_and_transreid_a_plain_vit(converted):
         base["local_block"]["mlp"]["fc1"]["kernel"], given["blocks_2"]["mlp"]["fc1"]["kernel"]
     )
     assert notes[0] == "position embedding resized from 14×14 to 7×3"
+    assert len({id(leaf) for leaf in jax.tree.leaves(base)}) == len(jax.tree.leaves(base))  # the step donates each once
     back, _ = plain.start_from(given, variables["params"]["base"], SIZE, SIZE, whole)
     assert back.keys() == given.keys()
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import InputError
+from .idf import IDFSpec
 from .reid import ReID
 from .resnet import ResNetSpec
 from .spec import Spec
@@ -28,6 +29,8 @@ MODELS: dict[str, Spec] = {
     "ide_resnet50": ResNetSpec(method="ide", stem_relu=True, last_stride=2),
     "ide_resnet50_stride1": ResNetSpec(method="ide", stem_relu=True),
     "pcb_resnet50": ResNetSpec(method="pcb", stem_relu=True, reduced=256),
+    "idf_resnet50": IDFSpec(),
+    "idf_resnet50_over255": IDFSpec(over255=True),
 }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from .normalization import BatchNorm
 
@@ -17,7 +18,7 @@ class Head:
         frozen_bias: whether the neck's bias stays 0.
         classifier_bias: whether the classifiers have a bias.
         dropout: the rate of a dropout before the classifiers, in 0..1.
-        tested: what retrieval ranks by: "embedding" of the backbone, or the first part's "neck".
+        tested: what retrieval ranks by: "embedding" of the backbone, or the "neck" of each part, one after the other.
         centers: whether the model has a centre for each identity of the domain "real", for the centre loss.
     """
 
@@ -36,7 +37,8 @@ class ReID(nn.Module):
         embedding: [B, D] float32, what retrieval ranks by.
         parts: a list with one dict per part of the model: `features` [B, D] float32 before the neck, for the triplet
             loss; `neck` [B, D] after the BNNeck; `logits`, {domain: [B, C]} for each domain with a classifier;
-            `weight`, a float that scales the part's losses; and perhaps `centers` [C, D], for the centre loss.
+            `weight`, a float that scales the part's losses. The first part may have `centers` [C, D], for the centre
+            loss, and in training `losses`, {name: scalar}, the backbone's own.
         diagnostics: {name: scalar} to log; over the images of the first domain.
         maps: with `maps=True`, the backbone's attention maps (see its module).
 
@@ -98,5 +100,7 @@ class ReID(nn.Module):
             shape = self.classes, parts[0]["features"].shape[-1]
             parts[0]["centers"] = self.param("centers", nn.initializers.normal(1.0), shape)
         if head.tested == "neck":
-            out["embedding"] = parts[0]["neck"]
+            out["embedding"] = jnp.concatenate([part["neck"] for part in parts], axis=1)
+        if "losses" in out:
+            parts[0]["losses"] = out.pop("losses")
         return out | {"parts": parts}

@@ -159,7 +159,7 @@ class ResNet(nn.Module):
 
 
 NAMES = (  # of our variables, and of the official codes'
-    (r"base\.(layer\d|NL_\d)_(\d+)", r"base.\1.\2"),
+    (r"\b(layer\d|NL_\d)_(\d+)", r"\1.\2"),
     (r"\b(downsample|W)_(\d)", r"\1.\2"),
 )
 # What the official codes call the tensors of their heads, by method.

@@ -7,6 +7,7 @@ A backbone is a Flax module. Called with images [B, h, w, 3] and the keywords `c
    "parts": [[B, D_i] float32, …],       the features that get a neck and classifiers, at least one
    "weights": [float, …],                the weight of each part's losses; if it is missing, 1 for every part
    "diagnostics": {name: scalar},        values to log while training
+   "losses": {name: scalar},             in training, losses of its own, over the images of the first domain (`losses`)
    "maps": {…}}                          with `maps=True`, attention maps and other arrays to look at
 
 A new backbone is a file with its module and its Spec, and a line in `models/__init__.py`.
@@ -28,7 +29,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 class Spec:
     """The facts about a backbone that the rest of the program asks for.
 
-    Two specs are equal if and only if a checkpoint of one can initialise the other.
+    Two specs are equal if and only if a checkpoint of each can initialise the other.
 
     Attributes:
         width: D of the features.
@@ -66,6 +67,16 @@ class Spec:
     @property
     def needs_cameras(self) -> bool:
         """Return whether the embedding of an image depends on its camera."""
+        return False
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Return the terms of the objective that only such a model has (`losses.Term.own`)."""
+        return ()
+
+    @property
+    def raw_pixels(self) -> bool:
+        """Return whether the model takes pixels in 0..1 without normalisation."""
         return False
 
     def module(
@@ -111,16 +122,20 @@ class Spec:
                 f"image_size is {tuple(image_size)}; it takes height and width, multiples of {self.stride} pixels"
             )
 
+    def can_start_from(self, other: "Spec") -> bool:
+        """Return whether a checkpoint of another spec can initialise this model."""
+        return self == other
+
     def start_from(
         self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int], other: "Spec"
     ) -> tuple[dict, list[str]]:
-        """Convert the backbone's parameters in a checkpoint of an equal spec to those that this model starts from.
+        """Convert the backbone's parameters in a checkpoint of a fitting spec to those that this model starts from.
 
         Args:
             own: this model's freshly initialised backbone parameters, which supply what `given` lacks.
             given: the checkpoint's backbone parameters.
             image_size, given_size: the image sizes of both, (height, width) in pixels.
-            other: the checkpoint's spec, equal to this one.
+            other: the checkpoint's spec, which `can_start_from` accepts.
 
         Returns:
             The parameters, and notes for the user on what was changed.

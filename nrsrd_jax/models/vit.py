@@ -399,7 +399,8 @@ class ViTSpec(Spec):
             base["sie_embed"] = own["sie_embed"]
             notes.append("the cameras' vectors are new")
         if "local_block" in own and "local_block" not in base:
-            base |= {"local_block": base[self._last], "local_norm": base["norm"]}
+            # Copied, because the training step donates each array, which works only once.
+            base |= jax.tree.map(jnp.copy, {"local_block": base[self._last], "local_norm": base["norm"]})
             notes.append("the local branch starts as a copy of the last block")
         if "norm_ratio" in own[self._last]["attn"] and "norm_ratio" not in base[self._last]["attn"]:
             notes.append("λ of NRA is new")

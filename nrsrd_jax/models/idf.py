@@ -1,0 +1,158 @@
+"""IDF in its released form: a ResNet-50 sees the image, another one the enhanced image, and a third feature is fused.
+
+Source: Lu et al. 2023, "Illumination Distillation Framework for Nighttime Person Re-Identification", and its official
+code, https://github.com/Alexadlu/IDF.
+
+B batch, h×w pixels, D width of a ResNet's features
+"""
+
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from .convolution import uniform_fan_in
+from .enhance import EnhanceNet, enhancement_loss
+from .reid import Head
+from .resnet import FAN_OUT, ResNet, ResNetSpec
+
+# The parts in order: of the enhanced image, of the image itself, and fused.
+PARTS = "evf"
+# The official rate of the enhancement network is 1e-4, where that of the ResNets is 0.005.
+ENHANCE_FACTOR = 0.02
+
+
+class Fusion(nn.Module):
+    """Fuse features [B, 2·D] to [B, D], the bottleneck of an autoencoder. Returns them and the input as decoded."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def linear(x: jax.Array, width: int, name: str) -> jax.Array:
+            init = uniform_fan_in(x.shape[-1])
+            return nn.Dense(width, kernel_init=init, bias_init=init, name=name)(x)
+
+        fused = nn.relu(linear(jnp.tanh(linear(x, self.width, "fuse_in_0")), self.width, "fuse_in_2"))
+        decoded = linear(nn.relu(linear(fused, self.width, "fuse_out_0")), x.shape[-1], "fuse_out_2")
+        return fused, decoded
+
+
+class IDF(nn.Module):
+    """Embed images [B, h, w, 3], pixels in 0..1: a backbone as `spec` describes it, with losses of its own."""
+
+    about: "IDFSpec"
+    remat: bool = False
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        cameras: jax.Array | None = None,
+        train: bool = False,
+        maps: bool = False,
+        domains: int = 1,
+    ) -> dict:
+        del cameras, maps
+        if self.about.over255:
+            images = images / 255
+        enhanced, curves = EnhanceNet(self.dtype, name="E_Net")(images)
+
+        def features(images: jax.Array, name: str) -> jax.Array:
+            return ResNet(self.about, self.remat, self.dtype, name=name)(images, train=train, domains=domains)[
+                "embedding"
+            ]
+
+        both = jnp.concatenate([features(images + enhanced, "model_e"), features(images, "model_v")], axis=1)
+        fused, decoded = Fusion(self.about.width, name="bfm")(both)
+        parts = [
+            nn.Dense(self.about.reduced, kernel_init=FAN_OUT, name=f"reduce_{name}")(x)
+            for name, x in zip(PARTS, (*jnp.split(both, 2, axis=1), fused), strict=True)
+        ]
+        out = {"embedding": jnp.concatenate(parts, axis=1), "parts": parts, "diagnostics": {}}
+        if train:
+            first = slice(None, None, domains)
+            out["losses"] = {
+                "enhance": enhancement_loss(enhanced[first], images[first], curves[first]),
+                "decode": jnp.square(decoded - both)[first].mean(),
+            }
+        return out
+
+
+# Of our variables, as `ResNetSpec` names them, and of the official code's. Classifiers are numbered by their part.
+NAMES = (
+    (r"^base\.reduce_(\w)", r"classifier_\1.add_block.0"),
+    (r"^base\.bfm\.(fuse_\w+)_(\d)", r"base.bfm.\1.\2"),
+    (r"^base\.", ""),
+    (r"^bottleneck\.", "classifier_e.add_block.1."),
+    (r"^bottleneck_1\.", "classifier_v.add_block.1."),
+    (r"^bottleneck_2\.", "classifier_f.add_block.1."),
+    (r"^classifier\.", "classifier_e.classifier.0."),
+    (r"^classifier_1\.", "classifier_v.classifier.0."),
+    (r"^classifier_2\.", "classifier_f.classifier.0."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class IDFSpec(ResNetSpec):
+    """IDF on two ResNets, each as these fields describe it.
+
+    The model takes pixels in 0..1 as they are (data.mean=0,0,0 and data.std=1,1,1), because the curves of its
+    enhancement network are made for them.
+
+    Attributes:
+        over255: whether the model divides pixels by 255 once more. The official loader does: its pixels are in
+            0..1/255, where the exposure that the enhancement loss asks for is out of reach.
+    """
+
+    stem_relu: bool = dataclasses.field(default=True, compare=False)
+    last_stride: int = dataclasses.field(default=2, compare=False)
+    over255: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def embedding_width(self) -> int:
+        return len(PARTS) * self.reduced
+
+    @property
+    def head(self) -> Head:
+        return Head(frozen_bias=False, classifier_bias=True, dropout=self.dropout, tested="neck")
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        return "enhance", "decode", "agree"
+
+    @property
+    def raw_pixels(self) -> bool:
+        return True
+
+    def module(self, *, dtype=None, norm_ratio=None, drop_path=0.0, remat=False, cameras=0) -> IDF:
+        resnet = super().module(dtype=dtype, norm_ratio=norm_ratio, drop_path=drop_path, remat=remat, cameras=cameras)
+        return IDF(self, resnet.remat, resnet.dtype)
+
+    def can_start_from(self, other) -> bool:
+        """Return whether `other` is such a model, or a ResNet as each of the two."""
+        shape = self.channels, self.blocks, self.ibn
+        return isinstance(other, ResNetSpec) and shape == (other.channels, other.blocks, other.ibn)
+
+    def start_from(self, own, given, image_size, given_size, other) -> tuple[dict, list[str]]:
+        if not isinstance(other, IDFSpec):
+            # Its head, if it has one there, is not taken.
+            branch = {name: given[name] for name in own["model_v"]}
+            # Copied, because the training step donates each array, which works only once.
+            given = {"model_v": branch, "model_e": jax.tree.map(jnp.copy, branch)}
+        return super().start_from(own, given, image_size, given_size, other)
+
+    def rate_factor(self, path: tuple[str, ...], head_factor: float) -> float:
+        if path[:2] == ("base", "E_Net"):
+            return ENHANCE_FACTOR
+        return 1.0 if path[0] == "base" and path[1].startswith("model_") else head_factor
+
+    def torch_name(self, path: tuple[str, ...]) -> str:
+        name = super().torch_name(path)
+        for ours, theirs in NAMES:
+            name = re.sub(ours, theirs, name)
+        return name
