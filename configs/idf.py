@@ -12,8 +12,8 @@ of IDF on a ViT. Two things differ here: a batch shows 32 different people, wher
 random; and test images are resized bilinearly (data.train_filter), where it resizes them bicubically.
 """
 
-from nrsrd_jax import config
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.recipes import RECIPES
 
 BACKBONES = {"unit": "idf_resnet50", "over255": "idf_resnet50_over255"}
 
@@ -21,17 +21,7 @@ BACKBONES = {"unit": "idf_resnet50", "over255": "idf_resnet50_over255"}
 def get_config(variant: str = "unit"):
     if variant not in BACKBONES:
         raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(BACKBONES)}")
-    c = config.get_config("baseline")
+    c = RECIPES["idf"].config()
     c.variant = f"idf_{variant}"
     c.model.backbone = BACKBONES[variant]
-    c.data.mean, c.data.std = "0,0,0", "1,1,1"
-    c.augment.erasing_area, c.augment.erasing_aspect, c.augment.erasing_fill = (0.02, 0.4), "uniform", "0,0,0"
-    c.loss.id_real, c.loss.triplet_real = 1.0, 0.0
-    c.loss.enhance, c.loss.decode, c.loss.agree = 1.0, 0.1, 0.1
-    # The rate of the ResNets. New layers learn ten times as fast, the enhancement network at 0.02 of it.
-    c.optim.lr, c.optim.head_factor, c.optim.bias_factor = 0.005, 10.0, 1.0
-    c.optim.nesterov, c.optim.weight_decay = True, 5e-4
-    c.optim.warmup_epochs, c.optim.milestones = 0, (80,)
-    c.train.batch_size, c.train.instances = 32, 1
-    c.eval.flip = True
     return c

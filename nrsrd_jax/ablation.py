@@ -1,7 +1,9 @@
-"""Train the rows of the paper's table 2 (modules) or 3 (backbones), or rows of your own, with several seeds.
+"""Train the rows of the paper's table 1 (methods), 2 (modules) or 3 (backbones), or your own, with several seeds.
 
   nrsrd ablation --config demo [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
   nrsrd ablation --config night600 --table 3 --config.init.checkpoint=weights/{backbone}
+  nrsrd ablation --config night600 --table 1 --config.init.checkpoint=weights/{backbone}
+  nrsrd ablation --config demo --table 1 --same-start
   nrsrd ablation --config demo --row small=baseline,image_size=64,32 --row slow=nrsrd,optim.lr=1e-4
   nrsrd ablation --config demo --table none --rows rows.txt --jobs 2
 
@@ -9,6 +11,11 @@ Your own row is NAME=VARIANT,KEY=VALUE,…: a variant of the file with options t
 --row can be given several times, --rows names a file with a row per line and # before comments. A comma begins an
 option only where KEY= follows it, so that a value may hold commas (image_size=64,32). Your own rows stand below the
 table's; --table none trains only them.
+
+Table 1 trains each method as its official code does. --same-start takes everything but the method from the config, so
+that rows of one backbone differ by the method alone, and takes the small forms of the ResNets where the config has a
+small ViT. {backbone} is resnet50 for the methods on it; without it they start from random weights, and ViTs from
+init.checkpoint. A row whose weights or data are missing is left out, and the table says why.
 
 A rerun of the same command continues where it stopped, row by row. The numbers are those of the last epoch: the best
 epoch would be chosen on the test data. The difference from a row's baseline is taken seed by seed; the baseline is the
@@ -22,8 +29,9 @@ still trained, and the command ends with status 2.
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +40,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from ml_collections import config_flags
 
+from . import costs
 from .command import config_overrides, define_config, define_preempted_status, run
 from .config import Config, flatten
 from .data.readers import LAYOUTS
@@ -70,19 +79,24 @@ def run_ablation(
     overrides: dict[str, Any],
     preempted_status: int = 143,
     jobs: int = 1,
-) -> Results:
+    same_start: bool = False,
+) -> tuple[Results, dict[str, str]]:
     """Train every row with seeds 0..seeds−1, and write what is known so far after each.
 
-    If `jobs` is above 1, that many are trained at a time, in processes of their own. Raises as `train` and `run_jobs`
-    do; an InputError before anything is trained names the row.
+    If `jobs` is above 1, that many are trained at a time, in processes of their own. Returns the results, and why rows
+    of table 1 were left out. Raises as `train` and `run_jobs` do; an InputError before anything is trained names the row.
     """
     trainings = []
     for seed in range(seeds):
         for row in rows:
             with _naming(row):
-                config = row_config(file, row, seed, overrides)
+                config = row_config(file, row, seed, overrides, same_start)
             trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
     paper = tuple(row for row in rows if row.paper)
+    trainings, missing = _possible(trainings)
+    rows = tuple(row for row in rows if row.name not in missing)
+    if not rows:
+        raise InputError(f"no row can be trained; {next(iter(missing.values()))}")
     # Check all rows first, so that a mistake in the last one does not show after days of training.
     for row, seed, config, folder in trainings:
         with _naming(row):
@@ -107,7 +121,7 @@ def run_ablation(
             known[row.name, seed] = scores
             for name in (row.name for row in rows):
                 results[name] = {s: known[name, s] for s in range(seeds) if known[name, s]}
-            write(workdir, results, rows, paper, tested)
+            write(workdir, results, rows, paper, tested, missing)
 
         if shares:
             named = {each.folder.name: each for each in trainings}
@@ -117,12 +131,28 @@ def run_ablation(
                 lambda name: record(named[name].row, named[name].seed, named[name].logged()),
                 preempted_status,
             )
-            return results
+            return results, missing
         for number, (row, seed, config, folder) in enumerate(trainings, start=1):
             say(f"{number}/{len(trainings)}: {row.name}, seed {seed}, in {folder}")
             # A complete run returns what it logged.
             record(row, seed, train(config, folder, preempted_status=preempted_status))
-    return results
+    return results, missing
+
+
+def _possible(trainings: list[Training]) -> tuple[list[Training], dict[str, str]]:
+    """Return the trainings whose rows can start, and why methods of table 1 cannot."""
+    missing = {}
+    for row, seed, config, folder in trainings:
+        if not seed and _is_method(row):
+            try:
+                check_run(config, folder)
+            except InputError as error:
+                missing[row.name] = str(error)
+    return [each for each in trainings if each.row.name not in missing], missing
+
+
+def _is_method(row: Row) -> bool:
+    return row in TABLES["1"]
 
 
 @contextlib.contextmanager
@@ -190,6 +220,10 @@ def _mean_and_std(values: list[float]) -> tuple[float, float]:
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+UNBUILT = (
+    "Of table 1's other rows, EDA's enhancement and CENet have no readable code, ABD-Net is not built, and IDF's 9.2 / "
+    "17.2 is that of a form on a ViT, whose code is not released. GFLOP is for one image, minutes are of one training."
+)
 NOTE = "In per cent, of the last epoch: mean ± standard deviation over seeds."
 
 
@@ -201,16 +235,40 @@ def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] 
     for row in statistics(results, rows):
         cells = [row["name"], str(row["seeds"]), *(_cell(row[score]) for score in TITLES)]
         cells.append(_cell(row["difference"], "+"))
-        numbers = [f"{value:.1f}" for value in published.get(row["name"], ())]
+        numbers = ["" if value is None else f"{value:.1f}" for value in published.get(row["name"], ())]
         lines.append(cells + (numbers or [""] * len(extra)))
     return lines
 
 
-def markdown(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = (), tested: str = "") -> str:
-    """Return the table as Markdown; `tested` is a remark on the test."""
+def method_cells(rows: Sequence[Row], results: Results, workdir: Path) -> dict[str, list[str]]:
+    """Return what the methods of table 1 are and cost (`costs.TITLES`), by row."""
+    return {
+        row.name: costs.costs(workdir / f"{row.name}-seed{min(results[row.name])}")
+        for row in rows
+        if _is_method(row) and results[row.name]
+    }
+
+
+def markdown(
+    results: Results,
+    rows: tuple[Row, ...],
+    paper: tuple[Row, ...] = (),
+    tested: str = "",
+    about: Mapping[str, list[str]] = MappingProxyType({}),
+    missing: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Return the table as Markdown.
+
+    `tested` is a remark on the test, `about` what `method_cells` returns, and `missing` says why rows were left out.
+    """
     titles, *lines = table_cells(results, rows, paper)
+    if about:
+        titles += costs.TITLES
+        lines = [line + about.get(line[0], [""] * len(costs.TITLES)) for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines))
-    return f"{table}\n\n{_note(tested)}\n"
+    left_out = "".join(f"\nNot trained: {name}, because {reason}\n" for name, reason in missing.items())
+    unknown = f"\n{UNBUILT}\n" if about else ""
+    return f"{table}\n\n{_note(tested)}\n{left_out}{unknown}"
 
 
 def _note(tested: str) -> str:
@@ -242,9 +300,17 @@ def _cell(mean_and_std: tuple[float, float], sign: str = "") -> str:
     return f"{mean:{sign}.1f}" + ("" if math.isnan(std) else f" ± {std:.1f}")
 
 
-def write(workdir: Path, results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...], tested: str = "") -> None:
+def write(
+    workdir: Path,
+    results: Results,
+    rows: tuple[Row, ...],
+    paper: tuple[Row, ...],
+    tested: str = "",
+    missing: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write ablation.md and ablation.tex (means), ablation.csv (every run) and ablation.png in `workdir`."""
-    write_whole(workdir / "ablation.md", markdown(results, rows, paper, tested))
+    about = method_cells(rows, results, workdir)
+    write_whole(workdir / "ablation.md", markdown(results, rows, paper, tested, about, missing))
     write_whole(workdir / "ablation.tex", latex(results, rows, paper))
     runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]
     write_csv(
@@ -276,11 +342,23 @@ def main() -> None:
     if values.jobs > 1:
         # This process only checks and waits: the GPUs' memory is for those that train.
         jax.config.update("jax_platforms", "cpu")
-    endings = {"2": "", "3": "-backbones", "none": "-rows"}
+    endings = {"1": "-methods", "2": "", "3": "-backbones", "none": "-rows"}
     workdir = expanded(values.workdir or f"runs/ablation-{Path(file).stem}{endings[values.table]}")
     status = values.preempted_status
     with Termination(status):
-        results = run_ablation(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs)
+        results, missing = run_ablation(
+            *(
+                file,
+                rows,
+                values.seeds,
+                workdir,
+                config_overrides(),
+                status,
+                values.jobs,
+                bool(values["same-start"].value),
+            )
+        )
+    rows = tuple(row for row in rows if row.name not in missing)
     say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))
     best = max(statistics(results, rows), key=lambda row: row["mAP"][0])
     say(f"best mean mAP: {best['name']} {_cell(best['mAP'])} %; tables, runs and plot are in {workdir}")
@@ -293,8 +371,10 @@ def command() -> None:
     flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
     define_preempted_status()
     flags.DEFINE_enum(
-        "table", "2", list(TABLES), "The paper's table: 2 modules, 3 backbones; none: only your own rows."
+        *("table", "2", list(TABLES)),
+        "The paper's table: 1 methods, 2 modules, 3 backbones; none: only your own rows.",
     )
+    flags.DEFINE_bool("same-start", False, "With --table 1: let only the methods differ, not how they are trained.")
     flags.DEFINE_multi_string("row", [], "Your own row, NAME=VARIANT,KEY=VALUE,…; can be repeated.")
     flags.DEFINE_string("rows", "", "A text file of such rows, one per line.")
     flags.DEFINE_integer("jobs", 1, "How many rows to train at a time, each in a process of its own.", lower_bound=1)

@@ -106,14 +106,14 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
     table = (tmp_path / "w/ablation.md").read_text()
     assert "| baseline | 1 |" in table
     assert "paper" not in table
-    results = run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+    results, _ = run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
     assert trained == [("baseline-seed0", 7), ("nra-seed0", 7), ("baseline-seed0", 7), ("nra-seed0", 7)]
     logged = json.loads((tmp_path / "w/nra-seed0/metrics.jsonl").read_text().splitlines()[-1])
     assert results["nra"][0]["mAP"] == logged["mAP"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     for split, count in (("train", 32), ("query", 4)):  # as if this were Night600
         monkeypatch.setitem(LAYOUTS["night600"].published[""], split, count)
-    assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7}) == results
+    assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})[0] == results
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")

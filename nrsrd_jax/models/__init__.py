@@ -14,6 +14,8 @@ from .vit import ViTSpec
 
 PARTS = ("jpm", "sie")
 AGW = (0, 2, 3, 0)
+# For a CPU.
+TINY = {"channels": 16, "width": 512, "blocks": (1, 1, 2, 1), "reduced": 128}
 MODELS: dict[str, Spec] = {
     "vit_tiny": ViTSpec(width=192, depth=4, choices=("depth", "stride", *PARTS)),
     "vit_tiny_ics": ViTSpec(width=192, depth=4, choices=("depth", *PARTS), stem=True),
@@ -29,6 +31,11 @@ MODELS: dict[str, Spec] = {
     "ide_resnet50": ResNetSpec(method="ide", stem_relu=True, last_stride=2),
     "ide_resnet50_stride1": ResNetSpec(method="ide", stem_relu=True),
     "pcb_resnet50": ResNetSpec(method="pcb", stem_relu=True, reduced=256),
+    "bot_resnet_tiny": ResNetSpec(**TINY),
+    "agw_resnet_tiny": ResNetSpec(method="agw", nonlocal_blocks=(0, 1, 1, 0), **TINY),
+    "ide_resnet_tiny": ResNetSpec(method="ide", stem_relu=True, last_stride=2, **TINY),
+    "pcb_resnet_tiny": ResNetSpec(method="pcb", stem_relu=True, **TINY),
+    "idf_resnet_tiny": IDFSpec(**TINY),
     "idf_resnet50": IDFSpec(),
     "idf_resnet50_over255": IDFSpec(over255=True),
 }

@@ -1,0 +1,56 @@
+"""What a trained model is and costs: backbone, the weights it started from, size, work and training time."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .description import Description
+from .errors import InputError
+from .metrics_log import read_metrics
+from .runs import find_checkpoint
+from .stored import read_description
+
+TITLES = "backbone", "started from", "M parameters", "GFLOP", "minutes"
+
+
+def costs(run: Path) -> list[str]:
+    """Return the cells of a run's row under TITLES.
+
+    They are: the backbone; the first digits of the SHA-256 of the weights that training started from; the parameters of
+    the network without its classifiers, in millions; the floating-point operations of embedding an image, in 1e9; and
+    the minutes from the first to the last line of its log, which counts breaks of an interrupted run.
+    """
+    description = read_description(find_checkpoint(run))
+    times = [row["time"] for row in read_metrics(run)]
+    size = sum(leaf.size for leaf in jax.tree.leaves(description.abstract_variables()["params"]["base"]))
+    operations = f"{work(description) / 1e9:.2f}"
+    minutes = f"{(times[-1] - times[0]) / 60:.1f}" if times else ""
+    return [description.backbone, start_of(description), f"{size / 1e6:.1f}", operations, minutes]
+
+
+def start_of(description: Description) -> str:
+    """Return "random", or the first digits of the SHA-256 of the weights that a training started from."""
+    checkpoint = (description.provenance.get("config") or {}).get("init.checkpoint")
+    if not checkpoint:
+        return "random"
+    try:
+        found = read_description(find_checkpoint(Path(checkpoint)))
+    except InputError:
+        return f"{Path(checkpoint).name} (not there any more)"
+    return str(found.provenance.get("weights_sha256", "?"))[:8]
+
+
+def work(description: Description) -> float:
+    """Return the floating-point operations of embedding one image, as XLA counts them."""
+    model = description.create_model()
+
+    def embed(variables: dict, images: jax.Array, cameras: jax.Array) -> Any:
+        return model.apply(variables, images, cameras=cameras)["embedding"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
+
+    images = jax.ShapeDtypeStruct((1, *description.image_size, 3), jnp.float32)
+    cameras = jax.ShapeDtypeStruct((1,), np.int32)
+    lowered = jax.jit(embed).lower(description.abstract_variables(), images, cameras)
+    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
