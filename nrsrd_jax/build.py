@@ -124,6 +124,8 @@ def _check_model(options: Options, mean: tuple[float, ...], std: tuple[float, ..
     for term in TERMS:
         if TERMS[term].own and term not in spec.losses and getattr(options.loss, term):
             raise InputError(f"loss.{term} is a loss of idf_resnet50, and model.backbone is {name}; set it to 0")
+    if options.loss.center_real and not spec.head.centers:
+        raise InputError(f"loss.center_real is for bot and agw, and model.backbone is {name}; set it to 0")
     if spec.raw_pixels and (mean, std) != ((0, 0, 0), (1, 1, 1)):
         raise InputError(f"{name} takes pixels in 0..1 as they are: set data.mean=0,0,0 and data.std=1,1,1")
     if spec.raw_pixels and options.augment.erasing and not options.augment.erasing_fill:

@@ -316,7 +316,7 @@ def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str =
         >>> features, labels = jnp.array([[0.0], [1.0], [30.0], [31.0]]), jnp.array([0, 0, 1, 1])
         >>> exact, official = (weighted_triplet_loss(features, labels, form=form) for form in ("exact", "official"))
         >>> print(f"{exact:.4f} {official:.4f}")
-        0.0000 1.1301
+        0.0000 1.1240
     """
     if form not in ("exact", "official"):
         raise ValueError(f"form is {form!r}; choose exact or official")
@@ -371,7 +371,9 @@ def _triplet_term(part: Part, labels: jax.Array, domain: str, taught: Part | Non
     return triplet_loss(part["features"], labels, **options)
 
 
-def _weighted_term(part: Part, labels: jax.Array, domain: str, taught: Part | None, weighted_form: str) -> jax.Array:
+def _weighted_term(
+    part: Part, labels: jax.Array, domain: str, taught: Part | None, weighted_form: str = "exact"
+) -> jax.Array:
     return weighted_triplet_loss(part["features"], labels, form=weighted_form)
 
 
@@ -451,7 +453,7 @@ def compute_terms(
     domains: Sequence[str],
     taught: Part | None,
     options: Mapping[str, Any],
-    wanted: Collection[str] = TERMS,
+    wanted: Collection[str],
 ) -> dict[str, jax.Array]:
     """Compute every wanted term that the batch has data for, summed over the model's parts.
 
@@ -463,7 +465,7 @@ def compute_terms(
         domains: the batch's domains, "real" or "aux" or both, in the order of its rows.
         taught: the teacher's first part, of the auxiliary images, or None without a teacher.
         options: options of the terms by name, such as `margin`. A missing option keeps its default.
-        wanted: the names of the terms to compute.
+        wanted: the names of the terms to compute, which the model must have.
 
     Returns:
         {name: scalar}, not weighted by λ. A term is missing if its domain is, or if it needs a teacher and there is
@@ -476,8 +478,10 @@ def compute_terms(
         >>> import jax.numpy as jnp
         >>> from nrsrd_jax.losses import compute_terms
         >>> part = {"features": jnp.zeros((2, 4)), "logits": {"real": jnp.zeros((2, 2))}, "weight": 1.0}
-        >>> terms = compute_terms([part], {"real": jnp.array([0, 1])}, ["real"], None, {})
-        >>> {name: f"{terms[name]:.4f}" for name in ("id_real", "triplet_real")}
+        >>> terms = compute_terms(
+        ...     [part], {"real": jnp.array([0, 1])}, ["real"], None, {}, ("id_real", "triplet_real")
+        ... )
+        >>> {name: f"{value:.4f}" for name, value in terms.items()}
         {'id_real': '0.6931', 'triplet_real': '0.6931'}
     """
 

@@ -216,6 +216,7 @@ IDF_OPTIONS = {"model__backbone": "idf_resnet50", "model__depth": 0, "augment__e
     ("options", "mean", "message"),
     [
         ({"loss__agree": 0.1}, 0.0, r"loss\.agree is a loss of idf_resnet50, and model\.backbone is vit_tiny"),
+        (IDF_OPTIONS | {"loss__center_real": 0.1}, 0.0, r"loss\.center_real is for bot and agw"),
         (IDF_OPTIONS, 0.5, r"set data\.mean=0,0,0 and data\.std=1,1,1"),
         (IDF_OPTIONS | {"augment__erasing_fill": ""}, 0.0, r"erased ones are noise: set augment\.erasing_fill"),
     ],
