@@ -414,7 +414,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("from_torch.py", ["."], "error: .: this is a folder with 0 files of weights"),
     ("from_torch.py", [GOLDEN / "plain_zip.pth"], "it holds no ViT and no ResNet"),
     ("from_torch.py", [GOLDEN / "README.md", "--output", "x"], "README.md: this is not a PyTorch checkpoint"),
-    ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "is (256, 100); it takes"),
+    ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "multiples of 16"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--brighten", "1"], "argument --brighten: 1 is not"),
     ("from_torch.py", ["x" * 300], "File name too long"),

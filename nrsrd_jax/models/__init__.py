@@ -35,7 +35,7 @@ MODELS: dict[str, Spec] = {
     "agw_resnet_tiny": ResNetSpec(method="agw", nonlocal_blocks=(0, 1, 1, 0), **TINY),
     "ide_resnet_tiny": ResNetSpec(method="ide", stem_relu=True, last_stride=2, **TINY),
     "pcb_resnet_tiny": ResNetSpec(method="pcb", stem_relu=True, **TINY),
-    "idf_resnet_tiny": IDFSpec(**TINY),
+    "idf_resnet_tiny": IDFSpec(curve_channels=8, **TINY),
     "idf_resnet50": IDFSpec(),
     "idf_resnet50_over255": IDFSpec(over255=True),
 }

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from .convolution import Conv
 
-CHANNELS = 32
 ITERATIONS = 8
 EXPOSURE = 0.6  # the mean that the exposure loss asks for
 
@@ -25,13 +24,14 @@ class EnhanceNet(nn.Module):
     Returns the enhanced images [B, h, w, 3] and the curves [B, h, w, 24], both float32.
     """
 
+    channels: int = 32
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def conv(index: int, *inputs: jax.Array, features: int = CHANNELS) -> jax.Array:
+        def conv(index: int, *inputs: jax.Array, features: int = 0) -> jax.Array:
             x = jnp.concatenate(inputs, axis=-1)
-            return Conv(features, 3, bias=True, dtype=self.dtype, name=f"e_conv{index}")(x)
+            return Conv(features or self.channels, 3, bias=True, dtype=self.dtype, name=f"e_conv{index}")(x)
 
         x1 = nn.relu(conv(1, images))
         x2 = nn.relu(conv(2, x1))

@@ -60,7 +60,7 @@ class IDF(nn.Module):
         del cameras, maps
         if self.about.over255:
             images = images / 255
-        enhanced, curves = EnhanceNet(self.dtype, name="E_Net")(images)
+        enhanced, curves = EnhanceNet(self.about.curve_channels, self.dtype, name="E_Net")(images)
 
         def features(images: jax.Array, name: str) -> jax.Array:
             return ResNet(self.about, self.remat, self.dtype, name=name)(images, train=train, domains=domains)[
@@ -107,11 +107,13 @@ class IDFSpec(ResNetSpec):
     Attributes:
         over255: whether the model divides pixels by 255 once more. The official loader does: its pixels are in
             0..1/255, where the exposure that the enhancement loss asks for is out of reach.
+        curve_channels: those of the enhancement network.
     """
 
     stem_relu: bool = dataclasses.field(default=True, compare=False)
     last_stride: int = dataclasses.field(default=2, compare=False)
     over255: bool = dataclasses.field(default=False, compare=False)
+    curve_channels: int = 32
 
     @property
     def embedding_width(self) -> int:
