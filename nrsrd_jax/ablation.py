@@ -84,7 +84,8 @@ def run_ablation(
     """Train every row with seeds 0..seeds−1, and write what is known so far after each.
 
     If `jobs` is above 1, that many are trained at a time, in processes of their own. Returns the results, and why rows
-    of table 1 were left out. Raises as `train` and `run_jobs` do; an InputError before anything is trained names the row.
+    of table 1 were left out. Raises as `train` and `run_jobs` do; an InputError before anything is trained names the
+    row.
     """
     trainings = []
     for seed in range(seeds):

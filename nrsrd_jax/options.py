@@ -418,6 +418,8 @@ def read_options(config: Any) -> Options:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
     if options.model.sie and options.aux.enabled:
         raise InputError("model.sie needs aux.enabled=False: the auxiliary images have other cameras")
+    if options.model.sie and "," in options.data.name:
+        raise InputError("model.sie needs one data set: several are trained with cameras numbered anew")
     if options.dino.enabled:
         _check_dino(options)
     elif options.data.include:

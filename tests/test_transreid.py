@@ -218,3 +218,17 @@ def test_options_that_do_not_fit_are_refused():
         find_spec("vit_small", stride=12).check_size((250, 12))
     with pytest.raises(InputError, match="needs images whose cameras are known"):
         find_spec("vit_small", sie=True).module()
+
+
+def test_what_cannot_be_exported_or_looked_at_is_refused(converted, tmp_path):
+    from nrsrd_jax.analysis.maps import Probe
+    from nrsrd_jax.export import onnx_file, stablehlo
+
+    description, variables, folder = converted[16]
+    choice = {"layout": "uint8-nhwc", "feature": "cls", "flip": False, "opset": 17, "batch": None}
+    with pytest.raises(InputError, match="cannot be written as ONNX"):
+        onnx_file.build(description, variables, **choice)
+    with pytest.raises(InputError, match="needs the camera of each image"):
+        stablehlo.build(Embedder.load(folder), 1)
+    with pytest.raises(InputError, match="cannot be looked at"):
+        Probe.load(folder)

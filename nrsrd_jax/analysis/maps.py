@@ -50,6 +50,10 @@ class Probe:
         spec = description.spec
         if not isinstance(spec, ViTSpec):
             raise InputError(f"a {description.backbone} has no attention to look at; choose a ViT")
+        if spec.jpm or spec.sie:
+            raise InputError(
+                "the attention of a ViT with model.jpm or model.sie cannot be looked at; choose a plain one"
+            )
         self._spec = spec
         self.grid = spec.grid(description.image_size)
         self.strength = spec.strength(variables["params"]["base"])

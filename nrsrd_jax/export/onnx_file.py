@@ -10,7 +10,7 @@ from ..description import Description
 from ..errors import InputError
 from ..models import MODELS
 from ..models.spec import Spec
-from ..models.vit import ViTSpec
+from ..models.vit import PATCH, ViTSpec
 from .graph import MOST_BYTES, Graph, onnx
 from .layouts import LAYOUTS, add_preparation
 from .vit_graph import add_vit, affine
@@ -61,6 +61,11 @@ def build(
     """
     spec = description.spec
     writer = WRITERS.get(type(spec))
+    if isinstance(spec, ViTSpec) and (spec.jpm or spec.sie or spec.stride != PATCH):
+        raise InputError(
+            "a ViT with model.jpm, model.sie or overlapping patches (model.stride) cannot be written as ONNX"
+            + ("" if spec.sie else "; --format stablehlo takes it")
+        )
     if not writer:
         known = ", ".join(name for name, each in MODELS.items() if type(each) in WRITERS)
         raise InputError(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..errors import InputError
 from ..retrieval.embedding import Embedder, make_forward
 
 PLATFORMS = "cpu", "cuda", "tpu"
@@ -14,9 +15,14 @@ PLATFORMS = "cpu", "cuda", "tpu"
 def build(embedder: Embedder, batch: int | None) -> bytes:
     """Return the program of an Embedder, with its weights, for a number of crops, or None for any.
 
-    It takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS.
+    It takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS. InputError if
+    the model needs cameras.
     """
     description, options = embedder.description, embedder.options
+    if description.spec.needs_cameras:
+        raise InputError(
+            "a model with model.sie needs the camera of each image, and an exported file takes images alone"
+        )
     model = description.create_model()
     forward = make_forward(model, description, options["flip"], embedder.identity()["feature"])
     variables = jax.tree.map(np.asarray, embedder.variables)
