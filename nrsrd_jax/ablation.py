@@ -94,7 +94,7 @@ def run_ablation(
                 config = row_config(file, row, seed, overrides, same_start)
             trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
     paper = tuple(row for row in rows if row.paper)
-    trainings, missing = _possible(trainings)
+    trainings, missing = _possible(trainings) if _has_methods(rows) else (trainings, {})
     rows = tuple(row for row in rows if row.name not in missing)
     if not rows:
         raise InputError(f"no row can be trained; {next(iter(missing.values()))}")
@@ -141,10 +141,10 @@ def run_ablation(
 
 
 def _possible(trainings: list[Training]) -> tuple[list[Training], dict[str, str]]:
-    """Return the trainings whose rows can start, and why methods of table 1 cannot."""
+    """Return the trainings whose rows can start, and why the other rows cannot."""
     missing = {}
     for row, seed, config, folder in trainings:
-        if not seed and _is_method(row):
+        if not seed:
             try:
                 check_run(config, folder)
             except InputError as error:
@@ -152,8 +152,9 @@ def _possible(trainings: list[Training]) -> tuple[list[Training], dict[str, str]
     return [each for each in trainings if each.row.name not in missing], missing
 
 
-def _is_method(row: Row) -> bool:
-    return row in TABLES["1"]
+def _has_methods(rows: Sequence[Row]) -> bool:
+    """Return whether the rows are of table 1."""
+    return any(row.recipe for row in rows)
 
 
 @contextlib.contextmanager
@@ -244,9 +245,7 @@ def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] 
 def method_cells(rows: Sequence[Row], results: Results, workdir: Path) -> dict[str, list[str]]:
     """Return what the methods of table 1 are and cost (`costs.TITLES`), by row."""
     return {
-        row.name: costs.costs(workdir / f"{row.name}-seed{min(results[row.name])}")
-        for row in rows
-        if _is_method(row) and results[row.name]
+        row.name: costs.costs(workdir / f"{row.name}-seed{min(results[row.name])}") for row in rows if results[row.name]
     }
 
 
@@ -310,7 +309,7 @@ def write(
     missing: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write ablation.md and ablation.tex (means), ablation.csv (every run) and ablation.png in `workdir`."""
-    about = method_cells(rows, results, workdir)
+    about = method_cells(rows, results, workdir) if _has_methods(rows) else {}
     write_whole(workdir / "ablation.md", markdown(results, rows, paper, tested, about, missing))
     write_whole(workdir / "ablation.tex", latex(results, rows, paper))
     runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]

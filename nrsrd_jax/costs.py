@@ -26,7 +26,7 @@ def costs(run: Path) -> list[str]:
     description = read_description(find_checkpoint(run))
     times = [row["time"] for row in read_metrics(run)]
     size = sum(leaf.size for leaf in jax.tree.leaves(description.abstract_variables()["params"]["base"]))
-    operations = f"{work(description) / 1e9:.2f}"
+    operations = f"{work(description) / 1e9:.3g}"
     minutes = f"{(times[-1] - times[0]) / 60:.1f}" if times else ""
     return [description.backbone, start_of(description), f"{size / 1e6:.1f}", operations, minutes]
 

@@ -4,6 +4,7 @@
   nrsrd eval --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
   nrsrd eval --checkpoint DIR --config night600 --config.data.root=DIR
   nrsrd eval --onnx FILE --config night600 --config.data.root=DIR       a file of nrsrd export
+  nrsrd eval --workdir A --also B [--weights 1,0.5]  the features of both, one after the other (EDA)
   nrsrd eval --rerank                              re-ranks by k-reciprocal neighbours; shows both results
   nrsrd eval --illumination 1,0.5,0.2,0.1,0.05     also on test images degraded to these shares of their light
   nrsrd eval --report out                          also writes a page with ranked lists and attention, out/index.html
@@ -24,6 +25,7 @@ are searched, so that a query's person may be missing there (open set).
 """
 
 import json
+import math
 
 from absl import flags
 
@@ -46,6 +48,8 @@ def command() -> None:
     features = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")
     lights = flags.DEFINE_string("illumination", "", "Light intensities in 0..1, with commas: a curve and a plot.")
     report = flags.DEFINE_string("report", "", "A folder to write index.html to: a page that needs no other file.")
+    also = flags.DEFINE_multi_string("also", [], "A run or checkpoint whose features stand beside; can be repeated.")
+    weights = flags.DEFINE_list("weights", [], "With --also, the weight of each model's features; default: 1.")
     gallery = flags.DEFINE_string("gallery", "", "A gallery of nrsrd embed: its labelled crops are evaluated.")
     queries = flags.DEFINE_string(
         "queries", "", "With --gallery, a condition in SQL: which labelled crops are queries."
@@ -57,7 +61,7 @@ def command() -> None:
         from .retrieval.result import evaluate_run, full_table
 
         if gallery.value:
-            _refuse_others(*(workdir, checkpoint, onnx, features, lights, report))
+            _refuse_others(*(workdir, checkpoint, onnx, features, lights, report, also, weights))
             _evaluate_gallery(gallery.value, queries.value, output.value, rerank.value)
             return
         if queries.value:
@@ -70,6 +74,8 @@ def command() -> None:
             lights=read_lights(lights.value),
             report=report.value,
             onnx=onnx.value,
+            also=also.value,
+            weights=_read_weights(weights.value),
         )
         say(*full_table(result).split("\n"))
         say(f"weights: {result['checkpoint']} (chosen by {result['selected_by']})")
@@ -78,6 +84,17 @@ def command() -> None:
         say(f"mAP {result['mAP']:.3f} Rank-1 {result['rank1']:.3f}; written to {', '.join(map(str, files))}")
 
     run(main, __doc__, "interrupted; complete features are kept")
+
+
+def _read_weights(texts: list[str]) -> list[float]:
+    """Return the numbers of --weights. InputError if one is not above 0."""
+    try:
+        weights = [float(text) for text in texts]
+    except ValueError:
+        weights = [0.0]
+    if not all(0 < weight < math.inf for weight in weights):
+        raise InputError(f"--weights {','.join(texts)}: give numbers above 0, like 1,0.5")
+    return weights
 
 
 def _evaluate_gallery(gallery: str, queries: str, output: str, rerank: bool) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from nrsrd_jax.ablation import latex, markdown, run_ablation, statistics
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
+from nrsrd_jax.options import read_options
 from nrsrd_jax.rows import TABLES, Row, choose_rows, parse_row, row_config
 from nrsrd_jax.training import check_run
 
@@ -236,7 +238,7 @@ def test_rows_side_by_side_are_the_runs_of_a_plain_ablation(file, tmp_path, monk
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     # These options change no program, so nothing is compiled that another test has not compiled before.
     rows = (ROWS[0], parse_row("dim=nra,degradation.light=0.1,0.5"))
-    results = run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2}, jobs=2)
+    results, _ = run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2}, jobs=2)
     output = capsys.readouterr().out
     assert "2/2: dim-seed0\n" in output
     assert "dim-seed0: epoch 1: mAP" in output
@@ -253,7 +255,7 @@ def test_rows_side_by_side_are_the_runs_of_a_plain_ablation(file, tmp_path, monk
         return results[folder.name.removesuffix("-seed0")][0]
 
     monkeypatch.setattr(ablation, "train", train)
-    assert run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2}) == results
+    assert run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2})[0] == results
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -266,3 +268,47 @@ def test_a_wrong_command_is_one_line(tmp_path, arguments, message):
     done = run("-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", tmp_path / "w", status=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_table_1_takes_each_method_as_published_or_alone(file):
+    night = str(ROOT / "configs/night600.py")
+    bot, transreid = (next(row for row in TABLES["1"] if row.name == name) for name in ("bot", "transreid"))
+    overrides = {"init.checkpoint": "weights/{backbone}"}
+    published = row_config(night, bot, 0, overrides)
+    assert (published.optim.name, published.optim.milestones, published.train.epochs) == ("adam", (40, 70), 120)
+    assert (published.model.backbone, published.init.checkpoint) == ("bot_resnet50", "weights/resnet50")
+    alone = row_config(night, bot, 2, overrides, same_start=True)
+    assert (alone.optim.name, alone.loss.center_real, alone.train.seed) == ("sgd", 0.0005, 2)
+    assert row_config(night, transreid, 0, overrides).init.checkpoint == "weights/vit_base"
+    small = row_config(file, bot, 0, {"init.checkpoint": "vit"}, same_start=True)
+    assert (small.model.backbone, small.model.depth, small.init.checkpoint) == ("bot_resnet_tiny", 0, "")
+    small = row_config(file, transreid, 0, {"init.checkpoint": "vit"}, same_start=True)
+    assert (small.model.backbone, small.model.jpm, small.init.checkpoint) == ("vit_tiny", True, "vit")
+
+
+def test_a_method_without_its_weights_is_named_and_the_others_are_trained(file, tmp_path, monkeypatch):
+    rows = tuple(row for row in TABLES["1"] if row.name in ("ide", "transreid_ssl", "nrsrd"))
+    monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.25)[0])
+    cells = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
+    monkeypatch.setattr(ablation.costs, "costs", lambda run: cells)
+    results, missing = run_ablation(file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
+    assert list(results) == ["ide", "transreid_ssl"]
+    assert "train a teacher with" in missing["nrsrd"]
+    table = (tmp_path / "w/ablation.md").read_text()
+    assert "| ide | 1 | 25.0 |" in table
+    assert table.count(" | ".join(cells)) == 2
+    assert "Not trained: nrsrd, because teacher.checkpoint" in table
+
+
+def test_what_a_model_costs(finished):
+    """A ViT of one block on 32×16 pixels, from random weights."""
+    backbone, start, parameters, operations, minutes = ablation.costs.costs(finished)
+    assert (backbone, start, parameters) == ("vit_tiny", "random", "0.6")
+    assert 0 < float(operations) < 0.1
+    assert float(minutes) >= 0
+
+
+@pytest.mark.parametrize("name", ["ide", "pcb", "bot", "agw", "transreid", "idf"])
+def test_each_config_of_a_method_is_valid(name):
+    config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
+    assert read_options(config).train.epochs >= 60

@@ -195,3 +195,19 @@ def test_a_gallery_of_one_person_is_warned_about(place):
     assert json.loads(files[0].read_text())["warnings"] == result["warnings"]
     write_images(place / "night/bounding_box_test", [101], cameras=(1,), frames=1)
     assert evaluate(place)[0]["warnings"] == []
+
+
+def test_features_of_two_models_stand_side_by_side(place):
+    """As EDA does it: each scaled to its weight, so that the same model twice changes no rank."""
+    result, _ = evaluate(place)
+    both, files = evaluate(place, also=[str(place / "weights")], weights=[1.0, 0.5])
+    assert both["mAP"] == pytest.approx(result["mAP"])
+    assert (both["weight"], both["also"][0]["weight"]) == (1.0, 0.5)
+    assert "-also-" in files[0].name
+    save_weights(place / "other", *small_model(2), {})
+    other, _ = evaluate(place, also=[str(place / "other")], weights=[1e-6, 1.0])
+    assert other["mAP"] == pytest.approx(evaluate_run("", str(place / "other"), "", small_config(place))[0]["mAP"])
+    with pytest.raises(InputError, match="--weights has 1 numbers; give 2"):
+        evaluate(place, also=[str(place / "other")], weights=[1.0])
+    with pytest.raises(InputError, match="leave out --onnx, --report, --illumination"):
+        evaluate(place, also=[str(place / "other")], lights=(0.5,))

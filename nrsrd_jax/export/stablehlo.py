@@ -15,8 +15,8 @@ PLATFORMS = "cpu", "cuda", "tpu"
 def build(embedder: Embedder, batch: int | None) -> bytes:
     """Return the program of an Embedder, with its weights, for a number of crops, or None for any.
 
-    It takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS. InputError if
-    the model needs cameras.
+    It takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS.
+    InputError if the model needs cameras.
     """
     description, options = embedder.description, embedder.options
     if description.spec.needs_cameras:

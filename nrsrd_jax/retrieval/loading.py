@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import config_of
 from ..errors import InputError
-from ..options import Options
+from ..files import expanded
+from ..options import Options, read_options
+from ..runs import find_checkpoint, run_of
 from .embedding import Embedder
 
 if TYPE_CHECKING:
@@ -29,6 +32,17 @@ def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]
     )
     fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
     return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
+
+
+def load_beside(name: str, options: Options) -> tuple[Embedder, Options, str]:
+    """Load a run or a checkpoint whose features stand beside those of another; as `load_embedder`.
+
+    The data is that of `options`, eval.feature and eval.flip those of the run itself.
+    """
+    path = find_checkpoint(expanded(name))
+    own = read_options(config_of(run_of(path)))
+    chosen = dataclasses.replace(options.eval, feature=own.eval.feature, flip=own.eval.flip)
+    return load_embedder(path, dataclasses.replace(options, eval=chosen))
 
 
 def load_file(path: Path, options: Options, overrides: Mapping[str, Any]) -> tuple["OnnxEmbedder", Options, str]:

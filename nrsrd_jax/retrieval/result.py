@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,7 +37,7 @@ from ..stored import read_description
 from .calibration import calibration_beside
 from .embedding import Embedder, Embeds
 from .illumination import SEED
-from .loading import load_embedder, load_file
+from .loading import load_beside, load_embedder, load_file
 from .pair_table import pair_table
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
@@ -59,6 +59,8 @@ def evaluate_run(
     lights: tuple[float, ...] = (),
     report: str = "",
     onnx: str = "",
+    also: Sequence[str] = (),
+    weights: Sequence[float] = (),
 ) -> tuple[dict[str, Any], list[Path]]:
     """Evaluate a run's best checkpoint, the one in `directory`, or an ONNX file.
 
@@ -74,6 +76,9 @@ def evaluate_run(
         report: a folder for a page of the results.
         onnx: a file of `nrsrd export` instead of `workdir` or `directory`. Its own features are compared, whatever
             eval.feature and eval.flip are in `config`; in `overrides` they must be the file's.
+        also: runs or checkpoints whose features are put beside those of the first, as EDA does. Each makes them with
+            its own eval.feature and eval.flip.
+        weights: the lengths that the features of each are scaled to, the first one's first; () for 1.
 
     Returns:
         The result, and the files written, the result's first.
@@ -105,6 +110,12 @@ def evaluate_run(
     refuse_same_files([*written.values(), *([path] if onnx else [])])
     # The weights come first: reading the data may take long.
     embedder, options, fingerprint = load_file(path, options, overrides) if onnx else load_embedder(path, options)
+    others = [load_beside(name, options) for name in also]
+    weights = weights or [1.0] * (1 + len(others))
+    if len(weights) != 1 + len(others):
+        raise InputError(f"--weights has {len(weights)} numbers; give {1 + len(others)}, one for each model")
+    if also and (onnx or report or lights):
+        raise InputError("--also puts features of several models together: leave out --onnx, --report, --illumination")
     targets = read_targets(options)
 
     # Only plain similarities are what `nrsrd calibrate` measured.
@@ -112,11 +123,18 @@ def evaluate_run(
     calibration = calibration_beside(source, embedder.identity()) if report and plain else None
 
     begin = time.perf_counter()
-    results = evaluate(embedder, options, targets, fingerprint)
+    results = evaluate(embedder, options, targets, fingerprint, others=others, weights=weights)
     rows = {name: target_record(results[name], target, options) for name, target in targets.items()}
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
     result |= provenance(embedder, options, path)
     result["selected_by"] = selected_by(source, path)
+    if also:
+        hashes = [each.identity()["weights_sha256"] for each, *_ in others]
+        result["also"] = [
+            {"model": name, "weights_sha256": digest, "weight": weight}
+            for name, digest, weight in zip(also, hashes, weights[1:], strict=True)
+        ]
+        result["weight"] = weights[0]
     if not isinstance(embedder, Embedder):
         result["onnx_sha256"] = embedder.sha256
     if not output:

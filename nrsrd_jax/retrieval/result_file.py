@@ -60,6 +60,8 @@ def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
     }
     subject = {name: result[name] for name in ("weights_sha256", "protocol", "rerank", "flip", "expand")}
     subject |= _features(result) | ({"onnx_sha256": result["onnx_sha256"]} if "onnx_sha256" in result else {})
+    together = [[each["weights_sha256"], each["weight"]] for each in result.get("also", [])]
+    subject |= {"also": [result["weight"], *together]} if together else {}
     subject |= {"tests": hashes, "precision": config["train"]["precision"], "lights": lights, "data": _where(result)}
     return json.loads(json.dumps(subject | {"degradation": config["degradation"] if lights else None}))
 
@@ -106,6 +108,7 @@ def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
     flip = "flip" if result["flip"] else "unflipped"
     words += [flip] if result["flip"] != trained.get("eval.flip", False) else []
     words += [f"expand{result['expand']}"] if result["expand"] != trained.get("eval.expand", 0) else []
+    words += ["also"] if result.get("also") else []
     return words + (["lights"] if result["lights"] else [])
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,21 +50,27 @@ def evaluate(
     targets: Mapping[str, Target],
     fingerprint: str = "",
     light: float | None = None,
+    others: Sequence[tuple[Embeds, Options, str]] = (),
+    weights: Sequence[float] = (),
 ) -> dict[str, Evaluation]:
     """Embed query and gallery of each data set, and rank the gallery for every query.
 
     With the embedder's `fingerprint`, features are read from the cache, or kept there. With `light` the images are
-    degraded to that intensity.
+    degraded to that intensity. With `others`, an image's features are those of all embedders one after the other, each
+    scaled to the length of its weight; `weights` has one more than `others`, the first for `embedder`.
     """
     results = {}
     for name, target in targets.items():
         seconds: dict[str, float] = {}
         with _stage("features", seconds):
             splits = {"query": target.query, "gallery": target.gallery}
-            features = {
-                part: _features(embedder, options, split, fingerprint, light, f"{name} {part}", stream)
-                for stream, (part, split) in enumerate(splits.items())
-            }
+            features = {}
+            for stream, (part, split) in enumerate(splits.items()):
+                each = [
+                    _features(*model, split=split, light=light, title=f"{name} {part}", stream=stream)
+                    for model in ((embedder, options, fingerprint), *others)
+                ]
+                features[part] = _joined(each, weights) if others else each[0]
             luminance = None
             if options.eval.normalize == "brightness":
                 luminance = {
@@ -75,8 +81,21 @@ def evaluate(
     return results
 
 
+def _joined(features: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    lengths = [np.linalg.norm(each, axis=1, keepdims=True) for each in features]
+    scaled = [w * x / np.maximum(n, 1e-12) for w, x, n in zip(weights, features, lengths, strict=True)]
+    return np.concatenate(scaled, axis=1).astype(np.float32)
+
+
 def _features(
-    embedder: Embeds, options: Options, split: Split, fingerprint: str, light: float | None, title: str, stream: int
+    embedder: Embeds,
+    options: Options,
+    fingerprint: str,
+    *,
+    split: Split,
+    light: float | None,
+    title: str,
+    stream: int,
 ) -> np.ndarray:
     degradation, alter = degradation_options(options), None
     if light is not None:
