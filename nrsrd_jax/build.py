@@ -145,6 +145,7 @@ def make_optimizer(options: Options) -> optax.GradientTransformation:
         momentum=optim.momentum,
         decay=optim.weight_decay,
         nesterov=optim.nesterov,
+        frozen_bias=find_spec(**architecture(options.model)).head.frozen_bias,
         # The official code undoes the loss's weight, so that it does not slow the centres down.
         centers=optim.center_lr / weight if weight else None,
     )

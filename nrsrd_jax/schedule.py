@@ -1,5 +1,6 @@
 """Learning rates and optimisers, as the official codes of TransReID-SSL, TransReID, BoT and others train."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -38,7 +39,13 @@ def learning_rate(
 
 
 def make_optimizer(
-    name: str, *, momentum: float, decay: float, nesterov: bool = False, centers: float | None = None
+    name: str,
+    *,
+    momentum: float,
+    decay: float,
+    nesterov: bool = False,
+    frozen_bias: bool = True,
+    centers: float | None = None,
 ) -> optax.GradientTransformation:
     """Return the directions to step along, before the learning rate: update = −rate(group)·direction.
 
@@ -50,13 +57,20 @@ def make_optimizer(
         momentum: of sgd, in 0..1.
         decay: the weight decay, at least 0.
         nesterov: whether sgd looks ahead, g + momentum·v.
+        frozen_bias: whether the necks' biases are frozen (`models.reid.Head`).
         centers: what the gradients of the centre loss's centres are multiplied by. Their direction is that product,
             and `scale_updates` takes it as it is. None for a model that does not learn centres.
 
     Raises:
         ValueError: there is no optimiser of this name.
     """
-    decayed = optax.add_decayed_weights(decay, mask=_decayed)
+    undecayed = re.compile(r"(norm_ratio|bottleneck(_\d+)?/bias)$" if frozen_bias else r"norm_ratio$")
+
+    def is_decayed(path, _) -> bool:
+        return not undecayed.search(_path(path))
+
+    mask = functools.partial(jax.tree_util.tree_map_with_path, is_decayed)
+    decayed = optax.add_decayed_weights(decay, mask=mask)
     chains = {
         "sgd": optax.chain(decayed, optax.trace(momentum, nesterov=nesterov)),
         "adam": optax.chain(decayed, optax.scale_by_adam()),
@@ -76,11 +90,6 @@ def make_optimizer(
 
 def _path(key_path) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
-
-
-def _decayed(params) -> dict:
-    undecayed = re.compile(r"(norm_ratio|bottleneck(_\d+)?/bias)$")
-    return jax.tree_util.tree_map_with_path(lambda path, _: not undecayed.search(_path(path)), params)
 
 
 def _is_centers(path: str) -> bool:
