@@ -40,14 +40,18 @@ def ours(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]
             rngs={"drop_path": jax.random.key(0)},
             mutable=["batch_stats"],
         )
-        return id_loss(out[0]["parts"][0]["logits"]["real"], labels), out[1]["batch_stats"]
+        return id_loss(out[0]["parts"][0]["logits"]["real"], jnp.asarray(labels)), out[1]["batch_stats"]
 
     @jax.jit
     def step(params, stats):
         gradients, stats = jax.grad(loss, has_aux=True)(params, stats)
         return optax.apply_updates(params, jax.tree.map(lambda g: -RATE * g, gradients)), stats
 
-    embed = jax.jit(lambda variables, x: model.apply(variables, x)["embedding"])
+    @jax.jit
+    def embed(variables, x):
+        out: Any = model.apply(variables, x)
+        return out["embedding"]
+
     return {
         "forward": lambda: jax.block_until_ready(embed(variables, inputs)),
         "step": lambda: jax.block_until_ready(step(variables["params"], variables["batch_stats"])),
@@ -56,8 +60,8 @@ def ours(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]
 
 def theirs(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]:
     """Return the same of torchvision's ResNet-50 with a last stride of 1."""
-    import torch
-    import torchvision
+    import torch  # pyright: ignore[reportMissingImports]
+    import torchvision  # pyright: ignore[reportMissingImports]
 
     network = torchvision.models.resnet50(num_classes=CLASSES)
     network.layer4[0].conv2.stride = network.layer4[0].downsample[0].stride = (1, 1)
