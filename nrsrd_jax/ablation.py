@@ -94,21 +94,30 @@ def run_ablation(
                 config = row_config(file, row, seed, overrides, same_start)
             trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
     paper = tuple(row for row in rows if row.paper)
-    trainings, missing = _possible(trainings) if _has_methods(rows) else (trainings, {})
-    rows = tuple(row for row in rows if row.name not in missing)
-    if not rows:
-        raise InputError(f"no row can be trained; {next(iter(missing.values()))}")
+    missing: dict[str, str] = {}
     # Check all rows first, so that a mistake in the last one does not show after days of training.
     for row, seed, config, folder in trainings:
+        if row.name in missing:
+            continue
         with _naming(row):
             if seed:
                 check_same_run(read_options(config), folder)
                 continue
-            start = check_run(config, folder)
+            try:
+                start = check_run(config, folder)
+            except InputError as error:
+                if not _has_methods(rows):
+                    raise
+                missing[row.name] = str(error)
+                continue
             if not start.records.targets:
                 raise InputError("its data has no queries to compare rows by; set data.name and data.root to others")
         if row.paper and not is_the_papers(start.options, start.records):
             paper = ()
+    trainings = [each for each in trainings if each.row.name not in missing]
+    rows = tuple(row for row in rows if row.name not in missing)
+    if not rows:
+        raise InputError(f"no row can be trained; {next(iter(missing.values()))}")
     tests = {how_tested(read_options(each.config)) for each in trainings}
     if len(tests) > 1:
         raise InputError("rows differ in data.holdout or eval.normalize, so that their scores do not compare")
@@ -138,18 +147,6 @@ def run_ablation(
             # A complete run returns what it logged.
             record(row, seed, train(config, folder, preempted_status=preempted_status))
     return results, missing
-
-
-def _possible(trainings: list[Training]) -> tuple[list[Training], dict[str, str]]:
-    """Return the trainings whose rows can start, and why the other rows cannot."""
-    missing = {}
-    for row, seed, config, folder in trainings:
-        if not seed:
-            try:
-                check_run(config, folder)
-            except InputError as error:
-                missing[row.name] = str(error)
-    return [each for each in trainings if each.row.name not in missing], missing
 
 
 def _has_methods(rows: Sequence[Row]) -> bool:
@@ -347,16 +344,8 @@ def main() -> None:
     status = values.preempted_status
     with Termination(status):
         results, missing = run_ablation(
-            *(
-                file,
-                rows,
-                values.seeds,
-                workdir,
-                config_overrides(),
-                status,
-                values.jobs,
-                bool(values["same-start"].value),
-            )
+            *(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs),
+            same_start=bool(values["same-start"].value),
         )
     rows = tuple(row for row in rows if row.name not in missing)
     say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))

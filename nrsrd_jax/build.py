@@ -19,7 +19,7 @@ from .inputs import Records
 from .losses import TERMS
 from .models import find_spec, initialise
 from .models.attention import NormRatio
-from .options import Model, Options, three_numbers
+from .options import Model, Options, fixed_statistic, three_numbers
 from .precision import compute_dtype
 from .sharding import parameter_shardings
 from .state import TrainState
@@ -95,7 +95,6 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
 def make_description(
     options: Options, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
 ) -> Description:
-    _check_model(options, mean, std)
     identities = records.train.identities.tolist()
     ratio = NormRatio(**dataclasses.asdict(options.norm_ratio))
     return Description(
@@ -118,7 +117,7 @@ def make_description(
     )
 
 
-def _check_model(options: Options, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def check_model(options: Options) -> None:
     """Raise InputError if a loss is another model's, or the model does not take normalised images."""
     name, spec = options.model.backbone, find_spec(**architecture(options.model))
     for term in TERMS:
@@ -126,7 +125,9 @@ def _check_model(options: Options, mean: tuple[float, ...], std: tuple[float, ..
             raise InputError(f"loss.{term} is a loss of idf_resnet50, and model.backbone is {name}; set it to 0")
     if options.loss.center_real and not spec.head.centers:
         raise InputError(f"loss.center_real is for bot and agw, and model.backbone is {name}; set it to 0")
-    if spec.raw_pixels and (mean, std) != ((0, 0, 0), (1, 1, 1)):
+    data = options.data
+    given = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
+    if spec.raw_pixels and given != ((0, 0, 0), (1, 1, 1)):
         raise InputError(f"{name} takes pixels in 0..1 as they are: set data.mean=0,0,0 and data.std=1,1,1")
     if spec.raw_pixels and options.augment.erasing and not options.augment.erasing_fill:
         raise InputError(f"{name} takes pixels in 0..1, and erased ones are noise: set augment.erasing_fill=0,0,0")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .checkpoint import save_weights
 from .command import Parser, one_line
+from .description import Description
 from .errors import InputError, say
 from .models.vit import PATCH
 from .options import OPTIONS
@@ -57,6 +58,15 @@ def default_output(file: Path) -> Path:
     whole = file.resolve() if file.is_dir() else file
     stem = whole.with_name(whole.name.removesuffix(".index.json")).with_suffix("") if whole.name else whole
     return stem if stem != whole else stem.with_name(f"{stem.name or 'weights'}-jax")
+
+
+def with_cameras(description: Description, names: tuple[int, ...]) -> Description:
+    """Return the description with other names of its cameras. InputError if they do not fit it."""
+    if len(names) != len(description.cameras):
+        raise InputError(f"--cameras names {len(names)} cameras; the weights know {len(description.cameras)}")
+    if list(names) != sorted(names):
+        raise InputError("--cameras must be in ascending order, as official codes number the cameras of training")
+    return dataclasses.replace(description, cameras=names)
 
 
 def main() -> None:
@@ -124,13 +134,7 @@ def main() -> None:
     if options.brighten is not None:
         description = dataclasses.replace(description, brighten=options.brighten)
     if options.cameras is not None:
-        if len(options.cameras) != len(description.cameras):
-            raise InputError(
-                f"--cameras names {len(options.cameras)} cameras; the weights know {len(description.cameras)}"
-            )
-        if list(options.cameras) != sorted(options.cameras):
-            raise InputError("--cameras must be in ascending order, as official codes number the cameras of training")
-        description = dataclasses.replace(description, cameras=options.cameras)
+        description = with_cameras(description, options.cameras)
     if not options.dry_run and not report.faults:
         save_weights(output, description, variables, kept)
     say(*report.lines())

@@ -1,5 +1,6 @@
 """What a trained model is and costs: backbone, the weights it started from, size, work and training time."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from .stored import read_description
 TITLES = "backbone", "started from", "M parameters", "GFLOP", "minutes"
 
 
+@functools.cache
 def costs(run: Path) -> list[str]:
-    """Return the cells of a run's row under TITLES.
+    """Return the cells of a complete run's row under TITLES. They are kept, because a table is written after each run.
 
     They are: the backbone; the first digits of the SHA-256 of the weights that training started from; the parameters of
     the network without its classifiers, in millions; the floating-point operations of embedding an image, in 1e9; and

@@ -399,12 +399,8 @@ def _agree_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: P
     return agreement_loss([part["logits"][domain] for part in parts])
 
 
-def _enhance_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
-    return parts[0]["losses"]["enhance"]
-
-
-def _decode_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
-    return parts[0]["losses"]["decode"]
+def _term_of_the_model(name: str) -> Callable[..., jax.Array]:
+    return lambda parts, labels, domain, taught: parts[0]["losses"][name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -441,8 +437,8 @@ TERMS = {
     "spread_syn": Term(_spread_term, "aux"),
     "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
     "relation": Term(_relation_term, "aux", taught=True),
-    "enhance": Term(_enhance_term, "real", own=True),
-    "decode": Term(_decode_term, "real", own=True),
+    "enhance": Term(_term_of_the_model("enhance"), "real", own=True),
+    "decode": Term(_term_of_the_model("decode"), "real", own=True),
     "agree": Term(_agree_term, "real", own=True),
 }
 

@@ -55,7 +55,7 @@ def choose_method(options: Options) -> Method:
             conclude=lambda _, __, workdir, scores: pretraining.conclude(workdir) | scores,
         )
     return Method(
-        check=lambda _: None,
+        check=build.check_model,
         make_description=build.make_description,
         make_state=build.make_state,
         start_from=build.start_from,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 from people import small_config, write_night
+from tensors import at, close, nhwc, official_variables
 
 from nrsrd_jax.build import make_description
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.inputs import read_records
 from nrsrd_jax.losses import TERMS, compute_terms, total_loss
 from nrsrd_jax.models import MODELS, find_spec
 from nrsrd_jax.models.enhance import EnhanceNet, colour, enhancement_loss, exposure, spatial, variation
-from nrsrd_jax.options import read_options
+from nrsrd_jax.training import check_run
 from nrsrd_jax.weights import torch_names
 
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
@@ -44,24 +44,7 @@ def official(reference):
     size = reference["images"].shape[2:]
     description = Description("idf_resnet50", 0, size, (0.0,) * 3, (1.0,) * 3, classes=9)
     slots = torch_names.slots(description)
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), description.abstract_variables())
-    for name, slot in slots.items():
-        at(variables, slot.path[:-1])[slot.path[-1]] = slot.from_torch(reference[f"w/{name}"])
-    return description, variables, slots
-
-
-def nhwc(images):
-    return jnp.asarray(images.transpose(0, 2, 3, 1))
-
-
-def at(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def close(ours, theirs, tolerance=1e-4):
-    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+    return description, official_variables(description, slots, lambda name: reference[f"w/{name}"]), slots
 
 
 def enhancing(reference):
@@ -210,21 +193,21 @@ def test_the_parts_learn_at_the_official_rates():
 
 
 IDF_OPTIONS = {"model__backbone": "idf_resnet50", "model__depth": 0, "augment__erasing_fill": "0,0,0"}
+IDF_OPTIONS |= {"data__mean": "0,0,0", "data__std": "1,1,1"}
 
 
 @pytest.mark.parametrize(
-    ("options", "mean", "message"),
+    ("options", "message"),
     [
-        ({"loss__agree": 0.1}, 0.0, r"loss\.agree is a loss of idf_resnet50, and model\.backbone is vit_tiny"),
-        (IDF_OPTIONS | {"loss__center_real": 0.1}, 0.0, r"loss\.center_real is for bot and agw"),
-        (IDF_OPTIONS, 0.5, r"set data\.mean=0,0,0 and data\.std=1,1,1"),
-        (IDF_OPTIONS | {"augment__erasing_fill": ""}, 0.0, r"erased ones are noise: set augment\.erasing_fill"),
+        ({"loss__agree": 0.1}, r"loss\.agree is a loss of idf_resnet50, and model\.backbone is vit_tiny"),
+        (IDF_OPTIONS | {"loss__center_real": 0.1}, r"loss\.center_real is for bot and agw"),
+        (IDF_OPTIONS | {"data__mean": "half"}, r"set data\.mean=0,0,0 and data\.std=1,1,1"),
+        (IDF_OPTIONS | {"augment__erasing_fill": ""}, r"erased ones are noise: set augment\.erasing_fill"),
     ],
 )
-def test_losses_and_pixels_that_do_not_fit_the_model_are_refused(tmp_path, options, mean, message):
+def test_losses_and_pixels_that_do_not_fit_the_model_are_refused(tmp_path, options, message):
     write_night(tmp_path / "night")
-    chosen = read_options(small_config(tmp_path, **options))
     with pytest.raises(InputError, match=message):
-        make_description(chosen, read_records(chosen), (mean,) * 3, (1.0,) * 3, None)
-    fitting = read_options(small_config(tmp_path, **IDF_OPTIONS, loss__agree=0.1))
-    assert make_description(fitting, read_records(fitting), (0.0,) * 3, (1.0,) * 3, None).std == (1, 1, 1)
+        check_run(small_config(tmp_path, **options), tmp_path / "run")
+    start = check_run(small_config(tmp_path, **IDF_OPTIONS, loss__agree=0.1), tmp_path / "run")
+    assert make_description(start.options, start.records, (0.0,) * 3, (1.0,) * 3, None).std == (1, 1, 1)

@@ -1,12 +1,14 @@
 """IDE, PCB, BoT and AGW equal the official PyTorch codes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN
+from tensors import at, close, nhwc, official_variables
 
 from nrsrd_jax.checkpoint import initialise_backbone, save_weights
 from nrsrd_jax.description import Description
@@ -57,17 +59,7 @@ def reference():
 
 
 def images(file):
-    return jnp.asarray(file["images"].transpose(0, 2, 3, 1))
-
-
-def at(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def close(ours, theirs, tolerance=1e-4):
-    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+    return nhwc(file["images"])
 
 
 def model_of(file, backbone):
@@ -75,16 +67,11 @@ def model_of(file, backbone):
     size = file["images"].shape[2:]
     description = Description(backbone, 0, size, *STATISTICS, classes=9)
     slots = torch_names.slots(description)
-    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), description.abstract_variables())
-    variables = jax.tree.map(np.array, variables)
-    for name, slot in slots.items():
-        value = file["centers"] if name == "centers" else weight_of(file, name)
-        at(variables, slot.path[:-1])[slot.path[-1]] = slot.from_torch(value)
-    return description, variables, slots
+    return description, official_variables(description, slots, functools.partial(weight_of, file)), slots
 
 
 def weight_of(file, name):
-    names = (f"w/{name}", f"w/{name.replace('base.', 'model.')}")
+    names = (f"w/{name}", f"w/{name.replace('base.', 'model.')}", name)  # The centres have no prefix.
     return next(file[each] for each in names if each in file)
 
 
@@ -145,7 +132,7 @@ def test_imagenet_weights_start_any_method(reference, tmp_path):
     for name in ("bot_resnet50", "agw_resnet50", "pcb_resnet50", "ide_resnet50_stride1"):
         own = Description(name, 0, (96, 48), *STATISTICS, classes=4)
         assert own.spec == description.spec
-        fresh = initialise(own.create_model(), jax.random.key(0), (96, 48))
+        fresh = jax.jit(functools.partial(initialise, own.create_model(), image_size=(96, 48)))(jax.random.key(0))
         started, _ = initialise_backbone(fresh, own, description, variables)
         assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, fresh)
         given = variables["params"]["base"]["layer3_1"]["conv2"]["kernel"]
@@ -157,7 +144,6 @@ def test_imagenet_weights_start_any_method(reference, tmp_path):
     assert from_torch.convert(tmp_path / "in.pth", backbone="ide_resnet50")[0].backbone == "ide_resnet50"
 
 
-@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_gradients_and_statistics_of_a_training_step(reference, method):
     file = reference(method)
@@ -193,7 +179,6 @@ def test_losses_gradients_and_statistics_of_a_training_step(reference, method):
             close(at(statistics, slots[found].path[1:]), value)
 
 
-@pytest.mark.usefixtures("optimised")
 def test_two_steps_of_bot_by_adam_and_of_its_centres_by_sgd(reference):
     file = reference("bot")
     description, variables, slots = model_of(file, "bot_resnet50")

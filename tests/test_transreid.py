@@ -1,11 +1,14 @@
 """TransReID equals the official PyTorch code: overlapping patches, camera vectors, local features, its schedule."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensors
+from tensors import at, nhwc
 
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.errors import InputError
@@ -61,11 +64,11 @@ def converted(reference, tmp_path_factory):
 
 
 def images(reference):
-    return jnp.asarray(reference["images"].transpose(0, 2, 3, 1))
+    return nhwc(reference["images"])
 
 
 def close(ours, theirs, tolerance=2e-5):
-    np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
+    tensors.close(ours, theirs, tolerance)
 
 
 @pytest.mark.usefixtures("optimised")
@@ -120,17 +123,11 @@ def test_scores_losses_and_gradients_of_a_training_step(reference, converted, st
             close(at(statistics, slot.path[1:]), reference[name], 1e-5)
 
 
-def at(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
 def test_training_outputs_of_every_part(reference, converted):
     for stride, (description, variables, _) in converted.items():
-        out, _ = description.create_model(drop_path=0.0).apply(
-            variables, images(reference), cameras=reference["cameras"], train=True, mutable=["batch_stats"]
-        )
+        model = description.create_model(drop_path=0.0)
+        train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        out, _ = train(variables, images(reference), cameras=reference["cameras"])
         for index, part in enumerate(out["parts"]):
             close(part["features"], reference[f"s{stride}/train_feat_{index}"])
             close(part["logits"]["real"], reference[f"s{stride}/train_score_{index}"], 1e-4)
@@ -173,15 +170,21 @@ def test_a_file_of_two_possible_grids_needs_the_size_of_its_images(reference, tm
         assert from_torch.convert(tmp_path / "in.pth", source_size=size)[0].stride == stride
 
 
+def fresh(description, size, seed):
+    """The parameters of a backbone before training."""
+    init = functools.partial(initialise, description.create_model(), image_size=size)
+    return jax.jit(init)(jax.random.key(seed))["params"]["base"]
+
+
 def test_a_plain_vit_starts_transreid_and_transreid_a_plain_vit(converted):
     """ImageNet's weights start both branches alike, and the cameras' vectors are new."""
     description, variables, _ = converted[12]
     whole = description.spec
     plain = find_spec("vit_128")
     assert whole == plain
-    own = initialise(description.create_model(), jax.random.key(0), SIZE)["params"]["base"]
+    own = fresh(description, SIZE, 0)
     other = dataclasses.replace(description, jpm=False, sie=False, stride=0)
-    given = initialise(other.create_model(), jax.random.key(1), (224, 224))["params"]["base"]
+    given = fresh(other, (224, 224), 1)
     base, notes = whole.start_from(own, given, SIZE, (224, 224), plain)
     assert jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, own)
     np.testing.assert_array_equal(

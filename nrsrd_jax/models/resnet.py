@@ -130,8 +130,7 @@ class ResNet(nn.Module):
         else:
             pooled = x.mean((1, 2))
         if about.method == "ide":
-            init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-            pooled = nn.Dense(about.reduced, kernel_init=init, name="reduce")(pooled)
+            pooled = nn.Dense(about.reduced, kernel_init=FAN_OUT, name="reduce")(pooled)
         return {"embedding": pooled, "parts": [pooled], "diagnostics": {}}
 
     @nn.nowrap

@@ -388,9 +388,8 @@ def summary(description: Description) -> list[str]:
     if not description.provenance["source"]["described"]:
         how = "mean and std 0.5" if description.mean == HALF else "ImageNet's mean and std"
         lines[0] += f", normalised with {how} as in the official code"
-    if isinstance(description.spec, ResNetSpec) and not description.provenance["source"]["described"]:
-        alike = [name for name, spec in MODELS.items() if spec == description.spec and name != description.backbone]
-        lines.append(f"the tensors do not tell it from {', '.join(alike)}: choose one of those with --backbone")
+        if alike := _alike(description):
+            lines.append(f"the tensors do not tell it from {', '.join(alike)}: choose one of those with --backbone")
         if description.norm_ratio:
             lines.append(f"NRA's form, scope and ε are not in the file: {description.norm_ratio} assumed")
     if description.jpm:
@@ -410,3 +409,15 @@ def summary(description: Description) -> list[str]:
             "them otherwise, convert again with --cameras and your names in the order of training, like 1,2,3"
         )
     return lines
+
+
+def _alike(description: Description) -> list[str]:
+    """Return the other ResNets of the same method whose tensors have the same names and shapes."""
+    own = description.spec
+    if not isinstance(own, ResNetSpec):
+        return []
+    specs = {name: spec for name, spec in MODELS.items() if name != description.backbone and spec == own}
+    told = own.method, own.wide_nonlocal
+    return [
+        n for n, spec in specs.items() if isinstance(spec, ResNetSpec) and (spec.method, spec.wide_nonlocal) == told
+    ]

@@ -78,7 +78,7 @@ def read(path: Path, key: str = "") -> StateDict:
         raise InputError("it holds no state dict: there is no dictionary with tensors in it")
     found = _networks(dictionaries)
     if not found:
-        raise InputError(_no_vit([dictionary for _, dictionary in dictionaries]))
+        raise InputError(_no_network([dictionary for _, dictionary in dictionaries]))
     vit = _choose(found, key)
     tensors, beside, faults, sources = _official(vit, _rivals(vit, found))
     tensors, joined = foreign_names.from_hugging_face(tensors) if vit.layout else (tensors, {})
@@ -208,7 +208,7 @@ def _few(beside: dict[str, str]) -> dict[str, str]:
     return dict(list(beside.items())[:MAX_ROWS]) | {"…": f"{len(beside) - MAX_ROWS} more beside the weights"}
 
 
-def _no_vit(dictionaries: list[dict]) -> str:
+def _no_network(dictionaries: list[dict]) -> str:
     names = [str(name) for dictionary in dictionaries for name in dictionary]
     some = ", ".join(printable(name, 100) for name in list(max(dictionaries, key=len))[:4])
     what = foreign_names.other_model(names)

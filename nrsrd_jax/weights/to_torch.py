@@ -89,9 +89,8 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
     if "base.cls_token" in table:
         width = table["base.cls_token"].shape[-1]
         extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
-    if (
-        description.jpm
-    ):  # The official model keeps the block and norm that its branches were copied from, and runs neither.
+    # The official JPM model keeps the block and norm that its branches were copied from, and runs neither.
+    if description.jpm:
         plain = torch_names.slots(dataclasses.replace(description, jpm=False))
         extras |= {name: np.zeros(slot.shape, np.float32) for name, slot in plain.items() if name not in table}
     counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
