@@ -28,3 +28,9 @@ def official_variables(description, slots, weight):
     for name, slot in slots.items():
         at(variables, slot.path[:-1])[slot.path[-1]] = slot.from_torch(weight(name))
     return variables
+
+
+def random_variables(description, seed):
+    """Return variables of a model without meaning, made without compiling it."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), description.abstract_variables())

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from tensors import at, close, nhwc, official_variables
+from tensors import at, close, nhwc, official_variables, random_variables
 
 from nrsrd_jax.checkpoint import initialise_backbone, save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS, center_loss, id_loss, triplet_loss, weighted_triplet_loss
-from nrsrd_jax.models import MODELS, initialise
+from nrsrd_jax.models import MODELS
 from nrsrd_jax.models.resnet import NonLocal, generalized_mean, strips
 from nrsrd_jax.schedule import learning_rate, make_optimizer
 from nrsrd_jax.state import TrainState
@@ -132,7 +132,7 @@ def test_imagenet_weights_start_any_method(reference, tmp_path):
     for name in ("bot_resnet50", "agw_resnet50", "pcb_resnet50", "ide_resnet50_stride1"):
         own = Description(name, 0, (96, 48), *STATISTICS, classes=4)
         assert own.spec == description.spec
-        fresh = jax.jit(functools.partial(initialise, own.create_model(), image_size=(96, 48)))(jax.random.key(0))
+        fresh = random_variables(own, 0)
         started, _ = initialise_backbone(fresh, own, description, variables)
         assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, fresh)
         given = variables["params"]["base"]["layer3_1"]["conv2"]["kernel"]

@@ -64,5 +64,5 @@ def test_adamw_decays_apart_from_the_gradient():
 
 
 def test_an_unknown_optimiser_is_named():
-    with pytest.raises(ValueError, match="'adam'; choose sgd or adamw"):
-        make_optimizer("adam", momentum=0.9, decay=0.1)
+    with pytest.raises(ValueError, match="'rmsprop'; choose one of sgd, adam, adamw"):
+        make_optimizer("rmsprop", momentum=0.9, decay=0.1)

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensors
-from tensors import at, nhwc
+from tensors import at, nhwc, random_variables
 
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
-from nrsrd_jax.models import MODELS, find_spec, initialise, transreid
+from nrsrd_jax.models import MODELS, find_spec, transreid
 from nrsrd_jax.models.vit import ViTSpec
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.schedule import learning_rate
@@ -170,21 +170,15 @@ def test_a_file_of_two_possible_grids_needs_the_size_of_its_images(reference, tm
         assert from_torch.convert(tmp_path / "in.pth", source_size=size)[0].stride == stride
 
 
-def fresh(description, size, seed):
-    """The parameters of a backbone before training."""
-    init = functools.partial(initialise, description.create_model(), image_size=size)
-    return jax.jit(init)(jax.random.key(seed))["params"]["base"]
-
-
 def test_a_plain_vit_starts_transreid_and_transreid_a_plain_vit(converted):
     """ImageNet's weights start both branches alike, and the cameras' vectors are new."""
     description, variables, _ = converted[12]
     whole = description.spec
     plain = find_spec("vit_128")
     assert whole == plain
-    own = fresh(description, SIZE, 0)
+    own = random_variables(description, 0)["params"]["base"]
     other = dataclasses.replace(description, jpm=False, sie=False, stride=0)
-    given = fresh(other, (224, 224), 1)
+    given = random_variables(dataclasses.replace(other, image_size=(224, 224)), 1)["params"]["base"]
     base, notes = whole.start_from(own, given, SIZE, (224, 224), plain)
     assert jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, own)
     np.testing.assert_array_equal(
