@@ -7,8 +7,8 @@ import pytest
 from nrsrd_jax.models.convolution import convolve
 
 
-@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-@pytest.mark.parametrize("channels, features", [(3, 5), (6, 2)])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize(("channels", "features"), [(3, 5), (6, 2)])
 def test_gradients_equal_those_of_an_ordinary_convolution(size, stride, channels, features):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, 9, 6, channels))
