@@ -1,7 +1,8 @@
 """Images on the device: brightening, normalisation, and for training flip, pad and crop, random erasing.
 
-Each function takes images [B, H, W, 3]. A random one draws from one key for every image separately, so the same key
-flips and crops a bright image and its dark version alike. The distributions are those of the official TransReID-SSL.
+Each function takes images [B, H, W, 3]. A random function draws separate numbers for each image from one key, so with
+the same key a bright image and its dark version are flipped and cropped alike. The distributions are those of the
+official TransReID-SSL.
 """
 
 import math
@@ -49,15 +50,15 @@ def flip_and_crop(key: jax.Array, images: jax.Array, *, flip: float, pad: int) -
 
 
 def brighten(images: jax.Array, level: float) -> jax.Array:
-    """Raise the pixels x of each image that is darker than `level` to a power: x ** (log level / log mean).
+    """Brighten each image whose mean is below `level` by gamma correction, x ** (log level / log mean).
 
-    The power is at most 1, so no image becomes darker. It is the same for all pixels and channels of an image, and
-    depends on no other image. The new mean is near `level`, not equal to it, because a power of a mean is not a mean of
-    powers.
+    The power is at most 1, so no image becomes darker. All pixels and channels of an image have the same power, which
+    does not depend on other images. The new mean is near `level`, not equal to it, because a power of a mean is not a
+    mean of powers.
 
     Args:
         images: float [B, H, W, C] in 0..1.
-        level: the mean that a dark image is brightened to, in 0..1; 0 for no change.
+        level: the mean that dark images are brightened to, in 0..1; 0 for no change.
 
     Returns:
         [B, H, W, C] in 0..1, of the type of `images`.
@@ -74,6 +75,7 @@ def brighten(images: jax.Array, level: float) -> jax.Array:
     if not level:
         return images
     mean = images.mean((1, 2, 3), keepdims=True, dtype=jnp.float32)
+    # A mean of 0 would turn a black image white (0 ** 0 is 1), and a mean of 1 would divide by 0.
     gamma = jnp.minimum(jnp.log(level) / jnp.log(jnp.clip(mean, 1 / 255, 1 - 1 / 255)), 1)
     return images ** gamma.astype(images.dtype)
 
@@ -102,7 +104,7 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def prepared(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...], level: float) -> jax.Array:
-    """Return uint8 images [B, H, W, C] as a network takes them at test time: float32, brightened and normalised."""
+    """Convert uint8 images [B, H, W, C] to a network's input at test time: float32, brightened and normalised."""
     return normalize(brighten(images.astype(jnp.float32) / 255, level), mean, std)
 
 
@@ -115,24 +117,24 @@ def random_erasing(
     aspect: str = "log",
     fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
-    """Fill one rectangle of an image with N(0, 1) noise per pixel and channel, or with one colour, at random.
+    """Fill a random rectangle of some images with N(0, 1) noise per pixel and channel, or with one colour.
 
-    The rectangle's height/width is in 0.3..1/0.3. Of 10 draws the first that fits inside the image is taken. If no draw
-    fits, the image is not changed.
+    The rectangle's height/width is in 0.3..1/0.3. The first of 10 draws that fits inside the image is used. If no draw
+    fits, the image does not change.
 
     Args:
         key: a JAX random key.
         images: float [B, H, W, 3], normalised.
         probability: the probability of erasing from an image, in 0..1.
-        area: the smallest and the largest area of the rectangle, as a part of the image's.
-        aspect: whether height/width is log-uniform ("log"), or "uniform" as in the code of BoT.
-        fill: the colour, of normalised pixels; None for noise.
+        area: the smallest and the largest area of the rectangle, as fractions of the area of the image.
+        aspect: the distribution of height/width: "log" for log-uniform, or "uniform" as in the code of BoT.
+        fill: the colour, a number per channel in the units of `images`; None for noise.
 
     Returns:
         [B, H, W, 3], of the type of `images`.
 
     Source:
-        Zhong et al. 2020; by default as timm's mode "pixel", which the official code of TransReID-SSL uses.
+        Zhong et al. 2020. The defaults are those of timm's mode "pixel", which the official code of TransReID-SSL uses.
 
     Example:
         >>> import jax
@@ -153,6 +155,7 @@ def random_erasing(
         ratio = jax.random.uniform(keys[1], tries, minval=0.3, maxval=1 / 0.3)
     h, w = jnp.round(jnp.sqrt(target * ratio)), jnp.round(jnp.sqrt(target / ratio))
     fits = (h < height) & (w < width)
+    # If no draw fits, this is the first draw, and `erased` below excludes the image.
     first = jnp.argmax(fits, axis=1)[:, None]
     h, w = (jnp.take_along_axis(x, first, axis=1)[:, 0].astype(jnp.int32) for x in (h, w))
     top = jax.random.randint(keys[2], (batch,), 0, height - h + 1)

@@ -1,4 +1,4 @@
-"""From a run's options to its model, teacher, optimiser state and step."""
+"""Build the model, teacher, optimiser state and train step that a run's options describe."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from .step import Preparation, Teacher, make_objective, make_train_step, make_up
 
 
 def degradation_options(options: Options) -> dict:
-    """Return the options of `degradation` that are set. InputError if one is out of range."""
+    """Return the options of `degradation` that are set. Raises InputError if a value is out of range."""
     values = sorted(dataclasses.asdict(options.degradation).items())
     chosen = {name: value for name, value in values if value is not None}
     try:
@@ -38,28 +38,36 @@ def degradation_options(options: Options) -> dict:
 
 
 def architecture(model: Model) -> dict[str, Any]:
-    """Return what `find_spec` and Description take of the options of a model. InputError if they do not fit."""
+    """Return the options of a model that `find_spec` and Description take.
+
+    Raises:
+        InputError: the backbone is unknown, or it does not have one of the options.
+    """
     names = ("backbone", "depth", "stride", "jpm", "sie")
     chosen = {name: getattr(model, name) for name in names}
     return chosen | {"depth": find_spec(**chosen).depth}
 
 
 def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, dict] | None:
-    """Load the checkpoint that init.checkpoint names, if any. InputError if its architecture is another."""
+    """Load the checkpoint that init.checkpoint names, if any. Raises InputError if its architecture does not fit."""
     if not options.init.checkpoint:
         return None
     description, variables = checkpoint.load(options.init.checkpoint, mesh)
     spec = find_spec(**architecture(options.model))
     if not spec.can_start_from(description.spec):
         raise InputError(
-            f"init.checkpoint {options.init.checkpoint} is a {description.backbone} of {description.depth} blocks, the "
-            f"model a {options.model.backbone} of {spec.depth}: set model.backbone and model.depth to match"
+            f"init.checkpoint {options.init.checkpoint} is a {description.backbone} of {description.depth} blocks, but "
+            f"the model is a {options.model.backbone} of {spec.depth}: set model.backbone and model.depth to match"
         )
     return description, variables
 
 
 def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
-    """Load the frozen teacher and its variables. InputError if it does not know the auxiliary identities."""
+    """Load the frozen teacher and its variables; None, None for a run without a teacher.
+
+    Raises:
+        InputError: the teacher's checkpoint is missing, or the teacher has other identities or another image size.
+    """
     if not options.teacher.enabled or records.bright is None:
         return None, None
     path = options.teacher.checkpoint
@@ -81,12 +89,12 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
     if description.classes != len(identities) or (description.identities and description.identities != identities):
         raise InputError(
             f"the teacher {path} was trained on {description.classes} identities, which are not the {len(identities)} "
-            f"of {options.aux.bright_root}: teacher and student must know the same ones"
+            f"of aux.bright_root {options.aux.bright_root}: train a teacher on it, or set it to the teacher's data"
         )
     if description.image_size != options.image_size:
         raise InputError(
-            f"the teacher {path} takes images of {description.image_size}, the student {options.image_size}: "
-            "image_size must agree (nrsrd convert --image_size sets that of a converted teacher)"
+            f"the teacher {path} takes images of {description.image_size}, but image_size is {options.image_size}: set "
+            "it to the teacher's, or convert the teacher again with nrsrd convert --image_size"
         )
     model = description.create_model(dtype=compute_dtype(options.train.precision))
     return Teacher(model, description.mean, description.std, description.brighten), variables
@@ -95,6 +103,7 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
 def make_description(
     options: Options, records: Records, mean: tuple[float, ...], std: tuple[float, ...], teacher_variables: dict | None
 ) -> Description:
+    """Return the description of the model that a run trains, with the data and teacher that it learns from."""
     identities = records.train.identities.tolist()
     ratio = NormRatio(**dataclasses.asdict(options.norm_ratio))
     return Description(
@@ -118,28 +127,34 @@ def make_description(
 
 
 def check_model(options: Options) -> None:
-    """Raise InputError if a loss is another model's, or the model does not take normalised images."""
+    """Raise InputError if the model does not have a loss that is set, or needs other pixels than the options give."""
     name, spec = options.model.backbone, find_spec(**architecture(options.model))
     for term in TERMS:
         if TERMS[term].own and term not in spec.losses and getattr(options.loss, term):
-            raise InputError(f"loss.{term} is a loss of idf_resnet50, and model.backbone is {name}; set it to 0")
+            raise InputError(f"loss.{term} is only for idf backbones, but model.backbone is {name}; set it to 0")
     if options.loss.center_real and not spec.head.centers:
-        raise InputError(f"loss.center_real is for bot and agw, and model.backbone is {name}; set it to 0")
+        raise InputError(
+            f"loss.center_real is only for bot and agw backbones, but model.backbone is {name}; set it to 0"
+        )
     data = options.data
     given = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
     if spec.raw_pixels and given != ((0, 0, 0), (1, 1, 1)):
-        raise InputError(f"{name} takes pixels in 0..1 as they are: set data.mean=0,0,0 and data.std=1,1,1")
+        raise InputError(f"{name} takes pixels in 0..1, not normalised: set data.mean=0,0,0 and data.std=1,1,1")
     if spec.raw_pixels and options.augment.erasing and not options.augment.erasing_fill:
-        raise InputError(f"{name} takes pixels in 0..1, and erased ones are noise: set augment.erasing_fill=0,0,0")
+        raise InputError(
+            f"{name} takes pixels in 0..1, but augment.erasing fills with N(0, 1) noise: set augment.erasing_fill=0,0,0"
+        )
 
 
 def training_model(options: Options, description: Description):
+    """Return the model with the options that matter only in training: precision, drop path and remat."""
     return description.create_model(
         dtype=compute_dtype(options.train.precision), drop_path=options.model.drop_path, remat=options.train.remat
     )
 
 
 def make_optimizer(options: Options) -> optax.GradientTransformation:
+    """Return the optimiser that the options describe, without its learning rate."""
     optim, weight = options.optim, options.loss.center_real
     return schedule.make_optimizer(
         optim.name,
@@ -147,7 +162,7 @@ def make_optimizer(options: Options) -> optax.GradientTransformation:
         decay=optim.weight_decay,
         nesterov=optim.nesterov,
         frozen_bias=find_spec(**architecture(options.model)).head.frozen_bias,
-        # The official code undoes the loss's weight, so that it does not slow the centres down.
+        # The official code divides the centres' gradients by the loss's weight, so that it does not slow them down.
         centers=optim.center_lr / weight if weight else None,
     )
 
@@ -160,7 +175,7 @@ def make_state(options: Options, description: Description) -> TrainState:
 
 
 def start_from(state: TrainState, variables: dict) -> TrainState:
-    """Return a new state with other weights, which come from a checkpoint."""
+    """Return the state with the weights of a checkpoint instead of its own."""
     return dataclasses.replace(state, **variables)
 
 
@@ -208,7 +223,10 @@ def make_step(
     degradation: dict,
     steps: int,
 ) -> Callable:
-    """Return the train step that the options describe, not yet compiled; its rates follow the epochs, not `steps`."""
+    """Return the train step that the options describe, not compiled.
+
+    `steps` is unused: pretraining's schedules need it (`method.Method`), and the learning rate here follows the epoch.
+    """
     del steps
     optim = options.optim
     rate = functools.partial(

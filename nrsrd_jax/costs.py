@@ -1,4 +1,4 @@
-"""What a trained model is and costs: backbone, the weights it started from, size, work and training time."""
+"""A trained model's backbone, initial weights, size, operations per image and training time, as cells of a table."""
 
 import functools
 from pathlib import Path
@@ -19,11 +19,12 @@ TITLES = "backbone", "started from", "M parameters", "GFLOP", "minutes"
 
 @functools.cache
 def costs(run: Path) -> list[str]:
-    """Return the cells of a complete run's row under TITLES. They are kept, because a table is written after each run.
+    """Return the cells of a complete run under TITLES. They are cached, because an ablation rewrites its table often.
 
-    They are: the backbone; the first digits of the SHA-256 of the weights that training started from; the parameters of
-    the network without its classifiers, in millions; the floating-point operations of embedding an image, in 1e9; and
-    the minutes from the first to the last line of its log, which counts breaks of an interrupted run.
+    The cells are: the backbone; the first digits of the SHA-256 of the weights that training started from; the
+    backbone's parameters, without necks and classifiers, in millions; the floating-point operations of embedding one
+    image, in 1e9; and the minutes from the first to the last line of the log, including the breaks of an interrupted
+    run.
     """
     description = read_description(find_checkpoint(run))
     times = [row["time"] for row in read_metrics(run)]
@@ -41,7 +42,7 @@ def start_of(description: Description) -> str:
     try:
         found = read_description(find_checkpoint(Path(checkpoint)))
     except InputError:
-        return f"{Path(checkpoint).name} (not there any more)"
+        return f"{Path(checkpoint).name} (missing)"
     return str(found.provenance.get("weights_sha256", "?"))[:8]
 
 

@@ -1,4 +1,4 @@
-"""The losses of NRSRD: pure functions of arrays, computed in float32 (or wider, if given wider).
+"""The losses, as pure functions of arrays. They compute in float32, or in float64 if the arrays are float64.
 
 B batch, D feature width, C classes
 """
@@ -13,7 +13,7 @@ import optax
 
 from .precision import at_least_float32
 
-# The `features`, `logits` and `weight` of one part of the model, see `models.reid.ReID`.
+# One part of a model's output, with `features`, `logits` and `weight` (`models.reid.ReID`).
 Part = dict[str, Any]
 
 
@@ -47,9 +47,11 @@ def id_loss(logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.
 
 
 def pairwise_distances(features: jax.Array) -> jax.Array:
-    """Compute the Euclidean distances between all rows.
+    """Compute the Euclidean distances between all pairs of rows.
 
-    distance = √max(‖x_i‖² + ‖x_j‖² − 2·x_i·x_j, 1e-12). The lower limit gives identical rows the gradient 0.
+    distance = √max(‖x_i‖² + ‖x_j‖² − 2·x_i·x_j, 1e-12)
+
+    The lower limit makes the gradient of identical rows 0 instead of NaN.
 
     Args:
         features: [B, D].
@@ -79,9 +81,9 @@ def triplet_loss(
 
     loss = max(0, d_ap − d_an + m), or with the soft margin log(1 + exp(d_ap − d_an))
 
-    d_ap is the distance of an anchor to the farthest row of its identity, which may be the anchor itself; d_an is its
-    distance to the nearest row of another identity. Of rows at equal distances the first is taken. An anchor without
-    a row of another identity adds 0.
+    d_ap is the distance from an anchor to the farthest row of its identity, which may be the anchor itself. d_an is the
+    distance to the nearest row of another identity. If several rows are equally far, the first counts. An anchor
+    contributes 0 if the batch has no row of another identity.
 
     Args:
         features: [B, D].
@@ -134,8 +136,8 @@ def dkd_loss(
     NCKD = w·Σ_{i≠t} p̂_i·log(p̂_i/q̂_i), where p̂_i = p_i/(1 − p_t), q̂_i = q_i/(1 − q_t)
 
     Here p = softmax(teacher_logits/T), q = softmax(student_logits/T), and t is the label. Everything is computed from
-    log-probabilities, so a teacher or student that is certain gives finite values and gradients. The teacher's logits
-    receive no gradient.
+    log-probabilities, so values and gradients stay finite if the teacher or the student is certain. The teacher's
+    logits receive no gradient.
 
     Args:
         student_logits, teacher_logits: [B, C], C at least 2.
@@ -183,7 +185,14 @@ def dkd_loss(
 
 
 def _decouple(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return log[p_t, 1 − p_t] [B, 2] and the log-probabilities of the other classes among themselves [B, C − 1]."""
+    """Split log-probabilities into target against rest, and the rest among themselves.
+
+    Returns:
+        log[p_t, 1 − p_t], [B, 2], and the log-probabilities of the other classes given that the class is not t,
+        [B, C − 1].
+    """
+    # This selects the columns of the other classes. Masking the target with −∞ instead would give NaN in the
+    # divergence, which subtracts log-probabilities.
     column = jnp.arange(logits.shape[1] - 1)[None, :]
     others = jnp.take_along_axis(logits, column + (column >= labels[:, None]), axis=1)
     target = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -192,21 +201,22 @@ def _decouple(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _kl_divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Return KL(p ‖ q) of each row, [B], in nats."""
     return (jnp.exp(log_p) * (log_p - log_q)).sum(axis=1)
 
 
 def relation_loss(student_features: jax.Array, teacher_features: jax.Array) -> jax.Array:
-    """Compute how far the distances among the student's features are from those among the teacher's.
+    """Compare the distances between the student's features with the distances between the teacher's features.
 
     loss = mean over pairs i≠j of huber(s_ij − t_ij), huber(x) = x²/2 where |x| ≤ 1, else |x| − 1/2
 
-    s_ij and t_ij are the Euclidean distances of rows i and j, divided by their mean over all pairs, so that neither
-    the length nor a common part of the features matters, and the two may differ in width. The teacher's features
-    receive no gradient.
+    s_ij and t_ij are the Euclidean distances between rows i and j, divided by the mean distance over all pairs. So the
+    loss does not change if all features are scaled or shifted, and student and teacher may differ in width. The
+    teacher's features receive no gradient.
 
     Args:
         student_features: [B, D].
-        teacher_features: [B, E], of the same images.
+        teacher_features: [B, E], of the same images in the same order.
 
     Returns:
         A scalar, at least 0; 0 for fewer than two images.
@@ -236,13 +246,13 @@ def relation_loss(student_features: jax.Array, teacher_features: jax.Array) -> j
 
 
 def spread_loss(features: jax.Array) -> jax.Array:
-    """Compute how far the numbers of the features are from a standard deviation of 1 over the batch.
+    """Penalise feature dimensions whose standard deviation over the batch is below 1.
 
-    loss = mean over the numbers d of max(0, 1 − √(var_d + 1e-4))
+    loss = mean over the dimensions d of max(0, 1 − √(var_d + 1e-4))
 
-    It keeps features from becoming nearly parallel. The identity loss does not prevent that, because a BNNeck divides
-    by the deviation. The batch-hard triplet loss causes it where an identity's farthest image is farther away than the
-    nearest of another identity: then the loss falls as all distances shrink.
+    The loss keeps features from becoming nearly parallel. The identity loss does not prevent that, because a BNNeck
+    divides by the standard deviation. The batch-hard triplet loss can cause it: while an anchor's farthest image of its
+    own identity is farther away than its nearest image of another one, shrinking all distances lowers the loss.
 
     Args:
         features: [B, D].
@@ -264,14 +274,14 @@ def spread_loss(features: jax.Array) -> jax.Array:
 
 
 def center_loss(features: jax.Array, labels: jax.Array, centers: jax.Array) -> jax.Array:
-    """Compute the mean squared distance of features from the centre of their identity.
+    """Compute the mean squared distance between features and the centres of their identities.
 
     loss = mean over i of ‖f_i − c_{y_i}‖²
 
     Args:
         features: [B, D].
         labels: [B], integers in 0..C−1.
-        centers: the centres [C, D], which are learned.
+        centers: the learned centre of each identity, [C, D].
 
     Returns:
         A scalar, at least 0.
@@ -291,21 +301,22 @@ def center_loss(features: jax.Array, labels: jax.Array, centers: jax.Array) -> j
 def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str = "exact") -> jax.Array:
     """Compute the weighted regularised triplet loss, averaged over the anchors.
 
-    loss = log(1 + exp(Σ_p w⁺_p·d_p − Σ_n w⁻_n·d_n)), w⁺ = softmax(d) over the rows of the anchor's identity, itself
-    included, w⁻ = softmax(−d) over the other rows
+    loss = log(1 + exp(Σ_p w⁺_p·d_p − Σ_n w⁻_n·d_n))
+
+    w⁺ = softmax(d) over the rows of the anchor's identity, including the anchor. w⁻ = softmax(−d) over the other rows.
 
     Args:
         features: [B, D].
         labels: the identities [B], integers.
-        form: "exact" for these weights; "official" for those of the official code, where the weights of the negatives
-            are exp(−d)/(Σ exp(−d) + 1e-6). They vanish where distances are above about 18, so that the loss then only
-            pulls rows of one identity together.
+        form: "exact" for these weights; "official" for the weights of the official code, w⁻ = exp(−d)/(Σ exp(−d) +
+            1e-6). The official w⁻ vanish when all distances exceed about 18; the loss then only pulls rows of one
+            identity together.
 
     Returns:
-        A scalar, at least 0. An anchor without a row of another identity adds 0.
+        A scalar, at least 0. An anchor contributes 0 if the batch has no row of another identity.
 
     Raises:
-        ValueError: there is no such form.
+        ValueError: `form` is unknown.
 
     Source:
         Ye et al. 2021, "Deep Learning for Person Re-identification", eq. 7, and its official code (AGW).
@@ -324,8 +335,9 @@ def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str =
     same = labels[:, None] == labels[None, :]
 
     def weighted_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
-        """Return Σ softmax(values)·distance over each row's entries in the mask."""
-        # The official code multiplies by the mask, so that the largest of negative values is a masked 0.
+        """Return Σ softmax(values)·distance over the entries of each row that the mask selects, [B]."""
+        # The official code multiplies the values by the mask before it takes their maximum. The values of the negatives
+        # are −d, so their maximum is the 0 of a masked entry.
         largest = jnp.where(mask, values, 0 if form == "official" else -jnp.inf).max(axis=1, keepdims=True)
         powers = jnp.exp(jnp.where(mask, values - jax.lax.stop_gradient(largest), -jnp.inf))
         total = powers.sum(axis=1, keepdims=True) + (1e-6 if form == "official" else 1e-30)
@@ -336,14 +348,14 @@ def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str =
 
 
 def agreement_loss(logits: Sequence[jax.Array]) -> jax.Array:
-    """Compute how far the class probabilities of parts are from those of the last one, averaged over the batch.
+    """Compute how far the parts' class probabilities are from those of the last part, averaged over the batch.
 
-    loss = Σ_i KL(p ‖ q_i), where p = softmax(the last logits) and q_i = softmax(those of part i)
+    loss = Σ_i KL(p ‖ q_i), where p = softmax(logits of the last part) and q_i = softmax(logits of part i)
 
-    The last logits receive no gradient.
+    The logits of the last part receive no gradient.
 
     Args:
-        logits: of each part, [B, C].
+        logits: the logits of each part, [B, C] each.
 
     Returns:
         A scalar in nats, at least 0.
@@ -408,13 +420,13 @@ class Term:
     """One term of the objective (paper, eq. 10).
 
     Attributes:
-        compute: (part, labels [B], domain, the teacher's first part or None, **options) -> scalar, where `part` is
-            one of the model's parts, with only the rows of the domain. The teacher's classifier is `logits["real"]`.
-        domain: "real" or "aux": the images that it is computed on.
+        compute: (part, labels [B], domain, the teacher's first part or None, **options) -> scalar. `part` is one of the
+            model's parts, with only the rows of the domain. The teacher's own classifier is `logits["real"]`.
+        domain: "real" or "aux", the images that the term is computed on.
         options: the names of the `loss` options that `compute` takes.
-        taught: whether it needs a teacher. Only the first part is distilled: a teacher has one classifier.
-        own: whether only models have it that name it (`models.spec.Spec.losses`). `compute` then takes all parts at
-            once, without weights.
+        taught: whether the term needs a teacher. It then compares the first part of the model with that of the teacher.
+        own: whether the term exists only for models whose spec names it (`models.spec.Spec.losses`). `compute` then
+            takes the list of all parts instead of one part, and the weights of the parts do not apply.
     """
 
     compute: Callable[..., jax.Array]
@@ -425,7 +437,7 @@ class Term:
 
 
 DISTILLATION = ("alpha", "beta", "temperature", "nckd_weight")
-# Each name is also the option of options.py's `Loss` that sets the term's weight λ.
+# The field of the same name in `options.Loss` is the weight λ of a term.
 TERMS = {
     "id_real": Term(_id_term, "real", ("label_smoothing",)),
     "triplet_real": Term(_triplet_term, "real", ("margin", "normalize")),
@@ -453,19 +465,19 @@ def compute_terms(
 ) -> dict[str, jax.Array]:
     """Compute every wanted term that the batch has data for, summed over the model's parts.
 
-    A term is Σ_part weight·term(part). Terms that learn from a teacher read the first part only.
+    A term is Σ_part weight·term(part). Terms that need a teacher read only the first part.
 
     Args:
         parts: the parts that the model returns (`models.reid.ReID`). Row i belongs to domain i % len(domains).
         labels: {domain: [B]}, the identities of the images of each domain.
-        domains: the batch's domains, "real" or "aux" or both, in the order of its rows.
-        taught: the teacher's first part, of the auxiliary images, or None without a teacher.
+        domains: the domains of the batch, "real" or "aux" or both, in the order of its rows.
+        taught: the teacher's first part for the auxiliary images; None without a teacher.
         options: options of the terms by name, such as `margin`. A missing option keeps its default.
-        wanted: the names of the terms to compute, which the model must have.
+        wanted: the names of the terms to compute. The model must support all of them.
 
     Returns:
-        {name: scalar}, not weighted by λ. A term is missing if its domain is, or if it needs a teacher and there is
-        no teacher.
+        {name: scalar}, not weighted by λ. A term is left out if the batch lacks its domain, or if the term needs a
+        teacher and `taught` is None.
 
     Source:
         Guo et al. (the paper), the terms of eq. 10.
@@ -509,7 +521,7 @@ def total_loss(terms: dict[str, jax.Array], weights: dict[str, float]) -> jax.Ar
 
     Args:
         terms: {name: scalar}, from `compute_terms`.
-        weights: {name: λ}, with a weight for each of the terms. The paper uses 0.5, and 0.02 for `distill`.
+        weights: {name: λ}, with an entry for each of the terms. The paper uses 0.5, and 0.02 for `distill`.
 
     Returns:
         A scalar; 0 without terms.

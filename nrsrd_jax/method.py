@@ -1,4 +1,4 @@
-"""How a run learns, with labels (build.py) or by DINO without (pretraining/build.py): the functions that differ."""
+"""The functions that differ between training with labels (build.py) and pretraining by DINO (pretraining/build.py)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,12 +23,15 @@ class Method:
     """The functions of a run that depend on how it learns, in the order of their calls.
 
     Attributes:
-        check: check(options) raises InputError if the model cannot learn so.
-        make_description: of options, records, mean, std and the teacher's variables.
-        make_state: of options and description, the state before the first step.
-        start_from: of a new state and a checkpoint's variables, the state that has them.
-        make_step: of options, description, teacher, degradation and the number of all steps.
-        conclude: of options, description, work directory and the last evaluation's scores, what a run returns.
+        check: check(options) raises InputError if the model cannot learn this way.
+        make_description: make_description(options, records, mean, std, teacher_variables) returns the model's
+            description.
+        make_state: make_state(options, description) returns the state before the first step.
+        start_from: start_from(state, variables) returns the new state with a checkpoint's variables.
+        make_step: make_step(options, description, teacher, degradation, steps) returns the train step; `steps` is the
+            number of steps of the whole run.
+        conclude: conclude(options, description, workdir, scores) returns the scores of the run; `scores` are those of
+            its last evaluation.
     """
 
     check: Callable[[Options], object]
@@ -67,7 +70,7 @@ def choose_method(options: Options) -> Method:
 
 
 def training_accuracy(workdir: Path, epochs: int, classes: int) -> Scores:
-    """Return the accuracy of the last epoch's batches as logged, and warn if it is near chance."""
+    """Return the logged accuracy on the batches of the last epoch, and warn if it is near chance."""
     accuracy, chance = logged_accuracy(workdir, epochs), 1 / classes
     if accuracy is None:
         return {}

@@ -1,7 +1,7 @@
-"""The methods of the paper's table 1 that have readable code: what each is, and how its official code trains it.
+"""The methods of the paper's table 1 whose code could be read: what each is, and how its official code trains it.
 
-A recipe changes the options of `config.get_config("baseline")`. Sources are named in models/resnet.py, models/idf.py
-and models/transreid.py.
+A recipe changes the options of `config.get_config("baseline")`. models/resnet.py, models/idf.py and
+models/transreid.py name the sources.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from .config import Config, get_config
 IMAGENET = {"data.mean": "0.485,0.456,0.406", "data.std": "0.229,0.224,0.225"}
 CROSS_ENTROPY = {"loss.id_real": 1.0, "loss.triplet_real": 0.0}
 BNNECK = {"loss.id_real": 1.0, "loss.label_smoothing": 0.1, "loss.center_real": 0.0005}
-# The rate of the ResNet; new layers learn ten times as fast.
+# The base rate is that of the pretrained ResNet. New layers learn ten times as fast.
 SGD = {"optim.head_factor": 10.0, "optim.bias_factor": 1.0, "optim.nesterov": True, "optim.weight_decay": 5e-4}
 BOT_TRAINING = IMAGENET | {
     "optim.name": "adam",
@@ -25,6 +25,7 @@ BOT_TRAINING = IMAGENET | {
     "data.train_filter": "bilinear",
     "augment.erasing_area": (0.02, 0.4),
     "augment.erasing_aspect": "uniform",
+    # The official code erases after normalisation, so these numbers do not stand for ImageNet's mean colour.
     "augment.erasing_fill": "0.485,0.456,0.406",
     "train.epochs": 120,
 }
@@ -32,12 +33,12 @@ BOT_TRAINING = IMAGENET | {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A method.
+    """A method, as options that differ from the baseline's.
 
     Attributes:
-        method: the options that make it what it is.
-        training: the options by which its official code trains it.
-        small: the name of the small form of its backbone, for a CPU; "" if the config's own backbone can have it.
+        method: the options that define the method.
+        training: the options that its official code trains with.
+        small: the name of the small form of its backbone, for a CPU; "" if the method works on any ViT.
     """
 
     method: dict[str, Any]

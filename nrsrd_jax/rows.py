@@ -1,4 +1,4 @@
-"""The rows of an ablation: those of the paper's tables 2 and 3, and your own."""
+"""The rows of an ablation: those of the paper's tables 1 to 3, and your own."""
 
 import dataclasses
 import re
@@ -23,15 +23,15 @@ from .recipes import RECIPES
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One training.
+    """One training of an ablation.
 
     Attributes:
-        name: names the row in tables, and its folders.
-        variant: of the config file.
-        paper: mAP, Rank-1 and Rank-5 on Night600 in per cent, for a row of the paper.
-        backbone: replaces the config's, if not empty.
-        options: of your own row, ("optim.lr", "1e-4") and so on.
-        recipe: of the method that the row trains, in RECIPES; "" for the variant itself.
+        name: the name of the row in tables and of its folders.
+        variant: the variant of the config file, such as "nra".
+        paper: mAP, Rank-1 and Rank-5 on Night600 in per cent, if the paper has this row.
+        backbone: the backbone to use instead of the config's; "" for the config's.
+        options: options that the row sets, as pairs such as ("optim.lr", "1e-4").
+        recipe: the key in RECIPES of the method to train; "" to train the variant itself.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def is_baseline(self) -> bool:
-        """Return whether the rows below are compared with this one."""
+        """Return whether this row is a baseline that the rows below it are compared with."""
         return self.variant == "baseline" and not (self.options or self.recipe)
 
 
@@ -53,7 +53,8 @@ TABLES = {
         Row("pcb", "baseline", (6.0, 12.8, None), recipe="pcb"),
         Row("bot", "baseline", (5.4, 11.2, None), recipe="bot"),
         Row("agw", "baseline", (6.1, 12.5, None), recipe="agw"),
-        Row("idf", "baseline", None, recipe="idf"),  # The paper's 9.2 / 17.2 are those of another form, on a ViT.
+        # The paper's 9.2 and 17.2 belong to another form of IDF, on a ViT.
+        Row("idf", "baseline", None, recipe="idf"),
         Row("transreid", "baseline", (8.4, 16.0, None), recipe="transreid"),
         Row("transreid_ssl", "baseline", (9.5, 20.0, 36.1)),
         Row("nrsrd", "nrsrd", (12.5, 27.2, 43.9)),
@@ -80,9 +81,12 @@ SYNTAX = "write a row as NAME=VARIANT,KEY=VALUE,…"
 
 
 def parse_row(text: str) -> Row:
-    """Return the row that NAME=VARIANT,KEY=VALUE,… stands for. InputError for other text.
+    """Parse a row written as NAME=VARIANT,KEY=VALUE,…
 
-    A comma begins an option only where KEY= follows it, so that values may hold commas: "image_size=384,128".
+    A comma begins an option only if KEY= follows it, so values may contain commas: "image_size=384,128".
+
+    Raises:
+        InputError: the text is not such a row, or it sets an option twice.
     """
     head, *options = re.split(r",\s*(?=[\w.]+=)", text.strip())
     name, _, variant = (part.strip() for part in head.partition("="))
@@ -93,14 +97,15 @@ def parse_row(text: str) -> Row:
     pairs = [option.partition("=")[::2] for option in options]
     keys = [key for key, _ in pairs]
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise InputError(f"row {name} sets {twice[0]} twice")
+        raise InputError(f"row {name} sets {twice[0]} twice; set it once")
     return Row(name, variant, options=tuple((key, value.strip()) for key, value in pairs))
 
 
 def read_rows(file: str | Path) -> list[Row]:
-    """Return the rows of a text file, one a line; a line that is empty or begins with # is a comment.
+    """Read rows from a text file with one row a line. Empty lines and lines that begin with # are skipped.
 
-    InputError, with the line's number, if one is wrong.
+    Raises:
+        InputError: a line is not a row. The message has the number of the line.
     """
     rows = []
     for number, line in read_lines(expanded(file)):
@@ -113,7 +118,16 @@ def read_rows(file: str | Path) -> list[Row]:
 
 
 def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ...]:
-    """Return the rows of a table, then those of the file and those given as text. InputError if names repeat."""
+    """Return the rows of a table, then those of a file, then those given as text.
+
+    Args:
+        table: a key of TABLES.
+        own: rows written as NAME=VARIANT,KEY=VALUE,…
+        file: a text file of rows; "" for none.
+
+    Raises:
+        InputError: a row is wrong, two rows have the same name, or there are no rows.
+    """
     rows = (*TABLES[table], *(read_rows(file) if file else ()), *map(parse_row, own))
     names = [row.name for row in rows]
     if twice := [name for name in names if names.count(name) > 1]:
@@ -124,7 +138,11 @@ def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ..
 
 
 def variant_config(file: str, row: Row) -> Config:
-    """Return what a config file says for a row's variant. InputError if the file has no variants, or not this one."""
+    """Return the config that a config file makes for a row's variant.
+
+    Raises:
+        InputError: the file has no variants, or not this variant.
+    """
     get_config = runpy.run_path(file)["get_config"]
     if not signature(get_config).parameters:
         raise InputError(f"{file} has no variants ({', '.join(VARIANTS)}); an ablation needs a file with variants")
@@ -132,11 +150,20 @@ def variant_config(file: str, row: Row) -> Config:
 
 
 def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_start: bool = False) -> Config:
-    """Return the config of one training: the file's variant, its recipe, the overrides, and the row's own options.
+    """Return the config of one training: the file's variant, changed by the recipe, the overrides and the row.
 
-    `{backbone}` in init.checkpoint is filled in, and `seed` added to train.seed. With `same_start` the method alone is
-    taken of the recipe, not how its official code trains; in its small form if the file's backbone is a small one.
-    InputError as `variant_config`, and if the row sets an unknown option or an invalid value.
+    If the file's backbone is a vit_tiny, the small form of the recipe's backbone is used. `{backbone}` in
+    init.checkpoint is replaced by the name of the backbone.
+
+    Args:
+        file: the config file.
+        row: the row to train.
+        seed: is added to train.seed.
+        overrides: options by name, for all rows.
+        same_start: whether to use only the method of the recipe, and not how its official code trains.
+
+    Raises:
+        InputError: as `variant_config`, or the row sets an unknown option or an invalid value.
     """
     config = variant_config(file, row)
     if row.recipe:
@@ -147,13 +174,14 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
     config.update_from_flattened_dict(overrides)
     if row.recipe and "resnet" in config.model.backbone:
         config.model.depth = 0
-        if "{backbone}" not in config.init.checkpoint:  # A ViT's weights cannot start a ResNet.
+        # A checkpoint that is named for all rows has the weights of a ViT, which cannot start a ResNet.
+        if "{backbone}" not in config.init.checkpoint:
             config.init.checkpoint = ""
     if row.backbone:
         config.model.backbone = row.backbone
     for key, text in row.options:
         config.update_from_flattened_dict({key: _read(config, key, text)})
-    # The methods on a ResNet start from the same weights: {backbone} is resnet50 for bot_resnet50.
+    # All methods on a ResNet start from the same weights, so {backbone} is resnet50 for bot_resnet50.
     family = re.sub(r"^.+_(?=resnet)", "", config.model.backbone)
     config.init.checkpoint = config.init.checkpoint.replace("{backbone}", family)
     config.train.seed += seed
@@ -161,9 +189,10 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
 
 
 def _read(config: Config, key: str, text: str) -> Any:
-    """Return the value that --config.KEY=TEXT would set. InputError for an unknown option or a wrong type."""
+    """Return the value that --config.KEY=TEXT would set. Raises InputError if KEY is unknown or TEXT does not fit."""
     if key not in OPTIONS:
         raise InputError(f"{key} is not an option; {nearest_option(key)}")
+    # The flags of ml_collections parse the text, so that a row reads values exactly as the command line does.
     values = flags.FlagValues()
     argv = ["", f"--config.{key}={text}"]
     try:

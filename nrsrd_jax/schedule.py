@@ -1,4 +1,4 @@
-"""Learning rates and optimisers, as the official codes of TransReID-SSL, TransReID, BoT and others train."""
+"""Learning rates and optimisers that equal those of the official codes of TransReID-SSL, TransReID, BoT and others."""
 
 import functools
 import re
@@ -21,11 +21,24 @@ def learning_rate(
     milestones: Sequence[int] = (),
     milestone_factor: float = 0.1,
 ) -> jax.Array:
-    """Compute the rate of one parameter group during 0-based `epoch`: a linear warm-up, then a cosine or steps.
+    """Compute the learning rate of one parameter group in an epoch: a linear warm-up, then a cosine or steps.
 
-    The warm-up rises from warmup_factor·base to the group's own rate group_factor·base. The cosine, which began at
-    epoch 0, falls to final_factor·base. Both ends use the base rate for every group. With `milestones` the rate is
-    multiplied by `milestone_factor` from each of these epochs on, instead of the cosine.
+    The warm-up rises from warmup_factor·base to the group's own rate group_factor·base. The cosine is counted from
+    epoch 0 and falls to final_factor·base. Where the warm-up starts and the cosine ends does not depend on the group.
+
+    Args:
+        epoch: the epoch, counted from 0.
+        base: the base learning rate.
+        group_factor: the group's own rate, in base rates.
+        epochs: the epoch at which the cosine ends.
+        warmup_epochs: the length of the warm-up; 0 for none.
+        warmup_factor: the rate at the start of the warm-up, in base rates.
+        final_factor: the rate at the end of the cosine, in base rates.
+        milestones: epochs at which the rate is multiplied by `milestone_factor`. If given, they replace the cosine.
+        milestone_factor: see `milestones`.
+
+    Returns:
+        A scalar.
     """
     group = group_factor * base
     start, end = warmup_factor * base, final_factor * base
@@ -47,23 +60,27 @@ def make_optimizer(
     frozen_bias: bool = True,
     centers: float | None = None,
 ) -> optax.GradientTransformation:
-    """Return the directions to step along, before the learning rate: update = −rate(group)·direction.
+    """Return the optimiser without its learning rate: an update is −rate(group)·direction (`scale_updates`).
 
-    Every parameter decays, biases and norms too, except NRA's λ, the necks' frozen biases and the centres.
+    All parameters decay, including biases and norms, except NRA's λ, the necks' frozen biases and the centres.
 
     Args:
         name: "sgd" is PyTorch's form, v = momentum·v + (g + decay·p); "adam" adds decay·p to the gradient, as PyTorch's
             Adam does; "adamw" decouples the decay (Loshchilov and Hutter 2019).
-        momentum: of sgd, in 0..1.
+        momentum: the momentum of sgd, in 0..1.
         decay: the weight decay, at least 0.
-        nesterov: whether sgd looks ahead, g + momentum·v.
+        nesterov: whether sgd steps along g + momentum·v instead of v.
         frozen_bias: whether the necks' biases are frozen (`models.reid.Head`).
-        centers: what the gradients of the centre loss's centres are multiplied by. Their direction is that product,
-            and `scale_updates` takes it as it is. None for a model that does not learn centres.
+        centers: the factor of the gradients of the centre loss's centres. The product is their direction, and the
+            learning rate does not apply to it. None for a model that does not learn centres.
+
+    Returns:
+        The optimiser.
 
     Raises:
-        ValueError: there is no optimiser of this name.
+        ValueError: `name` is unknown.
     """
+    # The official codes pass no frozen parameter to the optimiser, so frozen biases do not decay there.
     undecayed = re.compile(r"(norm_ratio|bottleneck(_\d+)?/bias)$" if frozen_bias else r"norm_ratio$")
 
     def is_decayed(path, _) -> bool:
@@ -99,9 +116,9 @@ def _is_centers(path: str) -> bool:
 def scale_updates(
     directions, rate: jax.Array, bias_rate: jax.Array, factor: Callable[[tuple[str, ...]], float] = lambda path: 1.0
 ):
-    """Return −rate·factor(path)·direction of each parameter.
+    """Return the update of each parameter, −rate·factor(path)·direction.
 
-    Parameters whose name contains "bias" take `bias_rate`. The centres of the centre loss have no learning rate.
+    Parameters whose path contains "bias" use `bias_rate`. The update of the centre loss's centres is −direction.
     """
 
     def scaled(key_path, direction):

@@ -1,7 +1,8 @@
 """The training step: eq. 7–10 of the paper as one pure function.
 
-A batch is {"epoch": int32 scalar, "real": {…}, and with an auxiliary domain "aux": {…}}, where a domain holds
-`labels` [B], perhaps `cameras` [B], and uint8 `images` [B, H, W, 3], and "aux" may hold `dark_images`, the dark twins.
+A batch is a dict with `epoch`, an int32 scalar, and a dict for each domain: "real", and "aux" if there is an auxiliary
+domain. A domain's dict has `labels` [B] and uint8 `images` [B, H, W, 3], and may have `cameras` [B]. The dict of "aux"
+may also have `dark_images` [B, H, W, 3], the dark twins of its images.
 """
 
 import dataclasses
@@ -19,12 +20,19 @@ from .models.reid import ReID
 from .schedule import scale_updates
 from .state import TrainState
 
-DOMAINS = {"real": "real", "aux": "syn"}  # each domain's name in the paper's losses
+# The paper's losses call the auxiliary domain "syn".
+DOMAINS = {"real": "real", "aux": "syn"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A frozen model and how its images are prepared; its classifier is over the auxiliary identities."""
+    """A frozen model, and how to prepare its images. Its classifier is over the auxiliary identities.
+
+    Attributes:
+        model: the model, without its variables.
+        mean, std: per channel, for `augment.normalize`.
+        brighten: the level for `augment.brighten`, in 0..1; 0 for no change.
+    """
 
     model: ReID
     mean: tuple[float, ...]
@@ -34,7 +42,16 @@ class Teacher:
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How uint8 batches become the network's inputs: degradation, brightening, augmentation and normalisation."""
+    """Turn uint8 batches into the network's inputs by degradation, brightening, augmentation and normalisation.
+
+    Attributes:
+        mean, std: per channel, for `augment.normalize`.
+        flip, pad: for `augment.flip_and_crop`.
+        erasing: the probability of `augment.random_erasing`.
+        degradation: the arguments of `lowlight.degrade`, for auxiliary images without dark twins.
+        brighten: the level for `augment.brighten`, in 0..1; 0 for no change.
+        erasing_form: further arguments of `augment.random_erasing`.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,10 +60,14 @@ class Preparation:
     erasing: float
     degradation: dict[str, Any]
     brighten: float = 0.0
-    erasing_form: dict[str, Any] = dataclasses.field(default_factory=dict)  # options of augment.random_erasing
+    erasing_form: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, key: jax.Array, batch: dict, teacher: Teacher | None = None) -> dict:
-        """Return {"real": float images, "aux": dark ones, "teacher": the bright ones with the same flip and crop}."""
+        """Return the network's inputs: float images [B, H, W, 3] by name.
+
+        "real" has the night images and "aux" the dark auxiliary images, both augmented. With a teacher, "teacher" has
+        the bright auxiliary images, flipped and cropped as in "aux", without erasing.
+        """
         keys = jax.random.split(key, 5)
         move = functools.partial(augment.flip_and_crop, flip=self.flip, pad=self.pad)
 
@@ -64,6 +85,7 @@ class Preparation:
                 dark = lowlight.degrade(keys[2], bright, **self.degradation)
             inputs["aux"] = finish(keys[4], move(keys[3], augment.brighten(dark, self.brighten)))
             if teacher:
+                # The key of the dark images is used again, so that teacher and student see the same flip and crop.
                 bright = augment.brighten(bright, teacher.brighten)
                 inputs["teacher"] = augment.normalize(move(keys[3], bright), teacher.mean, teacher.std)
         return inputs
@@ -82,17 +104,15 @@ def make_objective(
 ) -> Callable:
     """Return the loss as a function of the parameters, to differentiate.
 
-    It is objective(params, batch_stats, inputs, labels, key, teacher_variables, cameras) -> (loss, (batch_stats,
-    metrics)).
+    The function is objective(params, batch_stats, inputs, labels, key, teacher_variables, cameras) -> (loss,
+    (batch_stats, metrics)). Its `inputs` are normalised float images by domain, as Preparation returns them. Its
+    `labels` and `cameras` are {domain: [B]}; `cameras` may be left out.
 
     Args:
         model: the model to train.
         loss_weights: λ of eq. 10 by the names in `losses.TERMS`. A term of weight 0 is neither computed nor logged.
-        loss_options: options of those terms, such as `margin`; missing ones keep their defaults.
-        teacher: the model whose answer to the bright auxiliary images is distilled.
-
-    The function's `inputs` are normalised float images by domain, as Preparation returns them. Its `labels` and
-    `cameras` are {domain: [B]}; `cameras` may be missing.
+        loss_options: options of those terms, such as `margin`. A missing option keeps its default.
+        teacher: the model whose output for the bright auxiliary images the student learns from.
     """
 
     def objective(params, batch_stats, inputs, labels, key, teacher_variables, cameras=None):
@@ -134,11 +154,16 @@ def make_update(
     rates: Callable,
     factor: Callable[[tuple[str, ...]], float] = lambda path: 1.0,
 ) -> Callable:
-    """Return update(state, inputs, labels, epoch, key, teacher_variables, cameras) -> (state, metrics): one step.
+    """Return update(state, inputs, labels, epoch, key, teacher_variables, cameras) -> (state, metrics), one step.
 
-    `rates(epoch)` returns the learning rates of weights and of biases, `factor(path)` what a parameter's is multiplied
-    by. For a model without drop path the update is
-    deterministic in its float inputs, so the parity tests call it.
+    For a model without drop path and dropout, the update is a deterministic function of its float inputs, so the parity
+    tests call it directly.
+
+    Args:
+        objective: from `make_objective`.
+        optimizer: from `schedule.make_optimizer`.
+        rates: rates(epoch) returns the learning rates of weights and of biases.
+        factor: factor(path) returns what the learning rate of a parameter is multiplied by.
     """
 
     def update(state: TrainState, inputs, labels, epoch, key, teacher_variables=None, cameras=None):
@@ -162,7 +187,10 @@ def make_update(
 
 
 def make_train_step(prepare: Preparation, update: Callable, teacher: Teacher | None, seed: int) -> Callable:
-    """Return the pure train_step(state, batch, teacher_variables) -> (state, metrics), random by (seed, state.step)."""
+    """Return the pure function train_step(state, batch, teacher_variables) -> (state, metrics).
+
+    Its random numbers depend only on `seed` and `state.step`, so a resumed run draws the same ones.
+    """
 
     def train_step(state: TrainState, batch: dict, teacher_variables=None):
         prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
@@ -170,7 +198,8 @@ def make_train_step(prepare: Preparation, update: Callable, teacher: Teacher | N
         domains = [domain for domain in DOMAINS if domain in batch]
         labels = {domain: batch[domain]["labels"] for domain in domains}
         cameras = {domain: batch[domain]["cameras"] for domain in domains if "cameras" in batch[domain]}
-        with jax.default_matmul_precision("highest"):  # no TF32 where float32 was asked for; bfloat16 stays as it is
+        # On a GPU, float32 products would otherwise use TF32. Products of bfloat16 stay as they are.
+        with jax.default_matmul_precision("highest"):
             return update(state, inputs, labels, batch["epoch"], model_key, teacher_variables, cameras)
 
     return train_step

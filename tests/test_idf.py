@@ -199,8 +199,8 @@ IDF_OPTIONS |= {"data__mean": "0,0,0", "data__std": "1,1,1"}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss__agree": 0.1}, r"loss\.agree is a loss of idf_resnet50, and model\.backbone is vit_tiny"),
-        (IDF_OPTIONS | {"loss__center_real": 0.1}, r"loss\.center_real is for bot and agw"),
+        ({"loss__agree": 0.1}, r"loss\.agree is only for idf backbones, but model\.backbone is vit_tiny"),
+        (IDF_OPTIONS | {"loss__center_real": 0.1}, r"loss\.center_real is only for bot and agw"),
         (IDF_OPTIONS | {"data__mean": "half"}, r"set data\.mean=0,0,0 and data\.std=1,1,1"),
         (IDF_OPTIONS | {"augment__erasing_fill": ""}, r"erased ones are noise: set augment\.erasing_fill"),
     ],

@@ -1,8 +1,8 @@
-"""Show images darkened by each preset, and print luminance and noise, to compare with those of your own night images.
+"""Darken images with each preset, write them on one sheet, and print their luminance and noise.
 
 nrsrd lowlight IMAGE … --output sheet.png
 
-It takes at most 50 images.
+Give at most 50 images. Compare the numbers with those of your own night images to choose a preset.
 """
 
 import math
@@ -21,7 +21,7 @@ from ..files import written_whole
 from ..sheet import HEIGHT, WIDTH, brighten, sheet
 from .degradation import PRESETS, degrade
 
-# More images than this on a sheet would be too small to see.
+# On a sheet of more images, each would be too small to see.
 MAX_IMAGES = 50
 
 
@@ -31,18 +31,21 @@ def noise_level(grey: np.ndarray) -> float:
     Args:
         grey: [H, W], H and W at least 3.
 
+    Returns:
+        The estimate, at least 0.
+
     Source:
         Immerkær 1996.
     """
     g = np.asarray(grey, np.float64)
-    # Second differences in both directions are 0 on smooth shading and along straight edges, so noise remains.
+    # Second differences in both directions are 0 on smooth shading and along straight edges, so only noise remains.
     edges = g[:-2] - 2 * g[1:-1] + g[2:]
     mask = edges[:, :-2] - 2 * edges[:, 1:-1] + edges[:, 2:]
     return float(np.abs(mask).mean() * math.sqrt(math.pi / 2) / 6)
 
 
 def light_and_noise(images: list[np.ndarray]) -> str:
-    """Return the mean luminance and the noise of images uint8 [H, W, 3], in grey levels of 255."""
+    """Return a line with the luminance and noise of uint8 images [H, W, 3], in grey levels (0..255)."""
     grey = [image @ LUMINANCE for image in images]
     mean, spread = (np.mean([measure(image) for image in grey]) for measure in (np.mean, np.std))
     noise = np.median([noise_level(image) for image in grey])
@@ -50,23 +53,23 @@ def light_and_noise(images: list[np.ndarray]) -> str:
 
 
 def main() -> None:
-    """Write the sheet that the arguments of the process ask for, and print light and noise."""
+    """Write the sheet that the process's arguments ask for, and print a line of luminance and noise per version."""
     parser = Parser(__doc__, "nrsrd lowlight")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--output", type=Path, help="default: sheet.png")
+    parser.add_argument("--output", type=Path, help="the image file to write the sheet to (default: sheet.png)")
     options = parser.parse_args()
     output = options.output or Path("sheet.png")
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--output {output}: name a .png, .jpg or .webp file")
     if len(options.images) > MAX_IMAGES:
-        raise InputError(f"{len(options.images)} images are too many for a sheet; give at most {MAX_IMAGES}")
+        raise InputError(f"{len(options.images)} images are too many for one sheet; give at most {MAX_IMAGES}")
     if not os.access(output.absolute().parent, os.W_OK):
-        raise InputError(f"cannot write --output {output}: its folder is missing or not writable")
+        raise InputError(f"cannot write --output {output}: its folder is missing or not writable; name another")
     # Each image keeps its own size because resizing would smooth the noise.
     given = [np.asarray(read_rgb(path)) for path in options.images]
     for path, image in zip(options.images, given, strict=True):
         if min(image.shape[:2]) < 3:
-            raise InputError(f"{path} is too small: noise shows in images of 3×3 pixels and more")
+            raise InputError(f"{path} is too small to measure its noise; give images of at least 3×3 pixels")
     versions = {"as given": given}
     for preset in PRESETS:
         keys = jax.random.split(jax.random.key(0), len(given))

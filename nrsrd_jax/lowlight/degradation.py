@@ -1,7 +1,7 @@
 """Physics-based low-light degradation: a well-lit image as a small sensor would see it in the dark.
 
-The light of the scene is recovered from the picture (unprocessing, Brooks et al. 2019), dimmed (MAET, Cui et al. 2021),
-given the sensor's noise (ELD, Wei et al. 2020), quantised and rendered again. Linear light has full scale 1.
+The light of the scene is recovered from the image (unprocessing, Brooks et al. 2019), dimmed (MAET, Cui et al. 2021),
+given the noise of a sensor (ELD, Wei et al. 2020), quantised and rendered again. Linear light is 1 at full scale.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 Range = tuple[float, float]
 
-# These map XYZ to the colours of four cameras, and linear sRGB to XYZ (D65), as in the code of Brooks et al.
+# The matrices of the code of Brooks et al.: from XYZ to the colours of four cameras, and from linear sRGB to XYZ (D65).
 _XYZ_TO_CAMERA = np.array(
     [
         [[1.0234, -0.2969, -0.2266], [-0.5625, 1.6328, -0.0469], [-0.0703, 0.2188, 0.6406]],
@@ -26,28 +26,29 @@ _SRGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
 )
 _PRODUCT = _XYZ_TO_CAMERA @ _SRGB_TO_XYZ
-# The rows sum to 1, so that white stays white.
+# The rows are scaled to the sum 1, so that white stays white.
 SRGB_TO_CAMERA = _PRODUCT / _PRODUCT.sum(axis=2, keepdims=True)
 CAMERA_TO_SRGB = np.linalg.inv(SRGB_TO_CAMERA)
 
 
 @dataclasses.dataclass(frozen=True)
 class Degradation:
-    """The ranges that a degradation draws from, for each image. The defaults are those of MAET (Cui et al. 2021).
+    """The ranges that a degradation draws from for each image. The defaults are those of MAET (Cui et al. 2021).
 
     Attributes:
         inverse_tone: whether to undo a smoothstep tone curve first.
-        gamma: (low, high) of g in linear light = sRGB^g; g is uniform.
-        gain: (mean, standard deviation) of the sensor's gain; it is normal.
-        red_gain, blue_gain: (low, high) of the white balance; uniform.
-        light_unit: what the intensity k scales: "linear" light or "srgb" values.
-        light_distribution: of k: "normal" (truncated to `light`) or "uniform" in `light`.
+        gamma: (low, high) of the exponent g in linear light = sRGB^g, which is uniform.
+        gain: (mean, standard deviation) of the sensor's gain, which is normal.
+        red_gain, blue_gain: (low, high) of the gains of the white balance, which are uniform.
+        light_unit: what the intensity k multiplies: "linear" light or "srgb" values.
+        light_distribution: the distribution of k: "normal" (truncated to `light`) or "uniform" in `light`.
         light_moments: (mean, standard deviation) of a normal k before truncation.
         light: (low, high) of k in 0..1.
-        shot: (low, high) of a in the noise variance a·x + b, where x is light with full scale 1; log-uniform.
+        shot: (low, high) of a in the noise variance a·x + b, where x is linear light. a is log-uniform.
         read_line: (slope, offset) in log b = slope·log a + offset + N(0, read_spread²).
         read_spread: see `read_line`.
-        row: (low, high) of the standard deviation of the noise that a whole row shares, in units of √b; uniform.
+        row: (low, high) of the standard deviation, in units of √b, of the noise that all pixels of a row share. It is
+            uniform.
         cast: the standard deviation, in log units, of a smooth colour cast; 0 for no cast.
         bits: the bit depths of the sensor's converter, equally likely.
     """
@@ -71,8 +72,8 @@ class Degradation:
 
 PRESETS = {
     "maet": Degradation(),
-    # This one is darker and cleaner. A figure of CENet (Lu et al. 2025) shows sRGB values × 0.1–0.6 and noise of 1.5–7
-    # grey levels.
+    # This preset is darker and has less noise: a figure of CENet (Lu et al. 2025) shows sRGB values × 0.1–0.6 and
+    # noise of 1.5–7 grey levels.
     "low_noise": Degradation(
         light_unit="srgb", light_distribution="uniform", light=(0.1, 0.6), shot=(2e-5, 2e-4), cast=0.08, bits=(14,)
     ),
@@ -106,7 +107,7 @@ def resolve(preset: str = "maet", **overrides) -> Degradation:
     names = [field.name for field in dataclasses.fields(Degradation)]
     for name in overrides:
         if name not in names:
-            raise ValueError(f"unknown degradation range {name!r}; there are {', '.join(names)}")
+            raise ValueError(f"unknown degradation range {name!r}; choose from {', '.join(names)}")
     settings = dataclasses.replace(PRESETS[preset], **overrides)
     for name, holds, need in _RULES:
         value = getattr(settings, name)
@@ -143,8 +144,8 @@ def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overri
 
     x = M·image^g / w · s·k,   y = x + √(a·x + b)·n + row noise,   dark = (M⁻¹·(quantise(y)·w))^(1/g)
 
-    M is a camera's colour matrix, w its white balance, s its gain, k the intensity, and n is N(0, 1). Each image draws
-    these from the ranges of a `Degradation`; the same key gives the same result.
+    M is the colour matrix of a camera, w its white balance, s its gain, k the intensity of the light, and n is N(0, 1).
+    They are drawn for each image from the ranges of a `Degradation`. The same key gives the same result.
 
     Args:
         key: a JAX random key.
@@ -175,10 +176,10 @@ def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overri
 
 
 def degrade_to(light: jax.Array, keys: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
-    """Degrade images as `degrade` does, but all of them to one intensity, at a sensor gain of 1.
+    """Degrade images as `degrade` does, but all of them with the same intensity and a sensor gain of 1.
 
     Args:
-        light: the intensity k in 0..1, a scalar; 1 is full light.
+        light: the intensity k in 0..1, a scalar; 1 for full light.
         keys: a JAX random key for each image, [B].
         images: float [B, H, W, 3], sRGB in 0..1.
         preset: as in `degrade`.
@@ -206,6 +207,7 @@ def degrade_to(light: jax.Array, keys: jax.Array, images: jax.Array, *, preset: 
 
 
 def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Array | None = None) -> jax.Array:
+    """Degrade one image [H, W, 3], with the intensity `light` or, if that is None, a random one."""
     keys = iter(jax.random.split(key, 16))
 
     def uniform(low_high: Range) -> jax.Array:
@@ -216,17 +218,21 @@ def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Ar
     balance = jnp.stack([uniform(d.red_gain), jnp.ones(()), uniform(d.blue_gain)])
     gain = d.gain[0] + d.gain[1] * jax.random.normal(next(keys))
     gamma = uniform(d.gamma)
+    # The draw takes its key even if `light` is given, so that all later draws are those of `degrade`.
     drawn = _light(next(keys), d)
     light = drawn if light is None else light
     if d.light_unit == "srgb":
         light = light**gamma
 
+    # From the image to the light that reaches the sensor.
     x = jnp.clip(image, 0, 1)
     if d.inverse_tone:
+        # This inverts the tone curve y = 3x² − 2x³.
         x = 0.5 - jnp.sin(jnp.arcsin(1 - 2 * x) / 3)
     x = jnp.matmul(x**gamma, to_camera.T, precision="highest")
     x = x / balance * gain * light * _colour_cast(next(keys), image.shape, d.cast)
 
+    # The noise of the sensor.
     a = jnp.exp(uniform((math.log(d.shot[0]), math.log(d.shot[1])))) if d.shot[1] > 0 else jnp.zeros(())
     slope, offset = d.read_line
     log_b = slope * jnp.log(a) + offset + d.read_spread * jax.random.normal(next(keys))
@@ -234,6 +240,7 @@ def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Ar
     x = x + jnp.sqrt(jnp.maximum(a * x, 0) + b) * jax.random.normal(next(keys), image.shape)
     x = x + jnp.sqrt(b) * uniform(d.row) * jax.random.normal(next(keys), (image.shape[0], 1, 1))
 
+    # From the sensor back to an sRGB image.
     levels = 2.0 ** jnp.asarray(d.bits)[jax.random.randint(next(keys), (), 0, len(d.bits))] - 1
     x = jnp.round(x * levels) / levels
     x = jnp.matmul(x * balance, to_srgb.T, precision="highest")
@@ -242,6 +249,7 @@ def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Ar
 
 
 def _light(key: jax.Array, d: Degradation) -> jax.Array:
+    """Draw the intensity k, a scalar."""
     low, high = d.light
     if d.light_distribution == "uniform":
         return jax.random.uniform(key, minval=low, maxval=high)
@@ -250,7 +258,7 @@ def _light(key: jax.Array, d: Degradation) -> jax.Array:
 
 
 def _colour_cast(key: jax.Array, shape: tuple[int, ...], strength: float) -> jax.Array | float:
-    """Return gains [H, W, 3] per channel that vary smoothly over the image, as under one coloured lamp."""
+    """Draw gains [H, W, 3] that vary smoothly over the image, as under one coloured lamp; 1.0 without a cast."""
     if not strength:
         return 1.0
     height, width, channels = shape
