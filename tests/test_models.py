@@ -257,7 +257,7 @@ def test_initial_weights_have_the_official_spread():
 
 def test_depth_is_an_option_of_the_tiny_backbone_only():
     assert create_model("vit_tiny", depth=7).base.depth == 7
-    with pytest.raises(InputError, match="these have it: vit_tiny, vit_tiny_ics"):
+    with pytest.raises(InputError, match="the option works with: vit_tiny, vit_tiny_ics"):
         create_model("vit_small", depth=7)
     with pytest.raises(InputError, match="choose one of vit_tiny"):
         create_model("resnet50")

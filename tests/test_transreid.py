@@ -206,7 +206,9 @@ def test_the_schedule_steps_before_each_epoch(reference):
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match=r"model\.stride=12: vit_small_ics does not have this option; these have it"):
+    with pytest.raises(
+        InputError, match=r"model\.stride=12: vit_small_ics does not have this option; the option works with"
+    ):
         find_spec("vit_small_ics", stride=12)
     with pytest.raises(InputError, match=r"model\.jpm needs 8 patches"):
         find_spec("vit_small", jpm=True).check_size((32, 32))

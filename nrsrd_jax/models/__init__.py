@@ -1,4 +1,4 @@
-"""The models: every backbone by name, and how to build one with its neck and classifiers."""
+"""All backbones by name, and functions that build a Re-ID model from one of them."""
 
 import dataclasses
 
@@ -12,9 +12,11 @@ from .resnet import ResNetSpec
 from .spec import Spec
 from .vit import ViTSpec
 
+# The options of TransReID, which every ViT takes.
 PARTS = ("jpm", "sie")
+# AGW has non-local blocks after the last two blocks of stage 2 and the last three of stage 3.
 AGW = (0, 2, 3, 0)
-# For a CPU.
+# A ResNet of this size trains on a CPU.
 TINY = {"channels": 16, "width": 512, "blocks": (1, 1, 2, 1), "reduced": 128}
 MODELS: dict[str, Spec] = {
     "vit_tiny": ViTSpec(width=192, depth=4, choices=("depth", "stride", *PARTS)),
@@ -47,15 +49,15 @@ def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False,
     Args:
         backbone: a name in MODELS, such as "vit_small_ics".
         depth: the number of blocks; 0 for the backbone's own.
-        stride: pixels from a patch of a ViT to the next; 0 for the backbone's own.
+        stride: pixels from one patch of a ViT to the next, in 1..16; 0 for the backbone's own.
         jpm: whether a ViT has TransReID's local features (`models.transreid`).
-        sie: whether a ViT adds TransReID's vector of the image's camera to every token.
+        sie: whether a ViT adds a learned vector of the image's camera to every token, as TransReID does.
 
     Returns:
         The spec with these options.
 
     Raises:
-        InputError: there is no such backbone, or it does not have such an option.
+        InputError: `backbone` is unknown, it does not have one of the options, or `stride` is out of range.
 
     Example:
         >>> from nrsrd_jax.models import find_spec
@@ -70,8 +72,8 @@ def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False,
     for name, value in chosen.items():
         if name not in spec.choices:
             having = ", ".join(name_of for name_of, other in MODELS.items() if name in other.choices)
-            own = f"has {spec.depth} blocks" if name == "depth" and spec.depth else "does not have this option"
-            raise InputError(f"model.{name}={value}: {backbone} {own}; these have it: {having}")
+            own = f"always has {spec.depth} blocks" if name == "depth" and spec.depth else "does not have this option"
+            raise InputError(f"model.{name}={value}: {backbone} {own}; the option works with: {having}")
     if not 0 <= stride <= 16:
         raise InputError(f"model.stride is {stride}; it takes 1 to 16 pixels, or 0 for the backbone's own")
     return dataclasses.replace(spec, **chosen)  # pyright: ignore[reportArgumentType]
@@ -95,7 +97,7 @@ def create_model(
         backbone: a name in MODELS, such as "vit_small_ics".
         classes, aux_classes: the number of training identities of the two domains; 0 for no classifier.
         depth, stride, jpm, sie: as in `find_spec`.
-        dtype: the type of its matrix products; None for float32.
+        dtype: the type of the model's matrix products; None for float32.
         **options: further arguments of the spec's `module` (`models.spec.Spec.module`).
 
     Returns:
@@ -116,7 +118,7 @@ def create_model(
 
 
 def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict:
-    """Return fresh variables of a model.
+    """Return random variables for a model.
 
     Args:
         model: from `create_model`.

@@ -19,11 +19,11 @@ class NormRatio:
     """The settings of Norm-Ratio Attention.
 
     Attributes:
-        init: λ at the start of training; it is learned.
-        scope: whose vectors the norms are of: "head" or "token" (all heads together).
+        init: the first value of λ, which is learned.
+        scope: the vectors whose norms are used: those of each "head", or of the whole "token" (all heads together).
         epsilon: ε, above 0.
         form: "ratio" for γ = λ‖K‖/(‖Q‖+ε) as in the paper, "standard" for γ = λ(‖K‖ − mean)/deviation over the keys,
-            which acts equally whatever the scale and the spread of the norms.
+            which does not depend on the scale and the spread of the norms.
     """
 
     init: float = 1.0
@@ -57,6 +57,7 @@ def l2_norm(x: jax.Array, axis: int | tuple[int, ...] = -1) -> jax.Array:
     """
     squared = jnp.square(at_least_float32(x)).sum(axis)
     positive = squared > 0
+    # The inner `where` keeps 0 out of the root: its gradient there is infinite, and 0·∞ is NaN.
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
@@ -71,7 +72,7 @@ def token_norms(x_BNHK: jax.Array, scope: str = "head") -> jax.Array:
         [B, H, N] in float32 or wider. With scope "token" all heads have the same norm.
 
     Source:
-        Guo et al. (the paper), ‖Q‖ and ‖K‖ in eq. 2, which does not say which of the two it means.
+        Guo et al. (the paper), ‖Q‖ and ‖K‖ in eq. 2. It does not say whether it means heads or whole tokens.
 
     Example:
         >>> import jax.numpy as jnp
@@ -93,8 +94,8 @@ def norm_ratio_penalty(
 
     γ = λ·‖K‖ / (‖Q‖ + ε)
 
-    It has rank one over (query, key). Its deviations over the keys are often thousandths, so it stays in float32 and
-    is subtracted from the float32 logits. The last block has M = 1 query (CLS) unless all maps are asked for, so γ
+    γ has rank one over (query, key). It often differs between keys by thousandths only, so it stays in float32 and is
+    subtracted from the float32 logits. Unless attention maps are requested, the last block has one query (CLS), and γ
     needs no N×N matrix.
 
     Args:
@@ -122,17 +123,17 @@ def norm_ratio_penalty(
 def standard_norm_penalty(k_norm_BHN: jax.Array, strength: jax.Array) -> jax.Array:
     """Compute a penalty of the keys' norms in standard deviations.
 
-    γ = λ·(‖K‖ − mean)/√(variance + 1e-12), mean and variance over the keys
+    γ = λ·(‖K‖ − mean)/√(variance + 1e-12), with mean and variance over the keys
 
-    Its standard deviation over the keys is |λ| nats in every image and head, where that of `norm_ratio_penalty` depends
-    on the length of the query and the spread of the norms.
+    The standard deviation of γ over the keys is |λ| nats in every image and head. That of `norm_ratio_penalty` depends
+    on the norm of the query and the spread of the keys' norms.
 
     Args:
         k_norm_BHN: norms of the keys, from `token_norms`.
         strength: λ, a scalar.
 
     Returns:
-        γ, [B, H, 1, N], in nats: the same for every query. Keys of equal norms give 0.
+        γ, [B, H, 1, N], in nats, which applies to every query. It is 0 if all keys have the same norm.
 
     Source:
         This project, not the paper.
@@ -169,8 +170,8 @@ def attention_logits(q_BMHK: jax.Array, k_BNHK: jax.Array) -> jax.Array:
         [[[[2.0, 2.0, 2.0]]]]
     """
     accumulate = jnp.promote_types(q_BMHK.dtype, jnp.float32)
-    # Without this algorithm, the products of the gradients would have both factors in float32, which tensor cores do
-    # not multiply.
+    # Without this algorithm, the products of the backward pass would have float32 factors, for which tensor cores are
+    # not used.
     precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if q_BMHK.dtype == jnp.bfloat16 else None
     logits_BHMN = jnp.einsum("BMHK,BNHK->BHMN", q_BMHK, k_BNHK, precision=precision, preferred_element_type=accumulate)
     return logits_BHMN * q_BMHK.shape[-1] ** -0.5
@@ -180,12 +181,12 @@ def attend(logits_BHMN: jax.Array, v_BNHK: jax.Array) -> tuple[jax.Array, jax.Ar
     """Compute the attention weights and the weighted sum of the values, Softmax(logits)·V.
 
     Args:
-        logits_BHMN: `attention_logits`, for Norm-Ratio Attention less `norm_ratio_penalty`.
+        logits_BHMN: from `attention_logits`; for Norm-Ratio Attention minus the penalty.
         v_BNHK: values, of any float type.
 
     Returns:
-        The output [B, M, H, K] in the type of the values, and the weights [B, H, M, N], which sum to 1 over the keys,
-        in the type of the logits.
+        The output [B, M, H, K] in the type of the values, and the weights [B, H, M, N] in the type of the logits. The
+        weights sum to 1 over the keys.
 
     Source:
         Guo et al. (the paper), eq. 1 and 3.
@@ -203,18 +204,18 @@ def attend(logits_BHMN: jax.Array, v_BNHK: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def fused_attend(q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, tokens: int, layer: int = 0) -> jax.Array:
-    """Compute Softmax(QKᵀ/√K)·V by cuDNN, which never writes the [N, N] weights to memory.
+    """Compute Softmax(QKᵀ/√K)·V with cuDNN, which never writes the [N, N] weights to memory.
 
-    It needs bfloat16, an NVIDIA GPU and, for gradients, an even N; `fusion_works` checks the device.
+    This needs bfloat16, an NVIDIA GPU and, for gradients, an even N. `fusion_works` checks the device.
 
     Args:
         q_BNHK: queries, bfloat16.
         k_BNHK: keys, bfloat16.
         v_BNHK: values, bfloat16.
-        tokens: how many of the first keys count, in 1..N; the others are padding.
+        tokens: the number of real tokens, in 1..N. They come first; the other rows are padding.
         layer: a number that differs between calls of equal shapes in one program. XLA fails on two equal calls in a
             program that must be deterministic (https://github.com/openxla/xla/pull/46500, third defect). The number
-            makes the calls differ, by a part of the scale that float32 rounds away.
+            changes the scale by less than float32 resolves, so the calls differ but the results do not.
 
     Returns:
         [B, N, H, K], bfloat16. Rows past `tokens` are 0.
@@ -237,16 +238,17 @@ def fused_attend(q_BNHK: jax.Array, k_BNHK: jax.Array, v_BNHK: jax.Array, tokens
 
 @functools.cache
 def fusion_works() -> bool:
-    """Return whether `fused_attend` runs on this device and gives the numbers and gradients of `attend`.
+    """Return whether `fused_attend` works on this device, with the same results and gradients as `attend`.
 
-    The first call tries it on two small layers, with the compiler options of the training step. If it fails on a GPU,
-    a note on stderr says why.
+    The first call tries two small layers, with the compiler options of the training step. If that fails on a GPU, a
+    note on stderr says why.
 
     Returns:
-        The answer, which is kept for later calls; False without a GPU.
+        The answer, which is cached for later calls; False without a GPU.
     """
     if jax.default_backend() != "gpu":
         return False
+    # An odd number of tokens needs a row of padding, which this tests too.
     tokens = 9
     q, k, v, g = jax.random.normal(jax.random.key(0), (4, 2, tokens + 1, 2, 64), jnp.bfloat16)
     g = g.at[:, tokens:].set(0)
@@ -262,10 +264,10 @@ def fusion_works() -> bool:
 
     try:
         fused = output_and_gradients(fused_attend)
-        # The maximum is NumPy's because it returns NaN if there is one.
+        # NumPy's maximum is NaN if a result is NaN, and the comparison below is then false.
         difference = np.abs(np.asarray(fused) - np.asarray(output_and_gradients(plain))).max()
         reason = "" if difference < 0.05 else f"it is {difference:.2g} off"
-    # JAX's checks, cuDNN and XLA raise many kinds of errors, and training can continue without the fusion.
+    # JAX, cuDNN and XLA raise many kinds of errors, and training can continue without the fusion.
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
     if reason:

@@ -1,9 +1,9 @@
-"""The enhancement network of Zero-DCE: it brightens an image by curves that it estimates for each pixel.
+"""The enhancement network of Zero-DCE, which brightens an image by curves that it estimates for each pixel.
 
-Its losses need no bright twin of a dark image.
+Its losses do not need a bright twin of a dark image.
 
-Source: Guo et al. 2020, "Zero-Reference Deep Curve Estimation for Low-Light Image Enhancement"; IDF's weights of the
-losses, https://github.com/Alexadlu/IDF.
+Source: Guo et al. 2020, "Zero-Reference Deep Curve Estimation for Low-Light Image Enhancement". The losses have the
+weights of IDF, https://github.com/Alexadlu/IDF.
 
 B batch, h×w pixels in 0..1, C channels
 """
@@ -15,13 +15,18 @@ import jax.numpy as jnp
 from .convolution import Conv
 
 ITERATIONS = 8
-EXPOSURE = 0.6  # the mean that the exposure loss asks for
+# The exposure loss draws the mean brightness of each square towards this value.
+EXPOSURE = 0.6
 
 
 class EnhanceNet(nn.Module):
     """Enhance images [B, h, w, 3] in 0..1: x ← x + A·(x² − x), eight times, with curves A in −1..1 from a CNN.
 
-    Returns the enhanced images [B, h, w, 3] and the curves [B, h, w, 24], both float32.
+    It returns the enhanced images [B, h, w, 3] and the curves [B, h, w, 24], both float32.
+
+    Attributes:
+        channels: the channels of the hidden convolutions.
+        dtype: the type of the products; None for that of the images.
     """
 
     channels: int = 32
@@ -47,14 +52,14 @@ class EnhanceNet(nn.Module):
 
 
 def enhancement_loss(enhanced: jax.Array, images: jax.Array, curves: jax.Array) -> jax.Array:
-    """Compute what IDF trains its enhancement network by.
+    """Compute the loss that IDF trains its enhancement network with.
 
     loss = 200·variation(A) + 10·exposure(x′) + spatial(x′, x) + 5·colour(x′)
 
     Args:
-        enhanced: x′ [B, h, w, 3]. Both sides are multiples of 16 pixels.
-        images: x [B, h, w, 3].
-        curves: A [B, h, w, 24].
+        enhanced: the enhanced images x′ [B, h, w, 3]. h and w are multiples of 16 pixels.
+        images: the images x [B, h, w, 3].
+        curves: the curves A [B, h, w, 24].
 
     Returns:
         A scalar, at least 0.
@@ -75,21 +80,21 @@ def enhancement_loss(enhanced: jax.Array, images: jax.Array, curves: jax.Array) 
 
 
 def variation(curves: jax.Array) -> jax.Array:
-    """Return how much the curves [B, h, w, C] differ from a pixel to the next, squared and summed over the channels."""
+    """Return the mean squared difference of the curves [B, h, w, C] between neighbours, summed over the channels."""
     steps = jnp.diff(curves, axis=1), jnp.diff(curves, axis=2)
     down, across = (jnp.square(step).mean((0, 1, 2)).sum() for step in steps)
     return 2 * (down + across)
 
 
 def exposure(enhanced: jax.Array) -> jax.Array:
-    """Return the mean squared difference of the brightness of 16×16 pixels from 0.6."""
+    """Return the mean squared difference between 0.6 and the brightness of each square of 16×16 pixels."""
     return jnp.square(_brightness(enhanced, 16) - EXPOSURE).mean()
 
 
 def spatial(enhanced: jax.Array, images: jax.Array) -> jax.Array:
-    """Return how much the contrast between 4×4 pixels and the four next to them changes, squared.
+    """Return the mean squared change of the contrast between a square of 4×4 pixels and its four neighbours.
 
-    The images are black outside.
+    The result is the sum over the four neighbours. Both images count as black outside.
     """
     change = _brightness(enhanced, 4) - _brightness(images, 4)
     padded = jnp.pad(change, ((0, 0), (1, 1), (1, 1)))
@@ -102,11 +107,11 @@ def colour(enhanced: jax.Array) -> jax.Array:
     """Return how far the means of red, green and blue are apart: √(Σ of the fourth powers of their differences)."""
     means = enhanced.mean((1, 2))
     powers = (means - jnp.roll(means, 1, axis=1)) ** 4
-    # The root has no gradient at 0, where an image is grey; below this limit it is 0.
+    # A grey image gives 0, where the gradient of the root is infinite. Below this limit the gradient is 0.
     return jnp.sqrt(jnp.maximum(powers.sum(1), 1e-30)).mean()
 
 
 def _brightness(images: jax.Array, side: int) -> jax.Array:
-    """Return the means of squares of pixels over the channels too, [B, h, w, C] -> [B, h / side, w / side]."""
+    """Return the means over the channels and over squares of pixels, [B, h, w, C] -> [B, h / side, w / side]."""
     batch, height, width, channels = images.shape
     return images.reshape(batch, height // side, side, width // side, side, channels).mean((2, 4, 5))

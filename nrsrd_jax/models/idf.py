@@ -1,4 +1,4 @@
-"""IDF in its released form: a ResNet-50 sees the image, another one the enhanced image, and a third feature is fused.
+"""IDF in its released form: one ResNet-50 sees the image, another the brightened image, and their features are fused.
 
 Source: Lu et al. 2023, "Illumination Distillation Framework for Nighttime Person Re-Identification", and its official
 code, https://github.com/Alexadlu/IDF.
@@ -18,14 +18,17 @@ from .enhance import EnhanceNet, enhancement_loss
 from .reid import Head
 from .resnet import FAN_OUT, ResNet, ResNetSpec
 
-# The parts in order: of the enhanced image, of the image itself, and fused.
+# The letters of the parts in order: of the brightened image, of the image itself, and of the fused feature.
 PARTS = "evf"
 # The official rate of the enhancement network is 1e-4, where that of the ResNets is 0.005.
 ENHANCE_FACTOR = 0.02
 
 
 class Fusion(nn.Module):
-    """Fuse features [B, 2·D] to [B, D], the bottleneck of an autoencoder. Returns them and the input as decoded."""
+    """Fuse features [B, 2·D] to [B, D] by the bottleneck of an autoencoder.
+
+    It returns the fused features, and the features [B, 2·D] that are decoded from them.
+    """
 
     width: int
 
@@ -41,7 +44,7 @@ class Fusion(nn.Module):
 
 
 class IDF(nn.Module):
-    """Embed images [B, h, w, 3], pixels in 0..1: a backbone as `spec` describes it, with losses of its own."""
+    """Embed images [B, h, w, 3] with pixels in 0..1. This is a backbone as `spec` describes it, with its own losses."""
 
     about: "IDFSpec"
     remat: bool = False
@@ -67,6 +70,7 @@ class IDF(nn.Module):
                 "embedding"
             ]
 
+        # The first ResNet sees the sum of the image and its enhanced version, as in the official code.
         both = jnp.concatenate([features(images + enhanced, "model_e"), features(images, "model_v")], axis=1)
         fused, decoded = Fusion(self.about.width, name="bfm")(both)
         parts = [
@@ -83,7 +87,8 @@ class IDF(nn.Module):
         return out
 
 
-# Of our variables, as `ResNetSpec` names them, and of the official code's. Classifiers are numbered by their part.
+# Patterns of the names that `ResNetSpec.torch_name` returns, and the official code's names for them. The numbers of
+# necks and classifiers are the places of the parts in PARTS.
 NAMES = (
     (r"^base\.reduce_(\w)", r"classifier_\1.add_block.0"),
     (r"^base\.bfm\.(fuse_\w+)_(\d)", r"base.bfm.\1.\2"),
@@ -99,15 +104,15 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class IDFSpec(ResNetSpec):
-    """IDF on two ResNets, each as these fields describe it.
+    """IDF on two ResNets, each as the fields of ResNetSpec describe it.
 
-    The model takes pixels in 0..1 as they are (data.mean=0,0,0 and data.std=1,1,1), because the curves of its
-    enhancement network are made for them.
+    The model takes pixels in 0..1 without normalisation (data.mean=0,0,0 and data.std=1,1,1), because the curves of its
+    enhancement network are defined for this range.
 
     Attributes:
-        over255: whether the model divides pixels by 255 once more. The official loader does: its pixels are in
-            0..1/255, where the exposure that the enhancement loss asks for is out of reach.
-        curve_channels: those of the enhancement network.
+        over255: whether the model divides pixels by 255 once more, as the official loader does. Its pixels are in
+            0..1/255, where the enhancement loss cannot reach its target exposure.
+        curve_channels: the channels of the hidden convolutions of the enhancement network.
     """
 
     stem_relu: bool = dataclasses.field(default=True, compare=False)
@@ -136,15 +141,15 @@ class IDFSpec(ResNetSpec):
         return IDF(self, resnet.remat, resnet.dtype)
 
     def can_start_from(self, other) -> bool:
-        """Return whether `other` is such a model, or a ResNet as each of the two."""
+        """Return whether `other` is an IDF model or a ResNet, with ResNets of the same shape."""
         shape = self.channels, self.blocks, self.ibn
         return isinstance(other, ResNetSpec) and shape == (other.channels, other.blocks, other.ibn)
 
     def start_from(self, own, given, image_size, given_size, other) -> tuple[dict, list[str]]:
         if not isinstance(other, IDFSpec):
-            # Its head, if it has one there, is not taken.
+            # Both branches start from the ResNet. Layers of its head, such as `reduce`, are left out.
             branch = {name: given[name] for name in own["model_v"]}
-            # Copied, because the training step donates each array, which works only once.
+            # The training step donates each array, and an array cannot be donated twice, so one branch gets a copy.
             given = {"model_v": branch, "model_e": jax.tree.map(jnp.copy, branch)}
         return super().start_from(own, given, image_size, given_size, other)
 

@@ -19,9 +19,9 @@ def _normalize(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return (x − mean)/√(var + ε)·scale + bias of x [..., C], the mean, and the biased variance over `axes`.
 
-    The first result has the type `dtype`, float32 if that is None. Only it passes gradients on. They are computed from
-    x and the statistics (Ioffe and Szegedy 2015, section 3), because the gradients that autodiff derives read and write
-    more memory.
+    The first result has the type `dtype`, or float32 if `dtype` is None. Gradients flow only through this result. They
+    are computed from x and the statistics (Ioffe and Szegedy 2015, section 3), because the gradients that autodiff
+    derives read and write more memory.
     """
     return _normalize_forward(x, scale, bias, axes, epsilon, dtype)[0]
 
@@ -32,7 +32,7 @@ def _normalize_forward(x, scale, bias, axes, epsilon, dtype):
     var = jnp.square(values - mean).mean(axes, keepdims=True)
     factor = jax.lax.rsqrt(var + epsilon)
     y = (values - mean) * factor * scale + bias
-    # Without the barrier, XLA on a GPU computes both again from x wherever they are used.
+    # Without the barrier, XLA on a GPU would compute both again from x wherever they are used.
     kept = jax.lax.optimization_barrier((mean, factor))
     return (y.astype(dtype or y.dtype), mean, var), (x, *kept, scale)
 
@@ -47,10 +47,11 @@ def _normalize_backward(axes, epsilon, dtype, kept, gradients):
 
     all_but_channels = tuple(range(x.ndim - 1))
     if -1 in axes:
+        # The statistics are over the channels, whose scales differ, so the scale belongs inside the sums.
         shift, slope = sums(gradient * scale, axes)
         bias_gradient, scale_gradient = (y.reshape(-1) for y in sums(gradient, all_but_channels))
     else:
-        # Reuse the sums per channel, which the gradients of scale and bias need as well.
+        # Reuse the sums per channel for the gradients of scale and bias, which need them as well.
         shift, slope = sums(gradient, axes)
         bias_gradient, scale_gradient = (y.sum(all_but_channels) for y in (shift, slope))
         shift, slope = scale * shift, scale * slope
@@ -64,7 +65,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class LayerNorm(nn.Module):
-    """Normalise the last axis of x, with ε = 1e-6. The result has the type `dtype`, float32 if that is None."""
+    """Normalise the last axis of x, with ε = 1e-6. The result has the type `dtype`, or float32 if `dtype` is None."""
 
     dtype: jnp.dtype | None = None
 
@@ -84,8 +85,8 @@ class BatchNorm(nn.Module):
     running statistics are updated domain by domain, as if each had its own forward pass.
 
     Attributes:
-        decay: the part of a running statistic that a step keeps; 1 − PyTorch's momentum.
-        frozen_bias: whether the bias gets no gradient, as that of the BNNeck.
+        decay: the fraction of a running statistic that a step keeps; 1 − PyTorch's momentum.
+        frozen_bias: whether the bias gets no gradient, as in the BNNeck.
         scale_init: the first value of the scale.
     """
 

@@ -1,7 +1,7 @@
-"""Position embeddings for images of another size, by two rules of the official code of TransReID-SSL.
+"""Resizing of position embeddings for images of another size, by two rules of the official code of TransReID-SSL.
 
-Both keep the row of CLS. A checkpoint that starts a model of another image size is resized bilinearly; small views in
-pretraining are resized bicubically in each step.
+Both rules keep the row of CLS. The bilinear one serves a checkpoint that starts a model of another image size. The
+bicubic one serves the small views of pretraining, in each step.
 """
 
 import functools
@@ -13,24 +13,25 @@ import numpy as np
 
 from ..errors import InputError
 
-CUBIC = -0.75  # PyTorch's coefficient of the cubic kernel
+# PyTorch's coefficient of the cubic kernel.
+CUBIC = -0.75
 
 
 def resize_position_embedding(position: np.ndarray, source: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-    """Resize a position embedding from one grid of patches to another; the row of CLS is not changed.
+    """Resize a position embedding from one grid of patches to another. The row of CLS does not change.
 
     The interpolation is bilinear with half-pixel centres and without antialiasing.
 
     Args:
         position: [1, 1 + h·w, D], CLS first, then the patches row by row.
-        source: (h, w), the rows and columns of patches that it is for.
-        target: (h', w'), the rows and columns that it will be for.
+        source: (h, w), its rows and columns of patches.
+        target: (h', w'), the rows and columns of patches of the result.
 
     Returns:
         [1, 1 + h'·w', D].
 
     Raises:
-        InputError: `position` has not 1 + h·w rows.
+        InputError: `position` does not have 1 + h·w rows.
 
     Source:
         The official code of TransReID-SSL, which uses torch.nn.functional.interpolate(align_corners=False).
@@ -53,15 +54,15 @@ def resize_position_embedding(position: np.ndarray, source: tuple[int, int], tar
 def resize_bicubic(position: jax.Array, source: tuple[int, int], target: tuple[int, int]) -> jax.Array:
     """Resize a position embedding as the official pretraining does for views of another size.
 
-    The interpolation is bicubic, without antialiasing, and its scale is (n' + 0.1) / n, as there.
+    The interpolation is bicubic without antialiasing. Its scale is (n' + 0.1) / n, as in the official code.
 
     Args:
         position: [1, 1 + h·w, D], CLS first, then the patches row by row.
-        source: (h, w), the rows and columns that it is for.
-        target: (h', w'), the rows and columns that it will be for.
+        source: (h, w), its rows and columns of patches.
+        target: (h', w'), the rows and columns of patches of the result.
 
     Returns:
-        [1, 1 + h'·w', D]; `position` itself if both are equal.
+        [1, 1 + h'·w', D]; `position` itself if the grids are equal.
 
     Source:
         DINO (Caron et al. 2021), https://github.com/facebookresearch/dino, as TransReID-SSL uses it.
@@ -85,7 +86,7 @@ def resize_bicubic(position: jax.Array, source: tuple[int, int], target: tuple[i
 
 @functools.cache
 def _cubic_matrix(source: int, target: int) -> np.ndarray:
-    """Return the weights [target, source] of cubic interpolation; places beyond an end take the value there."""
+    """Return the weights [target, source] of cubic interpolation. Positions beyond an end take the value at the end."""
     place = (np.arange(target) + 0.5) * source / (target + 0.1) - 0.5
     first = np.floor(place).astype(int) - 1
     matrix = np.zeros((target, source))
@@ -96,7 +97,7 @@ def _cubic_matrix(source: int, target: int) -> np.ndarray:
 
 
 def cubic_kernel(distance: Any, coefficient: float) -> Any:
-    """Return the weights of cubic convolution at distances of at least 0, arrays of NumPy or JAX (Keys 1981)."""
+    """Return the weights of cubic convolution (Keys 1981) at distances of at least 0, an array of NumPy or JAX."""
     near = ((coefficient + 2) * distance - (coefficient + 3)) * distance**2 + 1
     far = coefficient * (((distance - 5) * distance + 8) * distance - 4)
     return near * (distance <= 1) + far * ((distance > 1) & (distance < 2))

@@ -1,4 +1,4 @@
-"""The Re-ID model: a backbone, and for each of its parts a BNNeck and one classifier per domain."""
+"""The Re-ID model: a backbone, and for each of its parts a neck and one classifier per domain."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ from .normalization import BatchNorm
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    """What stands between a part's features and its classifiers; the default is that of TransReID and BoT, a BNNeck.
+    """The layers between a part's features and its classifiers. The default is the BNNeck of TransReID and BoT.
 
     Attributes:
         neck: whether a BatchNorm follows the features.
         frozen_bias: whether the neck's bias stays 0.
         classifier_bias: whether the classifiers have a bias.
         dropout: the rate of a dropout before the classifiers, in 0..1.
-        tested: what retrieval ranks by: "embedding" of the backbone, or the "neck" of each part, one after the other.
-        centers: whether the model has a centre for each identity of the domain "real", for the centre loss.
+        tested: what retrieval ranks by: the backbone's "embedding", or "neck" for the concatenated necks of all parts.
+        centers: whether the model has a learned centre for each identity of the domain "real", for the centre loss.
     """
 
     neck: bool = True
@@ -33,19 +33,19 @@ class Head:
 class ReID(nn.Module):
     """Embed images [B, h, w, 3], normalised, and classify their identities.
 
-    Returns a dict:
-        embedding: [B, D] float32, what retrieval ranks by.
+    It returns a dict:
+        embedding: [B, D] float32, the features that retrieval ranks by.
         parts: a list with one dict per part of the model: `features` [B, D] float32 before the neck, for the triplet
-            loss; `neck` [B, D] after the BNNeck; `logits`, {domain: [B, C]} for each domain with a classifier;
-            `weight`, a float that scales the part's losses. The first part may have `centers` [C, D], for the centre
-            loss, and in training `losses`, {name: scalar}, the backbone's own.
-        diagnostics: {name: scalar} to log; over the images of the first domain.
+            loss; `neck` [B, D] after the neck; `logits`, {domain: [B, C]} for each domain with a classifier; `weight`,
+            a float that scales the part's losses. The first part may also have `centers` [C, D], for the centre loss,
+            and in training `losses`, {name: scalar}, which the backbone computes itself.
+        diagnostics: {name: scalar}, values to log, over the images of the first domain.
         maps: with `maps=True`, the backbone's attention maps (see its module).
 
     Attributes:
         base: the backbone, a module as `spec` describes it.
         classes, aux_classes: identities of the domains "real" and "aux"; 0 for no classifier.
-        head: what stands between features and classifiers.
+        head: the layers between features and classifiers.
     """
 
     base: nn.Module
@@ -67,11 +67,16 @@ class ReID(nn.Module):
 
         Args:
             images: [B, h, w, 3], normalised.
-            cameras: [B] int32, the rank of each image's camera among those of training, −1 if it is unknown; None if
-                all are unknown.
-            train: whether BatchNorm uses and updates the statistics of the batch, and drop path is on.
+            cameras: [B] int32, the rank of each image's camera among the cameras of training, −1 for an unknown
+                camera; None if all are unknown.
+            train: whether BatchNorm normalises with the statistics of the batch and updates the running ones, and drop
+                path and dropout are on.
             maps: whether to return the attention maps.
-            domains: image i belongs to domain i % domains; BatchNorm treats each in its turn.
+            domains: the number of domains. Image i belongs to domain i % domains, and BatchNorm normalises each domain
+                by itself.
+
+        Returns:
+            The dict that the class describes.
         """
         out = self.base(images, cameras=cameras, train=train, maps=maps, domains=domains)
         weights = out.pop("weights", [1.0] * len(out["parts"]))

@@ -1,13 +1,13 @@
 """The contract between a backbone and the rest of the program.
 
-A backbone is a Flax module. Called with images [B, h, w, 3] and the keywords `cameras`, `train`, `maps` and `domains`
-(see `reid.ReID`), it returns
+A backbone is a Flax module. It is called with images [B, h, w, 3] and the keywords `cameras`, `train`, `maps` and
+`domains` (see `reid.ReID`), and returns
 
   {"embedding": [B, D] float32,          the features that retrieval ranks by
    "parts": [[B, D_i] float32, …],       the features that get a neck and classifiers, at least one
    "weights": [float, …],                the weight of each part's losses; if it is missing, 1 for every part
    "diagnostics": {name: scalar},        values to log while training
-   "losses": {name: scalar},             in training, losses of its own, over the images of the first domain (`losses`)
+   "losses": {name: scalar},             in training, its own losses, over images of the first domain (`Spec.losses`)
    "maps": {…}}                          with `maps=True`, attention maps and other arrays to look at
 
 A new backbone is a file with its module and its Spec, and a line in `models/__init__.py`.
@@ -22,20 +22,21 @@ import jax.numpy as jnp
 from ..errors import InputError
 from .reid import Head
 
+# PyTorch's names of parameters and statistics, where Flax has others.
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The facts about a backbone that the rest of the program asks for.
+    """The facts about a backbone that the rest of the program needs.
 
     Two specs are equal if and only if a checkpoint of each can initialise the other.
 
     Attributes:
-        width: D of the features.
-        stride: in pixels; both sides of an image must be multiples of it.
+        width: the width D of the features.
+        stride: in pixels. The height and width of an image must be multiples of it.
         depth: the number of blocks; 0 for a backbone without that option.
-        choices: which of the options of `find_spec` may change the spec, such as "depth".
+        choices: the options of `find_spec` that may change the spec, such as "depth".
 
     Example:
         >>> from nrsrd_jax.models.spec import Spec
@@ -51,17 +52,17 @@ class Spec:
 
     @property
     def head(self) -> Head:
-        """Return what stands between the features and the classifiers."""
+        """Return the layers between the features and the classifiers."""
         return Head()
 
     @property
     def prefix(self) -> str:
-        """Return what the official names of the backbone's tensors begin with."""
+        """Return the prefix of the official names of the backbone's tensors."""
         return "base."
 
     @property
     def embedding_width(self) -> int:
-        """Return how many numbers the embedding has."""
+        """Return the width of the embedding."""
         return self.width
 
     @property
@@ -71,7 +72,7 @@ class Spec:
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Return the terms of the objective that only such a model has (`losses.Term.own`)."""
+        """Return the terms of the objective that the model computes itself (`losses.Term.own`)."""
         return ()
 
     @property
@@ -91,25 +92,25 @@ class Spec:
         """Return the Flax module, not initialised.
 
         Args:
-            dtype: the type of its matrix products; None for float32.
+            dtype: the type of the matrix products; None for float32.
             norm_ratio: an `attention.NormRatio`, or None for a model without Norm-Ratio Attention.
-            drop_path: the rate of stochastic depth in the last block.
-            remat: whether the backward pass computes each block again instead of storing it.
-            cameras: the number of cameras in training; ignored by models that do not need cameras.
+            drop_path: the rate of stochastic depth in the last block, in 0..1.
+            remat: whether the backward pass computes each block again, to save memory.
+            cameras: the number of cameras in training. Models that do not need cameras ignore it.
 
         Returns:
-            The module. The file's first lines say how to call it and what it returns.
+            The module. The docstring of this file says how to call it and what it returns.
         """
         raise NotImplementedError
 
     def check_size(self, image_size: tuple[int, ...]) -> None:
-        """Check that the model takes images of a size.
+        """Check that the model takes images of this size.
 
         Args:
             image_size: (height, width) in pixels.
 
         Raises:
-            InputError: they are not two positive multiples of the stride.
+            InputError: `image_size` is not two positive multiples of the stride.
 
         Example:
             >>> from nrsrd_jax.models import find_spec
@@ -129,16 +130,16 @@ class Spec:
     def start_from(
         self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int], other: "Spec"
     ) -> tuple[dict, list[str]]:
-        """Convert the backbone's parameters in a checkpoint of a fitting spec to those that this model starts from.
+        """Convert the backbone's parameters in a checkpoint to parameters that this model can start from.
 
         Args:
-            own: this model's freshly initialised backbone parameters, which supply what `given` lacks.
+            own: this model's backbone parameters, freshly initialised. They are used where `given` lacks a parameter.
             given: the checkpoint's backbone parameters.
-            image_size, given_size: the image sizes of both, (height, width) in pixels.
-            other: the checkpoint's spec, which `can_start_from` accepts.
+            image_size, given_size: the image sizes of this model and of the checkpoint, (height, width) in pixels.
+            other: the checkpoint's spec. `can_start_from` accepts it.
 
         Returns:
-            The parameters, and notes for the user on what was changed.
+            The parameters, and notes that tell the user what was changed.
 
         Example:
             >>> from nrsrd_jax.models.spec import Spec
@@ -154,7 +155,10 @@ class Spec:
 
         Args:
             path: the keys that lead to the parameter.
-            head_factor: the factor of parameters that no pretraining made, `optim.head_factor`.
+            head_factor: the factor of parameters that were not pretrained, `optim.head_factor`.
+
+        Returns:
+            The factor.
 
         Example:
             >>> from nrsrd_jax.models import find_spec
@@ -170,7 +174,7 @@ class Spec:
             path: the keys that lead to the variable, without its collection ("params" or "batch_stats").
 
         Returns:
-            The name, its parts joined by dots.
+            The name, with dots between its parts.
 
         Example:
             >>> from nrsrd_jax.models import find_spec

@@ -1,4 +1,4 @@
-"""The parts of TransReID that a ViT can have: local features of shuffled patches (JPM), and the cameras' vectors (SIE).
+"""TransReID's additions to a ViT: local features of shuffled patches (JPM), and a learned vector per camera (SIE).
 
 Source: He et al. 2021, "TransReID", and its official code, https://github.com/damo-cv/TransReID.
 """
@@ -8,22 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 
 PARTS = 4
-SHIFT = 4  # The official option says 5, but it counts the CLS token.
+# The official option is 5 because it counts the CLS token.
+SHIFT = 4
 GROUPS = 2
 SIE_FACTOR = 3.0
-# The shares of the losses: half on the global feature, half on the mean of the local ones.
+# The weights of the parts' losses: half for the global feature, half for the mean over the local features.
 LOSS_WEIGHTS = (0.5, *[0.5 / PARTS] * PARTS)
 
 
 def shuffled(count: int) -> np.ndarray:
-    """Return the order in which JPM takes patches: shifted by four, and then one from each half in turn.
+    """Return the order in which JPM takes patches: shifted by four, then alternately from the two halves.
 
     Args:
         count: the number of patches.
 
     Returns:
-        Their indices. If `count` is odd, the order has one patch more: the second-to-last one of the shifted order
-        stands at the end of the second half too.
+        The indices of the patches. If `count` is odd, there is one index more: the second-to-last patch of the shifted
+        order is repeated at its end, so that the two halves are equally long.
 
     Example:
         >>> from nrsrd_jax.models.transreid import shuffled
@@ -40,10 +41,11 @@ def part_tokens(tokens: jax.Array) -> jax.Array:
     """Return the tokens of each part: CLS, and a quarter of the shuffled patches.
 
     Args:
-        tokens: [B, 1 + N, D], CLS first. N is at least 4; patches beyond a multiple of 4 in shuffled order are dropped.
+        tokens: [B, 1 + N, D], CLS first. N is at least 4. If it is not a multiple of 4, the last patches of the
+            shuffled order are dropped.
 
     Returns:
-        [B·4, 1 + N // 4, D], the parts of an image one after the other.
+        [B·4, 1 + N // 4, D], with the four parts of an image in succession.
     """
     batch, count, width = tokens.shape
     length = (count - 1) // PARTS
@@ -53,12 +55,16 @@ def part_tokens(tokens: jax.Array) -> jax.Array:
 
 
 def add_cameras(tokens: jax.Array, table: jax.Array, cameras: jax.Array | None) -> jax.Array:
-    """Add to all tokens [B, N, D] of an image three times the vector of its camera.
+    """Add three times the vector of an image's camera to all tokens of the image.
 
     Args:
         tokens: [B, N, D].
-        table: the vectors [C, 1, D].
-        cameras: the rank [B] of each image's camera in the table; −1, or None for all, adds nothing.
+        table: the vector of each camera, [C, 1, D].
+        cameras: the row [B] of each image's camera in the table; −1 for an unknown camera, for which nothing is added;
+            None if all are unknown.
+
+    Returns:
+        [B, N, D], of the type of `tokens`.
     """
     if cameras is None:
         return tokens
@@ -67,9 +73,9 @@ def add_cameras(tokens: jax.Array, table: jax.Array, cameras: jax.Array | None) 
 
 
 def torch_name(name: str, depth: int) -> str:
-    """Return the JPM model's name of a tensor that a plain ViT of `depth` blocks calls `name`.
+    """Return the official name in a model with JPM of a tensor that a plain ViT of `depth` blocks calls `name`.
 
-    There `b1` is the last block and LayerNorm, and `b2` those of the local features.
+    With JPM, `b1` is the last block with its LayerNorm, and `b2` is the block and LayerNorm of the local features.
     """
     branches = {f"base.blocks.{depth - 1}.": "b1.0.", "base.norm.": "b1.1."}
     branches |= {"base.local_block.": "b2.0.", "base.local_norm.": "b2.1."}

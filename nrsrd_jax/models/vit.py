@@ -1,6 +1,6 @@
-"""The vision transformer of TransReID-SSL, plain or with the IBN convolution stem (ICS), and that of TransReID.
+"""The vision transformers of TransReID-SSL, plain or with the IBN convolution stem (ICS), and of TransReID.
 
-Norm-Ratio Attention (NRA) is in its last block.
+The last block can have Norm-Ratio Attention (NRA).
 
 B batch, N tokens (CLS first), M tokens that a block updates, D width, H heads, K head width
 """
@@ -26,12 +26,15 @@ from .spec import Spec
 
 PATCH = 16
 HEAD_WIDTH = 64
-# The official initialiser truncates at ±2, which is 100 standard deviations away, so truncation is left out.
+# The official initialiser truncates at ±2, which is 100 standard deviations, so truncation would change nothing.
 LINEAR_INIT = nn.initializers.normal(0.02)
 
 
 class PatchProjection(nn.Module):
-    """Project patches, `stride` pixels apart, [B, h, w, C] -> [B, N, D]; by one matrix product if none overlap."""
+    """Project patches that are `stride` pixels apart, [B, h, w, C] -> [B, N, D].
+
+    If the patches do not overlap, one matrix product replaces the convolution.
+    """
 
     width: int
     patch: int
@@ -56,7 +59,7 @@ class PatchProjection(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Embed patches row by row: patches of 16×16 pixels, or with the ICS stem of 8×8 of its outputs."""
+    """Embed patches row by row. A patch is 16×16 pixels, or 8×8 outputs of the ICS stem, whose stride is 2."""
 
     width: int
     stem: bool
@@ -93,13 +96,16 @@ def dense(name: str, features: int, dtype: jnp.dtype | None) -> nn.Dense:
 # Recompute the inside in the backward pass; only x is stored.
 @jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """Compute x·Φ(x) by erf, as PyTorch does; erfc, as in jax.nn.gelu, takes four times as long on a CPU."""
+    """Compute x·Φ(x) with erf, as PyTorch does; jax.nn.gelu uses erfc, which takes four times as long on a CPU."""
     values = at_least_float32(x)
     return (values / 2 * (1 + jax.lax.erf(values * math.sqrt(0.5)))).astype(x.dtype)
 
 
 class QKV(nn.Module):
-    """Compute keys and values of all tokens, and queries of the first M, by one kernel laid out [3, heads, 64]."""
+    """Compute the keys and values of all tokens, and the queries of the first M tokens.
+
+    One kernel makes all three. Its columns are laid out as [3, heads, 64], as in the official code.
+    """
 
     dtype: jnp.dtype | None = None
 
@@ -122,8 +128,9 @@ class Attention(nn.Module):
 
     Attributes:
         norm_ratio: the settings of Norm-Ratio Attention (paper, eq. 3), or None for plain attention.
-        fused: the number of first tokens that cuDNN attends to, without maps; 0 to compute it as written here.
-        layer: the number of the block.
+        fused: the number of real tokens, which come first, if cuDNN computes the attention; it gives no maps. 0 to
+            compute the attention without cuDNN.
+        layer: the index of the block, for `attention.fused_attend`.
         dtype: the type of the matrix products.
     """
 
@@ -166,15 +173,15 @@ class Mlp(nn.Module):
 def drop_path(key: jax.Array, x: jax.Array, samples: int, rate: float) -> jax.Array:
     """Drop each sample's whole residual branch x [B·N, D] with probability `rate`; divide the others by 1 − rate.
 
-    It multiplies by a factor per sample, because dividing every element, as PyTorch does, takes a twentieth of a
-    training step on CPU.
+    The code multiplies by one factor per sample, because dividing every element, as PyTorch does, takes a twentieth of
+    a training step on CPU.
     """
     factor = jax.random.bernoulli(key, 1 - rate, (samples, 1)) / (1 - rate)
     return (at_least_float32(x) * jnp.repeat(factor, len(x) // samples, axis=0)).astype(x.dtype)
 
 
 class Block(nn.Module):
-    """Apply a pre-norm transformer block, [B·N, D] -> [B·M, D]: it updates the first M `queries` tokens of each image.
+    """Apply a pre-norm transformer block to the first M = `queries` tokens of each image, [B·N, D] -> [B·M, D].
 
     Attributes:
         drop_path: the probability of dropping a residual branch in training, in 0..1.
@@ -203,16 +210,18 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Embed normalised images [B, h, w, 3]: a backbone as `spec` describes it, with one part, or five with `jpm`.
+    """Embed normalised images [B, h, w, 3]. This is a backbone as `spec` describes it, with one part, or five with JPM.
 
-    The features are the CLS token after the last LayerNorm. Only that row of the last block reaches them, so the last
-    block runs for CLS alone unless `maps` asks for the maps of every token; the features are the same.
+    The features are the CLS token after the last LayerNorm. They depend on no other token of the last block's output,
+    so the last block updates only CLS, unless `maps` requests the maps of every token. The features are the same.
 
-    With `jpm` a second last block and LayerNorm give four local features besides, each from CLS and a quarter of the
-    shuffled patches (`transreid`). The embedding is then the global feature and a quarter of each local one.
+    With `jpm`, a second copy of the last block and LayerNorm computes four local features, each from CLS and a quarter
+    of the shuffled patches (`transreid`). The embedding is then the global feature, followed by each local feature
+    divided by 4.
 
-    The diagnostics are means over the first domain's images: `logit_spread`, the standard deviation over keys of the
-    CLS query's plain logits in the last block, in nats; and with NRA `leverage`, the same of γ, and `norm_ratio`, λ.
+    The diagnostics are means over the images of the first domain: `logit_spread`, the standard deviation over the keys
+    of the CLS query's plain logits in the last block, in nats; with NRA also `leverage`, the same standard deviation of
+    γ, and `norm_ratio`, which is λ.
 
     With `maps=True` it returns, for L blocks, H heads and N tokens (CLS first): `attention` [B, L, H, N, N]; `q_norm`,
     `k_norm`, `v_norm` [B, L, H, N]; `logit_spread` [B, L, H]; and with NRA `leverage` [B, H].
@@ -221,15 +230,15 @@ class VisionTransformer(nn.Module):
         width: D, a multiple of 64.
         depth: L, the number of blocks.
         stem: whether the ICS convolutions come before the patches.
-        stride: pixels from a patch to the next; patches of 16 pixels overlap if it is less.
-        cameras: the number of cameras that have a vector, which is added to every token; 0 for none.
+        stride: pixels from one patch to the next. Patches of 16 pixels overlap if it is less than 16.
+        cameras: the number of cameras with a learned vector, which is added to every token; 0 for no vectors.
         jpm: whether the model has TransReID's local features.
-        norm_ratio: the settings of NRA in the last block, or None for a model without it.
-        drop_path: the rate of stochastic depth in the last block; it grows linearly from 0.
-        grid: the rows and columns of patches that the position embedding is for, if the images may have another size
-            than it; it is then resized (`position.resize_bicubic`). None: the images' own.
+        norm_ratio: the settings of NRA in the last block, or None for a model without NRA.
+        drop_path: the rate of stochastic depth in the last block. The rates grow linearly from 0 in the first block.
+        grid: the rows and columns of patches of the position embedding. For images of another size, the embedding is
+            resized in each call (`position.resize_bicubic`). None for the grid of the images.
         fused: whether cuDNN computes attention (`attention.fused_attend`).
-        remat: whether the backward pass computes each block again instead of storing it.
+        remat: whether the backward pass computes each block again, to save memory.
         dtype: the type of the matrix products; None for float32.
     """
 
@@ -269,7 +278,7 @@ class VisionTransformer(nn.Module):
             x = transreid.add_cameras(x, table, cameras)
         batch, tokens, _ = x.shape
         fused = tokens if self.fused and not maps else 0
-        # JAX's cuDNN attention has gradients only for even token counts, so pad with one masked token.
+        # JAX's cuDNN attention has gradients only for even numbers of tokens, so pad with one masked token.
         length = tokens + (tokens % 2 if fused else 0)
         x = rows(jnp.pad(x, [(0, 0), (0, length - tokens), (0, 0)]))
         rates, block_class = np.linspace(0, self.drop_path, self.depth), Block
@@ -321,9 +330,9 @@ class ViTSpec(Spec):
 
     Attributes:
         stem: whether the ICS convolutions come before the patches.
-        stride: pixels from a patch to the next.
-        jpm: whether it has TransReID's local features.
-        sie: whether it has a vector for each camera of training.
+        stride: pixels from one patch to the next.
+        jpm: whether the model has TransReID's local features.
+        sie: whether the model has a learned vector for each camera of training.
     """
 
     depth: int = 12
@@ -351,12 +360,21 @@ class ViTSpec(Spec):
         grid: tuple[int, int] | None = None,
         fused: bool | None = None,
     ) -> VisionTransformer:
-        """Return the module as `Spec.module` does, with `grid` as VisionTransformer takes it.
+        """Return the module as `Spec.module` does.
 
-        If `fused` is None, cuDNN computes bfloat16 attention if it can. InputError if it needs cameras and has none.
+        Args:
+            dtype, norm_ratio, drop_path, remat, cameras: as in `Spec.module`.
+            grid: as in VisionTransformer.
+            fused: whether cuDNN computes attention; None to use it for bfloat16 on devices where it works.
+
+        Returns:
+            The module.
+
+        Raises:
+            InputError: the spec has `sie`, and `cameras` is 0.
         """
         if self.sie and not cameras:
-            raise InputError("model.sie needs images whose cameras are known")
+            raise InputError("model.sie needs images whose cameras are known; set model.sie=False for others")
         if fused is None:
             fused = bool(dtype == jnp.bfloat16 and attention.fusion_works())
         return VisionTransformer(
@@ -399,7 +417,7 @@ class ViTSpec(Spec):
             base["sie_embed"] = own["sie_embed"]
             notes.append("the cameras' vectors are new")
         if "local_block" in own and "local_block" not in base:
-            # Copied, because the training step donates each array, which works only once.
+            # The training step donates each array, and an array cannot be donated twice, so this is a copy.
             base |= jax.tree.map(jnp.copy, {"local_block": base[self._last], "local_norm": base["norm"]})
             notes.append("the local branch starts as a copy of the last block")
         if "norm_ratio" in own[self._last]["attn"] and "norm_ratio" not in base[self._last]["attn"]:
@@ -410,23 +428,24 @@ class ViTSpec(Spec):
         return {name: base[name] for name in own}, notes
 
     def strength(self, base: dict) -> float:
-        """Return λ of NRA in the backbone's parameters, 0 for a model without it."""
+        """Return λ of NRA from the backbone's parameters; 0 for a model without NRA."""
         return float(base[self._last]["attn"].get("norm_ratio", 0.0))
 
     def with_strength(self, base: dict, strength: float) -> dict:
-        """Return the backbone's parameters with λ of NRA set."""
+        """Return the backbone's parameters with λ of NRA replaced by `strength`."""
         block = base[self._last]
         return base | {self._last: block | {"attn": block["attn"] | {"norm_ratio": jnp.float32(strength)}}}
 
     def with_temperature(self, base: dict, temperature: float) -> dict:
         """Return the backbone's parameters with the last block's plain logits divided by `temperature`."""
         attn = base[self._last]["attn"]
-        scale = jnp.where(jnp.arange(3 * self.width) < self.width, 1 / temperature, 1.0)  # of queries, keys, values
+        # The first third of the columns makes the queries, to which the logits are proportional.
+        scale = jnp.where(jnp.arange(3 * self.width) < self.width, 1 / temperature, 1.0)
         qkv = {name: value * scale for name, value in attn["qkv"].items()}
         return base | {self._last: base[self._last] | {"attn": attn | {"qkv": qkv}}}
 
     def torch_name(self, path: tuple[str, ...]) -> str:
-        # Our blocks_0 is PyTorch's blocks.0.
+        # Flax calls a block blocks_0, PyTorch calls it blocks.0.
         name = re.sub(r"\b(blocks|conv)_(\d+)", r"\1.\2", super().torch_name(path))
         return transreid.torch_name(name, self.depth) if self.jpm else name
 
