@@ -8,7 +8,7 @@ import pytest
 
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
-from nrsrd_jax.models import create_model, initialise, position, vit
+from nrsrd_jax.models import block, create_model, initialise, position
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.models.normalization import BatchNorm, InstanceBatchNorm, LayerNorm, normalize
 from nrsrd_jax.schedule import make_optimizer
@@ -193,7 +193,7 @@ def test_batch_norm_moves_the_variance_towards_the_unbiased_one(golden):
 def test_drop_path_drops_whole_samples_and_keeps_the_mean(golden):
     g = golden("ops")
     np.testing.assert_allclose(np.linspace(0, 0.1, 12), g["droppath_rates_depth12_0.1"], atol=1e-9)
-    y = vit.drop_path(jax.random.key(0), jnp.ones((8000, 3)), 4000, 0.4).reshape(4000, 2, 3)
+    y = block.drop_path(jax.random.key(0), jnp.ones((8000, 3)), 4000, 0.4).reshape(4000, 2, 3)
     kept = np.asarray(y[:, 0, 0] != 0)
     np.testing.assert_array_equal(y, np.broadcast_to(kept[:, None, None] / np.float32(0.6), y.shape))
     assert abs(kept.mean() - 0.6) < 0.03

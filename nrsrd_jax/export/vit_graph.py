@@ -9,8 +9,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..models.attention import NormRatio
+from ..models.block import HEAD_WIDTH
 from ..models.normalization import EPSILON
-from ..models.vit import HEAD_WIDTH, PATCH, ViTSpec
+from ..models.vit import PATCH, ViTSpec
 from .graph import Graph
 
 

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..models.vit import LINEAR_INIT, gelu, uniform_fan_in
+from ..models.block import LINEAR_INIT, gelu
+from ..models.convolution import uniform_fan_in
 from ..precision import at_least_float32
 
 STUDENT_TEMPERATURE = 0.1
