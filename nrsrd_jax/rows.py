@@ -126,7 +126,7 @@ def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ..
         file: a text file of rows; "" for none.
 
     Raises:
-        InputError: a row is wrong, two rows have the same name, or there are no rows.
+        InputError: a row is wrong, two rows have the same name, or no row is left.
     """
     rows = (*TABLES[table], *(read_rows(file) if file else ()), *map(parse_row, own))
     names = [row.name for row in rows]

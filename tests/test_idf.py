@@ -202,7 +202,7 @@ IDF_OPTIONS |= {"data__mean": "0,0,0", "data__std": "1,1,1"}
         ({"loss__agree": 0.1}, r"loss\.agree is only for idf backbones, but model\.backbone is vit_tiny"),
         (IDF_OPTIONS | {"loss__center_real": 0.1}, r"loss\.center_real is only for bot and agw"),
         (IDF_OPTIONS | {"data__mean": "half"}, r"set data\.mean=0,0,0 and data\.std=1,1,1"),
-        (IDF_OPTIONS | {"augment__erasing_fill": ""}, r"erased ones are noise: set augment\.erasing_fill"),
+        (IDF_OPTIONS | {"augment__erasing_fill": ""}, r"fills with N\(0, 1\) noise: set augment\.erasing_fill"),
     ],
 )
 def test_losses_and_pixels_that_do_not_fit_the_model_are_refused(tmp_path, options, message):

@@ -272,7 +272,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypat
         (
             {"init.checkpoint": "TEACHER", "model.depth": 2},
             None,
-            "is a vit_tiny of 1 blocks, the model a vit_tiny of 2",
+            "is a vit_tiny of 1 blocks, but the model is a vit_tiny of 2",
         ),
         ({"init.checkpoint": "nowhere"}, None, "nowhere does not exist"),
         ({"data.root": "nowhere"}, None, "no folder nowhere for data set night600: ask its authors"),
