@@ -1,4 +1,4 @@
-"""`nrsrd check` finds what would stop or spoil training, and what it lists can be left out."""
+"""`nrsrd check` reports what would stop or spoil training, and training can leave out the images of its fix list."""
 
 import contextlib
 import io
@@ -23,13 +23,13 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import check_run, train
 
-# How ml_collections loads a config file.
+# ml_collections loads a config file with the deprecated load_module.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SMALL = "--config.train.batch_size=16", "--config.train.instances=2"
 
 
 def check(*arguments, status=0):
-    """`nrsrd check …` in this process; `status` is what it must end with."""
+    """Run `nrsrd check …` in this process. Assert that it exits with `status`, and return its stdout."""
     with (
         mock.patch.object(sys, "argv", ["check", *map(str, arguments)]),
         contextlib.redirect_stdout(io.StringIO()) as out,
@@ -41,7 +41,7 @@ def check(*arguments, status=0):
 
 
 def big_png(path, width, height):
-    """A PNG that says it is huge, and holds almost nothing."""
+    """Write a PNG whose header claims width × height pixels, although the file holds no pixel."""
 
     def chunk(kind, data):
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
@@ -54,7 +54,7 @@ def big_png(path, width, height):
 
 @pytest.fixture
 def planted(tmp_path):
-    """A night set with one fault of each kind."""
+    """Make a data set in the Night600 layout with one fault of each kind."""
     root = write_night(tmp_path / "night")
     folder = root / "bounding_box_train"
     good = next(folder.iterdir()).read_bytes()
@@ -77,7 +77,7 @@ def planted(tmp_path):
     return root
 
 
-def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
+def test_each_fault_is_one_line_and_training_works_without_the_listed_images(planted, tmp_path):
     done = check("night600", planted, "--fix-list", tmp_path / "bad.txt", status=1)
     lines = done.stdout.splitlines()
     for kind, part in [
@@ -105,7 +105,7 @@ def test_one_line_for_each_fault_and_training_without_them(planted, tmp_path):
     assert f"SHA-256 of the train list {stamped}" in again.stdout.splitlines()
 
 
-def test_without_a_cache_a_broken_image_stops_the_run_too(tmp_path):
+def test_a_broken_image_stops_the_run_also_without_a_cache(tmp_path):
     root = write_night(tmp_path / "night")
     config = small_config(tmp_path, data__cache="none")
     for folder in ("bounding_box_train", "query"):
@@ -117,7 +117,7 @@ def test_without_a_cache_a_broken_image_stops_the_run_too(tmp_path):
         broken.write_bytes(good)
 
 
-def test_a_clean_set_has_its_numbers(tmp_path):
+def test_check_prints_counts_and_pixel_statistics_of_a_clean_data_set(tmp_path):
     root = write_night(tmp_path)
     done = check("night600", root, *SMALL)
     shown = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:4]}
@@ -129,7 +129,7 @@ def test_a_clean_set_has_its_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("dark", [True, False])
-def test_dark_training_images_are_worth_a_hint(tmp_path, dark):
+def test_check_suggests_brightening_only_for_dark_training_images(tmp_path, dark):
     root = write_night(tmp_path)
     for path in root.glob("bounding_box_train/*.jpg"):
         with Image.open(path) as image:
@@ -139,7 +139,10 @@ def test_dark_training_images_are_worth_a_hint(tmp_path, dark):
 
 
 def without_matches(tmp_path):
-    """The queries' other camera is lost; the training images still have two."""
+    """Make a data set whose gallery lacks the second camera, so that no query has a match.
+
+    The training images still have two cameras.
+    """
     root = write_night(tmp_path / "night")
     for path in (root / "bounding_box_test").glob("*_c2_*"):
         path.unlink()
@@ -174,7 +177,7 @@ def one_person(tmp_path):
     (too_few_people, "the training images show 7 identities, but a batch of 16 takes 8 with 2 images each"),
     (one_person, "the training images show a single identity"),
 ])  # fmt: skip
-def test_what_training_refuses_is_a_fault_in_the_same_words(tmp_path, make, message):
+def test_check_reports_what_training_refuses_in_the_same_words(tmp_path, make, message):
     root = make(tmp_path)
     lines = check("night600", root, *SMALL, status=1).stdout.splitlines()
     (fault,) = [line for line in lines if line.startswith("fault: ")]
@@ -186,21 +189,21 @@ def test_what_training_refuses_is_a_fault_in_the_same_words(tmp_path, make, mess
 
 
 def test_all_cameras_is_advised_only_for_data_without_cameras(tmp_path):
-    """Else it would count the easy matches from the query's own camera."""
+    """On data with cameras, all-cameras would count the easy matches from the query's own camera."""
     done = check("night600", without_matches(tmp_path), *SMALL, status=1)
     assert "all-cameras" not in done.stdout
     assert "look at the identities and cameras in the names (cameras read: 1, 2)" in done.stdout
 
 
-def test_one_camera_is_enough_for_a_test_without_cameras(tmp_path):
+def test_one_camera_is_enough_for_the_all_cameras_protocol(tmp_path):
     root = without_cameras(tmp_path)
     done = check("night600", root, *SMALL, "--config.eval.protocol", "all-cameras")
     assert "queries have a match among 6, all-cameras" in done.stdout
     assert check_run(small_config(tmp_path, eval__protocol="all-cameras"), tmp_path / "run").records.targets
 
 
-def test_a_config_file_says_what_to_look_at(tmp_path):
-    """Training, test and auxiliary images are all read, and what nrsrd train would miss beside them is a fault too."""
+def test_check_reads_all_data_that_a_config_file_names(tmp_path):
+    """Training, test and auxiliary images are read, and a missing teacher checkpoint is a fault too."""
     write_night(tmp_path / "night")
     write_images(tmp_path / "aux", range(8))
     (tmp_path / "own.py").write_text(
@@ -217,14 +220,14 @@ def test_a_config_file_says_what_to_look_at(tmp_path):
     check("--config", f"{tmp_path / 'own.py'}:baseline")
 
 
-def test_options_that_name_no_data_are_refused(tmp_path):
+def test_wrong_and_missing_arguments_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"eval.protocol is 'x'; choose one of"):
         check("night600", tmp_path, "--config.eval.protocol=x")
     for arguments in ((), ("night600",), ("night600", tmp_path, "--config.data.nope=1")):
         check(*arguments, status=2)
 
 
-def test_numbers_that_are_given_twice_are_refused_and_not_joined(tmp_path, capsys):
+def test_a_tuple_option_that_is_given_twice_is_refused(tmp_path, capsys):
     check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
     message = "error: --config.image_size is given 2 times; give it once, its numbers joined by commas\n"
     assert capsys.readouterr().err == message
@@ -236,15 +239,15 @@ def test_a_data_set_without_training_images_is_a_fault(tmp_path):
     assert "fault: there are no training images" in check("folders", tmp_path, status=1).stdout
 
 
-def test_frame_numbers_that_stand_where_a_camera_should_are_warned_about(tmp_path):
+def test_check_warns_if_frame_numbers_are_read_as_cameras(tmp_path):
     write_images(tmp_path, range(4), cameras=range(3001, 3020))
     assert "warning: 19 cameras" not in check("bright", tmp_path, *SMALL, status=1).stdout
     write_images(tmp_path, range(8), cameras=range(3001, 3061), frames=1)
     assert "warning: 60 cameras for" in check("bright", tmp_path, *SMALL).stdout
 
 
-def test_what_is_no_picture_file_starts_nothing(tmp_path):
-    """A pipe would be waited for, an EPS file would start Ghostscript, whatever its ending says."""
+def test_named_pipes_and_eps_files_are_refused_whatever_their_suffix(tmp_path):
+    """Reading a named pipe would block, and Pillow would start Ghostscript for an EPS file."""
     folder = write_night(tmp_path) / "bounding_box_train"
     os.mkfifo(folder / "0001_c1_pipe.jpg")
     (folder / "0001_c1_eps.jpg").write_bytes(
@@ -255,8 +258,8 @@ def test_what_is_no_picture_file_starts_nothing(tmp_path):
     assert "0001_c1_eps.jpg: cannot identify image file" in done.stdout
 
 
-@pytest.mark.skipif(os.name != "posix", reason="file names of any bytes")
-def test_file_names_of_any_bytes_are_survived(tmp_path):
+@pytest.mark.skipif(os.name != "posix", reason="only POSIX file names can hold any bytes")
+def test_a_file_name_may_hold_any_bytes(tmp_path):
     root = write_night(tmp_path)
     name = os.path.join(os.fsencode(root), b"bounding_box_train", b"0001_c1_\xff\n\x1b[31m.jpg")
     with open(name, "wb") as file:
@@ -270,7 +273,7 @@ def pixel(path):
     return decode(path, (2, 2), "bilinear")[0, 0].tolist()
 
 
-def test_unusual_pictures_become_the_right_colours(tmp_path):
+def test_pictures_of_unusual_modes_decode_to_the_right_colours(tmp_path):
     red = (200, 10, 20)
     for name, image in {
         "palette.png": Image.new("RGB", (2, 2), red).quantize(4), "opaque.png": Image.new("RGBA", (2, 2), (*red, 255)),
@@ -280,7 +283,8 @@ def test_unusual_pictures_become_the_right_colours(tmp_path):
     }.items():  # fmt: skip
         image.save(tmp_path / name)
     assert pixel(tmp_path / "palette.png") == pixel(tmp_path / "opaque.png") == list(red)
-    assert pixel(tmp_path / "clear.png") == [0, 0, 0]  # what nobody sees is no colour
+    # The colour of a fully transparent pixel is invisible, so it must not appear.
+    assert pixel(tmp_path / "clear.png") == [0, 0, 0]
     assert (
         pixel(tmp_path / "grey.png")
         == pixel(tmp_path / "grey_alpha.png")
@@ -292,11 +296,13 @@ def test_unusual_pictures_become_the_right_colours(tmp_path):
     assert np.abs(np.subtract(pixel(tmp_path / "cmyk.jpg"), (255, 0, 0))).max() < 8
 
 
-def test_a_picture_on_its_side_is_turned(tmp_path):
+def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path):
     image = Image.new("RGB", (40, 20))
-    image.paste((255, 255, 255), (0, 0, 10, 20))  # white at the left
+    # The left quarter is white, so the top of the turned picture must be white.
+    image.paste((255, 255, 255), (0, 0, 10, 20))
     exif = image.getexif()
-    exif[0x0112] = 6  # turn by 90° clockwise to see it upright
+    # Orientation 6: viewers turn the picture clockwise by 90°.
+    exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif, quality=95)
     upright = np.asarray(read_rgb(tmp_path / "a.jpg"))
     assert upright.shape == (40, 20, 3)
@@ -309,14 +315,14 @@ def test_a_picture_on_its_side_is_turned(tmp_path):
     (lambda path: big_png(path, 2**31 - 1, 2**31 - 1), "cannot read the image"),
     (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "it is not JPEG, PNG, WebP or BMP"),
 ])  # fmt: skip
-def test_pictures_that_are_no_crops_are_refused_by_name(tmp_path, make, message):
+def test_files_that_cannot_be_crops_are_refused_by_name(tmp_path, make, message):
     make(tmp_path / "a.png")
     with pytest.raises(InputError, match=message) as refusal:
         decode(tmp_path / "a.png", (4, 4), "bilinear")
     assert "a.png" in str(refusal.value)
 
 
-def test_a_small_set_is_a_fault_only_for_a_batch_that_was_asked_for(tmp_path):
+def test_too_few_identities_are_a_fault_only_if_the_batch_size_was_given(tmp_path):
     root = write_night(tmp_path / "night")
     alone = check("night600", root)
     assert "warning: the training images show" in alone.stdout
@@ -324,7 +330,7 @@ def test_a_small_set_is_a_fault_only_for_a_batch_that_was_asked_for(tmp_path):
 
 
 def test_crops_without_labels_are_counted_and_each_unreadable_one_is_a_fault(tmp_path):
-    """Not their identities, which they have none of; what is listed can be left out of a pretraining."""
+    """No identities are counted, and a pretraining can leave out the images of the fix list."""
     write_images(tmp_path / "crops/monday", range(8), cameras=(1,), frames=1)
     good = check("crops", tmp_path / "crops").stdout.splitlines()
     assert good[0] == "8 crops without labels"
@@ -343,6 +349,6 @@ def test_crops_without_labels_are_counted_and_each_unreadable_one_is_a_fault(tmp
     assert "fault: there are 8 images, fewer than train.batch_size 16" in few.stdout
 
 
-def test_labelled_images_that_a_pretraining_learns_from_need_no_batches_of_people(tmp_path):
+def test_check_for_a_pretraining_does_not_ask_for_enough_identities(tmp_path):
     write_images(tmp_path, range(1), frames=8)
     check("bright", tmp_path, "--config=dino:small", "--config.train.batch_size=8")

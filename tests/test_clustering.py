@@ -1,4 +1,4 @@
-"""Groups of crops without labels: distances, DBSCAN and HDBSCAN on them, constraints, scores, the command, its page."""
+"""Clustering of crops without labels: distances, DBSCAN and HDBSCAN, constraints, scores, the command and its page."""
 
 import csv
 import datetime
@@ -28,14 +28,17 @@ NEVER = np.datetime64("NaT")
 
 
 def people(count: int = 8, crops: int = 12, noise: float = 0.5, width: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Features around a centre per person, and the people."""
+    """Draw features [count * crops, width] around one centre per person. Return them and the person of each."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(count), crops)
     return rng.normal(size=(count, width))[labels] + noise * rng.normal(size=(len(labels), width)), labels
 
 
 def dense(features: np.ndarray, k1: int, k2: int) -> np.ndarray:
-    """The Jaccard distances of all pairs, by the re-ranking: its two parts take turns at being the queries."""
+    """Compute the Jaccard distances between the two halves of the features by re-ranking.
+
+    The result is [N, N]. Pairs within a half are NaN.
+    """
     half = len(features) // 2
     across = k_reciprocal(features[:half], features[half:], k1, k2, 0.0)
     result = np.full((len(features), len(features)), np.nan, np.float32)
@@ -44,7 +47,7 @@ def dense(features: np.ndarray, k1: int, k2: int) -> np.ndarray:
 
 
 def whole(graph: sp.csr_array, missing: float) -> np.ndarray:
-    """All distances, `missing` where the graph has none."""
+    """Return the graph's distances as a matrix, with `missing` for each pair that it does not store."""
     places = graph.tocoo()
     result = np.full(graph.shape, missing, np.float32)
     result[places.row, places.col] = places.data
@@ -52,7 +55,7 @@ def whole(graph: sp.csr_array, missing: float) -> np.ndarray:
 
 
 def partition(labels: np.ndarray) -> set[frozenset[int]]:
-    """The groups, whatever their numbers are."""
+    """Return the groups as sets of crops, which do not depend on the groups' numbers."""
     return {frozenset(np.flatnonzero(labels == label).tolist()) for label in set(labels.tolist()) - {-1}}
 
 
@@ -64,14 +67,14 @@ def graph_of(links: dict[tuple[int, int], float], count: int) -> sp.csr_array:
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (6, 1)])
-def test_distances_equal_those_of_the_re_ranking(k1, k2):
-    """All that are within the limit are kept, and no others."""
+def test_distances_equal_those_of_re_ranking(k1, k2):
+    """The graph stores exactly the distances within the limit."""
     features, _ = people(noise=0.9)
     expected = dense(features, k1, k2)
     known = ~np.isnan(expected)
     graph = jaccard_graph(features, limit=0.8, k1=k1, k2=k2)
     kept = sp.csr_array((np.ones(graph.nnz), graph.indices, graph.indptr), graph.shape).toarray() > 0
-    # A distance that is the limit, but for rounding, may be kept or not.
+    # Rounding decides whether a distance very close to the limit is stored, so these distances are not compared.
     clear = known & (np.abs(expected - 0.8) > 1e-5)
     np.testing.assert_array_equal(kept[clear], expected[clear] < 0.8)
     np.testing.assert_allclose(graph.toarray()[kept & known], expected[kept & known], atol=1e-6)
@@ -81,7 +84,7 @@ def test_distances_equal_those_of_the_re_ranking(k1, k2):
     assert not graph.diagonal().any()
 
 
-def test_dbscan_finds_what_it_finds_in_all_distances():
+def test_dbscan_on_the_graph_finds_the_groups_of_scikit_learns_dbscan_on_all_distances():
     features, _ = people(noise=0.9)
     graph = jaccard_graph(features, limit=0.9, k1=20, k2=6)
     for eps in (0.3, 0.5, 0.7):
@@ -93,10 +96,11 @@ def test_dbscan_finds_what_it_finds_in_all_distances():
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
-def test_hdbscan_finds_what_it_finds_in_all_distances(size):
-    """If those above eps count as eps, and small ones alike."""
+def test_hdbscan_on_the_graph_finds_the_groups_of_scikit_learns_hdbscan_on_all_distances(size):
+    """In the reference, distances above eps count as eps, and distances below CLOSE as CLOSE."""
     features, _ = people(noise=0.6)
-    features = np.concatenate([features, 5 * np.eye(16)[:3]])  # of crops that are like nobody
+    # Three more crops resemble nobody.
+    features = np.concatenate([features, 5 * np.eye(16)[:3]])
     graph = jaccard_graph(features, limit=0.8, k1=8, k2=3)
     expected = (
         HDBSCAN(min_cluster_size=size, metric="precomputed", copy=True)
@@ -108,15 +112,16 @@ def test_hdbscan_finds_what_it_finds_in_all_distances(size):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_people_who_differ_are_found(method):
+def test_people_who_differ_clearly_are_separated(method):
     features, labels = people(noise=0.1)
     found = cluster(features, eps=0.6, k1=12, method=method, min_size=4)
     assert partition(found.labels) == partition(labels)
-    assert found.labels.tolist() == labels.tolist()  # numbered in the order of their first crops
+    # Groups are numbered in the order of their first crops.
+    assert found.labels.tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_few_crops_are_no_error(method):
+def test_one_to_three_crops_can_be_clustered(method):
     for count in (1, 2, 3):
         labels = cluster(np.eye(3)[:count], eps=0.5, method=method).labels
         assert labels.shape == (count,)
@@ -132,8 +137,8 @@ def test_copies_of_an_image_share_a_group_and_do_not_fill_the_memory():
     assert labels[0] >= 0
 
 
-def test_two_crops_that_must_not_meet_do_not_do_so_through_a_third():
-    """The closer one keeps it."""
+def test_two_crops_that_must_stay_apart_are_not_joined_through_a_third():
+    """The third crop stays with the closer of the two."""
     graph = graph_of({(0, 1): 0.1, (1, 2): 0.2}, 3)
     times = np.array([START, START + 5, START], "datetime64[us]")
     labels, doubt, weakest = constrain(graph, np.zeros(3, int), 2, None, np.array([1, 1, 1]), times)
@@ -142,7 +147,7 @@ def test_two_crops_that_must_not_meet_do_not_do_so_through_a_third():
     assert weakest.tolist() == [[0, 1]]
 
 
-def test_crops_are_kept_apart_only_where_camera_and_time_are_known_and_the_same():
+def test_crops_are_kept_apart_only_if_camera_and_time_are_known_and_equal():
     graph, one = graph_of({(0, 1): 0.1}, 2), np.zeros(2, int)
 
     def together(cameras, times, same_time=0.0):
@@ -159,7 +164,7 @@ def test_crops_are_kept_apart_only_where_camera_and_time_are_known_and_the_same(
     assert not together([3, 3], [START + second, START], 1.0)
 
 
-def test_a_track_joins_groups_and_takes_in_crops_without_one():
+def test_a_track_joins_its_groups_and_its_crops_without_a_group():
     graph, labels = graph_of({(0, 1): 0.1, (2, 3): 0.3}, 6), np.array([0, 0, 1, 1, -1, -1])
     tracks = np.array([-1, 7, 7, -1, 7, -1])
     found, doubt, weakest = constrain(graph, labels, 2, tracks)
@@ -168,7 +173,7 @@ def test_a_track_joins_groups_and_takes_in_crops_without_one():
     assert weakest.tolist() == [[2, 3]]
 
 
-def test_the_doubt_is_the_link_that_holds_a_group_together():
+def test_the_doubt_of_a_group_is_the_distance_of_the_last_link_that_joins_it():
     graph = graph_of({(0, 1): 0.1, (1, 2): 0.35, (0, 2): 0.3, (3, 4): 0.2}, 5)
     labels, doubt, weakest = constrain(graph, np.array([0, 0, 0, 1, 1]), 2)
     assert labels.tolist() == [0, 0, 0, 1, 1]
@@ -217,8 +222,11 @@ def test_without_constraints_groups_stay_as_they_are(situation):
     assert partition(found) == {group for group in partition(labels) if len(group) > 1}
 
 
-def test_scores_are_those_worked_out_by_hand():
-    """Groups {a a b}, {b}, and {b}, {c} alone: 3 pairs are joined, one rightly; of 4 pairs of people one is found."""
+def test_scores_equal_those_worked_out_by_hand():
+    """The group is a, a, b; another b, b and c are alone.
+
+    Of 3 joined pairs 1 shows one person, and of the 4 pairs that show one person 1 is joined.
+    """
     labels, names = np.array([0, 0, 0, -1, -1, -1]), np.array(["a", "a", "b", "b", "b", "c"])
     found = scores(labels, names)
     assert found["precision"] == pytest.approx(1 / 3)
@@ -247,14 +255,17 @@ def test_a_wrong_argument_is_named(changed, message):
 
 
 def test_a_hundred_thousand_crops_need_less_than_two_gibibytes():
-    """benchmarks/clustering.py measures that this is true."""
+    """benchmarks/clustering.py measures the memory that is really used."""
     assert memory_bound(100_000, 384, 20, 6) < 2 * 2**30
     assert memory_bound(200_000, 384, 20, 6) < 2.1 * memory_bound(100_000, 384, 20, 6)
 
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
-    """Five people, each seen twice by two cameras, and their pictures; nobody has a track."""
+    """Make crops of five people, two from each of two cameras, and their gallery, without tracks.
+
+    The gallery also has a crop without a file, and one that is marked as vanished.
+    """
     place = tmp_path_factory.mktemp("clustering")
     write_images(place / "crops", range(5))
     paths = sorted((place / "crops").iterdir())
@@ -280,7 +291,7 @@ def gallery(tmp_path_factory):
 
 
 def command(place, *options, status=0):
-    """Run nrsrd cluster in a folder, within this process. Return what it printed, stdout and stderr."""
+    """Run nrsrd cluster in a folder, within this process. Return its stdout and stderr."""
     output, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
         patch.chdir(place)
@@ -314,8 +325,8 @@ def test_the_command_writes_a_row_for_each_crop(gallery, tmp_path):
     assert lines[-1] == f"5 groups; 1 crop in no group; written to {tmp_path / 'g.csv'}"
 
 
-def test_crops_of_one_camera_at_one_time_are_kept_apart_by_the_command(gallery, tmp_path):
-    """Within an hour each camera sees everybody at once, so each group has at most a crop of each camera."""
+def test_the_command_keeps_crops_of_one_camera_at_one_time_apart(gallery, tmp_path):
+    """All crops fall within an hour, so with --same-time 3600 a group has at most one crop of each camera."""
     usual = "--gallery", "gallery", "--k1", "4", "--k2", "1", "--where", "camera LIKE 'c%'", "--output"
     output = command(gallery, *usual, tmp_path / "g.csv", "--same-time", "3600")[0]
     assert "20 crops share camera and time with another" in output
@@ -325,8 +336,8 @@ def test_crops_of_one_camera_at_one_time_are_kept_apart_by_the_command(gallery, 
     assert len({row["group"] for row in read(tmp_path / "h.csv")}) == 5
 
 
-def test_tracks_stay_together_and_rounded_times_are_noticed(tmp_path):
-    """Track 1 of two cameras is two tracks."""
+def test_tracks_stay_together_and_several_crops_of_a_track_at_one_time_are_reported(tmp_path):
+    """A track belongs to one camera, so track 1 of two cameras is two tracks."""
     time = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
     rows = [{"path": f"/{i}.jpg", "camera": f"c{i // 3}", "track": "1", "time": time} for i in range(6)]
     gallery = Gallery.create(tmp_path / "gallery", About("model", {}, 6, "vit_tiny", "0.1.0"))
@@ -364,7 +375,9 @@ def test_a_wrong_option_is_named_in_one_line(gallery, options, message):
 
 
 def test_the_page_opens_in_a_browser(gallery, tmp_path, chromium):
-    """Doubtful groups come first, their weakest link first; nothing is loaded, run or complained of."""
+    """The most doubtful groups come first, each with its weakest link first. The page loads no file, and runs no script
+    that a name holds.
+    """
     table, features = Gallery.open(gallery / "gallery").read("vanished IS NULL")
     found = cluster(features, eps=0.6, k1=4, k2=1)
     file = tmp_path / "groups.html"
@@ -401,7 +414,7 @@ def test_the_page_opens_in_a_browser(gallery, tmp_path, chromium):
     tab.close()
 
 
-def test_a_page_of_no_groups_says_so(tmp_path, gallery):
+def test_a_page_without_groups_says_so(tmp_path, gallery):
     table, features = Gallery.open(gallery / "gallery").read("vanished IS NULL")
     groups_page.write_groups(tmp_path / "g.html", table, cluster(features, eps=0.6, min_size=22), [], "")
     assert "<h1>0 groups of 21 crops</h1>" in (tmp_path / "g.html").read_text()

@@ -1,4 +1,4 @@
-"""What people type: train.py and eval.py as commands."""
+"""The commands as users type them: train.py, eval.py and the verbs of nrsrd."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ SMALL = (
 
 
 def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
-    """From another folder, on two epochs; then on moved data, and on a bare checkpoint."""
+    """Train two epochs from another folder. Evaluate the run after its data moved, and its bare checkpoint."""
     night, work = write_night(tmp_path / "night"), tmp_path / "runs" / "w"
     trained = run(
         "train.py", "--config", ROOT / "configs/night600.py:baseline", f"--config.data.root={night}",
@@ -41,7 +41,8 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     assert result["mAP"] == pytest.approx(logged["mAP"])
 
     page = tmp_path / "page" / "index.html"
-    newest = run("eval.py", moved, "--report", page.parent, cwd=tmp_path)  # names no run: the newest under runs/
+    # Without --workdir, eval.py takes the newest run under runs/.
+    newest = run("eval.py", moved, "--report", page.parent, cwd=tmp_path)
     assert newest.stdout.splitlines()[-1].endswith(f", {page}")
     assert "Loss and its terms" in page.read_text()
     assert json.loads((work / "result.json").read_text())["mAP"] == pytest.approx(result["mAP"])
@@ -76,7 +77,7 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     ("eval.py", ["--workdir", "a", "--checkpoint", "b"], "give one of them"),
     ("eval.py", [], "there is no run with a checkpoint under runs/; train one"),
 ])  # fmt: skip
-def test_a_mistake_is_one_line(tmp_path, script, arguments, message):
+def test_a_mistake_gives_one_line_and_writes_nothing(tmp_path, script, arguments, message):
     absolute = [ROOT / a if a.startswith("configs/") else a for a in arguments]
     done = run(script, *absolute, cwd=tmp_path, status=2)
     lines = done.stderr.strip().splitlines()
@@ -130,7 +131,7 @@ def test_every_verb_has_help(verb):
         "lowlight",
     ],
 )
-def test_every_verb_is_a_module_too(module):
+def test_a_verb_can_be_run_as_a_module(module):
     assert "nrsrd " in run("-m", f"nrsrd_jax.{module}", "--help").stdout
 
 
@@ -140,14 +141,14 @@ def test_a_wrong_verb_is_named():
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_help_shows_how_to_use_it(script):
+def test_help_of_a_script_shows_its_usage(script):
     done = run(script, "--help")
     assert f"python {script}" in " ".join(done.stdout.split())
     assert "--workdir" in done.stdout
     assert "--config:" in done.stdout
 
 
-def test_an_option_without_a_value_hides_no_argument(tmp_path):
+def test_an_option_without_a_value_does_not_swallow_the_next_argument(tmp_path):
     done = run("-m", "nrsrd_jax.cli", "compare", "--config.eval.flip", "lost-a", "lost-b", cwd=tmp_path, status=2)
     assert "lost-a does not exist" in done.stderr
     done = run("-m", "nrsrd_jax.cli", "compare", "a", "b", "--conf", "demo", cwd=tmp_path, status=2)
@@ -166,7 +167,7 @@ def test_a_config_of_the_current_folder_comes_before_the_shipped_one(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"), [("del c.train", "lacks train."), ("c.new = 1", "sets new, which is not")]
 )
-def test_a_config_that_is_not_of_the_known_options_is_one_line(tmp_path, line, message):
+def test_a_config_with_missing_or_unknown_options_gives_one_line(tmp_path, line, message):
     (tmp_path / "own.py").write_text(
         "from nrsrd_jax import config\n\n\ndef get_config():\n"
         f"    c = config.get_config().unlock()\n    {line}\n    return c\n"

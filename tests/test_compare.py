@@ -1,4 +1,4 @@
-"""All runs are compared on the same test, with intervals of their differences, and files name their origin."""
+"""nrsrd compare evaluates runs on the same data, gives intervals of their differences, and records their origin."""
 
 import csv
 import dataclasses
@@ -25,10 +25,13 @@ from nrsrd_jax.sharding import make_mesh
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two data sets, and in runs/ two runs of other image sizes; "twin" has the weights of "a", "c" is not a run."""
+    """Make two data sets, runs "a" and "b" of different image sizes, and bare checkpoints "twin" and "c".
+
+    "twin" has the weights of "a".
+    """
     place = tmp_path_factory.mktemp("compare")
     write_night(place / "night", frames=1)
-    # People of pure noise: who of them is found first differs from model to model.
+    # These people are pure noise, so models disagree about whose match comes first.
     rng = np.random.default_rng(0)
     for folder, camera in (("query", 1), ("bounding_box_test", 2)):
         for identity in range(110, 122):
@@ -62,7 +65,7 @@ def metrics(precision, first):
 
 
 def test_differences_by_hand():
-    """b finds three queries first that a does not, and loses one; the query without a match counts nowhere."""
+    """b ranks a match first for three queries where a does not, and loses one. A query without a match is left out."""
     a = metrics([0.5, 0.5, 0.5, 1, 1, math.nan], [2, 2, 2, 1, 1, 0])
     b = metrics([1, 1, 1, 0.5, 1, math.nan], [1, 1, 1, 2, 1, 0])
     (found,) = paired_differences({"a": [a], "b": [b]}, None, 1000, 0)
@@ -77,8 +80,8 @@ def test_differences_by_hand():
     assert (turned["better"], turned["worse"]) == (1, 3)
 
 
-def test_by_identity_all_queries_of_a_person_are_drawn_together():
-    """All queries of a person change alike, so that intervals over queries would be too narrow."""
+def test_by_identity_all_queries_of_a_person_are_resampled_together():
+    """All queries of a person change alike here, so intervals over queries are too narrow."""
     a = metrics([0.5] * 40, [2] * 40)
     b = metrics(np.repeat([0.2, 0.9, 0.6, 0.8], 10), [2] * 40)
     (by_query,) = paired_differences({"a": [a], "b": [b]}, None, 1000, 0)
@@ -88,8 +91,8 @@ def test_by_identity_all_queries_of_a_person_are_drawn_together():
     assert (by_query["resampled"], by_person["resampled"]) == (40, 4)
 
 
-def test_trainings_of_a_method_are_drawn_too():
-    """Two seeds that disagree: the interval is wide although all queries of a training change alike."""
+def test_the_trainings_of_a_method_are_resampled_too():
+    """If two seeds disagree, the interval is wide although all queries of a training change alike."""
     a = [metrics([0.5] * 30, [1] * 30)] * 2
     b = [metrics([0.4] * 30, [1] * 30), metrics([0.8] * 30, [1] * 15 + [2] * 15)]
     (found,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
@@ -99,7 +102,7 @@ def test_trainings_of_a_method_are_drawn_too():
     np.testing.assert_allclose([same["low"], same["high"]], -0.1)
 
 
-def test_methods_of_several_trainings_are_rows_of_means(place, here):
+def test_a_method_of_several_trainings_is_one_row_of_means(place, here):
     one, other, third = runs(place, "a", "b", "c")
     result, _ = compare([f"x={one},{third}", f"y={other},{place / 'runs/twin'}"], resamples=200)
     alone, _ = compare([one, third], resamples=200)
@@ -120,7 +123,7 @@ def test_methods_of_several_trainings_are_rows_of_means(place, here):
         compare([f"x={one},{third}", f"y={other},{place / 'runs/twin'}"], flips="flips.csv")
 
 
-def test_runs_of_other_image_sizes_are_compared_on_the_first_runs_data(place, here):
+def test_runs_of_different_image_sizes_are_compared_on_the_data_of_the_first_run(place, here):
     result, files = compare(runs(place, "a", "b", "c"), flips="flips.csv", resamples=200)
     assert [file.name for file in files] == ["compare.json", "compare.png", "flips.csv"]
     assert json.loads((here / "compare.json").read_text()) == json.loads(json.dumps(result))
@@ -153,7 +156,7 @@ def test_runs_of_other_image_sizes_are_compared_on_the_first_runs_data(place, he
     assert 0 < float(flips[0]["AP, c"]) <= 1
 
 
-def test_the_same_weights_do_not_differ(place, here):
+def test_checkpoints_with_equal_weights_have_zero_differences(place, here):
     result, _ = compare(runs(place, "a", "twin"), flips="flips.csv", resamples=200, by="identity")
     (same,) = result["differences"]
     assert {same[name] for name in ("mAP", "low", "high", "rank1", "rank1_low", "rank1_high")} == {0}
@@ -201,7 +204,7 @@ def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place
         compare(runs(place, "a", "c"), "kept.json", flips="compare.json")
 
 
-def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch):
+def test_bad_input_is_named_before_a_model_is_loaded(place, here, monkeypatch):
     monkeypatch.setattr("nrsrd_jax.retrieval.comparison.load_embedder", None)
     (here / "new").mkdir()
     configuration.save_config(read_options(small_config(place)), here / "new/config.json")
@@ -235,7 +238,7 @@ def test_bad_input_is_named_before_anything_is_embedded(place, here, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_options_of_the_config_may_stand_anywhere_between_runs():
+def test_config_options_may_stand_between_the_runs():
     arguments = ["a", "--config", "demo:nra", "b", "--config.data.root", "x", "--seed", "3", "--config.eval.flip=True"]
     ours, rest = split_config_arguments(arguments)
     assert rest == ["a", "b", "--seed", "3"]
@@ -246,7 +249,7 @@ def test_options_of_the_config_may_stand_anywhere_between_runs():
 
 
 def test_the_command_says_what_differs_and_what_is_wrong(place, here):
-    """Options stand between runs, and the data of another config is taken."""
+    """Options stand between the runs, and --config chooses the data."""
     data = f"--config.data.root={place / 'night'}"
     done = run(
         "-m", "nrsrd_jax.cli", "compare", runs(place, "a")[0], "--by", "identity", runs(place, "c")[0],
@@ -260,7 +263,7 @@ def test_the_command_says_what_differs_and_what_is_wrong(place, here):
     assert json.loads((here / "out.json").read_text())["config"]["model"]["backbone"] == "vit_base_ics"
 
 
-def test_no_file_is_replaced_that_is_not_a_comparison(place, here):
+def test_only_files_of_earlier_comparisons_are_replaced(place, here):
     (here / "mine.png").write_text("mine")
     with pytest.raises(InputError, match=r"mine.png exists, and is of no earlier comparison"):
         compare(runs(place, "a", "b"), output="mine.json")

@@ -1,4 +1,4 @@
-"""Weights come in and go out whole: nothing lost, nothing swallowed, every form that people arrive with."""
+"""PyTorch weights are imported from every usual form and exported again, without losing or adding a tensor."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture(scope="module")
 def whole():
-    """A whole Re-ID model as the official code saves it, {name: array}."""
+    """Return a whole Re-ID model as the official code saves it, {name: array}."""
     return {name: np.asarray(tensor) for name, tensor in torch_file.load(GOLDEN / "vit_tiny.pth")[0].items()}
 
 
@@ -47,7 +47,10 @@ def backbone_of(whole):
 
 
 def jpm_of(whole):
-    """TransReID's JPM model: b1 is the trained last block, base.blocks.3 what it was copied from before training."""
+    """Make the tensors of TransReID's JPM model.
+
+    b1 holds the trained last block and norm. base.blocks.3 and base.norm are the untrained tensors that b1 started from.
+    """
     last = {name: value for name, value in whole.items() if name.startswith(("base.blocks.3.", "base.norm."))}
     branch = {n.replace("base.blocks.3.", "0.").replace("base.norm.", "1."): value for n, value in last.items()}
     stale = {name: value + 1 for name, value in last.items()}
@@ -58,7 +61,7 @@ def jpm_of(whole):
 
 
 def forms(whole):
-    """{form: (tensors, the name that they lie under)}"""
+    """Return {form: (tensors, the key of the file that holds them)}; the key is "" if the file is the state dict."""
     bare = backbone_of(whole)
     head = {"head.mlp.0.weight": np.ones((4, 192), np.float32), "head.last_layer.weight_g": np.ones((4, 1), np.float32)}
     return {
@@ -77,7 +80,7 @@ def forms(whole):
 
 
 def plain(variables):
-    """The variables of the model without TransReID's parts."""
+    """Return the variables without those that only TransReID's models have."""
 
     def chosen(tree):
         kept = {name: value for name, value in tree.items() if name[-2:] not in ("_1", "_2", "_3", "_4")}
@@ -112,7 +115,8 @@ def test_every_form_gives_the_same_model_and_comes_back_bit_for_bit(tmp_path, wh
     save_weights(tmp_path / "jax", description, variables | neck, kept)
     exported, _ = to_torch.export(tmp_path / "jax", backbone=headless)
     original = {name.removeprefix("module."): value for name, value in tensors.items()}
-    if headless:  # what is not the backbone's is not given back, and the names are a DINO teacher's
+    # A backbone is exported without heads, under the names of a DINO teacher.
+    if headless:
         original = prefixed(backbone_of(whole), "backbone.")
     for name, value in original.items():
         assert exported[name].dtype == value.dtype
@@ -122,7 +126,7 @@ def test_every_form_gives_the_same_model_and_comes_back_bit_for_bit(tmp_path, wh
     assert not any(exported[name].any() for name in added)
 
 
-def test_a_backbone_goes_out_as_a_dino_teacher_and_comes_in_again(tmp_path, whole):
+def test_a_backbone_is_exported_as_a_dino_teacher_and_can_be_imported_again(tmp_path, whole):
     torch_file.save(tmp_path / "in.pth", jpm_of(whole))
     run("convert/from_torch.py", tmp_path / "in.pth", "--output", tmp_path / "jax")
     run("convert/to_torch.py", tmp_path / "jax", "--backbone", "--output", tmp_path / "out.pth")
@@ -136,11 +140,12 @@ def test_a_backbone_goes_out_as_a_dino_teacher_and_comes_in_again(tmp_path, whol
     assert description.classes == 0
 
 
-def test_the_official_dino_checkpoint_of_another_grid(tmp_path, golden, official_weights):
-    """The teacher's weights, the embedding resized as the official loader does; then the official features."""
+def test_the_official_dino_checkpoint_is_resized_to_another_grid(tmp_path, golden, official_weights):
+    """The position embedding is resized as the official loader does, and the features are the official ones."""
     reference = golden("forward")
     path = GOLDEN / "vit_tiny_dino.pth"
-    assert from_torch.convert(path)[0].image_size == (224, 112)  # as the file has it, unless one asks for another
+    # Without an image size the grid of the file is kept.
+    assert from_torch.convert(path)[0].image_size == (224, 112)
     description, variables, kept, report = from_torch.convert(path, (256, 128))
     assert not report.faults
     assert not kept
@@ -156,7 +161,7 @@ def test_the_official_dino_checkpoint_of_another_grid(tmp_path, golden, official
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_comes_back_in_its_own_type(tmp_path, whole, kind):
+def test_half_precision_weights_are_exported_in_their_own_type(tmp_path, whole, kind):
     half = {name: value.astype(kind) if value.dtype == np.float32 else value for name, value in whole.items()}
     torch_file.save(tmp_path / "in.pth", half)
     description, variables, kept, report = from_torch.convert(tmp_path / "in.pth")
@@ -168,7 +173,7 @@ def test_half_precision_comes_back_in_its_own_type(tmp_path, whole, kind):
     assert all(exported[n].dtype == half[n].dtype and exported[n].tobytes() == half[n].tobytes() for n in half)
 
 
-def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
+def test_all_faults_are_listed_at_once_and_nothing_is_written(tmp_path, whole):
     broken = dict(whole)
     del broken["base.blocks.2.mlp.fc1.bias"]
     broken["base.blocks.0.norm1.weight"] = np.ones(191, np.float32)
@@ -197,7 +202,7 @@ def test_all_faults_stand_in_one_list_and_nothing_is_written(tmp_path, whole):
     (lambda w: jpm_of(w) | {"b1.0.attn.scale": np.ones(1)}, ["b1.0.attn.scale: unknown"]),
     (lambda w: {n: v for n, v in w.items() if "bott" not in n}, ["bias", "running_mean", "running_var", "weight"]),
 ])  # fmt: skip
-def test_a_model_that_is_not_whole_is_refused(tmp_path, whole, change, faults):
+def test_a_model_with_missing_or_unknown_tensors_is_refused(tmp_path, whole, change, faults):
     torch_file.save(tmp_path / "in.pth", change(whole))
     report = from_torch.convert(tmp_path / "in.pth")[-1]
     assert len(report.faults) == len(faults)
@@ -231,8 +236,8 @@ def test_the_image_size_is_guessed_from_the_number_of_patches(patches, size):
     assert from_torch.guess_grid(patches, None, 0) == (size, 16)
 
 
-def test_old_layouts_that_the_official_loader_knows(tmp_path, whole, official_weights):
-    """A patch projection saved as a matrix, and a distilled model with one token more."""
+def test_old_layouts_are_read_as_by_the_official_loader(tmp_path, whole, official_weights):
+    """The patch projection is saved as a matrix, and the model is a distilled one, with one more token."""
     old = dict(whole)
     old["base.patch_embed.proj.weight"] = whole["base.patch_embed.proj.weight"].reshape(192, -1)
     old["base.dist_token"] = np.ones((1, 1, 192), np.float32)
@@ -244,8 +249,8 @@ def test_old_layouts_that_the_official_loader_knows(tmp_path, whole, official_we
 
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
-def test_an_own_model_goes_out_and_in_with_all_that_describes_it(tmp_path, kind):
-    """NRA with its λ and settings, both classifiers, the normalisation, the brightening and the identities."""
+def test_export_and_import_keep_the_whole_description_of_a_model(tmp_path, kind):
+    """It has NRA with its λ and settings, both classifiers, the normalisation, the brightening and the identities."""
     description = Description(
         "vit_tiny_ics",
         2,
@@ -272,8 +277,8 @@ def test_an_own_model_goes_out_and_in_with_all_that_describes_it(tmp_path, kind)
     assert str(tmp_path) not in state_dict.read(out).notes
 
 
-def test_a_converted_model_gives_features_and_evaluates(tmp_path):
-    """What the last line of the converter promises, with the commands that it names."""
+def test_a_converted_model_gives_the_same_features_and_can_be_evaluated(tmp_path):
+    """Use a converted model as the last lines of the converter say."""
     night = write_night(tmp_path / "night")
     save_weights(tmp_path / "own", *small_model(1, seed=1, classes=17), {})
     run("convert/to_torch.py", tmp_path / "own")
@@ -294,8 +299,8 @@ def test_a_converted_model_gives_features_and_evaluates(tmp_path):
     assert again.stderr.strip() == f"error: {tmp_path / 'jax'} exists; remove it, or choose another --output"
 
 
-def test_a_converted_model_teaches_and_initialises(tmp_path, capsys):
-    """The student starts from its backbone, at another image size, and learns from its classifier."""
+def test_a_converted_model_can_be_a_teacher_and_initialise_a_student(tmp_path, capsys):
+    """The student starts from the backbone of one at another image size, and learns from the classifier of another."""
     write_night(tmp_path / "night")
     write_images(tmp_path / "aux", range(10))
     for name, size in (("teacher", (32, 16)), ("init", (64, 32))):
@@ -305,17 +310,18 @@ def test_a_converted_model_teaches_and_initialises(tmp_path, capsys):
         *converted, report = from_torch.convert(tmp_path / f"{name}.pth")
         assert not report.faults
         save_weights(tmp_path / name, *converted)
-    # Four epochs: test_training.py compiles that step on one device too.
+    # With four epochs the compiled step is the same as in test_training.py, so it is compiled once.
     config = small_config(tmp_path, "nrsrd", init__checkpoint=str(tmp_path / "init"), train__epochs=4)
     scores = train(config, tmp_path / "run", jax.devices()[:1])
     assert "backbone vit_tiny, position embedding resized from 4×2 to 2×1, λ of NRA is new" in capsys.readouterr().out
     assert 0 < scores["mAP"] <= 1
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
+# Orbax leaves files open if a read fails.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", ["weights", "torch", "model"])
 def test_a_damaged_conversion_is_never_used(tmp_path, whole, part):
-    """Changed bytes in the middle of a file, a lost file: one error, and nothing exported."""
+    """A file with changed bytes, a truncated, empty or missing file, and a missing folder are each an error."""
     torch_file.save(tmp_path / "in.pth", whole)
     *converted, _ = from_torch.convert(tmp_path / "in.pth")
     save_weights(tmp_path / "jax", *converted)
@@ -338,8 +344,8 @@ def test_a_damaged_conversion_is_never_used(tmp_path, whole, part):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_tensors_of_any_shape_are_converted_or_named(tmp_path, monkeypatch, data):
-    """A whole model in which some tensors were replaced, renamed or lost."""
+def test_tensors_of_any_shape_are_converted_or_refused(tmp_path, monkeypatch, data):
+    """Some tensors of a whole model are replaced, renamed or missing."""
     description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, 2)
     tensors = {name: np.zeros(slot.shape, np.float32) for name, slot in torch_names.slots(description).items()}
     for name in data.draw(st.lists(st.sampled_from(sorted(tensors)), max_size=3, unique=True)):
@@ -381,14 +387,14 @@ def test_damaged_safetensors_and_indexes_are_read_or_refused_cleanly(tmp_path, w
     ('{"weight_map": {"a": 3}}', "not an index"), ('{"weight_map": []}', "not an index"),
     ('{"architectures": ["ViTModel"]}', "not an index"), ('{"a":' * 100_000, "not an index"),
 ])  # fmt: skip
-def test_an_index_that_is_none_is_said_in_one_line(tmp_path, text, message):
+def test_an_invalid_index_gives_one_line(tmp_path, text, message):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(InputError, match=message) as caught:
         from_torch.convert(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_can_be_told_to_brighten_its_images(tmp_path):
+def test_brighten_makes_a_converted_model_brighten_dark_images(tmp_path):
     shutil.copy(GOLDEN / "vit_tiny_dino.pth", tmp_path / "in.pth")
     shown = run("convert/from_torch.py", tmp_path / "in.pth", "--brighten", "0.4").stdout
     assert "images with a mean below 0.4 are first brightened to it" in shown
@@ -422,7 +428,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("to_torch.py", ["/"], "holds no checkpoint"),
     ("to_torch.py", [GOLDEN / "vit_tiny.pth"], "is a file; to import a PyTorch file: nrsrd convert"),
 ])  # fmt: skip
-def test_a_mistake_is_one_clear_error(tmp_path, script, arguments, message):
+def test_a_mistake_gives_one_line_and_writes_nothing(tmp_path, script, arguments, message):
     done = run(f"convert/{script}", *arguments, cwd=tmp_path, status=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

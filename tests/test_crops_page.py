@@ -1,4 +1,4 @@
-"""The page of a search in a browser: it shows queries and matches, obeys keys, and runs nothing that is a name."""
+"""The page of a search in a browser: it shows queries and matches, obeys keys, and runs no script in a file name."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ HOSTILE = "<img src=x onerror=window.broken=1>"
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The page of three queries, one of them with a hostile name, among twelve crops, one of them gone."""
+    """Make the page of three queries among twelve crops. A query's file name is HTML, and a crop's file is missing."""
     place = tmp_path_factory.mktemp("search")
     write_images(place / "crops", range(3))
     write_images(place / "queries", range(3), cameras=(3,), frames=1)
@@ -47,12 +47,13 @@ def test_the_page_shows_each_query_and_its_matches_without_a_verdict(chromium, p
         assert f"File names are relative to {page.parent}" in text
         assert "similarity 0." in text
         assert "camera c2" in text
-        assert "1 picture not in this page" in text  # the crop that is gone
+        # The file of one crop is missing.
+        assert "1 picture not in this page" in text
         assert not set("✓✗") & set(text)
         assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_keys_go_through_the_rows_and_brighten(chromium, page):
+def test_keys_move_between_rows_and_switch_brightening(chromium, page):
     with opened(chromium, page) as tab:
         tab.keyboard.press("n")
         tab.keyboard.press("ArrowDown")

@@ -1,4 +1,4 @@
-"""Files on disk become the right batches."""
+"""Layouts on disk are read into splits, decoded images are cached, and batches follow the plan."""
 
 import multiprocessing
 import os
@@ -18,12 +18,13 @@ from nrsrd_jax.data.sampling import BatchPlan
 from nrsrd_jax.errors import InputError
 
 
-def test_night600_layout(tmp_path):
+def test_the_night600_layout_is_read(tmp_path):
     write_night(tmp_path, identities=3)
     (tmp_path / "query").rename(tmp_path / "query_3")
     test = tmp_path / "bounding_box_test"
-    (test / "0100_c1_000000.jpg").rename(test / "-1_c3_000000.jpg")  # junk
-    (test / "0101_c1_000000.jpg").rename(test / "0000_c6_000000.PNG")  # a distractor, another suffix
+    # Identity -1 is junk, which is left out; identity 0 is a distractor, which stays.
+    (test / "0100_c1_000000.jpg").rename(test / "-1_c3_000000.jpg")
+    (test / "0101_c1_000000.jpg").rename(test / "0000_c6_000000.PNG")
     (test / "Thumbs.db").write_text("no image")
     data = datasets.read_dataset("night600", tmp_path)
     assert (len(data.train), len(data.query), len(data.gallery)) == (12, 4, 11)
@@ -54,7 +55,7 @@ def test_identity_and_camera_come_from_the_name(tmp_path, name, pid, camera):
     assert (gallery.pids[at], gallery.cameras[at]) == (pid, camera)
 
 
-def test_labels_rank_the_sorted_identities(tmp_path):
+def test_labels_number_the_identities_in_sorted_order(tmp_path):
     write_images(tmp_path, [1200, 7, 33], cameras=(1, 12))
     split = datasets.read_bright(tmp_path)
     expected = {7: 0, 33: 1, 1200: 2}
@@ -62,7 +63,7 @@ def test_labels_rank_the_sorted_identities(tmp_path):
     assert set(split.cameras) == {1, 12}
 
 
-def test_rgbnt201_layout(tmp_path):
+def test_the_rgbnt201_layout_is_read(tmp_path):
     for folder in ("train_171/RGB", "test/RGB"):
         (tmp_path / folder).mkdir(parents=True)
         for name in ("000001_cam1_0_00.jpg", "000258_cam4_0_13.jpg"):
@@ -74,7 +75,7 @@ def test_rgbnt201_layout(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
-def test_msmt17_layout(tmp_path, names):
+def test_the_msmt17_layout_is_read_in_both_versions(tmp_path, names):
     for folder in names:
         (tmp_path / folder).mkdir()
     for part, pid in (("train", 0), ("val", 1), ("query", 0), ("gallery", 0)):
@@ -87,7 +88,7 @@ def test_msmt17_layout(tmp_path, names):
     assert data.gallery.paths[0] == tmp_path / names[1] / "0000/0000_000_03_0303morning_gallery.jpg"
 
 
-def test_dark_twins_pair_by_file_name(tmp_path):
+def test_bright_and_dark_images_are_paired_by_file_name(tmp_path):
     write_images(tmp_path / "bright" / "bounding_box_train", [1, 2])
     write_images(tmp_path / "dark", [2, 3])
     bright, dark = datasets.find_dark_twins(datasets.read_bright(tmp_path / "bright"), tmp_path / "dark")
@@ -127,13 +128,13 @@ def empty(folder):
         path.unlink()
 
 
-def test_the_hash_follows_the_files_not_their_place(tmp_path):
+def test_the_hash_of_a_split_depends_on_its_files_and_not_on_their_folder(tmp_path):
     first = datasets.read_bright(make(tmp_path / "a", [1, 2]))
     assert first.hash() == datasets.read_bright(make(tmp_path / "b", [1, 2])).hash()
     assert first.hash() != datasets.read_bright(make(tmp_path / "c", [1, 3])).hash()
 
 
-def test_decoding_resizes_as_the_official_transforms(golden, tmp_path):
+def test_images_are_resized_as_by_the_official_transforms(golden, tmp_path):
     g = golden("transforms")
     path = tmp_path / "a.png"
     Image.fromarray(g["image"]).save(path)
@@ -147,7 +148,7 @@ def paths_in(folder, identities=(1, 2, 3)):
     return sorted(folder.iterdir())
 
 
-def test_the_cache_is_read_not_decoded_again(tmp_path):
+def test_cached_images_are_not_decoded_again(tmp_path):
     paths = paths_in(tmp_path / "images")
     first = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")
     np.testing.assert_array_equal(first[3], images.decode(paths[3], (32, 16), "bicubic"))
@@ -159,7 +160,7 @@ def test_the_cache_is_read_not_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path):
+def test_a_damaged_cache_is_rebuilt(tmp_path):
     paths = paths_in(tmp_path / "images")
     before = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache").copy()
     next((tmp_path / "cache").glob("*.npy")).write_bytes(bytes(50))
@@ -214,7 +215,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_two_processes_build_one_cache_and_a_killed_one_leaves_no_harm(tmp_path):
+def test_two_processes_share_one_cache_even_after_another_was_killed(tmp_path):
     paths = paths_in(tmp_path / "images")
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -253,13 +254,14 @@ def test_batches_hold_p_identities_with_k_images(plan):
         mine = used[labels[used] == identity]
         assert len(mine) <= max(count // instances, 1) * instances
         if count >= instances:
-            assert len(set(mine.tolist())) == len(mine)  # without replacement
-    # an epoch ends only when fewer than P identities have groups left
+            # Images are drawn without replacement.
+            assert len(set(mine.tolist())) == len(mine)
+    # An epoch ends only when fewer than P identities have groups left.
     left = [max(c // instances, 1) - (labels[used] == i).sum() // instances for i, c in enumerate(counts)]
     assert sum(n > 0 for n in left) < 4
 
 
-def test_the_plan_is_a_function_of_seed_and_step():
+def test_a_batch_depends_only_on_seed_and_step():
     labels = np.repeat(np.arange(8), 5)
     in_order = BatchPlan(labels, 8, 2, seed=3)
     batches = [in_order.batch(step) for step in range(12)]
@@ -285,7 +287,7 @@ def test_a_batch_that_cannot_be_drawn_is_named(identities, batch, instances, mes
         BatchPlan(np.repeat(np.arange(identities), 4), batch, instances, seed=0)
 
 
-def test_batches_are_those_of_the_plan_whatever_serves_the_pixels(tmp_path):
+def test_batches_from_cache_files_and_indices_are_the_same(tmp_path):
     paths = paths_in(tmp_path / "images", range(6))
     labels = np.repeat(np.arange(6), 4).astype(np.int32)
     cached = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache")
@@ -306,6 +308,6 @@ def test_batches_are_those_of_the_plan_whatever_serves_the_pixels(tmp_path):
         np.testing.assert_array_equal(ours["real"]["labels"], labels[index["real"]["images"]])
 
 
-def test_data_never_imports_jax_itself():
+def test_the_data_modules_do_not_import_jax():
     folder = Path(datasets.__file__).parent
     assert not [path for path in folder.glob("*.py") if "import jax" in path.read_text()]

@@ -1,4 +1,4 @@
-"""docs/deploy.md: its commands run, and its ten lines for ONNX Runtime give the model's features."""
+"""The commands of docs/deploy.md run, and its ten lines for ONNX Runtime give the model's features."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ from nrsrd_jax.export.runtime import LAYOUTS, OnnxEmbedder
 PAGE = (ROOT / "docs/deploy.md").read_text()
 
 
-def test_the_commands_and_the_lines_for_onnx_runtime_give_our_features(tmp_path, monkeypatch, capsys):
+def test_the_commands_run_and_the_lines_for_onnx_runtime_give_the_models_features(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     (block,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
@@ -29,9 +29,10 @@ def test_the_commands_and_the_lines_for_onnx_runtime_give_our_features(tmp_path,
     exec(lines, names)
     assert capsys.readouterr().out.startswith("similarity 0.")
     crops = np.stack([decode(Path(path), (128, 64), "bilinear") for path in names["paths"]])
-    own = OnnxEmbedder("night.onnx")(crops)  # which the command has compared with the model
+    # nrsrd export has compared the file's features with the model's own.
+    own = OnnxEmbedder("night.onnx")(crops)
     np.testing.assert_allclose(names["features"], own / np.linalg.norm(own, axis=1, keepdims=True), atol=1e-5)
 
 
-def test_the_page_has_each_form_that_a_file_can_take():
+def test_the_page_lists_every_input_layout():
     assert set(re.findall(r"^\| `([a-z]\S+)` \|", PAGE, re.MULTILINE)) == set(LAYOUTS)

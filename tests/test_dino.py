@@ -1,4 +1,4 @@
-"""Pretraining computes what the official DINO of TransReID-SSL does: loss, head, schedules, views, and whole steps."""
+"""Pretraining equals the official DINO of TransReID-SSL: loss, head, schedules, views and whole training steps."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from nrsrd_jax.pretraining import dino, step, views
 
 @pytest.fixture(scope="module")
 def tensors(golden):
-    """tensors("loss") -> {name: array} of that part of tests/golden/dino.npz."""
+    """Return a function: tensors("loss") is the {name: array} of that part of tests/golden/dino.npz."""
     every = golden("dino")
     return lambda part: {
         name.removeprefix(f"{part}/"): every[name] for name in every.files if name.startswith(f"{part}/")
@@ -23,9 +23,9 @@ def tensors(golden):
 
 
 @pytest.mark.parametrize("call", [0, 1])
-def test_loss_gradient_and_centre_are_the_official_ones_over_two_steps(tensors, call):
+def test_loss_gradient_and_centre_equal_the_official_ones_in_two_calls(tensors, call):
     g = {name.removeprefix(f"call{call}_"): array for name, array in tensors("loss").items()}
-    # The official code has view after view, ours image after image.
+    # The official code orders rows by view, then image; dino_loss takes [images, views, D].
     student, teacher = (jnp.asarray(x.reshape(-1, 5, x.shape[-1]).swapaxes(0, 1)) for x in (g["student"], g["teacher"]))
     temperature = tensors("loss")["warm_temperature_schedule"][g["epoch"]]
     loss, gradient = jax.value_and_grad(dino.dino_loss)(
@@ -36,7 +36,7 @@ def test_loss_gradient_and_centre_are_the_official_ones_over_two_steps(tensors, 
     np.testing.assert_allclose(dino.next_centre(g["center_before"][0], teacher), g["center_after"][0], atol=1e-7)
 
 
-def test_schedules_are_the_official_ones_at_every_step_of_short_and_long_runs(tensors):
+def test_schedules_equal_the_official_ones_in_short_and_long_runs(tensors):
     g = tensors("schedule")
     steps = jnp.arange(70)
     np.testing.assert_allclose(dino.cosine(steps, 1e-3, 1e-6, 70, 21), g["lr_e10_n7_w3"], rtol=1e-5, atol=1e-10)
@@ -52,7 +52,7 @@ def test_schedules_are_the_official_ones_at_every_step_of_short_and_long_runs(te
 
 
 @pytest.mark.parametrize("kind", ["norm", "free"])
-def test_the_head_and_its_gradients_are_the_official_ones(tensors, kind):
+def test_the_head_and_its_gradients_equal_the_official_ones(tensors, kind):
     g = tensors("head")
     weights = {name.removeprefix("weight/"): array for name, array in g.items() if name.startswith("weight/")}
     params = {f"mlp_{i}": {"kernel": weights[f"mlp.{i}.weight"].T, "bias": weights[f"mlp.{i}.bias"]} for i in (0, 2, 4)}
@@ -88,7 +88,7 @@ def factor(value):
     return jnp.full((1, 1, 1, 1), float(value))
 
 
-def test_each_operation_on_a_picture_gives_pillows_pixels(tensors):
+def test_each_image_operation_gives_the_pixels_of_pillow(tensors):
     g = tensors("augment")
 
     def of(name):
@@ -107,7 +107,8 @@ def test_each_operation_on_a_picture_gives_pillows_pixels(tensors):
         if operation in ("brightness", "contrast", "saturation"):
             np.testing.assert_array_equal(getattr(views, operation)(crop, factor(value)), of(name))
             tried += 1
-        elif operation in ("hue", "blur"):  # Pillow's fixed-point numbers round ties otherwise.
+        # Pillow computes hue and blur in fixed point, which rounds differently.
+        elif operation in ("hue", "blur"):
             given = factor(value) if operation == "hue" else jnp.array([float(value)])
             wrong = np.abs(getattr(views, operation)(crop, given) - of(name))
             assert wrong.max() <= 2, name
@@ -123,13 +124,14 @@ def test_crops_are_distributed_as_the_official_ones(tensors, kind, picture):
     width, height = map(int, picture.split("x"))
     scale = (0.4, 1.0) if kind == "global" else (0.05, 0.4)
     boxes = np.asarray(views.random_boxes(jax.random.key(3), 20_000, height, width, scale))
-    error = np.maximum(g["std"], 1) / np.sqrt(4000)  # of the official means, which are of 4,000 boxes
+    # The standard error of the official means, which were taken over 4,000 boxes.
+    error = np.maximum(g["std"], 1) / np.sqrt(4000)
     assert (np.abs(boxes.mean(0) - g["mean"]) < 5 * error).all()
     assert (np.abs(boxes.std(0) - g["std"]) < 0.05 * g["std"] + 0.1).all()
     assert (boxes[:, :2] + boxes[:, 2:]).max(0).tolist() == [height, width]
 
 
-def test_views_are_in_range_differ_and_follow_from_the_key():
+def test_views_are_in_range_and_differ_and_depend_only_on_the_key():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 32, 16, 3), np.uint8))
     make = jax.jit(lambda key: views.make_views(key, images, views.Views((16, 8), (0.05, 0.4), (0.5,) * 4, (0.5,) * 4)))
     one, same, other = make(jax.random.key(0)), make(jax.random.key(0)), make(jax.random.key(1))
@@ -142,7 +144,7 @@ def test_views_are_in_range_differ_and_follow_from_the_key():
 
 
 def tree_names(spec, tree):
-    """Return {PyTorch's name: (path, array in PyTorch's layout)} of a student."""
+    """Return {PyTorch's name: (path, array in PyTorch's layout)} of a student or teacher."""
     named = {}
     for path, array in jax.tree_util.tree_flatten_with_path(tree)[0]:
         keys = tuple(key.key for key in path)
@@ -193,8 +195,8 @@ def nested(keys, leaf):
 
 
 @pytest.mark.parametrize(("kind", "seed"), [("vit", 231), ("ics", 232)])
-def test_four_steps_are_those_of_the_official_training_loop(tensors, kind, seed):
-    """Losses, centre, gradients, weights after AdamW, the teacher and all statistics, in float64."""
+def test_four_training_steps_equal_the_official_training_loop(tensors, kind, seed):
+    """Compare losses, centre, gradient norms, student, teacher and batch statistics, computed in float64."""
     g = tensors(f"train_{kind}")
     c = json.loads(str(g["config"]))
     spec = ViTSpec(width=128, depth=2, stem=kind == "ics")
@@ -247,11 +249,13 @@ def test_four_steps_are_those_of_the_official_training_loop(tensors, kind, seed)
     ):
         for name, (_, array) in tree_names(spec, tree).items():
             expected = g.get(f"step3_{who}_f64/{name}")
-            if expected is None or "qkv.bias" in name:  # Adam turns the rounding of the key bias into steps.
+            # The gradient of the key bias is zero but for rounding, which Adam turns into full steps.
+            if expected is None or "qkv.bias" in name:
                 continue
             flat = array.ravel()
             kept = flat if flat.size <= 512 else flat[np.linspace(0, flat.size - 1, 64).astype(np.int64)]
-            np.testing.assert_allclose(kept, expected, atol=1e-7, err_msg=name)  # stored in float32
+            # The official weights are stored in float32.
+            np.testing.assert_allclose(kept, expected, atol=1e-7, err_msg=name)
             compared += 1
     assert compared >= 60
     for who, stats in (("student", memory["student_stats"]), ("teacher", state.batch_stats.get("base", {}))):

@@ -1,4 +1,4 @@
-"""The labelled crops of a gallery can be evaluated, also with queries of people whom it lacks."""
+"""The labelled crops of a gallery can be evaluated, also with queries of people who are not in the gallery."""
 
 import json
 import shutil
@@ -19,7 +19,10 @@ PEOPLE, UNLABELLED = 30, 5
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, model):
-    """A gallery of 30 people by two cameras, with 5 crops of nobody known; and the features of the labelled ones."""
+    """Make a gallery of 30 people seen by two cameras, and 5 crops without a known person.
+
+    Return it and the features of the labelled crops, float32 [60, D].
+    """
     embedder = Embedder.load(model)
     place = tmp_path_factory.mktemp("gallery") / "g"
     gallery = Gallery.create(place, embedding.about(embedder, model))
@@ -39,7 +42,7 @@ def options(tmp_path, **chosen):
     return read_options(small_config(tmp_path, **chosen))
 
 
-def test_each_labelled_crop_is_a_query_and_the_numbers_are_those_of_its_features(made, tmp_path):
+def test_each_labelled_crop_is_a_query_and_the_map_is_that_of_the_features(made, tmp_path):
     gallery, features = made
     people, cameras = np.repeat(np.arange(PEOPLE), 2), np.tile([1, 2], PEOPLE)
     expected = rank_features(features, features, people, people, cameras, cameras)
@@ -53,9 +56,10 @@ def test_each_labelled_crop_is_a_query_and_the_numbers_are_those_of_its_features
     assert normalised["mAP"] != result["mAP"]
 
 
-def test_queries_of_people_whom_the_gallery_lacks_are_counted_and_told(made, tmp_path):
+def test_queries_of_people_who_are_not_in_the_gallery_are_counted_and_reported(made, tmp_path):
     gallery = shutil.copytree(made[0], tmp_path / "g")
-    Gallery.open(gallery).table.delete("path IN ('/01.jpg', '/03.jpg')")  # two people whom camera 2 did not see
+    # Camera 2 has then not seen two of the people.
+    Gallery.open(gallery).table.delete("path IN ('/01.jpg', '/03.jpg')")
     command = ["--gallery", gallery, "--queries", "camera = 'c1'", "--output", tmp_path / "r.json"]
     shown = run("eval.py", *command).stdout
     result = json.loads((tmp_path / "r.json").read_text())
@@ -88,5 +92,5 @@ def test_a_gallery_without_labels_says_how_to_label_it(made, tmp_path):
     ("--workdir=runs/x", "--workdir is not for --gallery"),
     ("--config.eval.flip=True", "--config.eval.flip changes nothing with --gallery"),
 ])  # fmt: skip
-def test_what_the_gallery_has_decided_cannot_be_chosen(made, flag, message):
+def test_options_that_have_no_effect_on_a_gallery_are_refused(made, flag, message):
     assert message in run("eval.py", "--gallery", made[0], flag, status=2).stderr
