@@ -375,8 +375,9 @@ def test_a_wrong_option_is_named_in_one_line(gallery, options, message):
 
 
 def test_the_page_opens_in_a_browser(gallery, tmp_path, chromium):
-    """The most doubtful groups come first, each with its weakest link first. The page loads no file, and runs no script
-    that a name holds.
+    """The most doubtful groups come first, each with its weakest link first.
+
+    The page loads no other file, and a name in it cannot run a script.
     """
     table, features = Gallery.open(gallery / "gallery").read("vanished IS NULL")
     found = cluster(features, eps=0.6, k1=4, k2=1)

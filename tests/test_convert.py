@@ -1,4 +1,4 @@
-"""PyTorch weights are imported from every usual form and exported again, without losing or adding a tensor."""
+"""PyTorch weights in every usual form are imported, and come back bit for bit when they are exported."""
 
 import contextlib
 import dataclasses
@@ -49,7 +49,7 @@ def backbone_of(whole):
 def jpm_of(whole):
     """Make the tensors of TransReID's JPM model.
 
-    b1 holds the trained last block and norm. base.blocks.3 and base.norm are the untrained tensors that b1 started from.
+    b1 holds the trained last block and norm; base.blocks.3 and base.norm hold the stale tensors that b1 started from.
     """
     last = {name: value for name, value in whole.items() if name.startswith(("base.blocks.3.", "base.norm."))}
     branch = {n.replace("base.blocks.3.", "0.").replace("base.norm.", "1."): value for n, value in last.items()}
@@ -317,7 +317,7 @@ def test_a_converted_model_can_be_a_teacher_and_initialise_a_student(tmp_path, c
     assert 0 < scores["mAP"] <= 1
 
 
-# Orbax leaves files open if a read fails.
+# Orbax causes these warnings when it cannot read a file.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", ["weights", "torch", "model"])
 def test_a_damaged_conversion_is_never_used(tmp_path, whole, part):

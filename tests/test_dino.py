@@ -249,7 +249,7 @@ def test_four_training_steps_equal_the_official_training_loop(tensors, kind, see
     ):
         for name, (_, array) in tree_names(spec, tree).items():
             expected = g.get(f"step3_{who}_f64/{name}")
-            # The gradient of the key bias is zero but for rounding, which Adam turns into full steps.
+            # The key bias has no gradient except rounding errors, which Adam turns into full steps.
             if expected is None or "qkv.bias" in name:
                 continue
             flat = array.ravel()

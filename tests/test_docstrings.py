@@ -1,4 +1,4 @@
-"""The examples in docstrings run as they are printed, and the docstrings describe every argument."""
+"""The examples in docstrings print what they show, and the docstrings describe every argument."""
 
 import doctest
 import inspect
@@ -121,7 +121,7 @@ def name_of(function) -> str:
 
 
 def find_examples() -> dict[str, doctest.DocTest]:
-    """The examples of the modules of PUBLIC by name. They start without variables, as in a reader's own session."""
+    """Return the examples in the modules of PUBLIC by name. Each starts without variables, as in a reader's session."""
     modules = {inspect.getmodule(function) for function in PUBLIC}
     finder = doctest.DocTestFinder(exclude_empty=True)
     return {test.name: test for module in modules for test in finder.find(module, globs={}) if test.examples}
@@ -131,14 +131,14 @@ EXAMPLES = find_examples()
 
 
 def sections(function) -> dict[str, str]:
-    """The sections of a docstring by name; "" is the text before the first."""
+    """Return the sections of a docstring by name; "" is the text before the first."""
     first, *rest = SECTION.split(inspect.getdoc(function) or "")
     return {"": first} | dict(zip(rest[::2], rest[1::2], strict=True))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the examples name: a checkpoint, also for PyTorch and ONNX, a calibration, and an image."""
+    """Make the files that the examples name: a checkpoint, its PyTorch and ONNX files, a calibration and an image."""
     folder = tmp_path_factory.mktemp("examples")
     description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, classes=4)
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), description.abstract_variables())

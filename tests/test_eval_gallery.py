@@ -42,7 +42,7 @@ def options(tmp_path, **chosen):
     return read_options(small_config(tmp_path, **chosen))
 
 
-def test_each_labelled_crop_is_a_query_and_the_map_is_that_of_the_features(made, tmp_path):
+def test_each_labelled_crop_is_a_query_and_the_scores_are_those_of_the_features(made, tmp_path):
     gallery, features = made
     people, cameras = np.repeat(np.arange(PEOPLE), 2), np.tile([1, 2], PEOPLE)
     expected = rank_features(features, features, people, people, cameras, cameras)
@@ -58,7 +58,7 @@ def test_each_labelled_crop_is_a_query_and_the_map_is_that_of_the_features(made,
 
 def test_queries_of_people_who_are_not_in_the_gallery_are_counted_and_reported(made, tmp_path):
     gallery = shutil.copytree(made[0], tmp_path / "g")
-    # Camera 2 has then not seen two of the people.
+    # Without these crops, camera 2 has not seen two of the people.
     Gallery.open(gallery).table.delete("path IN ('/01.jpg', '/03.jpg')")
     command = ["--gallery", gallery, "--queries", "camera = 'c1'", "--output", tmp_path / "r.json"]
     shown = run("eval.py", *command).stdout

@@ -1,4 +1,4 @@
-"""`nrsrd export`: the file's features are the model's own however it is fed, or there is no file."""
+"""`nrsrd export` writes a file only if its features equal the model's own, for every way to feed crops."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ CROPS = parity.generated(SIZE, 5)
 
 
 def trained(description: Description) -> dict:
-    """Variables with statistics and biases as training leaves them, not zeros and ones."""
+    """Draw variables whose statistics and biases are random, as after training, instead of zeros and ones."""
     rng = np.random.default_rng(1)
     shapes = description.abstract_variables()
     variables = jax.tree.map(lambda x: rng.normal(0, 0.1 if x.ndim < 2 else 0.05, x.shape).astype(np.float32), shapes)
@@ -41,7 +41,8 @@ def trained(description: Description) -> dict:
     last = variables["params"]["base"][f"blocks_{description.depth - 1}"]["attn"]
     if "norm_ratio" in last:
         last["norm_ratio"] = np.float32(0.7)
-        last["qkv"]["kernel"] *= 3  # so that norms of keys differ
+        # With larger weights the norms of the keys differ, so that NRA changes the features.
+        last["qkv"]["kernel"] *= 3
     return variables
 
 
@@ -53,14 +54,14 @@ CHOICE = {"layout": "uint8-nhwc", "feature": "cls", "flip": False, "opset": 17, 
 
 
 def written(description: Description, variables: dict, **choice) -> OnnxEmbedder:
-    """The ONNX file of a model, ready to run."""
+    """Build the ONNX file of a model, and return it ready to run."""
     choice = CHOICE | choice
     model = onnx_file.build(description, variables, **choice)
     return OnnxEmbedder(onnx_file.with_metadata(model, notes(description, choice["layout"])))
 
 
 def embedders(description: Description, **choice) -> tuple[Embedder, OnnxEmbedder]:
-    """The model's own Embedder, and that of its ONNX file."""
+    """Return the Embedder of a model, and that of its ONNX file."""
     variables, options = trained(description), {name: (CHOICE | choice)[name] for name in ("flip", "feature")}
     own = Embedder(description.create_model(), variables, description, make_mesh(), batch_size=8, **options)
     return own, written(description, variables, **choice)
@@ -86,7 +87,7 @@ def test_features_equal_those_of_the_model(backbone, depth, norm_ratio):
 
 
 def test_norm_ratio_attention_is_in_the_file():
-    """Without its penalty the features of these weights are others, so that the test above would see it missing."""
+    """NRA's penalty changes the features of these weights, so the test above would fail if the file lacked it."""
     description = describe(norm_ratio=NormRatio())
     variables = trained(description)
     base = description.spec.with_strength(variables["params"]["base"], 0.0)
@@ -96,13 +97,13 @@ def test_norm_ratio_attention_is_in_the_file():
 
 
 @pytest.mark.parametrize(("feature", "flip"), [("cls", True), ("neck", False), ("neck", True), ("centred", False)])
-def test_the_kind_of_features_is_that_of_the_embedder(feature, flip):
+def test_each_kind_of_features_equals_that_of_the_embedder(feature, flip):
     own, file = embedders(describe(), feature=feature, flip=flip)
     np.testing.assert_allclose(file(CROPS), own(CROPS), atol=2e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_program_gets_the_same_features_however_it_feeds_crops(layout):
+def test_each_input_layout_gives_the_same_features(layout):
     description = describe(brighten=0.4)
     own, file = embedders(description, layout=layout)
     black = np.zeros_like(CROPS[:1])
@@ -110,7 +111,7 @@ def test_each_program_gets_the_same_features_however_it_feeds_crops(layout):
     np.testing.assert_allclose(file(crops), own(crops), atol=2e-5)
 
 
-def test_what_boxmot_feeds_is_imagenets_normalisation_of_rgb():
+def test_boxmot_feeds_rgb_normalised_as_imagenet_and_bgr_nchw_feeds_bgr():
     fed = LAYOUTS["boxmot"].feed(np.full((1, 2, 1, 3), (255, 0, 51), np.uint8))
     assert fed.shape == (1, 3, 2, 1)
     np.testing.assert_allclose(fed[0, :, 0, 0], [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225], rtol=1e-6)
@@ -129,7 +130,7 @@ def test_each_opset_gives_the_same_features(opset):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """model/, and a folder of crops."""
+    """Save a model in model/, and 40 crops in crops/."""
     place = tmp_path_factory.mktemp("export")
     description = describe("vit_tiny_ics", norm_ratio=NormRatio(), brighten=0.4)
     save_weights(place / "model", description, trained(description), {})
@@ -142,7 +143,7 @@ def call(monkeypatch, *arguments):
     export.main()
 
 
-def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, monkeypatch, capsys):
+def test_the_file_is_compared_at_four_batch_sizes_and_describes_itself(place, monkeypatch, capsys):
     call(monkeypatch, place / "model", "--crops", place / "crops", "--output", place / "m.onnx")
     said = capsys.readouterr().out.splitlines()
     expected = r"40 crops of crops: largest difference .*\(1: .*, 2: .*, 7: .*, 32: .*nearest .* for 0 of 40"
@@ -164,15 +165,15 @@ def test_the_file_is_checked_at_four_sizes_of_batch_and_says_what_it_is(place, m
     np.testing.assert_allclose(OnnxEmbedder(place / "m.onnx")(CROPS), embedder(CROPS), atol=2e-5)
 
 
-def test_a_file_for_a_fixed_number_of_crops_takes_fewer_too(place, monkeypatch):
+def test_a_file_with_a_fixed_batch_size_embeds_any_number_of_crops(place, monkeypatch):
     call(monkeypatch, place / "model", "--batch", 3, "--feature", "cls", "--output", place / "three.onnx")
     file = OnnxEmbedder(place / "three.onnx")
     assert file.shape == [3, 32, 16, 3]
     np.testing.assert_allclose(file(CROPS), Embedder.load(place / "model")(CROPS), atol=2e-5)
 
 
-def test_nothing_is_written_if_the_file_computes_something_else(place, monkeypatch):
-    """Also not for a single number that is not a number; what the file held before stays."""
+def test_nothing_is_written_if_the_features_of_the_file_differ(place, monkeypatch):
+    """NaN counts as a difference, and an existing file keeps its content."""
     (place / "kept.onnx").write_bytes(b"before")
 
     def wrong(*arguments):
@@ -193,7 +194,7 @@ def test_nothing_is_written_if_the_file_computes_something_else(place, monkeypat
     assert (place / "kept.onnx").read_bytes() == b"before"
 
 
-def test_a_model_that_nothing_here_can_write_is_named(place, monkeypatch):
+def test_a_model_that_cannot_be_written_as_onnx_is_named(place, monkeypatch):
     monkeypatch.setattr(onnx_file, "WRITERS", {})
     with pytest.raises(
         InputError, match=r"vit_tiny_ics cannot be written as ONNX, only .*; --format stablehlo takes every"
@@ -208,7 +209,7 @@ def test_a_model_that_nothing_here_can_write_is_named(place, monkeypatch):
     (["model", "--output", "x.onnx", "--crops", "absent"], "absent does not exist; give folders of crops"),
     (["model", "--output", "x.onnx", "--crops", "model"], "model has no crops"),
 ])  # fmt: skip
-def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
+def test_bad_paths_are_refused_and_nothing_is_written(place, monkeypatch, arguments, message):
     monkeypatch.chdir(place)
     with pytest.raises(InputError, match=message):
         call(monkeypatch, *arguments)
@@ -259,8 +260,8 @@ def test_a_file_that_is_not_an_export_is_named(place):
         OnnxEmbedder(foreign)
 
 
-def test_eval_scores_a_file_as_it_scores_the_checkpoint(place, monkeypatch):
-    """The file has its own result, and says which features it compares."""
+def test_eval_gives_a_file_the_scores_of_its_checkpoint(place, monkeypatch):
+    """The result stands beside the file and records the kind of features."""
     call(monkeypatch, place / "model", "--feature", "neck", "--output", place / "neck.onnx")
     write_night(place / "night", frames=1)
     config = small_config(place, eval__feature="neck")
@@ -277,8 +278,8 @@ def test_eval_scores_a_file_as_it_scores_the_checkpoint(place, monkeypatch):
         evaluate_run(config=small_config(place), onnx=str(place / "neck.onnx"), report=str(place / "page"))
 
 
-def test_an_evaluation_of_a_file_keeps_the_results_of_others(place, monkeypatch):
-    """Of another test or option, and of an earlier file of that name; the same evaluation replaces its own."""
+def test_an_evaluation_of_a_file_keeps_the_results_of_other_evaluations(place, monkeypatch):
+    """Results of other data, other options and an earlier file stay. The same evaluation replaces its own result."""
     for name in ("night", "dusk"):
         write_night(place / name, frames=1)
     write_images(place / "dusk/query", [100], cameras=(1,), frames=1, seed=9)
@@ -302,7 +303,7 @@ def test_an_evaluation_of_a_file_keeps_the_results_of_others(place, monkeypatch)
 @pytest.mark.parametrize(("name", "value", "own"), [
     ("eval.feature", "cls", "neck"), ("eval.flip", True, "False"), ("image_size", (64, 32), r"\(32, 16\)"),
 ])  # fmt: skip
-def test_an_option_that_a_file_fixes_otherwise_is_refused(place, monkeypatch, name, value, own):
+def test_an_option_that_contradicts_the_file_is_refused(place, monkeypatch, name, value, own):
     path = place / "fixed.onnx"
     if not path.exists():
         call(monkeypatch, place / "model", "--feature", "neck", "--output", path)
@@ -310,7 +311,7 @@ def test_an_option_that_a_file_fixes_otherwise_is_refused(place, monkeypatch, na
         evaluate_run(config=small_config(place), overrides={name: value}, onnx=str(path))
 
 
-def test_a_broken_file_is_refused_before_the_data_are_read(place):
+def test_a_broken_file_is_refused_before_the_data_is_read(place):
     (place / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(InputError, match=r"broken.onnx is not an ONNX file that can be run"):
         evaluate_run(config=small_config(place, data__root="/nowhere"), onnx=str(place / "broken.onnx"))
@@ -318,7 +319,7 @@ def test_a_broken_file_is_refused_before_the_data_are_read(place):
 
 @pytest.fixture(scope="module")
 def labelled(place):
-    """A manifest of the crops, which two cameras saw."""
+    """Write a table with the person and camera of each crop."""
     paths = sorted((place / "crops").glob("*.png"))
     rows = [f"crops/{path.name},{path.name[:4]},{path.name[6]}" for path in paths]
     (place / "crops.csv").write_text("\n".join(["path,person,camera", *rows]))
@@ -326,7 +327,9 @@ def labelled(place):
 
 
 @pytest.mark.parametrize(("precision", "share"), [("float16", 0.6), ("int8", 0.8)])
-def test_fewer_bits_are_written_with_the_map_that_they_cost(place, labelled, monkeypatch, capfd, precision, share):
+def test_a_file_of_fewer_bits_is_smaller_and_records_its_accuracy(
+    place, labelled, monkeypatch, capfd, precision, share
+):
     path = place / f"{precision}.onnx"
     bits = ["--precision", precision, "--crops", place / "crops", "--data", labelled, "--input", "boxmot"]
     call(monkeypatch, place / "model", *bits, "--loss", 0.02, "--output", path)
@@ -342,7 +345,7 @@ def test_fewer_bits_are_written_with_the_map_that_they_cost(place, labelled, mon
     assert np.corrcoef(file(CROPS).ravel(), own.ravel())[0, 1] > 0.99
 
 
-def test_a_file_that_loses_too_much_is_not_written(place, labelled, monkeypatch):
+def test_a_file_that_loses_too_much_accuracy_is_not_written(place, labelled, monkeypatch):
     monkeypatch.setattr(OnnxEmbedder, "run", lambda self, fed: np.ones((len(fed), self.width), np.float32))
     half = ["--precision", "float16", "--data", labelled, "--output", place / "lost.onnx"]
     with pytest.raises(InputError, match=r"nothing is written: 0\.\d+ of mAP would be lost, more than --loss 0.005"):
@@ -350,10 +353,11 @@ def test_a_file_that_loses_too_much_is_not_written(place, labelled, monkeypatch)
     assert not (place / "lost.onnx").exists()
 
 
-def test_a_stablehlo_program_runs_by_jax_alone_at_any_batch(place, monkeypatch):
+def test_a_stablehlo_file_runs_with_jax_alone_at_any_batch_size(place, monkeypatch):
     path = place / "m.stablehlo"
     save_weights(place / "plain", describe(), trained(describe()), {})
-    monkeypatch.setattr(write, "BATCHES", (2,))  # each size is compiled
+    # The comparison compiles the program for each batch size, so one size keeps the test short.
+    monkeypatch.setattr(write, "BATCHES", (2,))
     call(monkeypatch, place / "plain", "--format", "stablehlo", "--flip", "--feature", "neck", "--output", path)
     features = jax.export.deserialize(bytearray(path.read_bytes())).call(CROPS[:3])
     own = Embedder.load(place / "plain", flip=True, feature="neck")(CROPS[:3])
@@ -362,7 +366,7 @@ def test_a_stablehlo_program_runs_by_jax_alone_at_any_batch(place, monkeypatch):
     assert (kept["format"], kept["feature"], kept["flip"]) == ("stablehlo", "neck", "True")
 
 
-def test_norm_ratio_attention_stays_in_a_torch_file_unless_it_does_nothing(place, monkeypatch, capsys):
+def test_nra_can_be_left_out_of_a_torch_file_only_if_it_has_no_effect(place, monkeypatch, capsys):
     call(monkeypatch, place / "model", "--format", "torch", "--output", place / "m.pth")
     assert "NRA's λ is in the file" in capsys.readouterr().out
     tensors, _ = torch_file.load(place / "m.pth")
@@ -387,7 +391,7 @@ def test_openvino_gives_the_same_features(place, monkeypatch, capsys):
     assert re.search(r"OpenVINO .*largest difference \S+e-0[67]", capsys.readouterr().out)
 
 
-def test_a_calibration_beside_the_model_is_taken_along_if_it_is_of_these_features(place, capsys):
+def test_the_calibration_beside_a_model_is_exported_if_it_is_for_these_features(place, capsys):
     save_weights(place / "calibrated", describe(), trained(describe()), {})
     embedder, other = (Embedder.load(place / "calibrated", feature=feature) for feature in ("cls", "neck"))
     curve = {"curve": {"threshold": [0.2], "fmr": [1]}, "probability": {"similarity": [0.2], "probability": [0.5]}}

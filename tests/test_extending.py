@@ -1,4 +1,4 @@
-"""Every diff of docs/extending.md applies, what it adds works, and it changes as few files as the page says."""
+"""Every diff of docs/extending.md applies, its addition works, and it changes as many files as the page says."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def test_a_diff_of_the_page_applies_to_this_code(title):
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory):
-    """{title: what failed, or ""} in a copy of the code that has all diffs."""
+    """Apply all diffs to a copy of the code, and return {title: what failed there, "" if nothing did}."""
     place = tmp_path_factory.mktemp("extending")
     copy = place / "copy"
     for name in ("nrsrd_jax", "configs", "tests"):

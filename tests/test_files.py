@@ -1,4 +1,4 @@
-"""Nothing is written through a link that the user did not name, and no foreign text controls the terminal."""
+"""Files are not written through links that the user did not name, and foreign text cannot control the terminal."""
 
 import contextlib
 import os
@@ -37,14 +37,14 @@ def test_a_link_in_a_folder_is_not_followed(folder, victim, write, target):
 
 
 @pytest.mark.parametrize("write", [locked_open, append_open])
-def test_a_second_name_of_another_file_is_not_written_to(folder, victim, write):
+def test_a_hard_link_to_another_file_is_not_written_to(folder, victim, write):
     os.link(victim, folder / "name")
     with pytest.raises(InputError, match="not a regular file with one name"):
         write(folder / "name")
 
 
 @pytest.mark.parametrize("write", [lambda path: write_whole(path, "new"), locked_open, append_open])
-def test_a_named_pipe_is_refused_and_not_waited_for(folder, write):
+def test_a_named_pipe_is_refused_without_waiting(folder, write):
     os.mkfifo(folder / "name")
     with pytest.raises((InputError, OSError)):
         write(folder / "name")
@@ -57,7 +57,7 @@ def test_a_link_that_the_user_named_is_followed_and_stays(folder):
     assert (folder / "target").read_text() == "new"
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(folder):
+def test_a_failed_write_leaves_the_old_file_and_no_other(folder):
     write_whole(folder / "name", "old")
     with contextlib.suppress(KeyboardInterrupt), written_whole(folder / "name") as partial:
         partial.write_text("half")
@@ -66,7 +66,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(folder):
     assert (folder / "name").read_text() == "old"
 
 
-def test_partial_files_have_names_that_nobody_can_plant_links_at(folder):
+def test_the_names_of_partial_files_cannot_be_predicted(folder):
     names = set()
     for _ in range(3):
         with written_whole(folder / "name") as partial:
@@ -76,7 +76,7 @@ def test_partial_files_have_names_that_nobody_can_plant_links_at(folder):
     assert stat.S_IMODE((folder / "name").stat().st_mode) & 0o600 == 0o600
 
 
-def test_a_file_that_is_too_large_or_no_file_is_not_read(folder):
+def test_a_file_that_is_too_large_or_not_regular_is_not_read(folder):
     (folder / "name").write_bytes(bytes(11))
     assert len(read_bounded(folder / "name", 11)) == 11
     with pytest.raises(InputError, match="more than 10 bytes"):
@@ -88,7 +88,7 @@ def test_a_file_that_is_too_large_or_no_file_is_not_read(folder):
 
 
 @given(st.text())
-def test_whatever_a_name_holds_it_prints_as_one_line_without_control_characters(text):
+def test_any_name_is_printed_as_one_line_without_control_characters(text):
     shown = printable(text)
     assert shown.isprintable()
     assert shown.count("\n") == 0
@@ -101,7 +101,7 @@ def test_a_name_cannot_forge_a_line_of_output(capsys):
     assert capsys.readouterr().err == "bad\n"
 
 
-def test_a_table_runs_no_formula_in_a_spreadsheet(folder):
+def test_a_spreadsheet_sees_no_formula_in_a_written_table(folder):
     write_csv(folder / "t.csv", [{"=name": "=HYPERLINK(1)", "n": -1.5, "text": "-0.25", "at": "@SUM(1)", "ok": "a=b"}])
     assert (folder / "t.csv").read_text().splitlines() == [
         "'=name,n,text,at,ok",

@@ -1,4 +1,4 @@
-"""Whatever lies in a file: it is read, or refused in one line; nothing else happens."""
+"""A file of any content, and any option, is either read or refused in one line."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 @contextlib.contextmanager
 def refused_in_one_line():
-    """Any other error, or one of several lines, fails."""
+    """Accept an InputError of one line. Any other error fails the test."""
     try:
         yield
     except InputError as error:
@@ -55,8 +55,8 @@ PICTURES = [picture(ending) for ending in ("JPEG", "PNG", "BMP", "WEBP")]
 @given(
     st.sampled_from(PICTURES), st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=4)), max_size=8), st.data()
 )
-def test_pictures(tmp_path, content, changes, data):
-    """Changed and cut-off pictures decode to the size asked for, or are refused."""
+def test_a_damaged_picture_is_decoded_or_refused(tmp_path, content, changes, data):
+    """Bytes of the picture are changed, and it may be truncated."""
     content = bytearray(content)
     for place, new in changes:
         content[place % len(content) : place % len(content) + len(new)] = new
@@ -68,7 +68,7 @@ def test_pictures(tmp_path, content, changes, data):
 
 @often
 @given(st.text(max_size=200) | st.lists(st.lists(st.text(max_size=8), max_size=5).map(",".join)).map("\n".join))
-def test_manifests(tmp_path, text):
+def test_any_manifest_is_read_or_refused(tmp_path, text):
     path = tmp_path / "m.csv"
     path.write_text("path,pid,camera,split\n" + text, encoding="utf-8", errors="surrogatepass")
     with refused_in_one_line():
@@ -77,7 +77,7 @@ def test_manifests(tmp_path, text):
 
 @often
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=30), max_size=6))
-def test_logs_of_a_run(tmp_path, lines):
+def test_any_log_of_a_run_is_read(tmp_path, lines):
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
     assert all(isinstance(value, int | float) for row in read_metrics(tmp_path) for value in row.values())
     read_curves(tmp_path)
@@ -86,7 +86,7 @@ def test_logs_of_a_run(tmp_path, lines):
 
 @often
 @given(JSON)
-def test_configs_of_a_run(tmp_path, values):
+def test_any_config_of_a_run_is_read_or_refused(tmp_path, values):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with refused_in_one_line():
         read_options(configuration.load_config(tmp_path / "config.json"))
@@ -97,8 +97,8 @@ def test_configs_of_a_run(tmp_path, values):
     st.sampled_from(sorted(OPTIONS)) | st.text(max_size=12),
     st.text(max_size=12) | st.floats().map(str) | st.integers().map(str),
 )
-def test_options_of_the_command_line(name, value):
-    """An option is taken, refused while the flags are read (status 2), or refused by its range."""
+def test_any_option_of_the_command_line_is_accepted_or_refused(name, value):
+    """An option is accepted, refused by the flag parser (status 2), or refused because of its range."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", configuration.get_config(), flag_values=values)
     with refused_in_one_line():
@@ -120,8 +120,8 @@ def saved(tmp_path_factory):
 
 @settings(often, max_examples=60)
 @given(data=st.data())
-def test_descriptions_of_a_model(saved, data):
-    """One value of it changed, where it has no hash of itself, or the text cut off: read, or refused in one line."""
+def test_a_changed_description_of_a_model_is_read_or_refused(saved, data):
+    """The description has no hash of itself. One of its values is changed, or its text is truncated."""
     path, text = saved
     values = json.loads(text)
     del values["provenance"]["model_sha256"]

@@ -1,4 +1,4 @@
-"""A folder of crops becomes a gallery that can be searched; nothing is lost, embedded twice or passed over."""
+"""Crops are embedded into a gallery and searched. No crop is lost, embedded twice or left out without a warning."""
 
 import csv
 import datetime
@@ -29,14 +29,14 @@ PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
 
 @pytest.fixture
 def crops(tmp_path):
-    """Twelve crops of three people from two cameras."""
+    """Write twelve crops of three people from two cameras."""
     write_images(tmp_path / "crops", range(3))
     return tmp_path / "crops"
 
 
 @pytest.fixture
 def gallery(nrsrd, crops, model, tmp_path):
-    """The gallery of the crops, with persons and cameras."""
+    """Embed the crops, with persons and cameras from their names, and return the gallery."""
     nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
     return tmp_path / "g"
 
@@ -45,7 +45,7 @@ def paths_in(gallery):
     return sorted(Gallery.open(gallery).read()[0]["path"].to_pylist())
 
 
-def test_each_crop_is_in_the_gallery_with_its_feature_and_what_its_name_says(gallery, crops, model):
+def test_the_gallery_has_the_feature_person_camera_and_brightness_of_each_crop(gallery, crops, model):
     table, features = Gallery.open(gallery).read()
     files = sorted(crops.iterdir())
     assert table["path"].to_pylist() == list(map(str, files))
@@ -74,7 +74,8 @@ def test_only_new_and_changed_files_are_embedded_and_vanished_ones_are_marked(ga
     after = features[table["path"].to_pylist().index(str(second))]
     assert not np.allclose(before, after)
     shutil.copy(third, first)
-    assert "1 crop embedded" in nrsrd(*again)  # another file of that name
+    # A different file now has the name of the vanished one.
+    assert "1 crop embedded" in nrsrd(*again)
     assert Gallery.open(gallery).count("vanished IS NOT NULL") == 0
 
 
@@ -88,7 +89,7 @@ def test_a_file_that_comes_back_is_not_embedded_again(gallery, crops, model, nrs
     assert Gallery.open(gallery).count("vanished IS NOT NULL") == 0
 
 
-def test_linked_folders_are_not_followed_and_said(crops, monkeypatch, capsys, tmp_path):
+def test_linked_folders_are_not_followed_but_reported(crops, monkeypatch, capsys, tmp_path):
     (crops / "again").symlink_to(crops)
     monkeypatch.setattr(sys, "argv", ["nrsrd embed", str(crops), "--check"])
     importlib.import_module("nrsrd_jax.embed").main()
@@ -97,7 +98,7 @@ def test_linked_folders_are_not_followed_and_said(crops, monkeypatch, capsys, tm
     assert f"1 linked folder was not followed, such as {crops / 'again'};" in said.err
 
 
-def test_what_is_known_of_crops_can_change_without_embedding_them_again(crops, model, nrsrd, tmp_path):
+def test_columns_of_crops_can_be_changed_without_embedding_them_again(crops, model, nrsrd, tmp_path):
     nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
     _, before = Gallery.open(tmp_path / "g").read()
     shown = nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
@@ -105,10 +106,11 @@ def test_what_is_known_of_crops_can_change_without_embedding_them_again(crops, m
     table, after = Gallery.open(tmp_path / "g").read()
     assert table["camera"].to_pylist() == [os.path.basename(path)[5:7] for path in table["path"].to_pylist()]
     np.testing.assert_array_equal(np.sort(before, 0), np.sort(after, 0))
-    assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")  # nothing is erased
+    # Without --pattern the columns stay.
+    assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
 
 
-def test_a_manifest_gives_columns_of_its_own(crops, model, nrsrd, tmp_path):
+def test_columns_of_a_manifest_can_be_searched_by(crops, model, nrsrd, tmp_path):
     names = sorted(path.name for path in crops.iterdir())
     rows = [f"crops/{name},{name[5:7]},2026-11-27T0{i % 10}:00:00+01:00,floor {i % 2}" for i, name in enumerate(names)]
     (tmp_path / "list.csv").write_text("\n".join(["Path,Camera,Time,Floor", *rows]))
@@ -132,7 +134,7 @@ def test_check_shows_what_would_be_read_and_writes_nothing(crops, nrsrd, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["crops"]
 
 
-def test_shards_join_to_the_same_gallery(crops, model, nrsrd, tmp_path, gallery):
+def test_shards_together_make_the_same_gallery(crops, model, nrsrd, tmp_path, gallery):
     for shard in (1, 2, 3):
         nrsrd(
             "embed", crops, "--model", model, "--gallery", tmp_path / "s", "--pattern", PATTERN, "--shard", f"{shard}/3"
@@ -141,7 +143,7 @@ def test_shards_join_to_the_same_gallery(crops, model, nrsrd, tmp_path, gallery)
     assert parts.drop(["size"]).to_pylist() == whole.drop(["size"]).to_pylist()
 
 
-def test_a_killed_embed_goes_on_and_no_crop_is_lost_or_twice_there(model, tmp_path):
+def test_a_killed_embed_continues_and_no_crop_is_lost_or_embedded_twice(model, tmp_path):
     write_images(tmp_path / "crops", range(40), frames=3)
     arguments = ["embed", str(tmp_path / "crops"), "--model", str(model), "--gallery", str(tmp_path / "g")]
     code = f"""
@@ -178,11 +180,12 @@ def test_two_writers_at_once_are_refused(crops, model, nrsrd, tmp_path):
         with pytest.raises(InputError, match="another process writes"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/2")
         nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "2/2")
-        with pytest.raises(InputError, match="another process writes"):  # It would embed crops of 1/2 too.
+        # Shard 1/3 shares crops with shard 1/2.
+        with pytest.raises(InputError, match="another process writes"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/3")
 
 
-def test_another_models_features_are_refused(gallery, crops, nrsrd, tmp_path):
+def test_a_gallery_refuses_features_of_another_model(gallery, crops, nrsrd, tmp_path):
     save_weights(tmp_path / "other", *small_model(seed=1), {})
     with pytest.raises(InputError, match="features of another model"):
         nrsrd("embed", crops, "--model", tmp_path / "other", "--gallery", gallery)
@@ -192,7 +195,7 @@ def test_another_models_features_are_refused(gallery, crops, nrsrd, tmp_path):
     assert len(paths_in(gallery)) == 12
 
 
-def test_unreadable_crops_are_named_and_the_others_embedded(crops, model, nrsrd, tmp_path, capsys):
+def test_unreadable_crops_are_named_and_the_others_are_embedded(crops, model, nrsrd, tmp_path, capsys):
     (crops / "0000_c1_000000.jpg").write_bytes(b"no picture")
     (crops / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     arguments = [crops, "--model", model, "--gallery", tmp_path / "g"]
@@ -222,7 +225,7 @@ def test_unreadable_crops_are_named_and_the_others_embedded(crops, model, nrsrd,
     (lambda place: {"--model": place / "nowhere"}, "nowhere does not exist"),
     (lambda place: {"--gallery": next((place / "crops").iterdir())}, "cannot write to the gallery"),
 ])  # fmt: skip
-def test_a_wrong_argument_of_embed_is_one_clear_error(crops, model, nrsrd, tmp_path, change, message):
+def test_a_wrong_argument_of_embed_gives_one_line(crops, model, nrsrd, tmp_path, change, message):
     usual = {"crops": crops, "--model": model, "--gallery": tmp_path / "g"}
     arguments = usual | change(tmp_path)
     with pytest.raises(InputError, match=message) as caught:
@@ -252,26 +255,26 @@ def manifest(place, text):
     (["--normalize", "camera"], "crops among the queries have no camera"),
     (["--report", "."], "is a folder"),
 ])  # fmt: skip
-def test_a_wrong_argument_of_search_is_one_clear_error(gallery, crops, nrsrd, arguments, message):
+def test_a_wrong_argument_of_search_gives_one_line(gallery, crops, nrsrd, arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         nrsrd("search", next(crops.iterdir()), "--gallery", gallery, *arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_no_gallery_is_refused(tmp_path, crops, nrsrd):
+def test_a_folder_that_is_not_a_gallery_is_refused(tmp_path, crops, nrsrd):
     with pytest.raises(InputError, match="is not a gallery; nrsrd embed makes one"):
         nrsrd("search", crops, "--gallery", tmp_path)
     assert not (tmp_path / "crops.lance").exists()
 
 
-def test_a_gallery_that_cannot_be_written_can_be_searched(gallery, crops, nrsrd, tmp_path, model):
-    """Read-only folders are checked as another user would meet them: root may write anywhere."""
+def test_a_search_does_not_write_to_the_gallery(gallery, crops, nrsrd, tmp_path, model):
+    """Compare modification times, because read-only permissions do not stop root, which tests may run as."""
     before = {path: path.stat().st_mtime_ns for path in gallery.rglob("*")}
     nrsrd("search", crops, "--gallery", gallery, "--output", tmp_path / "m.json")
     assert {path: path.stat().st_mtime_ns for path in gallery.rglob("*")} == before
 
 
-def test_matches_are_the_most_similar_crops_in_order(gallery, crops, nrsrd, tmp_path):
+def test_matches_are_the_most_similar_crops_the_best_first(gallery, crops, nrsrd, tmp_path):
     nrsrd(
         "search", crops, "--gallery", gallery, "--top", 3, "--output", tmp_path / "m.json", "--csv", tmp_path / "m.csv"
     )
@@ -282,7 +285,8 @@ def test_matches_are_the_most_similar_crops_in_order(gallery, crops, nrsrd, tmp_
     assert [query["path"] for query in queries] == paths
     for row, query in enumerate(queries):
         similarity = units @ units[row]
-        similarity[row] = -2  # itself
+        # A query does not match itself.
+        similarity[row] = -2
         best = np.argsort(-similarity, kind="stable")[:3]
         assert [match["path"] for match in query["matches"]] == [paths[i] for i in best]
         np.testing.assert_allclose([m["similarity"] for m in query["matches"]], similarity[best], atol=2e-6)
@@ -293,7 +297,7 @@ def test_matches_are_the_most_similar_crops_in_order(gallery, crops, nrsrd, tmp_
     ]
 
 
-def test_each_matching_in_batches_equals_one_over_all(gallery, monkeypatch):
+def test_a_search_in_batches_equals_a_search_over_all_crops_at_once(gallery, monkeypatch):
     opened = Gallery.open(gallery)
     queries = matching.from_gallery(opened, paths_in(gallery))
     limits = {"top": 5, "where": "", "other_cameras": False}
@@ -313,7 +317,7 @@ def test_of_equal_similarities_the_earlier_crop_comes_first():
     assert matching.best_first(similarity, 9).tolist() == [1, 4, 0, 2, 3, 5]
 
 
-def test_a_threshold_leaves_out_less_similar_matches(gallery, crops, nrsrd, tmp_path):
+def test_matches_below_the_threshold_are_left_out(gallery, crops, nrsrd, tmp_path):
     nrsrd("search", crops, "--gallery", gallery, "--threshold", "0.999", "--output", tmp_path / "m.json")
     queries = json.loads((tmp_path / "m.json").read_text())["queries"]
     kept = [match["similarity"] for query in queries for match in query["matches"]]
@@ -321,7 +325,7 @@ def test_a_threshold_leaves_out_less_similar_matches(gallery, crops, nrsrd, tmp_
     assert min(kept, default=1) >= 0.999
 
 
-def test_a_calibration_gives_the_threshold_and_says_how_near_strangers_are(gallery, crops, model, nrsrd, tmp_path):
+def test_a_calibration_gives_the_threshold_and_how_rare_similar_strangers_are(gallery, crops, model, nrsrd, tmp_path):
     calibration = write_calibration(tmp_path / "c.json", model)
     page = tmp_path / "p.html"
     arguments = ["search", crops, "--gallery", gallery, "--threshold", calibration, "--output", tmp_path / "m.json"]
@@ -337,13 +341,14 @@ def test_a_calibration_gives_the_threshold_and_says_how_near_strangers_are(galle
     assert "below a similarity of 0.9000 are left out" in page.read_text()
     with pytest.raises(InputError, match="too few for a false-match rate"):
         nrsrd(*arguments, "--fmr", "1e-9")
-    with pytest.raises(SystemExit):  # Without a calibration --fmr would do nothing.
+    # Without a calibration --fmr would have no effect.
+    with pytest.raises(SystemExit):
         nrsrd("search", crops, "--gallery", gallery, "--threshold", "0.5", "--fmr", "0.1")
     with pytest.raises(InputError, match="leave --normalize out"):
         nrsrd(*arguments, "--normalize", "gallery")
 
 
-def test_a_calibration_of_another_model_is_refused_if_named_and_not_used_if_found(
+def test_a_calibration_of_another_model_is_refused_if_given_and_ignored_if_found(
     gallery, crops, model, tmp_path, nrsrd
 ):
     other = write_calibration(tmp_path / "c.json", model, weights_sha256="0" * 64)
@@ -359,7 +364,7 @@ def test_a_calibration_of_another_model_is_refused_if_named_and_not_used_if_foun
     assert "meaning" in (tmp_path / "m.json").read_text()
 
 
-def test_forget_deletes_for_good_and_only_when_told(gallery, nrsrd):
+def test_forget_deletes_crops_for_good_but_only_with_yes(gallery, nrsrd):
     assert "4 of 12 crops would be deleted" in nrsrd("forget", gallery, "--where", "person = '0001'")
     assert len(paths_in(gallery)) == 12
     shown = nrsrd("forget", gallery, "--where", "person = '0001'", "--yes")
@@ -372,7 +377,7 @@ def test_forget_deletes_for_good_and_only_when_told(gallery, nrsrd):
 
 
 def test_forget_leaves_no_trace_of_few_crops_among_many_even_after_a_kill(tmp_path, model, nrsrd):
-    """LanceDB by itself keeps deleted rows in files of which less than a tenth is deleted, and in the index."""
+    """LanceDB keeps deleted rows in its index, and in files of which less than a tenth was deleted."""
     embedder = Embedder.load(model)
     gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
     features = np.random.default_rng(0).normal(size=(400, embedder.width)).astype(np.float32)
@@ -380,7 +385,8 @@ def test_forget_leaves_no_trace_of_few_crops_among_many_even_after_a_kill(tmp_pa
     nrsrd("index", tmp_path / "g")
     before = set((tmp_path / "g").rglob("*.idx"))
     nrsrd("forget", tmp_path / "g", "--path", "/007.jpg", "--yes")
-    Gallery.open(tmp_path / "g").table.delete("person = 'who008'")  # killed here
+    # A kill at this point has deleted the row, but not its traces.
+    Gallery.open(tmp_path / "g").table.delete("person = 'who008'")
     nrsrd("forget", tmp_path / "g", "--where", "person = 'who008'", "--yes")
     content = b"".join(path.read_bytes() for path in (tmp_path / "g").rglob("*") if path.is_file())
     for i in (7, 8):
@@ -397,7 +403,7 @@ def test_forget_leaves_no_trace_of_few_crops_among_many_even_after_a_kill(tmp_pa
     np.testing.assert_array_equal(kept, np.delete(features, [7, 8], 0))
 
 
-def test_what_is_known_of_a_crop_outlives_a_change_of_its_file(gallery, crops, model, nrsrd, tmp_path):
+def test_the_columns_of_a_crop_stay_when_its_file_changes(gallery, crops, model, nrsrd, tmp_path):
     first, second, third, *_ = sorted(crops.iterdir())
     shutil.copy(third, first)
     (tmp_path / "list.csv").write_text(f"path,floor\n{second},2\n")
@@ -409,7 +415,7 @@ def test_what_is_known_of_a_crop_outlives_a_change_of_its_file(gallery, crops, m
     ]
 
 
-def test_a_crop_whose_file_is_damaged_is_no_match_any_more(gallery, crops, model, nrsrd):
+def test_a_crop_whose_file_was_damaged_counts_as_vanished(gallery, crops, model, nrsrd):
     first, *_ = sorted(crops.iterdir())
     first.write_bytes(b"no picture")
     assert "1 vanished, 1 unreadable" in nrsrd("embed", crops, "--model", model, "--gallery", gallery)
@@ -426,30 +432,31 @@ def test_shards_can_add_the_same_column_at_once(gallery):
     assert table["floor"].to_pylist() == ["1", "2", None]
 
 
-def test_a_gallery_needs_no_folder_and_what_two_processes_embedded_both_is_there_once(crops, model, nrsrd, tmp_path):
-    """Memory stands for object storage, which cannot be locked."""
+def test_a_gallery_in_object_storage_works_and_keeps_one_row_of_crops_embedded_twice(crops, model, nrsrd, tmp_path):
+    """Shared memory stands in for object storage, which cannot be locked."""
     place = f"shared-memory://{tmp_path.name}/g"
     with pytest.raises(InputError, match="is not a gallery; nrsrd embed makes one"):
         nrsrd("search", crops, "--gallery", place)
     nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
     gallery = Gallery.open(place)
     table, features = gallery.read(columns=("path", "size", "modified"))
-    gallery.add(table.to_pylist()[:5], features[:5])  # by another process, without its persons and cameras
+    # Another process adds five of the crops again, without their persons and cameras.
+    gallery.add(table.to_pylist()[:5], features[:5])
     assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
     assert "12 with matches among 12 crops" in nrsrd("search", crops, "--gallery", place)
     with pytest.raises(InputError, match="a LanceDB server, which nrsrd cannot make delete crops for good"):
         Gallery.open("db://night")
 
 
-def test_a_damaged_gallery_is_said_to_be_damaged(gallery, crops, nrsrd):
+def test_a_damaged_gallery_is_reported_as_damaged(gallery, crops, nrsrd):
     for file in (gallery / "crops.lance/data").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(InputError, match=r"cannot use the gallery .* missing or damaged"):
         nrsrd("search", "--like", next(crops.iterdir()), "--gallery", gallery)
 
 
-def test_an_index_finds_what_the_exact_search_finds(tmp_path, model, nrsrd):
-    """Features in well-separated groups, so that even a coarse index finds the nearest."""
+def test_an_index_finds_the_matches_of_the_exact_search(tmp_path, model, nrsrd):
+    """Features are in well-separated groups, so even a coarse index finds the nearest."""
     embedder = Embedder.load(model)
     gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
     rng = np.random.default_rng(0)
@@ -466,8 +473,8 @@ def test_an_index_finds_what_the_exact_search_finds(tmp_path, model, nrsrd):
         assert set(a.rows) == set(b.rows)
 
 
-def test_a_search_with_an_index_warns_of_nothing(tmp_path, model, crops):
-    """LanceDB writes its warnings past Python."""
+def test_a_search_with_an_index_prints_no_warning(tmp_path, model, crops):
+    """LanceDB's Rust code writes warnings to stderr directly, so the search runs as a command."""
     embedder = Embedder.load(model)
     gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
     features = np.random.default_rng(0).normal(size=(256, embedder.width))
@@ -487,7 +494,7 @@ def test_times_are_read_in_the_usual_forms(text, time):
     assert parse_time(text).isoformat() == f"{time}+00:00"
 
 
-def test_nothing_is_known_of_a_name_that_the_pattern_does_not_fit(crops):
+def test_a_name_that_does_not_match_the_pattern_gives_empty_columns(crops):
     (crops / "other.jpg").write_bytes(next(crops.iterdir()).read_bytes())
     source = make_source(crops, PATTERN, "")
     assert isinstance(source, Source)
@@ -497,8 +504,8 @@ def test_nothing_is_known_of_a_name_that_the_pattern_does_not_fit(crops):
     }
 
 
-def test_brightened_models_see_brightened_crops(tmp_path, nrsrd, crops):
-    """The gallery's features are those of a model with data.brighten."""
+def test_a_model_that_brightens_embeds_brightened_crops(tmp_path, nrsrd, crops):
+    """The model has a description with data.brighten, so its crops are brightened before they are embedded."""
     description, variables = small_model(brighten=0.9)
     save_weights(tmp_path / "bright", description, variables, {})
     nrsrd("embed", crops, "--model", tmp_path / "bright", "--gallery", tmp_path / "g")

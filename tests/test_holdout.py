@@ -1,4 +1,4 @@
-"""People held out of training choose the best checkpoint, and the test data is not looked at before."""
+"""With data.holdout, people held out of training select the best checkpoint, and training reads no test data."""
 
 import json
 
@@ -27,8 +27,8 @@ def splits(draw):
 
 
 @given(splits(), st.floats(0.01, 0.9))
-def test_held_out_people_are_tested_across_cameras_and_never_learned(split, share):
-    """Every image is in one of the two, nobody in both, and every query has a match. The draw is always the same."""
+def test_held_out_people_have_matches_across_cameras_and_are_not_in_training(split, share):
+    """Each image is in one of the two sets and no person in both. Every query has a match. The draw is repeatable."""
     try:
         rest, target = hold_out(split, share)
     except InputError:
@@ -45,13 +45,14 @@ def test_held_out_people_are_tested_across_cameras_and_never_learned(split, shar
     assert hold_out(split, share)[0].paths == rest.paths
 
 
-def test_a_run_evaluates_on_held_out_people_alone_until_it_is_evaluated(tmp_path):
+def test_training_evaluates_on_held_out_people_and_eval_on_the_test_data(tmp_path):
     root = tmp_path / "night"
     write_night(root, identities=10)
     config = small_config(tmp_path, train__epochs=3, data__holdout=0.2, eval__every=1)
     score = train(config, tmp_path / "run", jax.devices()[:1])["mAP"]
     rows = [row for row in read_metrics(tmp_path / "run") if "mAP" in row]
-    assert (len(rows), rows[-1]["mAP"], rows[-1]["queries"]) == (3, score, 4)  # two people, two cameras
+    # Two people are held out, and each is a query from both cameras.
+    assert (len(rows), rows[-1]["mAP"], rows[-1]["queries"]) == (3, score, 4)
     description, _ = load(tmp_path / "run", make_mesh())
     assert description.classes == 8
     assert not any("night600" in name for name in description.provenance["data"])
@@ -61,7 +62,7 @@ def test_a_run_evaluates_on_held_out_people_alone_until_it_is_evaluated(tmp_path
     assert result["selected_by"] == "the best mAP on people held out of training"
 
 
-def test_too_few_people_are_named_before_training(tmp_path):
+def test_too_few_people_to_hold_out_are_refused_before_training(tmp_path):
     write_images(tmp_path / "night/bounding_box_train", range(8), cameras=(1,))
     write_images(tmp_path / "night/query", [100], cameras=(1,))
     write_images(tmp_path / "night/bounding_box_test", [100], cameras=(2,))
@@ -69,14 +70,14 @@ def test_too_few_people_are_named_before_training(tmp_path):
         train(small_config(tmp_path, data__holdout=0.2), tmp_path / "run", jax.devices()[:1])
 
 
-def test_held_out_people_must_not_be_learned_in_the_auxiliary_domain(tmp_path):
+def test_held_out_people_must_not_be_in_the_auxiliary_domain(tmp_path):
     root = write_night(tmp_path / "night", identities=10)
     options = {"aux.enabled": True, "aux.bright_root": str(root / "bounding_box_train"), "data.holdout": 0.2}
     with pytest.raises(InputError, match=r"aux.bright_root has 8 images of people who are held out"):
         train(small_config(tmp_path, **options), tmp_path / "run", jax.devices()[:1])
 
 
-def test_the_last_line_says_on_whom_it_was_evaluated(tmp_path):
+def test_the_output_says_that_held_out_people_were_evaluated(tmp_path):
     write_night(tmp_path / "night", identities=10)
     config = small_config(tmp_path, data__holdout=0.2, train__epochs=1)
     done = run(*train_command(config, tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""IDF equals the official PyTorch code: its enhancement network, its losses, a training step and its test feature."""
+"""IDF equals the official PyTorch code: enhancement network, losses, a training step and the feature for tests."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "enhance": 1.0, "decode":
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow():
-    """The golden networks are an eighth as wide as the real ones, and less deep."""
+    """Make the networks as narrow and as shallow as those of tests/golden."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("idf_resnet50", "idf_resnet50_over255", "ide_resnet50"):
             patch.setitem(MODELS, name, dataclasses.replace(MODELS[name], **NARROW))
@@ -40,7 +40,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def official(reference):
-    """The description of the golden network, its variables, and the slots by the official names."""
+    """Return the description of the golden network, its variables, and the slots by their official names."""
     size = reference["images"].shape[2:]
     description = Description("idf_resnet50", 0, size, (0.0,) * 3, (1.0,) * 3, classes=9)
     slots = torch_names.slots(description)
@@ -48,7 +48,7 @@ def official(reference):
 
 
 def enhancing(reference):
-    """The parameters of the full-width enhancement network."""
+    """Return the parameters of the full-width enhancement network."""
     params = {}
     for name, value in reference.items():
         if name.startswith("dce/w/"):
@@ -61,14 +61,14 @@ def enhancing(reference):
 
 
 @pytest.mark.parametrize(("name", "divisor"), [("unit", 1), ("over255", 255)])
-def test_enhanced_images_and_curves(reference, name, divisor):
+def test_enhanced_images_and_curves_equal_the_official_ones(reference, name, divisor):
     images = nhwc(reference["dce/x"]) / divisor
     enhanced, curves = jax.jit(EnhanceNet().apply)({"params": enhancing(reference)}, images)
     close(enhanced, nhwc(reference[f"dce/{name}/enhanced"]))
     close(curves, nhwc(reference[f"dce/{name}/curves"]))
 
 
-def test_losses_of_the_enhanced_images_and_their_gradients(reference):
+def test_enhancement_losses_and_their_gradients_equal_the_official_ones(reference):
     images, params = nhwc(reference["dce/x"]), enhancing(reference)
 
     def loss(params):
@@ -90,21 +90,21 @@ def test_losses_of_the_enhanced_images_and_their_gradients(reference):
             close(ours, theirs.transpose(2, 3, 1, 0) if leaf == "weight" else theirs)
 
 
-def test_the_colour_of_grey_images_has_a_gradient():
+def test_the_colour_loss_of_grey_images_has_a_gradient_of_zero():
     grey = jnp.full((2, 16, 16, 3), 0.5)
     value, gradient = jax.jit(jax.value_and_grad(colour))(grey)
     assert value < 1e-12
     assert not np.any(gradient)
-    # An image of the official loader, in 0..1/255, is far above the limit.
+    # The official loader gives pixels in 0..1/255, whose colour loss is still far above the limit of `colour`.
     reddish = grey[:1].at[..., 0].add(0.05) / 255
     np.testing.assert_allclose(colour(reddish), np.sqrt(2) * (0.05 / 255) ** 2, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def trained(reference, official):
-    """(the model's parts, the terms of the loss, the loss, its gradients) of a training step on two domains.
+    """Return (the model's parts, the terms of the loss, the loss, its gradients) of a training step on two domains.
 
-    Their rows alternate. The golden images are the first domain, "real", to which IDF's losses belong.
+    The rows of the domains alternate. The golden images are the first domain, "real", to which IDF's losses belong.
     """
     description, variables, _ = official
     model, images = description.create_model(), nhwc(reference["images"])
@@ -125,7 +125,7 @@ def trained(reference, official):
     return step(variables["params"])
 
 
-def test_outputs_and_losses_of_a_training_step(reference, official, trained):
+def test_outputs_and_losses_of_a_training_step_equal_the_official_ones(reference, official, trained):
     parts, terms, loss, _ = trained
     for part, letter in zip(parts, "evf", strict=True):
         close(part["logits"]["real"][::2], reference[f"train_x_{letter}"])
@@ -139,7 +139,7 @@ def test_outputs_and_losses_of_a_training_step(reference, official, trained):
     close(enhanced, nhwc(reference["train_en_img"]))
 
 
-def test_gradients_of_a_training_step(reference, official, trained):
+def test_gradients_of_a_training_step_equal_the_official_ones(reference, official, trained):
     slots, gradients = official[2], trained[3]
     norms = dict(zip(reference["grad_names"], reference["grad_norms"], strict=True))
     learnt = {name: norm for name, norm in norms.items() if ".fc." not in name}
@@ -151,12 +151,12 @@ def test_gradients_of_a_training_step(reference, official, trained):
             close(ours, reference[f"grad/{name}"])
 
 
-def test_the_tested_feature_is_of_all_three_parts_of_image_and_mirror_image(reference, official):
+def test_the_feature_for_tests_equals_the_official_sum_of_image_and_mirror_image(reference, official):
     description, variables, _ = official
     images = nhwc(reference["images"])
     one = jax.jit(description.create_model().apply)(variables, images)
     close(one["parts"][2]["neck"], reference["eval_x_f_one"])
-    # The form that divides pixels by 255 once more, given 255 times as much, is the same.
+    # The other backbone divides pixels by 255 once more, so pixels that are 255 times as large give the same feature.
     other = dataclasses.replace(description, backbone="idf_resnet50_over255").create_model()
     both = one["embedding"] + jax.jit(other.apply)(variables, 255 * images[:, :, ::-1])["embedding"]
     close(both, reference["eval_feature_unnormalised"])
@@ -164,18 +164,20 @@ def test_the_tested_feature_is_of_all_three_parts_of_image_and_mirror_image(refe
     assert both.shape[1] == description.spec.embedding_width
 
 
-def test_a_resnet_starts_both_branches(official):
+def test_a_resnet_initialises_both_branches(official):
     description, variables, _ = official
     spec, resnet = description.spec, find_spec("ide_resnet50")
     assert spec.can_start_from(resnet)
     assert spec.can_start_from(spec)
     assert not resnet.can_start_from(spec)
-    assert not spec.can_start_from(find_spec("bot_resnet50"))  # four times as wide
+    # `narrow` leaves this ResNet four times as wide.
+    assert not spec.can_start_from(find_spec("bot_resnet50"))
     own = variables["params"]["base"]
     given = jax.tree.map(lambda x: x + 1, own["model_v"]) | {"reduce": {"kernel": 0}}
     base, notes = spec.start_from(own, given, (96, 48), (224, 224), resnet)
     branches = jax.tree.leaves([base["model_v"], base["model_e"]])
-    assert len({id(array) for array in branches}) == len(branches)  # the training step donates each once
+    # The training step donates every array, so the branches must not share one.
+    assert len({id(array) for array in branches}) == len(branches)
     for branch in ("model_v", "model_e"):
         np.testing.assert_array_equal(base[branch]["conv1"]["kernel"], own["model_v"]["conv1"]["kernel"] + 1)
     assert base["reduce_v"] is own["reduce_v"]

@@ -1,4 +1,4 @@
-"""Processes side by side: each has its own GPUs, one that fails stops no other, and a signal lets all of them save."""
+"""Commands side by side: each has its own GPUs, a failure does not stop the others, and a signal lets them save."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from nrsrd_jax.errors import InputError, Stopped
 from nrsrd_jax.jobs import gpu_shares, run_jobs
 
-# Says which process it is, waits for SIGTERM, and ends as a training that saved.
+# This program writes "ready" to a file, waits for SIGTERM, and exits with the status of a training that has saved.
 SAVES = """
 import pathlib, signal, sys, time
 def save(*_):
@@ -37,7 +37,7 @@ def wait_until(holds):
 
 
 def signals(places: list[Path], *numbers):
-    """Send this process signals once every process is ready, the next when they have had time to act."""
+    """Send this process the signals, half a second apart, once every command has written "ready"."""
 
     def send():
         wait_until(lambda: all(place.exists() and place.read_text() == "ready" for place in places))
@@ -56,7 +56,7 @@ def test_gpus_are_split_evenly():
     assert {each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in three} == {"0.450"}
 
 
-def test_each_command_has_a_share_of_its_own_and_output_says_whose_it_is(capsys, monkeypatch):
+def test_each_command_has_its_own_share_and_its_output_lines_begin_with_its_name(capsys, monkeypatch):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     tell = "import os; print(os.environ['SHARE'], os.environ.get('JOB_COMPLETION_INDEX'))"
     done = []
@@ -67,7 +67,7 @@ def test_each_command_has_a_share_of_its_own_and_output_says_whose_it_is(capsys,
     assert sum(line.endswith((" x None", " y None")) for line in lines) == 4
 
 
-def test_a_fault_is_shown_with_its_command_and_the_others_run(capsys):
+def test_a_failure_is_reported_with_its_command_and_the_others_run(capsys):
     fails = "import sys; print('error: no such data', file=sys.stderr); sys.exit(2)"
     commands = {"bad": python(fails), "worse": python("import sys; sys.exit(7)"), "good": python("print('done')")}
     done = []
@@ -81,7 +81,7 @@ def test_a_fault_is_shown_with_its_command_and_the_others_run(capsys):
 
 
 @pytest.mark.parametrize(("number", "raised"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_lets_every_process_save_and_starts_no_more(tmp_path, number, raised):
+def test_a_signal_lets_every_command_save_and_no_further_command_starts(tmp_path, number, raised):
     places = [tmp_path / "a", tmp_path / "b"]
     commands = {place.name: python(SAVES, place) for place in places} | {"later": python(SAVES, tmp_path / "later")}
     signals(places, number)
@@ -94,7 +94,7 @@ def test_a_signal_lets_every_process_save_and_starts_no_more(tmp_path, number, r
     assert not (tmp_path / "later").exists()
 
 
-def test_a_second_ctrl_c_ends_them_at_once(tmp_path):
+def test_a_second_ctrl_c_stops_commands_at_once(tmp_path):
     stubborn = SAVES.replace("    print(", "    return\n    print(")
     signals([tmp_path / "a"], signal.SIGINT, signal.SIGINT)
     begin = time.time()
@@ -104,7 +104,7 @@ def test_a_second_ctrl_c_ends_them_at_once(tmp_path):
     assert (tmp_path / "a").read_text() == "ready"
 
 
-def test_no_process_is_left_behind_if_recording_a_result_fails(tmp_path):
+def test_running_commands_are_stopped_if_recording_a_result_fails(tmp_path):
     def finished(name):
         wait_until((tmp_path / "a").exists)
         raise InputError("no space")

@@ -1,4 +1,4 @@
-"""Manifests and lists are read as editors and spreadsheets save them, or refused by the line that says how to save."""
+"""Manifests and lists are read however editors and spreadsheets save them, or refused with the line and the fix."""
 
 import codecs
 import time
@@ -36,7 +36,7 @@ def manifest(folder, content):
     ("camera,split", "camera,split,note"), ("2,train", "2,train,,,"),
 ])  # fmt: skip
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_a_manifest_is_read_whatever_saved_it(folder, old, new, encoding):
+def test_a_manifest_is_read_however_it_was_saved(folder, old, new, encoding):
     content = TABLE.replace(old, new) if old else TABLE
     content = content.replace('img/"', '"img/').encode(encoding)
     data = manifest(folder, content)
@@ -61,14 +61,14 @@ def test_a_manifest_is_read_whatever_saved_it(folder, old, new, encoding):
     (TABLE + f"{'x' * MAX_LINE}.jpg,1,1,train\n", f"line 5 has more than {MAX_LINE} characters"),
     (TABLE + '"img\n', "cannot read the manifest"),
 ])  # fmt: skip
-def test_what_a_manifest_cannot_hold_is_named(folder, content, message):
+def test_an_invalid_manifest_is_refused_with_the_reason(folder, content, message):
     with pytest.raises(InputError, match=message) as refusal:
         manifest(folder, content)
     assert len(str(refusal.value)) < 400
 
 
 @pytest.mark.parametrize("value", ["1,000", "1.000", "2,000", "+1.000", "\u200b1,000", "'1.000", '="1.000"'])
-def test_thousands_are_not_taken_for_ones(folder, value):
+def test_a_number_that_may_be_in_thousands_is_refused(folder, value):
     for row in (f'img/b.jpg;"{value}";1;train', f"img/b.jpg;7;{value};train"):
         row = row.replace('"="1.000""', '="1.000"')
         with pytest.raises(InputError, match=r"line 5: the (pid|camera) .* may be in ones or in thousands"):
@@ -83,7 +83,7 @@ def test_thousands_are_not_taken_for_ones(folder, value):
     "value", ["1E+12", "1e+12", "1.23457e+12", "1,23457E+12", "1.5e12", "-1E+12", "1.E+12", "'1E+12"]
 )
 @pytest.mark.parametrize("column", ["pid", "camera"])
-def test_what_a_spreadsheet_has_rounded_is_no_number(folder, value, column):
+def test_a_number_that_a_spreadsheet_has_rounded_is_refused(folder, value, column):
     row = f"img/b.jpg;{value};1;train" if column == "pid" else f"img/b.jpg;7;{value};train"
     if column == "camera" and value.startswith("-"):
         row = row.replace("-", "")
@@ -95,7 +95,7 @@ def test_what_a_spreadsheet_has_rounded_is_no_number(folder, value, column):
     "\u200b7", "7\ufeff", "\xa07\xa0", "\u20607\u202f", "'7", "'007", '="007"', '="7"', "=\"7\"\u200b", "7\xad",
     "'007'",
 ])  # fmt: skip
-def test_what_cannot_be_seen_in_a_cell_makes_nobody_new(folder, seven):
+def test_invisible_characters_in_a_cell_make_no_new_identity(folder, seven):
     data = manifest(folder, TABLE.replace("c.jpg,7,2", f"c.jpg,{seven},{seven}").replace("2,train", "7,train"))
     assert (data.train.pids.tolist(), data.gallery.pids.tolist()) == ([7, 8], [7])
     assert (data.train.cameras.tolist(), data.gallery.cameras.tolist()) == ([1, 7], [7])
@@ -112,7 +112,7 @@ def test_a_number_too_large_for_arrays_is_one_number_however_it_is_written():
 
 @pytest.mark.parametrize("first", ["sep=;", "SEP=;", '"sep=;"', "sep=;;;;", "\nsep=;"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_manifest_for_excel_says_its_separator(folder, first, encoding):
+def test_the_separator_line_of_excel_is_understood(folder, first, encoding):
     text = f"{first}\n{TABLE.replace(',', ';').replace('path;', 'a,b,c,d,e;path;').replace('img', ';img')}"
     assert manifest(folder, text.encode(encoding)).train.pids.tolist() == [7, 8]
     with pytest.raises(InputError, match=rf"line {5 + first.count(chr(10)) + 1}: .*not .test."):
@@ -134,25 +134,25 @@ def test_unknown_people_are_left_out_and_counted(folder, capsys, pid, others):
     assert "not read: 2 of unknown identity" in capsys.readouterr().out
 
 
-def test_junk_is_left_out_and_counted_among_names_as_among_numbers(folder, capsys):
+def test_junk_is_left_out_and_counted_whether_identities_are_names_or_numbers(folder, capsys):
     for others in ("7", "anna"):
         data = manifest(folder, TABLE.replace(",7,", f",{others},") + "img/b.jpg,-1,1,train\nimg/c.jpg,-1.0,1,train\n")
         assert (len(data.train), JUNK in data.train.pids) == (2, False)
         assert "not read: 2 of identity -1 (junk)" in capsys.readouterr().out
 
 
-def test_a_camera_column_without_cameras_is_said(folder, capsys):
+def test_a_camera_column_without_cameras_is_reported(folder, capsys):
     data = manifest(folder, TABLE.replace(",1,train", ",,train").replace(",2,", ",nan,"))
     assert {*data.train.cameras.tolist(), *data.gallery.cameras.tolist()} == {0}
     assert "no row has a camera: every image has camera 0" in capsys.readouterr().out
 
 
-def test_listed_files_of_the_system_are_left_out(folder, capsys):
+def test_hidden_and_system_files_in_a_manifest_are_left_out(folder, capsys):
     manifest(folder, TABLE + "img/._b.jpg,7,1,train\n__MACOSX/b.jpg,7,1,train\n./img/../img/b.jpg,8,1,train\n")
     assert "not read: 2 hidden" in capsys.readouterr().out
 
 
-def test_a_folder_of_manifests_names_them(folder):
+def test_a_folder_instead_of_a_manifest_is_refused_and_its_manifests_are_named(folder):
     manifest(folder, TABLE)
     with pytest.raises(InputError, match=r"is not a file; a manifest is a CSV file \(m.csv\)"):
         datasets.read_dataset("manifest", folder)
@@ -172,7 +172,7 @@ def msmt17(root, text, encoding="utf-8"):
     "my data/0000/0000_000_012_0303 x.jpg,5", "  my data/0000/0000_000_012_0303 x.jpg   5",
 ])  # fmt: skip
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_list_of_msmt17(tmp_path, line, encoding):
+def test_the_lists_of_msmt17_are_read_however_they_were_saved(tmp_path, line, encoding):
     query = msmt17(tmp_path, f"\r\n{line}\r\n", encoding).query
     assert query.paths == (tmp_path / "test/my data/0000/0000_000_012_0303 x.jpg",)
     assert (query.pids.tolist(), query.cameras.tolist()) == ([5], [12])
@@ -183,7 +183,7 @@ def test_a_list_of_msmt17(tmp_path, line, encoding):
     "0000/0000_000_01x_0.jpg 5", "0000/0000_000_01_0.jpg", "0000_000_01_0.jpg unknown", "0000_000_01_0.jpg 5.5", "5",
     "a 5", "0000_01.jpg 5", "1" * 4000 + "_1_" + "1" * 4000 + " x", " " * 9000 + "x", "0_" * 4000 + " x",
 ])  # fmt: skip
-def test_a_line_that_is_not_understood_is_refused_at_once(tmp_path, line):
+def test_an_invalid_line_of_a_list_is_refused_within_a_second(tmp_path, line):
     begin = time.perf_counter()
     with pytest.raises(InputError, match=r"list_train.txt, line 2: .* is not .path identity.") as refusal:
         msmt17(tmp_path, f"\n{line}\n")
@@ -191,7 +191,7 @@ def test_a_line_that_is_not_understood_is_refused_at_once(tmp_path, line):
     assert len(str(refusal.value)) < 400
 
 
-def test_a_list_without_end_is_refused(tmp_path):
+def test_a_list_that_is_too_large_is_refused(tmp_path):
     path = tmp_path / "list.txt"
     path.touch()
     with path.open("r+b") as file:
@@ -205,13 +205,13 @@ def test_a_list_without_end_is_refused(tmp_path):
     lambda text: text.replace("\n", "\r\n").encode(), lambda text: text.replace("/", "\\").encode(),
     lambda text: "".join(f' "{line}" \n' for line in text.splitlines()).encode(),
 ])  # fmt: skip
-def test_a_list_of_images_to_leave_out(folder, monkeypatch, save):
+def test_an_exclude_list_is_read_however_it_was_saved(folder, monkeypatch, save):
     monkeypatch.chdir(folder)
     (folder / "bad.txt").write_bytes(save("img/a b.jpg\n\nimg/c.jpg\n"))
     assert {path.as_posix() for path in datasets.read_exclude("bad.txt")} == {"img/a b.jpg", "img/c.jpg"}
 
 
-def test_a_list_to_leave_out_in_latin_1_is_named_and_other_bytes_are_file_names(folder, monkeypatch):
+def test_an_exclude_list_in_latin_1_is_refused_unless_its_bytes_name_existing_files(folder, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "bad.txt").write_bytes("img/c.jpg\nimg/Größe.jpg\n".encode("latin-1"))
     with pytest.raises(InputError, match="is not UTF-8; the list is probably saved as Latin-1: save it as UTF-8"):
@@ -226,8 +226,8 @@ def test_a_list_to_leave_out_in_latin_1_is_named_and_other_bytes_are_file_names(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), max_size=9)), st.data())
-def test_every_line_comes_back(tmp_path_factory, lines, data):
-    """Also one with U+2028 or a form feed, which are no ends of lines here."""
+def test_every_line_of_a_list_is_read_back_unchanged(tmp_path_factory, lines, data):
+    """U+2028 and form feed do not end a line."""
     encoding, end = (
         data.draw(st.sampled_from(["utf-8-sig", "utf-16"])),
         data.draw(st.sampled_from(["\n", "\r\n", "\r"])),
@@ -238,7 +238,7 @@ def test_every_line_comes_back(tmp_path_factory, lines, data):
 
 
 @given(st.lists(st.integers(-9, 99) | st.sampled_from(["anna", "bert", "1e3"]), min_size=1), st.data())
-def test_spellings_of_a_number_are_one_and_people_stay_apart(names, data):
+def test_spellings_of_a_number_are_one_identity_and_different_people_stay_apart(names, data):
     spelling = st.sampled_from(["{}", "{}.0", " {} ", "{}."])
     numbers = as_numbers([data.draw(spelling).format(name) if isinstance(name, int) else name for name in names])
     pairs = set(zip(names, numbers, strict=True))

@@ -1,4 +1,4 @@
-"""The losses equal the official ones, in value and gradient, and stay finite where those do not."""
+"""The losses equal the official ones in value and gradient, and stay finite where the official ones do not."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def value_and_gradient(loss, x):
 
 
 @pytest.mark.parametrize(("name", "smoothing"), [("ce", 0.0), ("ls", 0.1)])
-def test_id_loss(golden, name, smoothing):
+def test_id_loss_equals_the_official_one(golden, name, smoothing):
     g = golden("losses")
     value, gradient = value_and_gradient(lambda x: id_loss(x, g["labels"], label_smoothing=smoothing), g["logits"])
     np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=1e-6)
@@ -27,7 +27,7 @@ def test_id_loss(golden, name, smoothing):
 
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("form", "margin"), [("soft", None), ("m03", 0.3)])
-def test_triplet_loss(golden, form, margin, normalize):
+def test_triplet_loss_equals_the_official_one(golden, form, margin, normalize):
     g = golden("losses")
     name = f"tri_{form}_norm{normalize:d}"
 
@@ -40,11 +40,12 @@ def test_triplet_loss(golden, form, margin, normalize):
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_triplet_loss_with_identical_rows(golden, normalize):
+def test_triplet_loss_with_identical_rows_equals_the_official_one(golden, normalize):
     g = golden("losses")
     name = f"dup_soft_norm{normalize:d}"
     value, _ = value_and_gradient(lambda x: triplet_loss(x, g["labels"], normalize=normalize), g["dup_feats"])
-    np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=2e-5)  # d(x, x) is up to .02 in float32
+    # In float32 the distance of a row to its copy is up to 0.02 instead of 0.
+    np.testing.assert_allclose(value, g[f"{name}_f64"], rtol=2e-5)
     with jax.enable_x64(True):
         feats = g["dup_feats"].astype(np.float64)
         value, gradient = value_and_gradient(lambda x: triplet_loss(x, g["labels"], normalize=normalize), feats)
@@ -63,7 +64,7 @@ def test_a_tie_sends_the_gradient_to_the_first_row(golden, form, margin):
 def test_triplet_loss_by_hand():
     features = jnp.array([[0.0], [1.0], [3.0], [7.0]])
     labels = jnp.array([0, 0, 1, 1])
-    # anchors: farthest same 1, 1, 4, 4; nearest other 3, 2, 2, 6
+    # The farthest positives of the anchors are at 1, 1, 4, 4; their nearest negatives are at 3, 2, 2, 6.
     np.testing.assert_allclose(triplet_loss(features, labels, margin=0.5), (0 + 0 + 2.5 + 0) / 4, rtol=1e-6)
     gaps = np.array([1 - 3, 1 - 2, 4 - 2, 4 - 6])
     np.testing.assert_allclose(triplet_loss(features, labels), np.log1p(np.exp(gaps)).mean(), rtol=1e-6)
@@ -76,14 +77,14 @@ def test_triplet_loss_is_finite_when_all_rows_are_identical(features, normalize)
     value_and_gradient(lambda x: triplet_loss(x, labels, normalize=normalize), features.astype(np.float32))
 
 
-def test_an_anchor_without_another_identity_adds_nothing():
+def test_an_anchor_without_a_negative_adds_nothing_to_the_triplet_loss():
     value, gradient = value_and_gradient(lambda x: triplet_loss(x, jnp.zeros(3, int)), np.eye(3, dtype=np.float32))
     assert value == 0
     assert not np.any(gradient)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_dkd_loss_as_published(golden, temperature):
+def test_dkd_loss_equals_the_published_code(golden, temperature):
     g = golden("losses")
     name = f"dkd_T{temperature:.0f}"
 
@@ -127,7 +128,7 @@ def test_dkd_loss_is_never_negative_and_zero_for_a_perfect_student(seed, classes
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.floats(0.01, 100))
-def test_relation_loss_is_zero_for_a_student_that_turned_moved_and_scaled_the_teachers_features(seed, scale):
+def test_relation_loss_is_zero_for_rotated_shifted_and_scaled_features_of_the_teacher(seed, scale):
     rng = np.random.default_rng(seed)
     teacher = rng.normal(size=(6, 4)).astype(np.float32)
     turned = teacher @ np.linalg.qr(rng.normal(size=(4, 4)))[0].astype(np.float32)
@@ -137,7 +138,8 @@ def test_relation_loss_is_zero_for_a_student_that_turned_moved_and_scaled_the_te
 
 def test_relation_loss_by_hand():
     student, teacher = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[0.0], [9.0], [9.0]])
-    differences = np.array([0.75 - 1.5, 1.5 - 1.5, 0.75 - 0])  # distances 1, 2, 1 of mean 4/3; and 9, 9, 0 of mean 6
+    # The distances of 1-2, 1-3 and 2-3 are 1, 2, 1 with mean 4/3, and 9, 9, 0 with mean 6. Each is divided by its mean.
+    differences = np.array([0.75 - 1.5, 1.5 - 1.5, 0.75 - 0])
     np.testing.assert_allclose(relation_loss(student, teacher), np.square(differences).mean() / 2, rtol=1e-5)
 
 
@@ -165,13 +167,13 @@ def test_the_teacher_receives_no_gradient():
     assert not jax.grad(lambda t: dkd_loss(logits[0], t, jnp.arange(4)))(logits[1]).any()
 
 
-def test_dkd_loss_names_what_it_cannot_take():
+def test_dkd_loss_refuses_wrong_arguments_by_name():
     with pytest.raises(ValueError, match="choose 'target'"):
         dkd_loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(2, int), nckd_weight="teacher")
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         dkd_loss(jnp.zeros((2, 3)), jnp.zeros((2, 4)), jnp.zeros(2, int))
 
 
-def test_total_loss_weighs_the_terms_that_are_there():
+def test_total_loss_is_the_weighted_sum_of_the_given_terms():
     weights = {"id_real": 0.5, "triplet_real": 2.0, "distill": 100.0}
     assert total_loss({"id_real": jnp.array(4.0), "triplet_real": jnp.array(3.0)}, weights) == 8

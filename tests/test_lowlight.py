@@ -1,4 +1,4 @@
-"""The degradation obeys its physics."""
+"""The low-light degradation obeys the physics of light and noise, and its published ranges."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ def grey(value, count=8, height=64, width=64):
 def test_full_light_without_noise_returns_the_picture(preset):
     settings = NO_NOISE | FULL_LIGHT | {"bits": (14,), "gamma": (2.0, 2.4), "cast": 0.0}
     out = degrade(jax.random.key(0), picture(8), preset=preset, **settings)
-    assert np.abs(out - picture(8)).max() < 2 / 255  # quantised to 14 bits of linear light and to 8 of sRGB
+    # The picture is quantised to 14 bits of linear light and to 8 bits of sRGB.
+    assert np.abs(out - picture(8)).max() < 2 / 255
 
 
 def test_less_light_is_darker():
@@ -40,7 +41,7 @@ def test_less_light_is_darker():
 
 
 @pytest.mark.parametrize("k", [0.1, 0.4])
-def test_light_scales_linear_light(k):
+def test_light_scales_the_linear_picture_or_the_srgb_picture(k):
     settings = NO_NOISE | ONE_CAMERA | FULL_LIGHT
     full = degrade(jax.random.key(0), grey(0.5), **settings)
     dark = degrade(jax.random.key(0), grey(0.5), **settings | {"light": (k, k)})
@@ -50,7 +51,7 @@ def test_light_scales_linear_light(k):
 
 
 def test_noise_variance_is_linear_in_the_signal():
-    """Slope a and intercept b, read off the linear light of grey pictures (green: no white balance, no colour mix)."""
+    """Fit slope · signal + intercept to the variance of the green channel, with gamma and white balance off."""
     a, log_b = 0.004, np.log(2e-5)
     noise = {"shot": (a, a), "read_line": (0.0, log_b), "read_spread": 0.0, "row": (0.0, 0.0)}
     unbalanced = {"red_gain": (1.0, 1.0), "blue_gain": (1.0, 1.0), "gamma": (1.0, 1.0), "bits": (14,)}
@@ -58,8 +59,8 @@ def test_noise_variance_is_linear_in_the_signal():
     variances = []
     for signal in signals:
         out = degrade(jax.random.key(0), grey(signal, 16, 128, 128), **noise, **unbalanced, **FULL_LIGHT)
-        # rows of the colour matrix mix the channels; grey plus noise keeps the mean, and the sum over all cameras'
-        # inverse matrices scales the variance by one factor for every signal
+        # The colour matrix mixes the channels. It keeps the mean of grey and scales the variance by a factor that is
+        # the same for every signal, so the test compares only the ratio of intercept and slope.
         variances.append(float(np.var(np.asarray(out)[..., 1], axis=(1, 2)).mean()))
     slope, intercept = np.polyfit(signals, variances, 1)
     np.testing.assert_allclose(intercept / slope, np.exp(log_b) / a, atol=0.012)
@@ -75,7 +76,7 @@ def test_row_noise_is_constant_along_rows():
     assert rows[20.0] > 20 * rows[0.0]
 
 
-def test_same_key_same_pictures_and_each_picture_its_own_draw():
+def test_a_key_gives_the_same_pictures_and_each_picture_has_its_own_draw():
     same = jnp.repeat(picture(), 4, axis=0)
     out = np.asarray(degrade(jax.random.key(5), same))
     np.testing.assert_array_equal(out, degrade(jax.random.key(5), same))
@@ -129,7 +130,7 @@ def test_a_wrong_range_is_named(options, message):
 
 
 @pytest.mark.parametrize("sigma", [0, 2, 10])
-def test_the_noise_level_of_a_shaded_picture_is_found(sigma):
+def test_the_noise_level_of_a_shaded_picture_is_estimated(sigma):
     y, x = np.mgrid[:128, :64]
     picture = 40 + 0.5 * y + x + np.random.default_rng(0).normal(0, sigma, (128, 64))
     assert noise_level(picture) == pytest.approx(sigma, rel=0.1, abs=1e-9)

@@ -1,4 +1,4 @@
-"""The models equal the official PyTorch ones, tensor for tensor."""
+"""The models equal the official PyTorch ones in outputs, gradients, statistics and initial weights."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def images(golden):
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize(("prefix", "name"), MODELS)
-def test_eval_outputs_equal_the_official_models(golden, official_weights, prefix, name):
+def test_eval_outputs_equal_those_of_the_official_models(golden, official_weights, prefix, name):
     reference = golden("forward")
     out = jax.jit(tiny(name).apply)(official_weights(name), images(golden))
     (part,) = out["parts"]
@@ -40,7 +40,7 @@ def test_eval_outputs_equal_the_official_models(golden, official_weights, prefix
 
 
 @pytest.mark.parametrize(("prefix", "name"), MODELS)
-def test_maps_on_request_leave_the_features_as_they_are(golden, official_weights, prefix, name):
+def test_asking_for_maps_does_not_change_the_features(golden, official_weights, prefix, name):
     out = jax.jit(lambda v, x: tiny(name).apply(v, x, maps=True))(official_weights(name), images(golden)[:2])
     np.testing.assert_allclose(out["embedding"], golden("forward")[f"{prefix}_eval_global_feat"][:2], atol=2e-5)
     assert out["maps"]["attention"].shape == (2, 4, 3, 129, 129)
@@ -48,17 +48,17 @@ def test_maps_on_request_leave_the_features_as_they_are(golden, official_weights
 
 
 @pytest.mark.parametrize(("prefix", "name", "exact"), [("vit", "vit_tiny", False), ("ics", "vit_tiny_ics", True)])
-def test_one_official_train_step(golden, official, prefix, name, exact):
-    """Loss, every gradient, the moved statistics and the new weights, from the official weights and batch.
+def test_a_training_step_equals_the_official_one(golden, official, prefix, name, exact):
+    """Compare loss, every gradient, running statistics and new weights, from the official weights and batch.
 
-    The stem's ReLU kinks amplify float32 rounding, so with the stem both sides are float64.
+    The kinks of the stem's ReLU amplify float32 rounding, so the model with the stem is compared in float64.
     """
     with jax.enable_x64(exact):
         check_train_step(golden("forward"), *official(name), prefix, name, "_f64" if exact else "")
 
 
-def test_twelve_training_steps_as_pytorch(golden, official):
-    """Momentum, decay, the doubled rate of biases, moving statistics and the frozen neck bias, over many steps."""
+def test_the_losses_of_twelve_training_steps_equal_those_of_pytorch(golden, official):
+    """They depend on momentum, decay, the doubled rate of biases, running statistics and the frozen neck bias."""
     description, variables = official("vit_tiny")
     optimizer = make_optimizer("sgd", momentum=0.9, decay=1e-4)
     objective = make_objective(description.create_model(drop_path=0.0), WEIGHTS)
@@ -101,7 +101,8 @@ def check_train_step(reference, description, variables, prefix, name, suffix):
         step = bias_rate if "bias" in path else rate
         expected = old[path] - step * (grads[path] + 1e-4 * old[path])
         np.testing.assert_allclose(moved[path], expected, atol=1e-6, err_msg=path)
-    assert set(old) - set(paths) == {"bottleneck/bias"}  # frozen
+    # The bias of the neck is frozen.
+    assert set(old) - set(paths) == {"bottleneck/bias"}
     np.testing.assert_array_equal(moved["bottleneck/bias"], old["bottleneck/bias"])
 
     for key in reference.files:
@@ -109,7 +110,7 @@ def check_train_step(reference, description, variables, prefix, name, suffix):
         if kind == f"{prefix}_train_grad":
             path, theirs = path_of(slots[torch_name]), slots[torch_name].from_torch(reference[key])
             ours = grads[path][:, :5] if path == "base/pos_embed" else grads[path]
-            # the official float32 gradients are themselves up to 5e-5 off, most in the stem
+            # The official float32 gradients have errors of up to 5e-5, the largest in the stem.
             np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max() * bool(suffix) + 2e-5)
         if kind == f"{prefix}_train_buf":
             path = path_of(slots[torch_name])
@@ -127,7 +128,7 @@ def path_of(slot):
     return "/".join(slot.path[1:])
 
 
-def test_layer_norm_of_a_tiny_variance_and_erf_gelu(golden):
+def test_layer_norm_and_gelu_equal_pytorch(golden):
     g = golden("ops")
     np.testing.assert_allclose(jax.nn.gelu(g["gelu_x"], approximate=False), g["gelu_y"], atol=1e-6)
     weights = {"params": {"scale": g["block_w/norm1.weight"], "bias": g["block_w/norm1.bias"]}}
@@ -136,7 +137,7 @@ def test_layer_norm_of_a_tiny_variance_and_erf_gelu(golden):
 
 @pytest.mark.parametrize("axes", [(-1,), (1, 2), (0, 2, 3)])
 @pytest.mark.parametrize("scale_of_x", [1.0, 0.0, 1e-6])
-def test_the_norms_gradients_are_those_that_follow_from_their_values(axes, scale_of_x):
+def test_the_gradients_of_normalize_equal_those_of_automatic_differentiation(axes, scale_of_x):
     def plain(x, scale, bias):
         mean = x.mean(axes, keepdims=True)
         var = jnp.square(x - mean).mean(axes, keepdims=True)
@@ -154,8 +155,9 @@ def test_the_norms_gradients_are_those_that_follow_from_their_values(axes, scale
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_instance_batch_norm_as_pytorch(golden):
-    with jax.enable_x64(True):  # a channel with a tiny variance shows every epsilon, and float32's rounding too
+def test_instance_batch_norm_equals_pytorch(golden):
+    # A channel with a tiny variance shows a wrong epsilon, but in float32 it would also show rounding.
+    with jax.enable_x64(True):
         check_instance_batch_norm(golden("ops"))
 
 
@@ -180,7 +182,7 @@ def check_instance_batch_norm(g):
     )
 
 
-def test_batch_norm_moves_the_variance_towards_the_unbiased_one(golden):
+def test_batch_norm_updates_the_running_variance_with_the_unbiased_one(golden):
     g = golden("ops")
     model = BatchNorm()
     variables = model.init(jax.random.key(0), g["bn1d_x"], False)
@@ -200,7 +202,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean(golden):
 
 
 @pytest.mark.parametrize("sizes", ["16x8_to_24x8", "14x14_to_16x8", "16x8_to_8x4"])
-def test_position_embedding_resizes_as_the_official_loader(golden, sizes):
+def test_position_embedding_is_resized_as_by_the_official_loader(golden, sizes):
     g = golden("forward")
     source, target = (tuple(map(int, size.split("x"))) for size in sizes.split("_to_"))
     resized = position.resize_position_embedding(g[f"resize_{sizes}_src"], source, target)
@@ -214,28 +216,29 @@ def count(name, classes=0, **options):
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
-# timm's vit_small_patch16_224 and vit_base_patch16_224 without head have 21,665,664 and 85,798,656 parameters and a
-# position embedding of 197 tokens; ours has 129, and the neck adds a scale and a bias.
+# Without heads, timm's vit_small_patch16_224 and vit_base_patch16_224 have 21,665,664 and 85,798,656 parameters and a
+# position embedding of 197 tokens. The models here have 129 tokens, and their neck adds a scale and a bias.
 PARAMETERS = {
     "vit_small": 21_665_664 - (197 - 129) * 384 + 2 * 384,
     "vit_base": 85_798_656 - (197 - 129) * 768 + 2 * 768,
 }
-# The stem: a 7×7 convolution from 3 and two 3×3 from 64 to 64 channels, three norms, and an 8×8 projection of 64
-# channels in the place of a 16×16 one of 3.
+# The stem has a 7×7 convolution from 3 to 64 channels, two 3×3 convolutions from 64 to 64 channels, and three norms.
+# Its patches are projected from 8×8 pixels of 64 channels instead of 16×16 pixels of 3, as the test counts.
 STEM = 64 * 3 * 49 + 2 * 64 * 64 * 9 + 3 * 2 * 64
 
 
 @pytest.mark.parametrize("name", ["vit_small", "vit_base"])
-def test_parameter_counts_are_the_official_models(name):
+def test_parameter_counts_equal_those_of_the_official_models(name):
     width = {"vit_small": 384, "vit_base": 768}[name]
     assert count(name) == PARAMETERS[name]
     assert count(f"{name}_ics") == PARAMETERS[name] + STEM + width * (64 * 64 - 3 * 256)
     assert count(name, classes=300) == PARAMETERS[name] + 300 * width
-    assert count(name, norm_ratio=NormRatio()) == PARAMETERS[name] + 1  # λ
+    # NRA adds one parameter, λ.
+    assert count(name, norm_ratio=NormRatio()) == PARAMETERS[name] + 1
 
 
 @pytest.mark.parametrize(("prefix", "name"), MODELS)
-def test_parameter_counts_of_the_tiny_models(official_weights, prefix, name):
+def test_the_tiny_models_have_the_shapes_of_the_official_ones(official_weights, prefix, name):
     official = official_weights(name)
     ours = jax.eval_shape(lambda k: initialise(tiny(name), k, (256, 128)), jax.random.key(0))
     assert jax.tree.map(np.shape, official) == jax.tree.map(lambda x: x.shape, ours)
@@ -255,7 +258,7 @@ def test_initial_weights_have_the_official_spread():
     assert not base["blocks_0"]["attn"]["qkv"]["bias"].any()
 
 
-def test_depth_is_an_option_of_the_tiny_backbone_only():
+def test_only_the_tiny_backbones_have_an_option_for_depth():
     assert create_model("vit_tiny", depth=7).base.depth == 7
     with pytest.raises(InputError, match="the option works with: vit_tiny, vit_tiny_ics"):
         create_model("vit_small", depth=7)
@@ -263,7 +266,7 @@ def test_depth_is_an_option_of_the_tiny_backbone_only():
         create_model("resnet50")
 
 
-def test_bfloat16_stays_close_and_keeps_its_weights_in_float32(golden, official_weights):
+def test_bfloat16_features_are_close_and_the_weights_stay_float32(golden, official_weights):
     model = tiny("vit_tiny", dtype=jnp.bfloat16)
     out = jax.jit(model.apply)(official_weights("vit_tiny"), images(golden))
     reference = golden("forward")["vit_eval_global_feat"]
