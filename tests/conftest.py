@@ -40,6 +40,7 @@ SLOW = (
         "processes",
         "dino",
         "convert",
+        "convert_command",
         "reliability",
         "page",
         "step_cost",
@@ -47,10 +48,21 @@ SLOW = (
         "models",
         "step",
     ),
-    *("attention", "analysis", "own_crops", "gallery", "extending", "scoring", "run_folder", "standardize", "spec"),
+    *(
+        "attention",
+        "analysis",
+        "own_crops",
+        "gallery",
+        "search",
+        "extending",
+        "scoring",
+        "run_folder",
+        "standardize",
+        "spec",
+    ),
     *("docstrings", "compare", "holdout", "readers", "sweep", "report", "check", "torch_file", "commands", "data"),
     *("lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options", "weights", "calibrate", "calibration"),
-    *("clustering", "export", "deploy", "search_order", "eval_gallery"),
+    *("clustering", "cluster_command", "export", "export_features", "deploy", "search_order", "eval_gallery"),
 )
 
 
