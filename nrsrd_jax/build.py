@@ -156,14 +156,18 @@ def training_model(options: Options, description: Description):
 def make_optimizer(options: Options) -> optax.GradientTransformation:
     """Return the optimiser that the options describe, without its learning rate."""
     optim, weight = options.optim, options.loss.center_real
+    head = find_spec(**architecture(options.model)).head
+    centers = 0.0 if head.centers else None
+    if weight:
+        # The official code divides the centres' gradients by the loss's weight, so that it does not slow them down.
+        centers = optim.center_lr / weight
     return schedule.make_optimizer(
         optim.name,
         momentum=optim.momentum,
         decay=optim.weight_decay,
         nesterov=optim.nesterov,
-        frozen_bias=find_spec(**architecture(options.model)).head.frozen_bias,
-        # The official code divides the centres' gradients by the loss's weight, so that it does not slow them down.
-        centers=optim.center_lr / weight if weight else None,
+        frozen_bias=head.frozen_bias,
+        centers=centers,
     )
 
 

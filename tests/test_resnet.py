@@ -10,13 +10,16 @@ import pytest
 from conftest import GOLDEN
 from tensors import at, close, nhwc, official_variables, random_variables
 
+from nrsrd_jax import build
 from nrsrd_jax.checkpoint import initialise_backbone, save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS, center_loss, id_loss, triplet_loss, weighted_triplet_loss
 from nrsrd_jax.models import MODELS
 from nrsrd_jax.models.resnet import NonLocal, generalized_mean, strips
-from nrsrd_jax.schedule import learning_rate, make_optimizer
+from nrsrd_jax.options import read_options
+from nrsrd_jax.recipes import RECIPES
+from nrsrd_jax.schedule import learning_rate, make_optimizer, scale_updates
 from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
 from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
@@ -192,6 +195,17 @@ def test_two_steps_of_bot_by_adam_and_of_its_centres_by_sgd(reference):
     for name, slot in slots.items():
         if f"after_step2/{name}" in file:
             close(slot.to_torch(np.asarray(at(state.params, slot.path[1:]))), file[f"after_step2/{name}"])
+
+
+def test_without_a_centre_loss_centres_stay_as_they_are():
+    config = RECIPES["bot"].config()
+    config.loss.center_real = 0.0
+    optimizer = build.make_optimizer(read_options(config))
+    params = {"centers": jnp.ones((3, 4)), "classifier": jnp.ones(2)}
+    directions, _ = optimizer.update(params, optimizer.init(params), params)
+    moved = scale_updates(directions, jnp.float32(0.1), jnp.float32(0.1))
+    assert not moved["centers"].any()
+    assert moved["classifier"].all()
 
 
 def test_schedule_of_bot_and_agw(reference):
