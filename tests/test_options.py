@@ -1,4 +1,4 @@
-"""Every option is described, checked and typed in one place."""
+"""Test that every option has a description, a type and a range, and that wrong values are refused."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def with_option(name, value):
 
 
 def changed(option):
-    """A valid value that differs from the default."""
+    """Return a valid value that differs from the option's default."""
     others = {
         bool: not option.default,
         str: next((choice for choice in option.choices if choice != option.default), "other"),
@@ -44,7 +44,7 @@ def changed(option):
 
 
 def read_alone(option):
-    """The options, and the same with one of them changed; others are set where that one needs it."""
+    """Return two sets of options that differ in this option alone. Other options are set as this one needs them."""
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
     needs |= {"model.sie": {"teacher.enabled": False, "aux.enabled": False}}
@@ -70,7 +70,7 @@ def test_every_default_is_valid():
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_a_value_out_of_range_is_named_with_its_range(data):
+def test_an_error_for_a_value_out_of_range_names_the_option_and_the_range(data):
     option = data.draw(st.sampled_from(RANGED))
     if option.choices:
         value = data.draw(
@@ -108,7 +108,7 @@ def test_the_ends_of_a_range_are_valid(name, edges):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
-def test_a_number_is_finite(value):
+def test_numbers_must_be_finite(value):
     for name in ("optim.lr", "loss.distill", "optim.warmup_factor"):
         with pytest.raises(InputError, match=f"{name} is {value}; it must be a finite number"):
             read_options(with_option(name, value))
@@ -124,12 +124,12 @@ def test_a_number_is_finite(value):
     ("train.seed", 2**70, "a whole number of less than 64 bits"),
     ("data.root", "a\0b", "a text that a file name can hold"),
 ])  # fmt: skip
-def test_a_value_of_another_type_is_named(name, value, words):
+def test_a_value_of_the_wrong_type_is_refused(name, value, words):
     with pytest.raises(InputError, match=re.escape(f"{name} is {value!r}; it must be {words}")):
         read_options(with_option(name, value))
 
 
-def test_a_missing_group_is_named():
+def test_a_group_of_options_set_to_none_is_refused():
     config = get_config()
     config.data = None
     with pytest.raises(InputError, match=r"the config sets data, which is not an option"):
@@ -141,14 +141,14 @@ def test_a_missing_group_is_named():
     ({"eval.data.root": "x"}, "need eval.data.name"),
     ({"data.std": "0,0,0"}, "data.std is '0,0,0'; choose half"),
 ])  # fmt: skip
-def test_options_that_do_not_fit_together_are_named(options, message):
+def test_options_that_do_not_fit_together_are_refused(options, message):
     config = get_config()
     config.update_from_flattened_dict(options)
     with pytest.raises(InputError, match=message):
         read_options(config)
 
 
-def test_only_a_resumable_option_may_change_on_resume():
+def test_only_resumable_options_may_change_on_resume():
     for option in OPTIONS.values():
         before, after = read_alone(option)
         expected = [f"{option.name}: {flatten(before)[option.name]} -> {changed(option)}"]
@@ -157,7 +157,7 @@ def test_only_a_resumable_option_may_change_on_resume():
     assert not {"train.epochs", "optim.lr"} & {option.name for option in OPTIONS.values() if option.resumable}
 
 
-def test_a_saved_config_comes_back(tmp_path):
+def test_a_saved_config_loads_with_the_same_options(tmp_path):
     for option in OPTIONS.values():
         _, after = read_alone(option)
         save_config(after, tmp_path / "config.json")
@@ -165,7 +165,7 @@ def test_a_saved_config_comes_back(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()).keys() == {f.name for f in dataclasses.fields(Options)}
 
 
-def test_the_command_line_flag_lists_every_option():
+def test_the_options_flag_lists_every_option():
     lines = run("train.py", "--options").stdout.splitlines()
     assert lines == describe()
     heads = {line.partition(" ")[0]: line for line in lines if line.startswith("--")}
@@ -176,7 +176,7 @@ def test_the_command_line_flag_lists_every_option():
     assert max(map(len, lines)) <= 120
 
 
-def test_a_config_file_with_a_wrong_type_is_one_line(tmp_path):
+def test_a_config_file_with_a_wrong_type_gives_a_one_line_error(tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "from nrsrd_jax import config\n\n\ndef get_config():\n    c = config.get_config()\n"
@@ -191,8 +191,8 @@ def test_a_config_file_with_a_wrong_type_is_one_line(tmp_path):
     assert done.stderr == "error: image_size is (32, 'many'); it must be two whole numbers\n"
 
 
-def test_a_range_of_the_degradation_is_set_on_the_command_line(tmp_path):
-    """An option without a default has a type all the same."""
+def test_the_range_of_gamma_can_be_set_on_the_command_line(tmp_path):
+    """Check an option that has no default. Its type must be known all the same."""
     options = ("--config.degradation.gamma=2,3", "--config.data.root=/nowhere")
     done = run("train.py", "--config", "night600:mdl", *options, cwd=tmp_path, status=2)
     assert "no folder /nowhere" in done.stderr
@@ -200,18 +200,18 @@ def test_a_range_of_the_degradation_is_set_on_the_command_line(tmp_path):
     assert "degradation.gamma is (3, 2); it takes two numbers" in done.stderr
 
 
-def test_the_text_of_an_option_lists_every_layout_backbone_and_preset():
+def test_the_descriptions_list_every_layout_backbone_and_preset():
     text = "\n".join(describe())
     for name, known in (("data.name", LAYOUTS), ("model.backbone", MODELS), ("degradation.preset", PRESETS)):
         own = text.partition(f"--config.{name} ")[2].partition("\n--config.")[0]
         assert all(re.search(rf"\b{each}\b", own) for each in known)
 
 
-def test_norm_ratio_attention_has_one_set_of_defaults():
+def test_norm_ratio_has_the_same_defaults_in_the_options_and_in_the_model():
     assert dataclasses.asdict(NormRatioOptions()) == dataclasses.asdict(NormRatio())
 
 
-def test_a_misspelt_option_is_a_type_error(tmp_path):
+def test_pyright_reports_a_misspelt_option(tmp_path):
     wrong = "from nrsrd_jax.options import Options\n\n\ndef f(options: Options):\n    return options.train.{}\n"
     for name, status in (("epochs", 0), ("epocks", 1)):
         (tmp_path / "f.py").write_text(wrong.format(name))

@@ -1,4 +1,4 @@
-"""docs/own-crops.md: its commands run in the order in which the page has them."""
+"""Run the commands of docs/own-crops.md in the order of the page."""
 
 import contextlib
 import importlib
@@ -19,11 +19,11 @@ COMMANDS = re.findall(r"^nrsrd .*$", BLOCKS, re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """The page's commands, run in a folder with the demo's data: {command: what it printed}."""
+    """Run the page's commands in a folder with the demo's data. Return the folder and {command: its output}."""
     place = tmp_path_factory.mktemp("own")
     (place / "demo").symlink_to(ROOT / "demo")
     shown = {}
-    # All in this process: each of its own would take seconds to import LanceDB.
+    # Run all commands in this process, because a new one takes seconds to import LanceDB.
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         for command in COMMANDS:
@@ -44,7 +44,7 @@ def test_every_command_of_the_page_runs(outputs):
 
 
 def test_a_search_without_labels_finds_most_people(outputs):
-    """The file names say who is who; the search did not use them."""
+    """Compare with the identities in the file names, which the search does not use."""
     place, _ = outputs
     queries = json.loads((place / "matches.json").read_text())["queries"]
     assert len(queries) == 80

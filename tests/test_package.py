@@ -1,4 +1,4 @@
-"""The wheel has everything that the commands need, and works outside a clone."""
+"""Test that the wheel contains every file that the commands need, and works outside a clone."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from people import ROOT, write_night
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of this tree, built from a copy so that nothing is written here."""
+    """Build the wheel from a copy of this tree, so that the build writes nothing into the clone."""
     copy = tmp_path_factory.mktemp("copy")
     for name in ("nrsrd_jax", "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""The report's page in a browser: what it shows, clicked and typed at, on small and large screens."""
+"""Test the report's page in a browser: its content, mouse and keyboard, and small and large screens."""
 
 import re
 from pathlib import Path
@@ -15,18 +15,20 @@ from nrsrd_jax.report import page
 from nrsrd_jax.retrieval.result import evaluate_run
 
 BROKEN = "<img src=x onerror=window.broken=1>"
-HOSTILE = "</script><script>window.broken=1<!--"  # in a path: a file's own name has no slash
+# This text names a folder, because a file name cannot contain a slash.
+HOSTILE = "</script><script>window.broken=1<!--"
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """Folder with index.html: two data sets under names that a browser must not run, and what their metrics were."""
+    """Evaluate two data sets whose paths contain HTML. Return the page, the result and the exported features."""
     place = tmp_path_factory.mktemp("report")
     root = place / HOSTILE / "night"
     write_night(root, frames=1)
     write_images(root / "query", range(102, 106), cameras=(2,), frames=1, seed=1)
     write_images(root / "query", [200], cameras=(1,), frames=1)
-    (root / "query" / "0105_c2_000000.jpg").rename(root / "query" / "0100_c2_000000.jpg")  # is taken for another
+    # Label an image of person 105 as person 100, so that one query is ranked wrongly.
+    (root / "query" / "0105_c2_000000.jpg").rename(root / "query" / "0100_c2_000000.jpg")
     for folder in ("query", "bounding_box_test"):
         for index, path in enumerate(sorted((root / folder).iterdir())):
             ending = [BROKEN, ", 'quoted\" & so", "\n&lt;b&gt;", "\udcff"][index % 4]
@@ -34,7 +36,8 @@ def report(tmp_path_factory):
     write_night(place / "plain", frames=1)
     save_weights(place / HOSTILE / "run", *small_model(norm_ratio=NormRatio()), {})
     (place / HOSTILE / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    config = small_config(place, **{"eval.rerank.k1": 4, "eval.rerank.k2": 1})  # makes these numbers others
+    # With these values, re-ranking changes the metrics of this small gallery.
+    config = small_config(place, **{"eval.rerank.k1": 4, "eval.rerank.k2": 1})
     config.eval.data.name, config.eval.data.root = "night600,market1501", f"{root},{place / 'plain'}"
     result, files = evaluate_run(
         "", str(place / HOSTILE / "run"), str(place / "r.json"), config, rerank=True, lights=(1.0, 0.1),
@@ -46,7 +49,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def tab(chromium, report):
-    """The report's page, open; at the end nothing may have been loaded, complained of, or run that was a name."""
+    """Open the report's page. At the end, check that it loaded no file, logged nothing and ran no file name as code."""
     with opened(chromium, report[0]) as tab:
         yield tab
 
@@ -59,7 +62,7 @@ def chosen(tab):
     return browser_of(tab).locator('.row[aria-selected="true"]')
 
 
-def test_names_are_shown_as_they_are(tab, report):
+def test_file_names_are_shown_as_text(tab, report):
     _, _, features = report
     names = [Path(path).name for path in features["night600/query_paths"].tolist()]
     rows = browser_of(tab).locator(".row .name")
@@ -71,8 +74,8 @@ def test_names_are_shown_as_they_are(tab, report):
     expect(tab.get_by_role("rowheader", name="checkpoint", exact=True)).to_be_visible()
 
 
-def test_the_page_has_the_numbers_of_the_result(tab, report):
-    """Of both data sets, with and without re-ranking, by camera, brightness and light; their mean."""
+def test_the_page_shows_the_numbers_of_the_result(tab, report):
+    """Check both data sets and their mean: with and without re-ranking, by camera, brightness and light."""
     _, result, _ = report
     night = result["targets"]["night600"]
     assert night["mAP"] != night["without_rerank"]["mAP"]
@@ -83,10 +86,11 @@ def test_the_page_has_the_numbers_of_the_result(tab, report):
         for values in numbers + row["illumination"]:
             assert f"{100 * values['mAP']:.1f}" in section.inner_text()
         assert section.locator("svg[role=img]").count() == 3
-    assert tab.locator("#training").count() == 0  # a checkpoint of no run has no curves
+    # This checkpoint belongs to no run, so there are no training curves.
+    assert tab.locator("#training").count() == 0
 
 
-def test_filters_show_what_they_say(tab, report):
+def test_filters_show_the_chosen_queries(tab, report):
     first = report[2]["night600/first_match"]
     cameras = report[2]["night600/query_cameras"]
     expected = {"all": first >= 0, "right": first == 1, "wrong": first > 1, "beyond": first > 10, "none": first == 0}
@@ -104,7 +108,7 @@ def test_filters_show_what_they_say(tab, report):
     expect(chosen(tab)).to_have_count(1)
 
 
-def test_queries_are_ordered(tab, report):
+def test_queries_can_be_ordered_from_worst_from_best_or_by_name(tab, report):
     precision = report[2]["night600/average_precision"]
     worst = np.argsort(np.where(np.isnan(precision), 2, precision), kind="stable")
     browser = browser_of(tab)
@@ -121,7 +125,7 @@ def test_queries_are_ordered(tab, report):
     assert order() == list(range(len(precision)))
 
 
-def test_a_clicked_query_shows_its_ranking_and_the_address_keeps_it(tab, report):
+def test_a_click_shows_the_ranking_of_a_query_and_the_address_keeps_it(tab, report):
     _, _, features = report
     browser = browser_of(tab)
     browser.locator('[data-query="3"]').click()
@@ -148,7 +152,7 @@ def test_a_clicked_query_shows_its_ranking_and_the_address_keeps_it(tab, report)
     expect(chosen(tab)).to_have_attribute("data-query", "5")
 
 
-def test_the_keyboard_is_enough(tab):
+def test_the_page_can_be_used_with_the_keyboard_alone(tab):
     browser = browser_of(tab)
     box = browser.get_by_role("listbox")
     order = browser.locator(".row").evaluate_all("rows => rows.map((row) => row.dataset.query)")
@@ -181,9 +185,11 @@ def test_maps_are_drawn_over_the_query(tab):
         expect(button).to_have_attribute("aria-pressed", "true")
         assert re.search(r"here [\d.e-]+ to [\d.e-]+", browser.locator(".scale").inner_text())
         drawn.add(canvas.evaluate("canvas => canvas.toDataURL()"))
-    assert len(drawn) >= 3  # at random weights NRA may change little
+    # With random weights, NRA may change the attention too little to be seen.
+    assert len(drawn) >= 3
     box = browser.get_by_role("listbox")
-    box.press("ArrowDown")  # the next query shows the same map
+    # The next query shows the same kind of map.
+    box.press("ArrowDown")
     expect(canvas).to_be_visible()
     browser.get_by_role("button", name="picture", exact=True).click()
     expect(canvas).to_be_hidden()
@@ -195,17 +201,19 @@ def test_pictures_are_brightened_unless_switched_off(tab):
     assert css(picture, "filter") == "none"
     browser_of(tab).get_by_label("Brighten").uncheck()
     assert re.fullmatch(r"brightness\(0\.\d+\)|brightness\(1\)", css(picture, "filter"))
-    expect(browser_of(tab, 1).get_by_label("Brighten")).not_to_be_checked()  # of all data sets
+    # The box is the same for all data sets.
+    expect(browser_of(tab, 1).get_by_label("Brighten")).not_to_be_checked()
 
 
 def css(locator, name):
     return locator.evaluate("(node, name) => getComputedStyle(node)[name]", name)
 
 
-def test_a_false_match_rate_gives_its_threshold(tab):
+def test_choosing_a_false_match_rate_shows_its_threshold(tab):
     section = tab.locator("#set-0")
     choice, output = section.get_by_label("False-match rate"), section.locator("output")
-    assert choice.locator("option").all_inner_texts() == ["1 in 10"]  # of fewer than 100 impostor pairs
+    # There are fewer than 100 impostor pairs, so no smaller rate can be measured.
+    assert choice.locator("option").all_inner_texts() == ["1 in 10"]
     pattern = r"above ([\d.]+) %: true-match rate [\d.]+ %, false-match rate (0\.\d+)"
     found = re.search(pattern, output.inner_text())
     assert found
@@ -215,7 +223,7 @@ def test_a_false_match_rate_gives_its_threshold(tab):
     assert float(shown.split()[1]) == pytest.approx(float(found[1]), abs=0.2)
 
 
-def test_a_list_shows_similarity_in_per_cent_falling_with_the_rank(tab):
+def test_a_ranking_shows_similarities_in_per_cent_in_falling_order(tab):
     texts = browser_of(tab).locator(".card .facts").all_inner_texts()
     shares = [float(re.match(r"(-?[\d.]+) % similar", text)[1]) for text in texts]
     assert shares == sorted(shares, reverse=True)
@@ -223,7 +231,7 @@ def test_a_list_shows_similarity_in_per_cent_falling_with_the_rank(tab):
     assert "similarity after re-ranking to the query" in browser_of(tab).inner_text()
 
 
-def test_the_cmc_curve_is_drawn_from_zero(tab):
+def test_the_axis_of_the_cmc_curve_starts_at_zero(tab):
     ticks = tab.locator('#set-0 [data-chart="cmc"] text[text-anchor="end"]').all_text_contents()
     assert (ticks[0], ticks[-1]) == ("0", "100")
 
@@ -234,7 +242,7 @@ def test_every_table_says_that_it_is_reranked(tab):
     assert all(heading.endswith(", re-ranked") for heading in headings)
 
 
-def test_no_figure_has_an_empty_place_beside_it_on_a_large_screen(chromium, report):
+def test_figures_fill_the_width_of_a_large_screen(chromium, report):
     tab = chromium.new_page(viewport={"width": 1280, "height": 900})
     tab.goto(report[0].as_uri())
     for figures in tab.locator(".figures").all():
@@ -250,8 +258,8 @@ def test_no_figure_has_an_empty_place_beside_it_on_a_large_screen(chromium, repo
     tab.close()
 
 
-def test_a_page_of_one_query_and_of_a_gallery_of_one_person_says_so(tmp_path, chromium):
-    """Also where the protocol has no word for what it leaves out. With a calibration it says how near strangers are."""
+def test_a_page_warns_about_a_gallery_of_one_person(tmp_path, chromium):
+    """Check too a single query, a protocol without a word for the images it leaves out, and a calibration."""
     write_night(tmp_path / "night", frames=1)
     for path in [*(tmp_path / "night/query").iterdir(), *(tmp_path / "night/bounding_box_test").iterdir()]:
         if not path.name.startswith("0100"):
@@ -291,8 +299,8 @@ def test_the_page_is_never_wider_than_the_screen(chromium, report, width, scheme
     tab.close()
 
 
-def test_a_page_that_would_be_too_large_leaves_out_pictures_of_the_best(tmp_path, monkeypatch, chromium):
-    """It says how many, keeps all lists, and shows the worst query."""
+def test_a_page_that_would_be_too_large_leaves_out_pictures_of_the_best_queries(tmp_path, monkeypatch, chromium):
+    """Check that it says how many are missing, keeps every ranking and shows the worst query."""
     write_night(tmp_path / "night", frames=1)
     save_weights(tmp_path / "weights", *small_model(), {})
 

@@ -1,4 +1,4 @@
-"""Pictures are read as Pillow reads them, and what a file asks for beyond its pixels costs nothing."""
+"""Test that pictures decode as in Pillow, and that hostile files cost little time and memory."""
 
 import contextlib
 import io
@@ -47,8 +47,8 @@ def placed(tmp_path, content):
     st.booleans(),
     st.sampled_from([b"", b"\xff\xda" * 9, b"icc" * 30_000]),
 )
-def test_what_stands_beside_the_pixels_changes_none_of_them(tmp_path, name, mode, orientation, progressive, icc):
-    """EXIF turns the picture as Pillow does; a colour profile, even of several segments, is left out."""
+def test_metadata_does_not_change_the_pixels(tmp_path, name, mode, orientation, progressive, icc):
+    """Compare with Pillow. The EXIF orientation is applied; colour profiles, also of several segments, are ignored."""
     if (name, mode) in {(n, m) for n in ("JPEG", "BMP") for m in ("RGBA", "LA", "P", "CMYK")} - {("JPEG", "CMYK")}:
         mode = "RGB"
     if name != "JPEG" and mode == "CMYK":
@@ -69,8 +69,8 @@ def test_what_stands_beside_the_pixels_changes_none_of_them(tmp_path, name, mode
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_picture_on_its_side_is_turned_whoever_wrote_its_exif(tmp_path, order):
-    """Cameras write big-endian EXIF; without EXIF, editors say it in XMP."""
+def test_exif_and_xmp_turn_a_picture_that_lies_on_its_side(tmp_path, order):
+    """Use both byte orders, since cameras write big-endian EXIF, and XMP. If a file has both, EXIF counts."""
     image = noise("RGB")
     tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IHHHIHH", 8, 1, ORIENTATION, 3, 1, 6, 0)
     for content in (
@@ -84,10 +84,11 @@ def test_a_picture_on_its_side_is_turned_whoever_wrote_its_exif(tmp_path, order)
 @pytest.mark.parametrize("order", ["<", ">"])
 @given(st.lists(st.tuples(st.sampled_from([ORIENTATION, 271]), st.integers(0, 17), st.integers(0, 5) | st.just(2**31),
                           st.lists(st.integers(0, 9), min_size=4, max_size=4)), min_size=1, max_size=3))  # fmt: skip
-@example([(271, 3, 3, [0, 0, 1, 0]), (ORIENTATION, 3, 1, [0, 2, 0, 2])])  # the first value lies outside the file
+# The first value of this example lies outside the file.
+@example([(271, 3, 3, [0, 0, 1, 0]), (ORIENTATION, 3, 1, [0, 2, 0, 2])])
 @pytest.mark.filterwarnings("ignore")
 def test_exif_of_any_type_turns_a_picture_as_pillow_does(order, entries):
-    """Types that hold no whole number, and values of no length, do not turn it."""
+    """Check that empty values and types other than whole numbers do not turn the picture."""
     tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
     tiff += b"".join(struct.pack(order + "HHI", *entry[:3]) + bytes(entry[3]) for entry in entries) + bytes(4)
     content = encoded(noise("RGB"), "JPEG")
@@ -111,8 +112,8 @@ def test_only_a_whole_number_in_exif_turns_a_picture(tmp_path, order, kind, numb
     assert ImageOps.exif_transpose(Image.open(io.BytesIO(content))).size == read_rgb(tmp_path / "a.jpg").size
 
 
-def test_a_phones_picture_with_others_behind_it_is_its_first(tmp_path):
-    """MPO, as phones and 3D cameras write it under the name .jpg."""
+def test_only_the_first_picture_of_a_file_with_several_is_read(tmp_path):
+    """Use MPO, which phones and 3D cameras write under the name .jpg."""
     first, second = noise("RGB"), Image.new("RGB", (5, 5))
     content = encoded(first, "MPO", save_all=True, append_images=[second])
     assert Image.open(io.BytesIO(content)).format == "MPO"
@@ -122,7 +123,7 @@ def test_a_phones_picture_with_others_behind_it_is_its_first(tmp_path):
 
 
 def scans(count, size=(64, 64)):
-    """A progressive JPEG file whose last scan is repeated."""
+    """Return a progressive JPEG file with `count` scans: its last scan is repeated."""
     content = encoded(Image.new("RGB", size), "JPEG", progressive=True)
     begins = [match.start() for match in re.finditer(rb"\xff\xda", content)]
     return content[:-2] + content[begins[-1] : -2] * (count - len(begins)) + b"\xff\xd9"
@@ -143,7 +144,7 @@ def riff(*chunks):
 
 
 def exif_bomb():
-    """Thousands of entries, each of which is all of the file."""
+    """Return EXIF with 5000 entries, all of which point to the same 50 000 bytes."""
     entries = b"".join(struct.pack("<HHII", tag, 7, 50_000, 8) for tag in range(0x8000, 0x8000 + 5000))
     return b"II*\0" + struct.pack("<IH", 8, 5000) + entries
 
@@ -160,14 +161,14 @@ HOSTILE = {
     "TIFF with a tile of 2 GiB": (tiff, "not JPEG, PNG, WebP or BMP"),
     "GIF": (lambda: encoded(noise("RGB"), "GIF"), "not JPEG, PNG, WebP or BMP"),
     "EPS": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 64\n", "not JPEG, PNG, WebP or BMP"),
-    "JPEG of 101 scans": (lambda: scans(101), "101 scans of 4096 pixels"),
-    "JPEG of few scans of many pixels": (lambda: scans(21, (4096, 4096)), "21 scans of 16777216 pixels"),
-    "JPEG of too many pixels": (lambda: JPEG.replace(b"\0\7\0\x09", b"\xff\xff\xff\xff"), "65535×65535 pixels"),
-    "JPEG of a million segments": (lambda: JPEG[:2] + segment(0xFE, b"") * 10**6 + JPEG[2:], "more than .* segments"),
-    "JPEG of many tables": (lambda: JPEG[:2] + segment(0xDB, b"\0" * 65 * 900) * 9 + JPEG[2:], "its tables"),
-    "JPEG of 0xFF": (lambda: JPEG[:2] + b"\xff" * 10**7, "cannot read"),
-    "JPEG of junk": (lambda: JPEG[:3] + bytes(10**7), "cannot read"),
-    "PNG of too many pixels": (
+    "JPEG with 101 scans": (lambda: scans(101), "101 scans of 4096 pixels"),
+    "JPEG with few scans of many pixels": (lambda: scans(21, (4096, 4096)), "21 scans of 16777216 pixels"),
+    "JPEG with too many pixels": (lambda: JPEG.replace(b"\0\7\0\x09", b"\xff\xff\xff\xff"), "65535×65535 pixels"),
+    "JPEG with a million segments": (lambda: JPEG[:2] + segment(0xFE, b"") * 10**6 + JPEG[2:], "more than .* segments"),
+    "JPEG with many tables": (lambda: JPEG[:2] + segment(0xDB, b"\0" * 65 * 900) * 9 + JPEG[2:], "its tables"),
+    "JPEG filled with 0xFF": (lambda: JPEG[:2] + b"\xff" * 10**7, "cannot read"),
+    "JPEG filled with zeros": (lambda: JPEG[:3] + bytes(10**7), "cannot read"),
+    "PNG with too many pixels": (
         lambda: PNG[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + PNG[24:], "2147483647×2147483647 pixels"),
     "PNG whose second header has too many pixels": (
         lambda: PNG[:33] + chunk(b"IHDR", struct.pack(">II", 30_000, 30_000) + PNG[24:29]) + PNG[33:], "two headers"),
@@ -179,7 +180,7 @@ HOSTILE = {
         "65535×65535 pixels"),
     "JPEG whose first frame has too many pixels": (
         lambda: JPEG[:2] + segment(0xC2, b"\x08" + b"\xff" * 4 + b"\1\1\x11\0") + JPEG[2:], "65535×65535 pixels"),
-    "JPEG with another frame behind its scan": (
+    "JPEG with another frame after its scan": (
         lambda: JPEG[:-2] + segment(0xC0, b"\x08" + b"\xff" * 4 + b"\1\1\x11\0") + JPEG[-14:], "cannot read"),
     "WebP whose second frame has too many pixels": (
         lambda: riff((b"VP8 ", WEBP[20:]), (b"VP8 ", WEBP[20:26] + b"\xff\x3f\xff\x3f" + WEBP[30:])), "16383×16383"),
@@ -188,22 +189,22 @@ HOSTILE = {
                      (b"VP8 ", WEBP[20:])), "16777216×16777216"),
     "WebP whose lossless frame has too many pixels": (
         lambda: riff((b"VP8 ", WEBP[20:]), (b"VP8L", LOSSLESS[20:21] + b"\xff" * 4 + LOSSLESS[25:])), "16384×16384"),
-    "PNG of a million chunks": (lambda: PNG[:33] + chunk(b"IDAT", b"") * 10**6 + PNG[33:], "more than .* chunks"),
+    "PNG with a million chunks": (lambda: PNG[:33] + chunk(b"IDAT", b"") * 10**6 + PNG[33:], "more than .* chunks"),
     "PNG without its header": (lambda: PNG[:8] + chunk(b"IDAT", b"") * 9, "without a header"),
-    "WebP canvas of too many pixels": (
+    "WebP canvas with too many pixels": (
         lambda: riff((b"VP8X", bytes(4) + b"\xff" * 6), (b"VP8 ", WEBP[20:])), "16777216×16777216 pixels"),
-    "WebP frame of too many pixels": (
+    "WebP frame with too many pixels": (
         lambda: riff((b"VP8 ", WEBP[20:26] + b"\xff\x3f\xff\x3f" + WEBP[30:])), "16383×16383 pixels"),
-    "lossless WebP of too many pixels": (
+    "lossless WebP with too many pixels": (
         lambda: riff((b"VP8L", LOSSLESS[20:21] + b"\xff" * 4 + LOSSLESS[25:])), "16384×16384 pixels"),
     "WebP animation": (
         lambda: encoded(noise("RGB"), "WEBP", save_all=True, append_images=[Image.new("RGB", (9, 7))]), "animation"),
-    "BMP of run lengths that skip 4 GB": (
+    "BMP with run lengths that skip 4 GB": (
         lambda: BMP[:18] + struct.pack("<iiHHI", 2**24, 1, 1, 8, 1) + BMP[34:] + b"\0\2\0\xff" * 99, "compressed BMP"),
-    "BMP upside down, of too many pixels": (
+    "BMP upside down, with too many pixels": (
         lambda: BMP[:18] + struct.pack("<ii", 2**30, -(2**30)) + BMP[26:], "1073741824×1073741824 pixels"),
-    "BMP of an odd header": (lambda: BMP[:14] + struct.pack("<I", 2**31) + BMP[18:], "cannot read"),
-    "BMP that is cut off": (lambda: BMP[:30], "cut off"),
+    "BMP with an odd header": (lambda: BMP[:14] + struct.pack("<I", 2**31) + BMP[18:], "cannot read"),
+    "truncated BMP": (lambda: BMP[:30], "cut off"),
     "a large file": (lambda: bytes(MAX_BYTES + 1), f"more than {MAX_BYTES} bytes"),
     "an empty file": (lambda: b"", "not JPEG"),
 }  # fmt: skip
@@ -211,12 +212,13 @@ HOSTILE = {
 
 @contextlib.contextmanager
 def cheap(megabytes):
-    """Less than a second of work and `megabytes` more resident memory, the decoders' included."""
+    """Check that the block takes less than a second of CPU time and `megabytes` MiB of memory, decoders included."""
 
     def resident(name):
         return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-    Path("/proc/self/clear_refs").write_text("5")  # The peak begins anew.
+    # Reset the peak of the resident memory.
+    Path("/proc/self/clear_refs").write_text("5")
     before, begin = resident("VmRSS"), time.process_time()
     yield
     assert time.process_time() - begin < 1
@@ -224,7 +226,7 @@ def cheap(megabytes):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_picture_is_refused_in_a_line_at_once(tmp_path, name):
+def test_a_hostile_picture_is_refused_quickly_with_a_one_line_error(tmp_path, name):
     make, reason = HOSTILE[name]
     path = placed(tmp_path, make())
     with cheap(100), pytest.raises(InputError, match=reason) as refusal:
@@ -241,13 +243,13 @@ def test_a_hostile_picture_is_refused_in_a_line_at_once(tmp_path, name):
     PNG[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**8))) * 9 + PNG[33:],
     riff((b"VP8X", b"\x0c\0\0\0\x08\0\0\x06\0\0"), (b"VP8 ", WEBP[20:]), (b"EXIF", exif_bomb())),
 ], ids=["EXIF", "MPF", "PNG EXIF", "PNG text", "PNG profile", "WebP EXIF"])  # fmt: skip
-def test_a_bomb_beside_the_pixels_does_not_go_off(tmp_path, content):
+def test_memory_bombs_in_metadata_are_not_unpacked(tmp_path, content):
     path = placed(tmp_path, content)
     with cheap(20):
         assert read_rgb(path).size == (9, 7)
 
 
-def test_a_picture_that_asks_for_much_and_holds_nothing_is_refused(tmp_path):
+def test_a_large_truncated_picture_is_refused(tmp_path):
     whole = encoded(Image.new("RGB", (4096, 4096)), "JPEG", progressive=True)
     path = placed(tmp_path, whole[:800])
     del whole

@@ -1,4 +1,4 @@
-"""Pretraining without labels: from a folder of crops to a backbone that starts a training."""
+"""Test pretraining without labels, from a folder of crops to a backbone that a training starts from."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ from nrsrd_jax.weights import from_torch, to_torch, torch_file
 
 
 def unlabelled(place, **options):
-    """A pretraining of seconds on the crops in `place`/crops."""
+    """Return the config of a pretraining on `place`/crops that takes seconds."""
     return small_config(
         place,
         **{
@@ -47,7 +47,7 @@ def unlabelled(place, **options):
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
-    """A tree of crops without labels, and a labelled set beside it."""
+    """Write a folder of crops without labels and a labelled data set. Return the folder of both."""
     place = tmp_path_factory.mktemp("pretraining")
     write_images(place / "crops" / "monday", range(8), frames=1)
     write_night(place / "night")
@@ -56,7 +56,7 @@ def crops(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pretrained(crops):
-    """A finished pretraining of two epochs, with the score of its teacher on the labelled set."""
+    """Pretrain for two epochs. Return the config and the scores of the teacher on the labelled set."""
     config = unlabelled(crops, eval__data__name="night600", eval__data__root=str(crops / "night"))
     scores = train(config, crops / "run", jax.devices()[:1])
     return config, scores
@@ -66,7 +66,7 @@ def weights(run):
     return checkpoint.weights_hash(checkpoint.load(run, make_mesh())[1])
 
 
-def test_the_log_tells_how_the_teacher_answers_and_how_it_ranks(crops, pretrained):
+def test_pretraining_logs_statistics_of_the_teacher_and_scores_it(crops, pretrained):
     _, scores = pretrained
     rows = read_metrics(crops / "run")
     assert 0 <= scores["mAP"] <= 1
@@ -76,7 +76,7 @@ def test_the_log_tells_how_the_teacher_answers_and_how_it_ranks(crops, pretraine
     assert all(0 < row["loss"] < 20 for row in steps)
 
 
-def test_a_pretraining_that_lost_its_last_checkpoint_ends_with_the_same_weights(crops, pretrained):
+def test_a_resumed_pretraining_gives_the_same_weights(crops, pretrained):
     config, _ = pretrained
     before = weights(crops / "run")
     shutil.copytree(crops / "run", crops / "killed")
@@ -85,7 +85,7 @@ def test_a_pretraining_that_lost_its_last_checkpoint_ends_with_the_same_weights(
     assert weights(crops / "killed") == before
 
 
-def test_the_number_of_devices_changes_only_the_rounding(crops, pretrained):
+def test_two_devices_give_the_losses_of_one(crops, pretrained):
     config, _ = pretrained
     train(config, crops / "two", jax.devices()[:2])
     one, two = ([row["loss"] for row in read_metrics(crops / run) if "loss" in row] for run in ("run", "two"))
@@ -94,9 +94,9 @@ def test_the_number_of_devices_changes_only_the_rounding(crops, pretrained):
 
 @pytest.fixture(scope="module")
 def again(crops, pretrained):
-    """A pretraining that goes on from the first one's weights without changing them, and what it wrote to stderr.
+    """Pretrain from the first one's weights without changing them. Return its last metrics and its stderr.
 
-    Its crops are a list; the student sees dark views; and at its temperature all answers of the teacher are alike.
+    Its crops come from a list and the student sees dark views. Its temperature makes all outputs of the teacher alike.
     """
     files = sorted((crops / "crops").rglob("*.jpg"))[:8]
     (crops / "list.csv").write_text("path\n" + "\n".join(map(str, files)) + "\n")
@@ -123,19 +123,19 @@ def test_a_list_of_crops_and_dark_views_give_a_finite_loss(again):
     assert np.isfinite(again[0]["loss"])
 
 
-def test_a_collapsed_pretraining_says_so(again):
+def test_a_collapsed_pretraining_gives_a_warning(again):
     last, errors = again
     assert last["teacher_information"] < 0.02
     assert "the pretraining has collapsed" in errors
 
 
-def test_the_teacher_comes_back_from_a_file_of_dinos_form_with_the_same_features(crops, pretrained, tmp_path):
+def test_a_teacher_exported_in_dinos_form_gives_the_same_features(crops, pretrained, tmp_path):
     tensors, _ = to_torch.export(crops / "run", backbone=True)
     torch_file.save(tmp_path / "dino.pth", tensors, wrapper="teacher")
     description, variables, _, _ = from_torch.convert(tmp_path / "dino.pth", image_size=(32, 16))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 16, 3), np.uint8)
     given = description.create_model().apply(variables, prepared(images, description.mean, description.std, 0.0))
-    # A converted file is normalised by 0.5, as this pretraining is.
+    # Converted files are normalised by 0.5, and so is this pretraining.
     np.testing.assert_allclose(given["embedding"], Embedder.load(crops / "run")(images), atol=1e-5)
 
 
@@ -168,7 +168,7 @@ def test_select_keeps_the_crops_whose_features_fine_tuning_moved_least(crops, tm
 
 
 @pytest.mark.parametrize("share", ["most", "0", "1.5", "nan"])
-def test_the_share_to_keep_is_named_if_it_is_none(monkeypatch, capsys, share):
+def test_the_share_to_keep_must_be_above_0_and_at_most_1(monkeypatch, capsys, share):
     with pytest.raises(SystemExit):
         selected(monkeypatch, "crops", "--source", "a", "--tuned", "b", "--keep", share)
     assert f"argument --keep: {share} is not a share above 0 and at most 1, like 0.6" in capsys.readouterr().err
@@ -191,7 +191,7 @@ def test_the_share_to_keep_is_named_if_it_is_none(monkeypatch, capsys, share):
         ({"dino__temperature": 0.02}, "dino.temperature would have no effect, as dino.temperature_epochs is 0"),
     ],
 )
-def test_what_cannot_work_is_one_error_before_anything_is_compiled(crops, tmp_path, options, message):
+def test_options_that_cannot_work_are_refused_before_training_starts(crops, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         train(unlabelled(crops, **options), tmp_path / "run", jax.devices()[:1])
     assert not list(tmp_path.glob("run/checkpoints/*"))
@@ -205,7 +205,7 @@ def test_what_cannot_work_is_one_error_before_anything_is_compiled(crops, tmp_pa
         ("{crops},/nowhere", "/nowhere does not exist; it is folders or lists"),
     ],
 )
-def test_a_data_root_that_names_less_than_it_seems_is_refused(crops, root, message):
+def test_a_data_root_with_an_empty_or_missing_part_is_refused(crops, root, message):
     with pytest.raises(InputError, match=message):
         read_records(read_options(unlabelled(crops, data__root=root.format(crops=crops / "crops"))))
 
@@ -217,7 +217,7 @@ def test_folders_with_spaces_and_commas_in_their_names_are_read(crops):
         assert len(records.train) == 16
 
 
-def test_a_list_of_other_crops_and_what_is_no_list_are_refused(crops):
+def test_a_list_of_other_crops_and_a_folder_as_a_list_are_refused(crops):
     (crops / "other.csv").write_text("path\nelsewhere.jpg\n")
     for given, message in (
         ("other.csv", "1 of its 1 crops are not among those of data.root"),
@@ -228,7 +228,7 @@ def test_a_list_of_other_crops_and_what_is_no_list_are_refused(crops):
             read_records(options)
 
 
-def test_a_list_is_of_the_same_crops_wherever_they_are_named_from(crops, monkeypatch):
+def test_a_list_of_absolute_paths_matches_a_relative_data_root(crops, monkeypatch):
     files = sorted((crops / "night" / "bounding_box_train").glob("*.jpg"))[:8]
     (crops / "night.csv").write_text("path\n" + "\n".join(map(str, files)) + "\n")
     monkeypatch.chdir(crops)

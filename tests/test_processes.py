@@ -1,4 +1,4 @@
-"""Two processes of two devices each, joined over loopback, are as one process with four."""
+"""Test that two processes with two devices each, joined over loopback, train like one process with four devices."""
 
 import contextlib
 import re
@@ -26,7 +26,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(place):
-    """A run of three epochs in one process of four devices."""
+    """Train for three epochs in one process with four devices."""
     train_alone(place, place / "alone")
     return place / "alone"
 
@@ -50,7 +50,7 @@ def free_port():
 
 @contextlib.contextmanager
 def pair(place, workdir, *options):
-    """Two processes of two devices; options for both, or for each."""
+    """Start two processes with two devices each. Give one set of options for both, or one for each."""
     port = free_port()
     processes = [start(place, workdir, process, port, **options[process % len(options)]) for process in (0, 1)]
     try:
@@ -70,7 +70,7 @@ def wait_for_steps(workdir, processes):
 
 
 def test_two_processes_give_the_losses_of_one(place, alone, tmp_path):
-    """One of them logs and writes; both compute."""
+    """Check too that only the first process prints and logs scores."""
     with pair(place, tmp_path / "two", {"train__epochs": 3}) as processes:
         assert [process.wait(timeout=250) for process in processes] == [0, 0]
     one, two = read_metrics(alone), read_metrics(tmp_path / "two")
@@ -83,13 +83,13 @@ def test_two_processes_give_the_losses_of_one(place, alone, tmp_path):
     assert "mAP" not in said[1]
 
 
-def test_processes_with_different_options_end_at_once(place, tmp_path):
+def test_processes_with_different_options_stop_at_once(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 3}, {"train__epochs": 4}) as processes:
         assert [process.wait(timeout=150) for process in processes] == [2, 2]
     assert "the processes were given different options" in (tmp_path / "run-0.log").read_text()
 
 
-def test_what_one_process_finds_wrong_ends_both(place, tmp_path):
+def test_an_error_in_one_process_stops_both(place, tmp_path):
     with pair(place, tmp_path / "run", {}, {"data__root": "/nowhere"}) as processes:
         assert [process.wait(timeout=60) for process in processes] == [2, 2]
     said = [(tmp_path / f"run-{process}.log").read_text().splitlines()[-1] for process in (0, 1)]
@@ -113,8 +113,8 @@ def join(process, count, port, address="127.0.0.1"):
     return people.start(["-c", JOIN], JAX_PROCESS_ID=str(process), **environment)
 
 
-def test_a_process_says_what_it_waits_for_and_ends_in_time_where_another_does_not_come():
-    """JAX aborts then, with text of its own that docs/reliability.md shows."""
+def test_a_process_stops_if_the_other_one_does_not_start():
+    """Check the line that says what the process waits for. JAX then aborts, as docs/reliability.md shows."""
     port = free_port()
     first = join(0, 2, port)
     _, said = first.communicate(timeout=60)
@@ -126,8 +126,8 @@ def test_a_process_says_what_it_waits_for_and_ends_in_time_where_another_does_no
     assert first.returncode == -signal.SIGABRT
 
 
-def test_a_stranger_at_the_port_neither_stands_in_for_a_process_nor_holds_the_others_up():
-    """A client that sends lines, and one that sends a byte now and then: the processes join all the same."""
+def test_other_connections_to_the_port_do_not_disturb_the_processes():
+    """Connect two clients that claim to be process 1. The first process must still wait for the real one."""
     port = free_port()
     first = join(0, 2, port)
     deadline = time.time() + 60
@@ -140,7 +140,8 @@ def test_a_stranger_at_the_port_neither_stands_in_for_a_process_nor_holds_the_ot
     for stranger in strangers:
         stranger.send(b"nrsrd-jax 1 of 2\n")
     time.sleep(0.5)
-    assert first.poll() is None  # still waiting for process 1
+    # The first process still waits for process 1.
+    assert first.poll() is None
     second = join(1, 2, port)
     said = [process.communicate(timeout=60)[1] for process in (first, second)]
     for stranger in strangers:
@@ -148,7 +149,7 @@ def test_a_stranger_at_the_port_neither_stands_in_for_a_process_nor_holds_the_ot
     assert [text.splitlines()[-1] for text in said] == ["joined True", "joined False"], said
 
 
-def test_a_port_in_use_is_named():
+def test_a_port_in_use_is_refused():
     with socket.create_server(("", 0)) as server:
         first = join(0, 2, server.getsockname()[1])
         _, said = first.communicate(timeout=60)
@@ -171,8 +172,8 @@ def test_an_invalid_address_is_refused_at_once(monkeypatch, address, count, proc
         processes.join()
 
 
-def test_two_processes_go_on_where_one_stopped_and_back(place, alone, tmp_path):
-    """One process, then two that find the newest checkpoint damaged, then one again: the losses of a run left alone."""
+def test_a_run_can_move_from_one_process_to_two_and_back(place, alone, tmp_path):
+    """Train in one process, resume in two from a damaged newest checkpoint, then in one. The losses stay the same."""
     moved = tmp_path / "moved"
     shutil.copytree(alone, moved)
     first, *_, last = runs.saved_steps(moved)
@@ -197,7 +198,8 @@ def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     said = (tmp_path / "run-0.log").read_text()
     step = max(runs.saved_steps(tmp_path / "run"))
     assert f"stopped after step {step} of" in said
-    with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:  # resumed, and told while it compiles
+    # Resume the run, and send the signal while the processes compile.
+    with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         deadline = time.time() + 100
         while "compiling" not in (tmp_path / "run-0.log").read_text():
             assert time.time() < deadline
@@ -208,7 +210,7 @@ def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     assert max(runs.saved_steps(tmp_path / "run")) == step + 1
 
 
-def test_when_one_dies_the_other_does_not_hang(place, tmp_path):
+def test_if_one_process_is_killed_the_other_one_stops(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)
         processes[1].kill()

@@ -1,4 +1,4 @@
-"""The ranking metrics are those of the Market-1501 protocol."""
+"""Test that the ranking metrics follow the Market-1501 protocol."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from nrsrd_jax.retrieval.ranking import rank_by, rank_features, rank_metrics, sq
 from nrsrd_jax.sharding import make_mesh
 
 
-def test_official_metrics(golden):
+def test_metrics_equal_the_official_ones(golden):
     g = golden("metrics")
     labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
     from_features = rank_features(g["qf"], g["gf"], *labels)
@@ -27,14 +27,14 @@ def test_official_metrics(golden):
         assert m.summary()["queries_without_match"] == 30
 
 
-def test_ties_rank_as_a_stable_sort(golden):
+def test_gallery_images_at_equal_distances_keep_their_order(golden):
     g = golden("metrics")
     m = rank_metrics(*(g[f"tie_{name}"] for name in ("dist", "q_pids", "g_pids", "q_camids", "g_camids")))
     np.testing.assert_allclose(m.mAP, g["tie_stable_mAP"], atol=1e-6)
     np.testing.assert_allclose(m.cmc, g["tie_stable_cmc"], atol=1e-6)
 
 
-def test_a_gallery_smaller_than_max_rank(golden):
+def test_a_gallery_smaller_than_max_rank_shortens_the_cmc_curve(golden):
     g = golden("metrics")
     m = rank_metrics(*(g[f"small_{name}"] for name in ("dist", "q_pids", "g_pids", "q_camids", "g_camids")))
     assert m.cmc.shape == (30,)
@@ -42,8 +42,8 @@ def test_a_gallery_smaller_than_max_rank(golden):
     np.testing.assert_allclose(m.mAP, g["small_mAP"], atol=1e-6)
 
 
-def test_by_hand():
-    """One query of identity 1, camera 0; the gallery in order of distance: junk, wrong, right, distractor, right."""
+def test_metrics_equal_those_worked_out_by_hand():
+    """Rank five images for a query of identity 1, camera 0. By distance: junk, wrong, right, distractor, right."""
     m = rank_metrics(np.array([[0.1, 0.2, 0.3, 0.4, 0.5]]), [1], [1, 2, 1, 0, 1], [0], [0, 1, 1, 1, 2])
     np.testing.assert_allclose(m.mAP, (1 / 2 + 2 / 4) / 2)
     np.testing.assert_allclose(m.mINP, 2 / 4)
@@ -74,8 +74,8 @@ def naive(distances, query_ids, gallery_ids, query_cameras, gallery_cameras):
     st.integers(1, 3),
     st.sampled_from([2, 30, 10**6]),
 )
-def test_laws(seed, queries, gallery, identities, cameras, values):
-    """Equal to a naive reference, ties included; junk adds nothing; a perfect ranking gives 1."""
+def test_metrics_equal_a_naive_reference(seed, queries, gallery, identities, cameras, values):
+    """Check too that only the order of distances counts, that junk has no effect and that a perfect ranking gives 1."""
     rng = np.random.default_rng(seed)
     distances = (rng.integers(values, size=(queries, gallery)) - values // 2).astype(np.float32)
     ids = rng.integers(identities, size=queries), rng.integers(identities, size=gallery)
@@ -88,9 +88,10 @@ def test_laws(seed, queries, gallery, identities, cameras, values):
     m = rank_metrics(distances, *ids, *cams)
     np.testing.assert_allclose([m.mAP, m.mINP], expected[:, :2].mean(0))
     np.testing.assert_allclose(m.cmc, [(expected[:, 2] <= rank).mean() for rank in range(1, len(m.cmc) + 1)])
-    stretched = rank_metrics(np.exp(distances.astype(np.float64) / values), *ids, *cams)  # the order is all that counts
+    stretched = rank_metrics(np.exp(distances.astype(np.float64) / values), *ids, *cams)
     np.testing.assert_array_equal(stretched.average_precision, m.average_precision)
-    query = np.flatnonzero(m.valid)[0]  # junk is of its identity and camera, and nearest of all
+    # The junk image has the query's identity and camera and is the nearest.
+    query = np.flatnonzero(m.valid)[0]
     more_ids, more_cams = (np.append(gallery, own[query]) for own, gallery in (ids, cams))
     with_junk = np.append(distances[query], -(10.0**9))[None]
     alone = rank_metrics(with_junk, ids[0][query, None], more_ids, cams[0][query, None], more_cams)
@@ -101,7 +102,7 @@ def test_laws(seed, queries, gallery, identities, cameras, values):
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**31), st.sampled_from([2, 40, 70]))
-def test_the_order_of_the_gallery_is_nothing(seed, gallery):
+def test_the_order_of_the_gallery_does_not_matter(seed, gallery):
     rng = np.random.default_rng(seed)
     distances = rng.permutation(5 * gallery).reshape(5, gallery)
     ids, cameras, order = rng.integers(3, size=gallery), rng.integers(1, 4, size=gallery), rng.permutation(gallery)
@@ -114,12 +115,14 @@ def test_the_order_of_the_gallery_is_nothing(seed, gallery):
 
 
 @pytest.mark.parametrize("distances", [
-    np.array([[1 + 2e-16, 1, 1 + 4e-16]]),  # float64 that float32 would make equal
-    np.array([[2e-40, 1e-40, 3e-40]], np.float32),  # so small that a device flushes them to 0
+    # In float32, these would be equal.
+    np.array([[1 + 2e-16, 1, 1 + 4e-16]]),
+    # A device flushes such small numbers to 0.
+    np.array([[2e-40, 1e-40, 3e-40]], np.float32),
     np.array([[-1.0, -np.inf, np.inf]], np.float16),
     np.array([[2**40 + 1, 2**40, 2**40 + 2]]),
 ])  # fmt: skip
-def test_distances_that_are_hard_to_tell_apart(distances):
+def test_nearly_equal_distances_are_ranked_exactly(distances):
     m = rank_metrics(distances, [1], [1, 0, 0], [0], [1, 1, 1])
     assert m.first_match == 2
 
@@ -129,8 +132,8 @@ def test_minus_zero_equals_zero():
     assert m.first_match == 1
 
 
-def test_blocks_and_devices_change_nothing(golden, monkeypatch):
-    """A block never has more than its share of distances."""
+def test_blocks_and_devices_do_not_change_the_metrics(golden, monkeypatch):
+    """Check too that a block has at most BLOCK_DISTANCES distances on each device."""
     g = golden("metrics")
     labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
     expected = rank_features(g["qf"], g["gf"], *labels)
@@ -151,7 +154,7 @@ def test_blocks_and_devices_change_nothing(golden, monkeypatch):
 
 
 def nearly_parallel(seed=0, queries=60, gallery=150, width=64, identities=12):
-    """Features of random networks: all cosines above 0.9999. Some gallery images are copies of others."""
+    """Return features as random networks give them, with all cosines above 0.9999, and labels. Some are copies."""
     rng = np.random.default_rng(seed)
     ids, cameras = ([rng.integers(n, size=count) for count in (queries, gallery)] for n in (identities, 3))
     centres, common = rng.standard_normal((identities, width)), 300 * rng.standard_normal(width)
@@ -167,10 +170,11 @@ def exact_distances(query, gallery):
 
 @pytest.mark.parametrize(("devices", "block"), [(1, 1), (1, 7), (8, 3), (8, 256)])
 def test_nearly_parallel_features_rank_as_in_float64(monkeypatch, devices, block):
-    """In every order of blocks and on any number of devices; copies in the gallery stay as near as each other."""
+    """Try several block sizes and numbers of devices. Copies in the gallery must keep equal distances."""
     query, gallery, labels = nearly_parallel()
     exact = exact_distances(query, gallery)
-    assert exact.max() / 2 < 1e-4  # 1 - cosine
+    # Half a squared distance is 1 - cosine.
+    assert exact.max() / 2 < 1e-4
     expected = rank_metrics(exact, *labels)
     monkeypatch.setattr(ranking, "QUERY_BLOCK", block)
     mesh = make_mesh(0, devices=jax.devices()[:devices])
@@ -184,7 +188,7 @@ def test_nearly_parallel_features_rank_as_in_float64(monkeypatch, devices, block
 
 @pytest.mark.parametrize("spread", [1e-2, 1e-3, 1e-4])
 def test_two_groups_of_nearly_parallel_features_rank_as_in_float64(spread):
-    """Features by day and by night differ far more than people do."""
+    """Use features by day and by night, which differ far more than those of two people."""
     rng = np.random.default_rng(0)
     people, night = rng.standard_normal((20, 64)), np.where(rng.random(64) < 0.5, -1, 1)
     ids = np.arange(40) % 20, np.arange(200) % 20
@@ -200,8 +204,8 @@ def test_two_groups_of_nearly_parallel_features_rank_as_in_float64(spread):
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**31), st.floats(0, 1e4))
-def test_what_all_features_have_in_common_changes_no_distance(seed, common):
-    """However large it is, distances keep six digits of the largest one."""
+def test_distances_stay_accurate_if_features_have_a_large_common_part(seed, common):
+    """Check that the error stays within 2e-6 of the largest distance, however large the common part is."""
     rng = np.random.default_rng(seed)
     query, gallery = (rng.standard_normal((n, 16)) + common * np.eye(16)[0] for n in (3, 20))
     exact = exact_distances(query, gallery)
@@ -209,7 +213,7 @@ def test_what_all_features_have_in_common_changes_no_distance(seed, common):
     np.testing.assert_allclose(distances, exact, atol=2e-6 * exact.max())
 
 
-def test_groups_of_queries():
+def test_metrics_of_a_group_of_queries():
     m = rank_metrics(np.array([[0.1, 0.2], [0.1, 0.2]]), [1, 2], [1, 2], [0, 0], [1, 1])
     summary = m.of(np.array([True, False])).summary()
     assert summary | {
@@ -218,14 +222,14 @@ def test_groups_of_queries():
     assert m.of([1]).mAP == 0.5
 
 
-def test_bad_input_is_named():
+def test_distances_of_the_wrong_shape_or_with_nan_are_refused():
     with pytest.raises(ValueError, match=r"\(1, 2\).*1 queries, 3 gallery"):
         rank_metrics(np.zeros((1, 2)), [1], [1, 2, 3], [0], [1, 1, 1])
     with pytest.raises(ValueError, match="NaN"):
         rank_metrics(np.array([[np.nan, 0]]), [1], [1, 2], [0], [1, 1])
 
 
-def test_features_that_cannot_be_ranked():
+def test_features_that_cannot_be_ranked_are_refused():
     labels = [1], [1, 2], [0], [1, 1]
     with pytest.raises(ValueError, match=r"\(1, 3\), of the gallery \(2, 4\)"):
         rank_features(np.ones((1, 3)), np.ones((2, 4)), *labels)
@@ -248,7 +252,7 @@ def test_features_that_are_masked_complex_or_too_precise_are_refused(wrong):
 
 
 def test_large_identities_or_cameras_of_two_types_are_refused():
-    """As float64, into which NumPy would turn them, they would be equal."""
+    """Use numbers that are equal in float64, to which NumPy would convert both types."""
     wrong = np.array([2**53 + 1]), np.array([2**53, 2**53 + 1], np.uint64)
     small = np.array([1]), np.array([2, 1], np.uint64)
     distances = np.array([[0.1, 0.2]])

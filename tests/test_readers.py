@@ -1,4 +1,4 @@
-"""Every layout on disk gives the right splits, identities and cameras."""
+"""Test that every layout on disk is read into the right splits, identities and cameras."""
 
 import json
 import tempfile
@@ -39,7 +39,7 @@ def rows(split):
     ("1000", "query-1000", "bounding_box_test_withDistractors"),
     ("1000-no-distractors", "query-1000", "bounding_box_test-1000-noDistractors"),
 ])  # fmt: skip
-def test_nightreid_and_its_four_protocols(tmp_path, protocol, query, gallery):
+def test_the_protocol_of_nightreid_chooses_query_and_gallery(tmp_path, protocol, query, gallery):
     folders = ("query", "query-1000", "bounding_box_test", "bounding_box_test-528-noDistractors",
                "bounding_box_test_withDistractors", "bounding_box_test-1000-noDistractors")  # fmt: skip
     write(tmp_path, "bounding_box_train/0007L2C1_000.jpg", *(f"{folder}/0001R3C_{folder}.jpg" for folder in folders))
@@ -52,7 +52,7 @@ def test_nightreid_and_its_four_protocols(tmp_path, protocol, query, gallery):
 @pytest.mark.parametrize(
     ("protocol", "cameras", "ids"), [("", (1, 2), {3}), ("1-3", (1, 3), {3, 5}), ("2-3", (2, 3), {3})]
 )
-def test_knight_even_identities_train_and_a_pair_of_cameras_tests(tmp_path, protocol, cameras, ids):
+def test_knight_trains_on_even_identities_and_tests_on_a_pair_of_cameras(tmp_path, protocol, cameras, ids):
     home = tmp_path / "NightPerson" / "Person"
     write(home, "2/cam1_001.jpg", "4/cam3_001.jpg", *(f"3/cam{c}_00{c}.jpg" for c in (1, 2, 3)),
           "5/cam1_001.jpg", "5/cam3_001.jpg", "7/cam2_001.jpg")  # fmt: skip
@@ -63,7 +63,7 @@ def test_knight_even_identities_train_and_a_pair_of_cameras_tests(tmp_path, prot
     assert set(data.gallery.cameras) == {cameras[1]}
 
 
-def test_a_protocol_that_is_none_is_named(tmp_path):
+def test_an_unknown_protocol_is_refused(tmp_path):
     write_night(tmp_path)
     with pytest.raises(InputError, match=r"data.protocol is '9'; of night600 choose one of: it has none"):
         datasets.read_dataset("night600", tmp_path, protocol="9")
@@ -71,8 +71,8 @@ def test_a_protocol_that_is_none_is_named(tmp_path):
         datasets.read_dataset("knight", tmp_path, protocol="9")
 
 
-def test_a_folder_per_identity(tmp_path):
-    """Names of people or numbers; cameras as c3 or cam3 in the file names; any suffix in any case; ümläuts."""
+def test_folders_named_by_identity_are_read(tmp_path):
+    """Use names of people, accents, cameras written c3 or cam3 in file names, and several suffixes in any case."""
     write(tmp_path, "train/anna/a_c1_0.jpg", "train/bert/b_cam12.PNG", "query/céline/x-c2.WebP",
           "gallery/céline/c3.bmp", "gallery/anna/c1_4.jpeg")  # fmt: skip
     (tmp_path / "gallery/anna/Thumbs.db").write_text("no image")
@@ -85,7 +85,7 @@ def test_a_folder_per_identity(tmp_path):
     }
 
 
-def test_folders_without_cameras_or_splits(tmp_path):
+def test_folders_without_splits_are_training_images_and_may_lack_cameras(tmp_path):
     write(tmp_path, "0012/a.jpg", "0007/b.jpg")
     data = datasets.read_dataset("folders", tmp_path)
     assert rows(data.train) == [("b.jpg", 7, 0), ("a.jpg", 12, 0)]
@@ -101,7 +101,7 @@ def manifest(root, text):
     return root / "m.csv"
 
 
-def test_a_manifest(tmp_path):
+def test_a_manifest_gives_split_identity_and_camera(tmp_path):
     file = manifest(tmp_path, 'pid,camera,split,path,note\n7,hall,train,"images/a,1.jpg",x\n'
                     "9,yard,query,images/b.jpg,\n9,hall,gallery,images/c.jpg,\n")  # fmt: skip
     data = datasets.read_dataset("manifest", file)
@@ -110,7 +110,7 @@ def test_a_manifest(tmp_path):
     assert data.gallery.paths == (tmp_path / "images/c.jpg",)
 
 
-def test_a_manifest_without_cameras(tmp_path):
+def test_a_manifest_may_lack_cameras(tmp_path):
     data = datasets.read_dataset("manifest", manifest(tmp_path, "path,pid,split\nimages/b.jpg,9,query\n"))
     assert rows(data.query) == [("b.jpg", 9, 0)]
 
@@ -122,7 +122,7 @@ def test_a_manifest_without_cameras(tmp_path):
     ("path,pid,camera,split\na\0,1,1,train\n", "line 2"),
     ("path,pid,camera,split\na,1\n", "line 2: it takes a path"), ('path,pid,camera,split\n"a', "cannot read"),
 ])  # fmt: skip
-def test_a_broken_manifest_is_named_with_its_line(tmp_path, text, message):
+def test_an_error_in_a_manifest_names_the_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         datasets.read_dataset("manifest", manifest(tmp_path, text))
 
@@ -142,8 +142,8 @@ def test_excluded_images_are_left_out(tmp_path):
         datasets.read_exclude(tmp_path / "none.txt")
 
 
-def test_several_sources_train_together_and_are_evaluated_one_by_one(tmp_path):
-    """The same numbers in two sets are other people, before other cameras."""
+def test_several_data_sets_train_together_and_are_evaluated_one_by_one(tmp_path):
+    """Check that equal numbers in two data sets are different people and different cameras."""
     write_night(tmp_path / "night")
     write_images(tmp_path / "bright", range(4), cameras=(1, 3))
     config = small_config(tmp_path)
@@ -189,26 +189,27 @@ def test_training_on_two_sets_is_evaluated_on_two_others(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["0001-0002_c1_0.jpg", f"{10**20}_c1_0.jpg", "person-1_c1_0.jpg"])
-def test_a_name_that_is_no_identity_is_named_and_not_taken_for_another(tmp_path, name):
+def test_a_file_name_without_an_identity_is_refused(tmp_path, name):
     write(write_night(tmp_path), f"bounding_box_train/{name}")
     with pytest.raises(InputError, match="no identity and camera in its name, as night600 writes them"):
         datasets.read_dataset("night600", tmp_path)
 
 
-def test_spaces_in_a_manifest_make_nobody_new(tmp_path):
+def test_spaces_in_a_manifest_do_not_make_a_new_identity(tmp_path):
     text = "path,pid,camera,split\nimages/b.jpg, 7 ,1,train\nimages/c.jpg,7,1, train\nimages/b.jpg,-1,1,train\n"
     assert datasets.read_dataset("manifest", manifest(tmp_path, text)).train.pids.tolist() == [7, 7]
 
 
 def touch(root, *names):
-    """Empty files: readers look at names alone."""
+    """Create empty files and return `root`. Readers only look at names."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
 
 
-# How each reader's names are written, from identity, camera and a running number; where; and the folders beside.
+# For each layout: the pattern of its file names (identity, camera, running number, NightReID's camera), their folder,
+# and other folders that must exist.
 PRINTED = {
     "night600": ("{0:04d}_c{1}_{2:06d}.jpg", "bounding_box_train", ("query", "bounding_box_test")),
     "market1501": ("{0:04d}_c{1}s1_{2:06d}_03.jpg", "bounding_box_train", ("query", "bounding_box_test")),
@@ -227,8 +228,8 @@ people = st.integers(-1, 3) | st.integers(-(10**20), 10**20)
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(people, st.integers(0, 20) | st.integers(0, 10**10)), min_size=1, max_size=5), st.data())
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_name_is_read_back_as_it_was_written_or_refused(name, pairs, data):
-    """Never as another identity or camera; identities and cameras without numbers are told apart alike."""
+def test_a_file_name_gives_the_identity_and_camera_it_was_made_from_or_is_refused(name, pairs, data):
+    """Check that no name is read as another identity or camera. Where names are free, only equality counts."""
     pattern, home, beside = PRINTED[name]
     written = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +263,8 @@ def test_a_name_is_read_back_as_it_was_written_or_refused(name, pairs, data):
             for path, pid, camera in zip(split.paths, split.pids, split.cameras, strict=True)
         }
     expected = {path: written[path] for path in back}
-    if name in ("folders", "manifest"):  # names that are no numbers are ranked
+    # These layouts replace names that are not numbers by ranks, so only equality can be compared.
+    if name in ("folders", "manifest"):
         for i in (0, 1):
             pairs_of = {(values[i], expected[path][i]) for path, values in back.items()}
             assert len(pairs_of) == len({a for a, _ in pairs_of}) == len({b for _, b in pairs_of})
@@ -273,7 +275,7 @@ def test_a_name_is_read_back_as_it_was_written_or_refused(name, pairs, data):
 @pytest.mark.parametrize(
     "name", ["10001R3C_0.jpg", "0001_c1x_0.jpg", "0001_c1s1x.jpg", "copy 0001_c1_0.jpg", "a0001_c2.jpg"]
 )
-def test_half_a_name_is_not_taken(tmp_path, name):
+def test_a_file_name_must_match_as_a_whole(tmp_path, name):
     home = touch(tmp_path, *(f"bounding_box_train/{n}" for n in ("0001R3C_0.jpg", "0001_c1_0.jpg", name)),
                  "query/0001_c1_0.jpg", "bounding_box_test/0001_c1_0.jpg")  # fmt: skip
     for source in ("market1501", "nightreid"):
@@ -285,9 +287,9 @@ def test_half_a_name_is_not_taken(tmp_path, name):
 NIGHT = ("bounding_box_train/1_c1_0.jpg", "query/1_c1_0.jpg", "bounding_box_test/1_c2_0.jpg")
 
 
-def test_what_is_not_read_is_counted_in_one_line(tmp_path, capsys):
+def test_skipped_files_are_counted_in_one_line(tmp_path, capsys):
     touch(tmp_path, *NIGHT, *(f"bounding_box_train/{name}" for name in (
-        "1_c1_0.TIF", "1_c1_1.tif", "1_c1_0.gif", "none", "._1_c1_0.jpg", "desktop.ini", "-1_c1_0.jpg", 
+        "1_c1_0.TIF", "1_c1_1.tif", "1_c1_0.gif", "none", "._1_c1_0.jpg", "desktop.ini", "-1_c1_0.jpg",
         "@eaDir/1_c1_0.jpg", ".ipynb_checkpoints/1_c1_0-checkpoint.jpg", "__MACOSX/1_c1_0.jpg", "notes/read.txt",
         "1_c1_1.JFIF")))  # fmt: skip
     assert len(datasets.read_dataset("market1501", tmp_path).train) == 2
@@ -297,7 +299,7 @@ def test_what_is_not_read_is_counted_in_one_line(tmp_path, capsys):
         assert part in line
 
 
-def test_hidden_folders_are_no_people(tmp_path):
+def test_hidden_folders_are_not_identities(tmp_path):
     people = [f"train/{name}/c1_0.jpg" for name in ("1", "2", ".ipynb_checkpoints", "__MACOSX", "@eaDir", "@EADIR")]
     data = datasets.read_dataset("folders", touch(tmp_path, *people, ".git/train/3/c1_0.jpg"))
     assert data.train.pids.tolist() == [1, 2]
@@ -305,7 +307,7 @@ def test_hidden_folders_are_no_people(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["unknown", "UNKNOWN", "nan", "None", "?", "null", "_unknown_"])
-def test_a_folder_of_unknown_people_is_nobody(tmp_path, name):
+def test_folders_of_unknown_people_are_skipped(tmp_path, name):
     data = datasets.read_dataset(
         "folders", touch(tmp_path, "train/1/c1_0.jpg", f"train/{name}/c1_0.jpg", f"train/{name}/c2_0.jpg")
     )
@@ -313,7 +315,7 @@ def test_a_folder_of_unknown_people_is_nobody(tmp_path, name):
     assert len(data.skipped["of unknown identity"]) == 2
 
 
-def test_folders_001_and_1_are_one_person_and_accents_do_not_matter(tmp_path):
+def test_folders_001_and_1_are_one_person_and_so_are_two_spellings_of_an_accent(tmp_path):
     data = datasets.read_dataset("folders", touch(tmp_path, "train/001/c1.jpg", "train/2/c1.jpg", "gallery/1/c2.jpg"))
     assert data.train.pids.tolist() == [1, 2]
     assert data.gallery.pids.tolist() == [1]
@@ -345,7 +347,7 @@ def test_images_in_sub_folders_are_refused_with_their_count(tmp_path, name, extr
 
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "manifest"])
 @pytest.mark.parametrize("outside", ["Archive", "Some/Archive"])
-def test_an_archive_unpacked_one_level_deeper_is_found(tmp_path, name, outside):
+def test_the_error_names_the_data_folder_inside_an_unpacked_archive(tmp_path, name, outside):
     inside = {
         "msmt17": ("list_train.txt", "train/1.jpg"), "rgbnt201": ("train_171/RGB/1_cam1.jpg",),
         "knight": ("Person/1/cam1_0.jpg",), "bright": ("1_c1_0.jpg",), "folders": ("Train/1/c1_0.jpg",),
@@ -362,7 +364,7 @@ def test_an_archive_unpacked_one_level_deeper_is_found(tmp_path, name, outside):
             datasets.read_dataset(name, tmp_path)
 
 
-def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
+def test_an_archive_that_is_not_unpacked_is_refused(tmp_path):
     (tmp_path / "m.zip").touch()
     with pytest.raises(InputError, match=r"m.zip is a file: unpack it"):
         datasets.read_dataset("market1501", tmp_path / "m.zip")

@@ -1,4 +1,4 @@
-"""Killed, told to end, damaged, out of disk, started twice: nothing saved is lost, and the run says what to do."""
+"""Test that signals, damage, a full disk and a second process lose no checkpoint, and that messages say what to do."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def start(place, workdir):
 
 
 def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
-    """SIGTERM in mid-epoch: status 143, and the same command ends with the weights of a run left alone."""
+    """Send SIGTERM during an epoch. The same command then continues to the weights of an uninterrupted run."""
     ended = start(place, tmp_path / "ended")
     log, deadline = tmp_path / "ended/metrics.jsonl", time.time() + 200
     while not log.exists() or log.read_text().count("loss") < 3:
@@ -41,7 +41,8 @@ def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
         time.sleep(0.005)
     ended.send_signal(signal.SIGTERM)
     output, errors = ended.communicate(timeout=200)
-    assert ended.returncode == 143, errors  # A scheduler takes 0 for a job that is done.
+    # A scheduler would take status 0 for a finished job.
+    assert ended.returncode == 143, errors
     last = output.splitlines()[-1]
     assert "saved; the same command continues from there" in last
     step = int(last.split("after step ")[1].split()[0])
@@ -52,7 +53,7 @@ def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(tmp_path / "whole"))
 
 
-def test_a_signal_ends_at_once_before_the_first_step_and_in_order_after_it():
+def test_a_signal_before_the_first_step_stops_at_once_and_a_later_one_after_the_step():
     with Termination(99), pytest.raises(Stopped, match="the same command continues from there") as stopped:
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.status == 99
@@ -68,7 +69,7 @@ def end_a_row(number):
         signal.raise_signal(number)
 
 
-def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeypatch):
+def test_ctrl_c_saves_and_a_second_ctrl_c_stops_at_once(place, tmp_path, monkeypatch):
     with Termination(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     with Termination() as termination:
@@ -78,7 +79,8 @@ def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(place, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    for number, ends in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)):  # in a row's last step
+    # A signal in the last step of an ablation's row must still stop the ablation.
+    for number, ends in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)):
         with Termination(), pytest.raises(ends):
             end_a_row(number)
 
@@ -133,7 +135,7 @@ def empty_the_scores(saved):
 
 
 def change_a_weight(saved):
-    """Whole to Orbax, but not what was saved."""
+    """Replace the weights by others that Orbax can read."""
     description, variables = checkpoint.load(saved, make_mesh())
     variables = jax.tree.map(lambda x: np.asarray(x) + 1, variables)
     model = (saved / "model" / "metadata").read_text()
@@ -157,10 +159,11 @@ def change_a_weight(saved):
         change_a_weight,
     ],
 )
-def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, tmp_path, capsys, spoil):
+def test_if_the_newest_checkpoint_is_damaged_the_previous_one_is_used(place, finished, tmp_path, capsys, spoil):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    (run / "checkpoints" / "²").mkdir()  # no step
+    # This name is not a step number, although str.isdigit says so.
+    (run / "checkpoints" / "²").mkdir()
     before, last = runs.saved_steps(run)[-2:]
     spoil(run / "checkpoints" / str(last))
     config = configuration.load_config(run / "config.json")
@@ -172,17 +175,18 @@ def test_of_a_damaged_newest_checkpoint_the_one_before_is_used(place, finished, 
     jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
 
 
-def test_when_all_checkpoints_are_damaged_nothing_is_trained_over_them(finished, tmp_path):
+def test_if_all_checkpoints_are_damaged_training_does_not_start(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     for step in runs.saved_steps(run):
         lose_a_folder(run / "checkpoints" / str(step))
-    for _ in range(2):  # a cluster starts it again
+    # The second attempt stands for a cluster that restarts the job.
+    for _ in range(2):
         with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to begin anew"):
             train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
 
 
-GO_ON = """
+RESUME = """
 import sys, jax
 from pathlib import Path
 from nrsrd_jax import checkpoint, config, training
@@ -196,15 +200,15 @@ one_line(lambda: training.train(config.load_config(run / "config.json"), run))
 
 
 def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
-    """The file system refuses in the middle of a save, or is too full before it; with room made the run continues."""
+    """Let the disk be full before a save, or become full during it. After space is made, the run continues."""
     run = tmp_path / "run"
     run.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "none", str(run)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
 
-    def go_on(when):
-        done = people.start(["-c", GO_ON, run, when])
+    def resume(when):
+        done = people.start(["-c", RESUME, run, when])
         _, errors = done.communicate(timeout=200)
         return done.returncode, errors
 
@@ -213,24 +217,25 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
         shutil.copytree(finished, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns(str(last), "tensorboard"))
         (run / "ballast").write_bytes(bytes(shutil.disk_usage(run).free - 2**19))
         for when in ("midway", "before"):
-            status, said = go_on(when)
+            status, said = resume(when)
             assert (status, f"the last good one is {before}. Make room" in said) == (2, True), said
             assert runs.saved_steps(run)[-1] == before
         (run / "ballast").unlink()
-        assert go_on("before")[0] == 0
+        assert resume("before")[0] == 0
         jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
     finally:
         subprocess.run(["umount", "--lazy", run], check=True)
 
 
-def test_a_work_directory_has_one_owner(place, tmp_path):
+def test_two_processes_cannot_use_the_same_work_directory(place, tmp_path):
     with owned(tmp_path / "run"), pytest.raises(InputError, match=rf"is in use by process {os.getpid()} on \S+; wait"):
         train(small_config(place), tmp_path / "run", jax.devices()[:1])
+    # The directory can be used again once the first owner is done.
     with owned(tmp_path / "run"):
-        pass  # free again
+        pass
 
 
-def test_a_loss_that_is_not_finite_names_its_batch(place, tmp_path):
+def test_the_error_for_a_loss_that_is_not_finite_names_the_batch(place, tmp_path):
     with pytest.raises(
         InputError, match=r"not finite at step 2: .*id_real nan, .*loss nan, .*triplet_real nan"
     ) as error:
@@ -243,14 +248,14 @@ def test_a_loss_that_is_not_finite_names_its_batch(place, tmp_path):
     assert not runs.saved_steps(tmp_path / "run")
 
 
-def test_too_little_device_memory_shows_before_the_first_step(place, tmp_path, monkeypatch):
+def test_too_little_device_memory_is_an_error_before_the_first_step(place, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "free_memory", lambda: 2**10)
     with pytest.raises(InputError, match=r"takes 0\.0 GiB of each device, of which 0\.0 are free: lower train"):
         train(small_config(place), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run/metrics.jsonl").read_text()
 
 
-def test_the_operation_behind_a_nan_is_found(place, tmp_path):
+def test_debug_nans_names_the_operation_that_gave_nan(place, tmp_path):
     config = small_config(place, optim__lr=1e30, train__debug_nans=True, train__batch_size=4)
     with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):
         train(config, tmp_path / "run", jax.devices()[:1])

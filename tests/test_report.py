@@ -1,4 +1,4 @@
-"""The report: lists in the metrics' order, thresholds as if all pairs were sorted, pictures within their bytes."""
+"""Test the report: rankings agree with the metrics, thresholds with sorted pairs, pictures with their size limit."""
 
 import base64
 import io
@@ -32,46 +32,48 @@ def ranking(distances, query_ids, gallery_ids, query_views, gallery_views, top=1
     return read_ranking(lambda rows: distances[rows], *labels, top=top)
 
 
-def test_a_list_by_hand():
-    """Query: identity 1, camera 1. Gallery image 2 is of its camera: listed where it is, but not counted."""
+def test_a_ranking_worked_out_by_hand():
+    """Rank five images for a query of identity 1, camera 1. Image 2 is from its camera, so it is not counted."""
     lists, pairs = ranking([[0.5, 0.3, 0.1, 0.3, 0.9]], [1], [1, 2, 1, 3, 1], [1], [2, 1, 1, 1, 2], top=3)
     first = lists[0]
-    assert first.gallery.tolist() == [2, 1, 3, 0]  # of equal distances the earlier gallery image
+    # At equal distances, the earlier gallery image comes first.
+    assert first.gallery.tolist() == [2, 1, 3, 0]
     assert first.outcome == ["left out", "wrong", "wrong", "right"]
     assert first.rank.tolist() == [0, 1, 2, 3]
     np.testing.assert_array_equal(first.distance, np.float32([0.1, 0.3, 0.3, 0.5]))
     assert (pairs.genuine.sum(), pairs.impostor.sum()) == (2, 2)
 
 
-def test_many_images_left_out_do_not_crowd_a_list():
-    """Twenty copies of the query's own camera are nearest: five are shown, fifteen told of."""
+def test_a_ranking_lists_at_most_five_of_the_images_left_out():
+    """Put twenty images from the query's own camera nearest. Five are listed, and fifteen are counted as hidden."""
     distances = [*np.linspace(0.1, 0.2, 20), 0.5, 0.6]
     lists, _ = ranking([distances], [1], [1] * 21 + [2], [1], [1] * 20 + [2, 2])
     assert lists[0].gallery.tolist() == [0, 1, 2, 3, 4, 20, 21]
     assert (lists[0].rank.tolist(), lists[0].hidden) == ([0] * 5 + [1, 2], 15)
 
 
-def test_a_first_match_beyond_the_list_ends_it_with_its_rank():
+def test_a_first_match_beyond_the_end_of_a_ranking_is_added_with_its_rank():
     lists, _ = ranking([[0.1, 0.1, 0.3, 0.2, 0.1]], [1], [2, 3, 1, 1, 4], [1], [2, 2, 2, 1, 2], top=2)
     assert lists[0].gallery.tolist() == [0, 1, 2]
     assert (lists[0].outcome, lists[0].rank.tolist()) == (["wrong", "wrong", "right"], [1, 2, 4])
 
 
-def test_a_query_without_a_match_has_a_list_too():
+def test_a_query_without_a_match_has_a_ranking():
     lists, _ = ranking([[0.2, 0.1]], [7], [1, 2], [1], [1, 1])
     assert (lists[0].gallery.tolist(), lists[0].outcome) == ([1, 0], ["wrong", "wrong"])
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1))
-def test_lists_agree_with_the_metrics(seed):
-    """The first right entry's rank is metrics.first_match, also where distances are equal."""
+def test_rankings_agree_with_the_metrics(seed):
+    """Check that the first right entry has the rank metrics.first_match, also where distances are equal."""
     rng = np.random.default_rng(seed)
     queries, gallery = 4, 20
     distances = rng.integers(-1, 4, (queries, gallery)).astype(np.float32) / 4
     ids = rng.integers(0, 4, queries), rng.integers(0, 4, gallery)
     views = rng.integers(0, 3, queries), rng.integers(0, 3, gallery)
-    ids[0][0], views[0][0], ids[1][0], views[1][0] = 0, 0, 0, 1  # one match at least
+    # Make sure that there is a match.
+    ids[0][0], views[0][0], ids[1][0], views[1][0] = 0, 0, 0, 1
     metrics = rank_metrics(distances, *ids, *views)
     lists, _ = ranking(distances, *ids, *views, top=3)
     for ranked, first in zip(lists, metrics.first_match, strict=True):
@@ -80,7 +82,7 @@ def test_lists_agree_with_the_metrics(seed):
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1e-3, 1.0, 3.0]))
-def test_thresholds_are_those_of_all_pairs_sorted(seed, spread):
+def test_thresholds_agree_with_all_pairs_sorted(seed, spread):
     rng = np.random.default_rng(seed)
     distances = (rng.random((30, 40)) * spread).astype(np.float32)
     ids, views = (rng.integers(0, 5, 30), rng.integers(0, 5, 40)), (rng.integers(0, 2, 30), rng.integers(0, 2, 40))
@@ -91,7 +93,8 @@ def test_thresholds_are_those_of_all_pairs_sorted(seed, spread):
     assert pairs.rates() == [one_in for one_in in (10, 100, 1000, 10_000) if one_in <= len(impostor)]
     for one_in in pairs.rates():
         threshold, false_rate, true_rate = pairs.threshold(one_in)
-        exact = impostor[len(impostor) // one_in]  # the nearest impostor that must not pass
+        # This is the nearest impostor that must not pass.
+        exact = impostor[len(impostor) // one_in]
         assert exact - max(exact * RESOLUTION, SMALLEST) <= threshold <= exact
         assert false_rate == (impostor < threshold).mean() <= 1 / one_in
         assert true_rate == (genuine < threshold).mean()
@@ -99,7 +102,7 @@ def test_thresholds_are_those_of_all_pairs_sorted(seed, spread):
     assert (of_genuine.sum(), of_impostor.sum()) == (len(genuine), len(impostor))
 
 
-def test_blocks_of_queries_give_what_one_block_gives(monkeypatch):
+def test_blocks_of_queries_do_not_change_rankings_and_thresholds(monkeypatch):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, 11), rng.integers(0, 4, 50), rng.integers(0, 3, 11), rng.integers(0, 3, 50)
     distances = rng.random((11, 50))
@@ -111,15 +114,15 @@ def test_blocks_of_queries_give_what_one_block_gives(monkeypatch):
 
 
 def test_equal_or_negative_distances_are_counted():
-    """Rounding may put the distance of two copies a little below 0."""
+    """Use a negative distance, since rounding may put the distance of two copies a little below 0."""
     pairs = Pairs()
     pairs.add(np.float32([[-1e-7, 0.0, 0.0]]), np.array([[True, False, False]]), np.zeros((1, 3), bool))
     assert pairs.threshold(1)[1:] == (1, 1)
     assert [x.sum() for x in pairs.bars()[1:]] == [1, 2]
 
 
-def test_pictures_keep_to_their_bytes():
-    """Noise, which nothing compresses: fewer bytes give coarser pictures, then fewer, the important ones."""
+def test_pictures_stay_within_the_size_limit():
+    """Use noise, which cannot be compressed. A lower limit gives coarser pictures, then fewer."""
     noise = np.random.default_rng(0).integers(0, 256, (2000, 64, 32, 3), np.uint8)
     images = [(noise, i) for i in range(len(noise))]
     for budget, some_left_out in ((8_000_000, False), (4_000_000, False), (400_000, True), (0, True)):
@@ -142,18 +145,19 @@ def test_a_picture_dimmed_by_its_factor_is_the_image():
     assert pictures.encode(np.zeros((64, 32, 3), np.uint8), 128, 80).factor > 0
 
 
-def test_the_worst_queries_and_their_lists_come_first():
+def test_the_worst_queries_and_their_rankings_come_first():
     distances = np.float32([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.1, 0.2, 0.3]])
     labels = [np.array(x) for x in ([1, 1, 9], [1, 2, 3], [1, 1, 1], [2, 2, 2])]
     order = worst_first(rank_metrics(distances, *labels))
-    assert order.tolist() == [1, 0, 2]  # the last has no match
+    # The last query has no match.
+    assert order.tolist() == [1, 0, 2]
     lists, _ = ranking(distances, *labels, top=1)
     assert by_importance(order, lists) == [
         ("query", 1), ("gallery", 2), ("gallery", 0), ("query", 0), ("query", 2),
     ]  # fmt: skip
 
 
-def test_curves_of_a_run_that_was_killed(tmp_path):
+def test_curves_of_a_killed_run_are_read(tmp_path):
     lines = [{"step": i, "epoch": 1, "loss": 3 - i / 1000, "id_real": 1.0, "accuracy_real": 0.5} for i in range(1000)]
     lines += [{"step": 1000, "epoch": 1, "mAP": 0.25, "rank1": 0.5, "queries": 4}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -161,14 +165,15 @@ def test_curves_of_a_run_that_was_killed(tmp_path):
     loss, accuracy, evaluation = read_curves(tmp_path)
     assert [series["name"] for series in loss["series"]] == ["loss", "id_real"]
     assert len(loss["series"][0]["points"]) == 300
-    assert loss["series"][0]["points"][0] == [1.5, 2.9985]  # the mean of the first four
+    # A point is the mean of four steps.
+    assert loss["series"][0]["points"][0] == [1.5, 2.9985]
     assert accuracy["series"][0]["points"][0][1] == 50
     assert [series["points"] for series in evaluation["series"]] == [[[1000, 25]], [[1000, 50]]]
     assert read_curves(tmp_path / "elsewhere") == []
 
 
-def test_every_loss_term_is_drawn_on_an_axis_that_shows_it(tmp_path):
-    """Whatever its name. Numbers of another kind are no losses."""
+def test_every_loss_term_is_drawn_on_an_axis_of_its_size(tmp_path):
+    """Include terms with unknown names. Other numbers in the log are not losses and are not drawn."""
     others = {"learning_rate": 1e-3, "gradient_norm": 9.0, "images_per_second": 300.0, "time": 1e9, "leverage": 1.0}
     terms = {"loss": 8.0, "id_real": 3.0, "contrastive": 2.0, "distill": 2e-3, "my_term": 1e-3, "nothing": 0.0}
     rows = [{"step": i, "epoch": 1, "accuracy_real": 0.5} | terms | others for i in range(1, 4)]
@@ -185,15 +190,15 @@ def test_every_loss_term_is_drawn_on_an_axis_that_shows_it(tmp_path):
     }
 
 
-def test_no_text_ends_the_script_that_holds_it():
+def test_embedded_text_cannot_close_its_script_element():
     text = embedded({"<!--": "</script>&amp;\u2028'\""})
     assert not set(text) & set("<>&")
     assert json.loads(text) == {"<!--": "</script>&amp;\u2028'\""}
 
 
 @pytest.mark.parametrize("norm_ratio", [None, NormRatio()])
-def test_maps_are_those_of_the_probe(norm_ratio):
-    """Within half of a step of 255: norms on one scale for all, attention on each image's own."""
+def test_overlays_show_the_maps_of_the_probe(norm_ratio):
+    """Check within one of 255 levels. Norms share one scale; attention has a scale for each image."""
     description, variables = small_model(norm_ratio=norm_ratio)
     probe = Probe(description, variables, make_mesh())
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 16, 3), np.uint8)
@@ -224,7 +229,7 @@ def test_maps_are_those_of_the_probe(norm_ratio):
         ("/proc", "--report: cannot write in /proc: "),
     ],
 )
-def test_a_report_that_cannot_be_written_ends_before_images_are_embedded(tmp_path, monkeypatch, name, message):
+def test_a_report_that_cannot_be_written_is_refused_before_images_are_embedded(tmp_path, monkeypatch, name, message):
     write_night(tmp_path / "night", frames=1)
     save_weights(tmp_path / "weights", *small_model(), {})
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Re-ranking gives what the official code gives, in less memory."""
+"""Test that re-ranking equals the official code and stays within its announced memory."""
 
 import tracemalloc
 
@@ -18,8 +18,8 @@ def unit(features):
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def test_official_distances_and_metrics(golden):
-    """The official code keeps weights in float16: in float32 it gives ours, and differs from itself by up to 2.4e-3."""
+def test_distances_and_metrics_equal_the_official_ones(golden):
+    """Compare with the official code in float32, and in its usual float16, which differs from it by up to 2.4e-3."""
     g = golden("metrics")
     labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
     ours = k_reciprocal(g["qf"], g["gf"])
@@ -36,7 +36,7 @@ def test_official_distances_and_metrics(golden):
 
 
 def dense(query, gallery, k1, k2, lambda_value):
-    """Zhong et al.'s algorithm, straight from the paper: N×N, image by image."""
+    """Return the distances by Zhong et al.'s algorithm as the paper states it: N×N, image by image."""
     features = unit(np.concatenate([query, gallery]))
     count = len(features)
     distances = np.square(features[:, None] - features[None]).sum(-1)
@@ -71,8 +71,8 @@ def dense(query, gallery, k1, k2, lambda_value):
     st.integers(1, 9),
     st.floats(0, 1),
 )
-def test_equal_to_the_paper(seed, queries, gallery, k1, k2, lambda_value):
-    """With more neighbours asked for than there are images, too."""
+def test_distances_equal_those_of_the_papers_algorithm(seed, queries, gallery, k1, k2, lambda_value):
+    """Include numbers of neighbours that exceed the number of images."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((5, 16))
     features = centres[rng.integers(5, size=queries + gallery)] + 0.4 * rng.standard_normal((queries + gallery, 16))
@@ -81,7 +81,7 @@ def test_equal_to_the_paper(seed, queries, gallery, k1, k2, lambda_value):
     np.testing.assert_allclose(k_reciprocal(query, gallery, k1, k2, lambda_value), expected, atol=2e-5)
 
 
-def test_blocks_change_nothing(golden, monkeypatch):
+def test_blocks_do_not_change_the_distances(golden, monkeypatch):
     g = golden("metrics")
     expected = k_reciprocal(g["qf"][:50], g["gf"][:300])
     monkeypatch.setattr(rerank, "BLOCK", 3)
@@ -89,7 +89,7 @@ def test_blocks_change_nothing(golden, monkeypatch):
     np.testing.assert_allclose(k_reciprocal(g["qf"][:50], g["gf"][:300]), expected, atol=1e-6)
 
 
-def test_without_a_share_of_the_old_distance_or_with_nothing_else(golden):
+def test_lambda_1_gives_the_original_distances_and_lambda_0_leaves_them_out(golden):
     g = golden("metrics")
     query, gallery = g["qf"][:20], g["gf"][:100]
     everything = unit(np.concatenate([query, gallery]))
@@ -103,10 +103,11 @@ def test_without_a_share_of_the_old_distance_or_with_nothing_else(golden):
 
 @pytest.mark.parametrize(("spread", "quick"), [(1.0, True), (1e-2, True), (1e-6, False)])
 def test_the_quick_search_finds_the_neighbours_that_float64_finds(spread, quick):
-    """Two groups far apart, say day and night: the closer their members, the less float32 can tell of them."""
+    """Use two groups far apart, such as day and night. The closer their members, the less float32 can separate them."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(2, 32))[rng.integers(2, size=300)] + spread * rng.normal(size=(300, 32))
-    features[250:] = features[200:250]  # copies
+    # The last images are copies of others.
+    features[250:] = features[200:250]
     rows = centred_rows(features[:0], features)[1]
     exact = np.square(rows[:, None] - rows[None]).sum(-1).astype(np.float32)
     expected = np.argsort(exact, axis=1, kind="stable")[:, :9]
@@ -118,7 +119,7 @@ def test_the_quick_search_finds_the_neighbours_that_float64_finds(spread, quick)
         np.testing.assert_array_equal(neighbours, expected)
         np.testing.assert_array_equal(farthest, exact.max(1))
     else:
-        # Equal float32 distances may rank otherwise.
+        # Distances that are equal in float32 may have another order.
         near = np.take_along_axis(exact, neighbours, 1)
         np.testing.assert_allclose(near, np.take_along_axis(exact, expected, 1), atol=1e-14)
 
@@ -128,14 +129,14 @@ def test_identical_images_and_images_of_zeros_have_finite_distances():
         assert np.isfinite(k_reciprocal(features[:2], features[2:])).all()
 
 
-def test_says_what_it_takes_first(capsys, monkeypatch):
+def test_re_ranking_announces_its_memory_and_time(capsys, monkeypatch):
     monkeypatch.setattr(rerank, "WORTH_TELLING", 0)
     k_reciprocal(np.eye(3), np.eye(3))
     assert "re-ranking 6 images: at most 0.0 GiB, about 0 s" in capsys.readouterr().err
 
 
-def test_takes_no_more_host_memory_than_it_says():
-    """A device's own is not seen here; benchmarks/evaluation.py measures the whole process."""
+def test_re_ranking_stays_within_the_announced_host_memory():
+    """Measure the memory of NumPy only. benchmarks/evaluation.py measures the whole process, including JAX."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((50, 32))
     features = (centres[rng.integers(50, size=3000)] + rng.standard_normal((3000, 32))).astype(np.float32)
@@ -147,7 +148,7 @@ def test_takes_no_more_host_memory_than_it_says():
     assert peak < rerank.memory_bound(3000, 32, 20, 6)
 
 
-def test_a_permuted_gallery_and_scaled_features_change_nothing(golden):
+def test_permuting_the_gallery_or_scaling_features_does_not_change_distances(golden):
     g = golden("metrics")
     query, gallery = g["qf"][:30], g["gf"][:300]
     expected = k_reciprocal(query, gallery)
@@ -155,14 +156,14 @@ def test_a_permuted_gallery_and_scaled_features_change_nothing(golden):
     np.testing.assert_allclose(k_reciprocal(3 * query, gallery[order]), expected[:, order], atol=2e-6)
 
 
-def test_query_expansion_by_hand():
+def test_query_expansion_equals_that_worked_out_by_hand():
     query, gallery = np.array([[2.0, 0]]), np.array([[0, 1.0], [3, 0], [0.6, 0.8]])
     np.testing.assert_allclose(expand_queries(query, gallery, 2), [[(1 + 1 + 0.6) / 3, 0.8 / 3]], rtol=1e-6)
     np.testing.assert_allclose(expand_queries(query, gallery, 9), [[2.6 / 4, 1.8 / 4]], rtol=1e-6)
 
 
 def nearly_parallel(seed=0):
-    """Features of 40 queries and 120 gallery images of 10 people, all cosines above 0.9999."""
+    """Return features of 40 queries and 120 gallery images of 10 people, with all cosines above 0.9999."""
     rng = np.random.default_rng(seed)
     centres, common = rng.standard_normal((10, 64)), 300 * rng.standard_normal(64)
     rows = common + centres[np.arange(160) % 10] + 0.7 * rng.standard_normal((160, 64))
@@ -172,7 +173,7 @@ def nearly_parallel(seed=0):
 
 @pytest.mark.parametrize(("devices", "block"), [(1, 7), (8, 3), (8, 256)])
 def test_nearly_parallel_features_are_reranked_as_in_float64(monkeypatch, devices, block):
-    """Neighbours, distances and order; also of expanded queries."""
+    """Compare distances and order, also with expanded queries."""
     query, gallery = nearly_parallel()
     monkeypatch.setattr(rerank, "BLOCK", block)
     mesh = make_mesh(0, devices=jax.devices()[:devices])
@@ -194,7 +195,7 @@ def test_nearly_parallel_features_are_reranked_as_in_float64(monkeypatch, device
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"k1": 0}, "k1 is 0"), ({"k2": 1.5}, "k2 is 1.5"), ({"lambda_value": 1.1}, r"lambda_value is 1.1.*0\.\.1"),
 ])  # fmt: skip
-def test_parameters_out_of_range_are_named(arguments, message):
+def test_parameters_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         k_reciprocal(np.eye(3), np.eye(3), **arguments)
     with pytest.raises(ValueError, match="at least 1"):

@@ -1,4 +1,4 @@
-"""IDE, PCB, BoT and AGW equal the official PyTorch codes."""
+"""Test that IDE, PCB, BoT and AGW equal the official PyTorch code."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 WEIGHTS = dict.fromkeys(TERMS, 0.0)
-# By file: the backbone, and the weights and options of its losses.
+# For each golden file: the backbone and the weights of its losses.
 METHODS = {
     "bot": ("bot_resnet50", {"id_real": 1.0, "triplet_real": 1.0, "center_real": 0.0005}),
     "agw": ("agw_resnet50", {"id_real": 1.0, "weighted_real": 1.0, "center_real": 0.0005}),
@@ -39,7 +39,7 @@ OPTIONS = {"margin": 0.3, "label_smoothing": 0.1, "weighted_form": "official"}
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow():
-    """The golden networks are an eighth as wide as the real ones, and less deep."""
+    """Make the ResNets as narrow and shallow as the golden networks, which have an eighth of the real width."""
     with pytest.MonkeyPatch.context() as patch:
         for name, spec in MODELS.items():
             if "resnet50" in name:
@@ -74,13 +74,14 @@ def model_of(file, backbone):
 
 
 def weight_of(file, name):
-    names = (f"w/{name}", f"w/{name.replace('base.', 'model.')}", name)  # The centres have no prefix.
+    # The centres have no prefix.
+    names = (f"w/{name}", f"w/{name.replace('base.', 'model.')}", name)
     return next(file[each] for each in names if each in file)
 
 
 @pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("method", METHODS)
-def test_the_tested_feature_is_the_official_one(reference, method):
+def test_the_test_feature_equals_the_official_one(reference, method):
     file = reference(method)
     description, variables, _ = model_of(file, METHODS[method][0])
     out = jax.jit(description.create_model().apply)(variables, images(file))
@@ -105,7 +106,7 @@ def test_the_tested_feature_is_the_official_one(reference, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_official_file_comes_in_and_goes_out_as_it_is(reference, method, tmp_path):
+def test_an_official_file_is_imported_and_exported_without_change(reference, method, tmp_path):
     file, backbone = reference(method), METHODS[method][0]
     tensors = {name.removeprefix("w/"): value for name, value in file.items() if name.startswith("w/")}
     torch_file.save(tmp_path / "in.pth", tensors)
@@ -121,7 +122,7 @@ def test_an_official_file_comes_in_and_goes_out_as_it_is(reference, method, tmp_
     assert all(exported[name].tobytes() == value.tobytes() for name, value in tensors.items())
 
 
-def test_imagenet_weights_start_any_method(reference, tmp_path):
+def test_any_method_can_start_from_imagenet_weights(reference, tmp_path):
     names = ("conv1", "bn1", "layer")
     tensors = {
         name.removeprefix("w/model."): value
@@ -148,7 +149,7 @@ def test_imagenet_weights_start_any_method(reference, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_gradients_and_statistics_of_a_training_step(reference, method):
+def test_losses_gradients_and_statistics_of_a_step_equal_the_official_ones(reference, method):
     file = reference(method)
     backbone, weights = METHODS[method]
     description, variables, slots = model_of(file, backbone)
@@ -170,7 +171,7 @@ def test_losses_gradients_and_statistics_of_a_training_step(reference, method):
     for name, norm in norms.items():
         name = name.replace("model.", "base.")
         if name not in slots:
-            assert not norm, f"{name} should reach nothing"
+            assert not norm, f"{name} should have no gradient"
             continue
         ours = slots[name].to_torch(np.asarray(at(gradients, slots[name].path[1:])))
         np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
@@ -182,7 +183,7 @@ def test_losses_gradients_and_statistics_of_a_training_step(reference, method):
             close(at(statistics, slots[found].path[1:]), value)
 
 
-def test_two_steps_of_bot_by_adam_and_of_its_centres_by_sgd(reference):
+def test_two_steps_of_bot_with_adam_and_sgd_for_centres_equal_the_official_ones(reference):
     file = reference("bot")
     description, variables, slots = model_of(file, "bot_resnet50")
     optimizer = make_optimizer("adam", momentum=0.9, decay=5e-4, centers=0.5 / 0.0005)
@@ -208,7 +209,7 @@ def test_without_a_centre_loss_centres_stay_as_they_are():
     assert moved["classifier"].all()
 
 
-def test_schedule_of_bot_and_agw(reference):
+def test_the_learning_rates_of_bot_and_agw_equal_the_official_ones(reference):
     choice = {"base": 3.5e-4, "group_factor": 1.0, "epochs": 120, "warmup_epochs": 10, "warmup_factor": 0.01}
     with jax.enable_x64(True):
         rates = [learning_rate(t, **choice, final_factor=0.0, milestones=(40, 70)) for t in range(1, 121)]
@@ -216,7 +217,7 @@ def test_schedule_of_bot_and_agw(reference):
 
 
 @pytest.mark.parametrize("scale", ["0.1", "1", "2", "4"])
-def test_losses_at_every_scale_of_the_features(reference, scale):
+def test_losses_equal_the_official_ones_at_every_scale_of_the_features(reference, scale):
     file = reference("losses_rivals")
     features, labels = jnp.asarray(file["feats"] * np.float32(scale)), file["labels"]
     for name, loss in (
@@ -228,7 +229,7 @@ def test_losses_at_every_scale_of_the_features(reference, scale):
         close(gradient, file[f"{name}_x{scale}/grad"])
 
 
-def test_centre_loss_and_smoothed_identity_loss(reference):
+def test_centre_loss_and_smoothed_identity_loss_equal_the_official_ones(reference):
     file = reference("losses_rivals")
     value, (features, centers) = jax.value_and_grad(center_loss, (0, 2))(file["feats"], file["labels"], file["centers"])
     close(value, file["center/loss"])
@@ -239,21 +240,21 @@ def test_centre_loss_and_smoothed_identity_loss(reference):
     close(gradient, file["label_smooth/grad"])
 
 
-def test_the_exact_weights_do_not_vanish_where_features_are_far_apart():
+def test_exact_triplet_weights_do_not_vanish_if_features_are_far_apart():
     features = jnp.asarray(np.random.default_rng(0).normal(size=(12, 64)) * 10, jnp.float32)
     labels = jnp.repeat(jnp.arange(3), 4)
     exact, official = (weighted_triplet_loss(features, labels, form=form) for form in ("exact", "official"))
     assert official > 50 > 20 > exact > 0
 
 
-def test_pooling_and_non_local_blocks(reference):
+def test_pooling_equals_the_official_one_and_non_local_blocks_start_as_the_identity(reference):
     file = reference("agw")
     for power in ("1", "3", "6.5"):
         x, p = jnp.asarray(file["gem/x"].transpose(0, 2, 3, 1)), jnp.asarray([float(power)])
         close(generalized_mean(x, p), file[f"gem/y_p{power}"])
     block = NonLocal(1)
     x = jnp.asarray(file["nonlocal/x"].transpose(0, 2, 3, 1))
-    assert not np.any(block.init_with_output(jax.random.key(0), x, False, 1)[0] - x)  # the identity at first
+    assert not np.any(block.init_with_output(jax.random.key(0), x, False, 1)[0] - x)
     for height in (6, 8, 13, 16, 24):
         pooled = strips(jnp.asarray(reference("pcb")[f"pool/x_{height}"].transpose(0, 2, 3, 1)))
         close(pooled.swapaxes(1, 2), reference("pcb")[f"pool/y_{height}"], 1e-6)

@@ -1,4 +1,4 @@
-"""Results: none is lost, none is written through a link, and a table says what it is of."""
+"""Test that no result is lost or written through a link, and that tables name what they describe."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, weights):
-    """night/, and in weights/ a checkpoint with random weights."""
+    """Write a data set to night/ and a checkpoint with random weights to weights/. Return their folder."""
     write_night(tmp_path / "night", frames=1)
     shutil.copytree(weights, tmp_path / "weights")
     return tmp_path
@@ -35,12 +35,12 @@ def evaluate(place, options=(), **arguments):
 
 
 def kept(folder):
-    """The record in every result, by file name."""
+    """Return the content of every result file by its name."""
     return {path.name: json.loads(path.read_text()) for path in folder.glob("result*.json")}
 
 
-def test_a_second_evaluation_loses_no_result(place):
-    """Of another data set, protocol or option; result.json stays the plain one."""
+def test_a_second_evaluation_keeps_earlier_results(place):
+    """Evaluate with another data set, protocol or option. result.json stays that of the default evaluation."""
     write_night(place / "other", frames=1)
     write_images(place / "other/query", [100], cameras=(1,), frames=1, seed=9)
     changes = [
@@ -70,7 +70,8 @@ def test_a_second_evaluation_loses_no_result(place):
     before = kept(place / "weights")["result.json"]
     evaluate(place)
     again = kept(place / "weights")
-    assert set(again) == set(written)  # The same evaluation replaces its own result.
+    # The same evaluation replaces its own result.
+    assert set(again) == set(written)
     assert again["result.json"]["mAP"] == before["mAP"]
 
 
@@ -92,7 +93,7 @@ def record(folder, trained_data=OWN_LISTS, **changes):
 
 
 def test_results_of_earlier_weights_are_kept(tmp_path):
-    """The run went on training: result.json is of its best weights now."""
+    """Evaluate other weights of the run, as after more training. result.json then holds their result."""
     assert record(tmp_path) == record(tmp_path, weights_sha256="b") == "result.json"
     assert sorted(x["weights_sha256"] for x in kept(tmp_path).values()) == ["a", "b"]
     assert kept(tmp_path)["result.json"]["weights_sha256"] == "b"
@@ -100,8 +101,8 @@ def test_results_of_earlier_weights_are_kept(tmp_path):
     assert sorted(x["weights_sha256"] for x in kept(tmp_path).values()) == ["a", "b", "c"]
 
 
-def test_a_run_knows_its_own_test(tmp_path):
-    """Other lists have a name of their own, also if they come first; moved data are the same."""
+def test_result_json_is_for_the_test_set_of_the_run(tmp_path):
+    """Check that other lists get another file name, also if they come first, and that moved data count as the same."""
     other = {"targets": {"market1501": {"query_list_sha256": "x", "gallery_list_sha256": "g"}}}
     assert record(tmp_path, **other).startswith("result-market1501-")
     assert record(tmp_path) == "result.json"
@@ -109,8 +110,8 @@ def test_a_run_knows_its_own_test(tmp_path):
     assert len(kept(tmp_path)) == 2
 
 
-def test_the_same_names_with_other_pixels_are_another_test(tmp_path):
-    """MSMT17's two versions have the same lists."""
+def test_the_same_file_names_with_other_pixels_are_another_test_set(tmp_path):
+    """Use two versions with the same lists, as MSMT17 has them."""
     for version, root in (("1", "night"), ("2", "elsewhere")):
         pixels = {"night600": RESULT["targets"]["night600"] | {"query_pixels_sha256": version}}
         record(tmp_path, targets=pixels, data=RESULT["data"] | {"root": root})
@@ -120,7 +121,7 @@ def test_the_same_names_with_other_pixels_are_another_test(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "my notes", "[" * 100_000, '{"targets": 1}', '{"mAP": 0.5}'])
-def test_a_file_that_is_no_result_of_this_version_is_kept(tmp_path, text):
+def test_a_result_json_that_cannot_be_compared_is_kept_under_another_name(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     assert record(tmp_path) == "result.json"
     (earlier,) = tmp_path.glob("result-earlier-*.json")
@@ -128,12 +129,12 @@ def test_a_file_that_is_no_result_of_this_version_is_kept(tmp_path, text):
 
 
 @pytest.mark.parametrize("hostile", [None, "text", {"night600/query": ["list"]}])
-def test_a_checkpoint_may_tell_anything_of_its_training(tmp_path, hostile):
+def test_any_training_record_in_a_checkpoint_is_accepted(tmp_path, hostile):
     assert record(tmp_path, hostile, trained_with=hostile).startswith("result")
 
 
 def test_a_result_is_never_written_through_a_link(place, monkeypatch):
-    """Of any default name, whether its target exists or not; nothing is embedded before that is said."""
+    """Try all kinds of default names, with and without a target. The error comes before any image is embedded."""
     victim = place / "victim"
     victim.write_text("mine")
     monkeypatch.setattr(Embedder, "__call__", lambda *_, **__: pytest.fail("embedded"))
@@ -148,7 +149,7 @@ def test_a_result_is_never_written_through_a_link(place, monkeypatch):
     assert not (place / "absent").exists()
 
 
-def test_a_link_that_the_user_names_is_followed_but_not_those_beside_it(place, monkeypatch):
+def test_a_link_is_followed_only_if_the_user_names_it(place, monkeypatch):
     for name in ("named.json", "features.npz", "victim"):
         (place / f"real-{name}").touch()
     (place / "r.json").symlink_to(place / "real-named.json")
@@ -168,8 +169,8 @@ def test_a_link_that_the_user_names_is_followed_but_not_those_beside_it(place, m
     assert (place / "real-victim").read_bytes() == b""
 
 
-def test_groups_of_queries_stand_under_the_row_that_they_are_of(place):
-    """Re-ranked numbers by camera and brightness are not taken for those without re-ranking."""
+def test_the_table_lists_groups_of_queries_below_their_data_set(place):
+    """Check that re-ranked numbers by camera and brightness are marked and come before those without re-ranking."""
     write_images(place / "night/query", [100], cameras=(2,), frames=1)
     result, _ = evaluate(place, rerank=True, lights=(0.5,))
     lines = full_table(result).splitlines()
@@ -183,7 +184,7 @@ def test_groups_of_queries_stand_under_the_row_that_they_are_of(place):
     assert f"{100 * ours:.1f}" in lines[groups[0]]
 
 
-def test_a_gallery_of_one_person_is_warned_about(place):
+def test_a_gallery_of_one_person_gives_a_warning(place):
     for path in (place / "night/bounding_box_test").iterdir():
         if not path.name.startswith("0100"):
             path.unlink()
@@ -197,8 +198,8 @@ def test_a_gallery_of_one_person_is_warned_about(place):
     assert evaluate(place)[0]["warnings"] == []
 
 
-def test_features_of_two_models_stand_side_by_side(place):
-    """As EDA does it: each scaled to its weight, so that the same model twice changes no rank."""
+def test_features_of_two_models_can_be_joined(place):
+    """Scale the features of each model to its weight, as EDA does. The same model twice changes no rank."""
     result, _ = evaluate(place)
     both, files = evaluate(place, also=[str(place / "weights")], weights=[1.0, 0.5])
     assert both["mAP"] == pytest.approx(result["mAP"])

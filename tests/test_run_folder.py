@@ -1,4 +1,4 @@
-"""A run's folder as somebody else may have left it: nothing of it is believed, followed or waited for unchecked."""
+"""Test run folders that somebody else made: hostile or forged content is refused, and links are not followed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def weights(run):
 
 
 def rewrite_the_description(saved, **changes):
-    """Change it, and make its hash right."""
+    """Change values in a checkpoint's description and correct its hash."""
     path = saved / "model" / "metadata"
     values = json.loads(path.read_text())
     values["provenance"] |= changes.pop("provenance", {})
@@ -35,8 +35,8 @@ def rewrite_the_description(saved, **changes):
     path.write_text(json.dumps(values))
 
 
-def test_a_folder_that_holds_no_step_of_this_run_is_set_aside(place, finished, tmp_path, capsys):
-    """A copy of another step, impossible steps, forged text: one line each, and the good checkpoint is used."""
+def test_folders_that_are_not_steps_of_this_run_are_set_aside(place, finished, tmp_path, capsys):
+    """Add a copy of another step, impossible steps and forged text. Each gives a one-line warning and is not used."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     folder = run / "checkpoints"
@@ -65,7 +65,7 @@ def test_a_folder_that_holds_no_step_of_this_run_is_set_aside(place, finished, t
 
 @pytest.mark.parametrize("name", ["model/metadata", "weights/manifest.ocdbt", "weights/_METADATA"])
 @pytest.mark.parametrize("kind", ["pipe", "deep", "missing", "zeros", "folder"])
-def test_a_file_of_a_checkpoint_that_is_something_else_is_one_line(small_checkpoint, name, kind):
+def test_a_damaged_file_in_a_checkpoint_gives_a_one_line_error(small_checkpoint, name, kind):
     path = small_checkpoint / name
     path.unlink()
     if kind == "pipe":
@@ -79,7 +79,7 @@ def test_a_file_of_a_checkpoint_that_is_something_else_is_one_line(small_checkpo
     assert printable(refused.value) == str(refused.value)
 
 
-def test_checkpoints_of_before_the_step_was_hashed_still_resume(finished, tmp_path, capsys):
+def test_old_checkpoints_without_a_hashed_step_still_resume(finished, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     last = max(runs.saved_steps(run))
@@ -100,8 +100,8 @@ def small_checkpoint(tmp_path):
     return tmp_path / "small"
 
 
-def test_arrays_that_unpack_to_far_more_than_their_bytes_are_refused_before_memory_is_taken(small_checkpoint):
-    """Hundreds of megabytes of zeros in a few kilobytes: weights, tensors kept for PyTorch, or only claimed."""
+def test_arrays_that_unpack_to_far_more_than_their_size_on_disk_are_refused_before_memory_is_taken(small_checkpoint):
+    """Use compressed zeros in weights and in tensors kept for PyTorch, and sizes that a description only claims."""
     description, variables = small_model(1)
     zeros = {"x": np.zeros(2**25, np.float32)}
     checkpoint.save_weights(small_checkpoint.with_name("kept"), description, variables, zeros)
@@ -114,7 +114,8 @@ def test_arrays_that_unpack_to_far_more_than_their_bytes_are_refused_before_memo
             InputError, match=r"is damaged: (\d+ KiB of its weights would take \d+ MiB|weights/ holds|it cannot)"
         ):
             checkpoint.load(small_checkpoint, make_mesh())
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**16  # KiB
+    # ru_maxrss is in KiB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**16
 
 
 def test_weights_that_do_not_fit_in_the_free_memory_are_refused_before_they_are_read(small_checkpoint, monkeypatch):
@@ -125,8 +126,8 @@ def test_weights_that_do_not_fit_in_the_free_memory_are_refused_before_they_are_
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", ".lock", "tensorboard", "checkpoints"])
-def test_training_writes_through_no_link_in_its_folder(place, tmp_path, name):
-    """A work directory may have been unpacked from an archive: its links could point at any file of the user's."""
+def test_training_does_not_write_through_links_in_its_folder(place, tmp_path, name):
+    """Place links in the work directory. If it came from an archive, they may point to any of the user's files."""
     run, victim = tmp_path / "run", tmp_path / "victim"
     run.mkdir()
     folder = name in ("tensorboard", "checkpoints")
@@ -143,8 +144,8 @@ DEEP = "[" * 100_000
 @pytest.mark.parametrize(
     "text", [DEEP, '{"mAP": ' + DEEP, '{"mAP": NaN}', '{"mAP": 1e999}', f'{{"mAP": {"9" * 400}}}', "\0", "[]", ""]
 )
-def test_an_unreadable_score_or_list_of_items_is_put_aside(finished, tmp_path, text):
-    """The checkpoint is used all the same; which is the best is decided by the log."""
+def test_an_unreadable_score_or_list_of_items_is_set_aside(finished, tmp_path, text):
+    """Check that the checkpoint is still used and that its score is taken from the log."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     last = max(runs.saved_steps(run))
@@ -171,7 +172,7 @@ def test_an_unreadable_score_or_list_of_items_is_put_aside(finished, tmp_path, t
         {"\x1b[2J\nforged": 1},
     ],
 )
-def test_a_config_that_no_run_wrote_is_refused_in_one_line(tmp_path, values):
+def test_a_config_that_no_run_wrote_gives_a_one_line_error(tmp_path, values):
     path = tmp_path / "config.json"
     path.write_text(values if isinstance(values, str) else json.dumps(values))
     with pytest.raises(InputError, match=r"config.json is not the config of a run") as refused:
@@ -179,7 +180,7 @@ def test_a_config_that_no_run_wrote_is_refused_in_one_line(tmp_path, values):
     assert printable(refused.value) == str(refused.value)
 
 
-def test_a_config_or_a_log_that_is_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+def test_a_pipe_in_place_of_a_config_or_log_is_refused_without_waiting(tmp_path):
     for name, read in (
         ("config.json", configuration.load_config),
         ("metrics.jsonl", lambda path: read_metrics(path.parent)),
@@ -189,7 +190,7 @@ def test_a_config_or_a_log_that_is_a_pipe_is_refused_instead_of_waited_for(tmp_p
             read(tmp_path / name)
 
 
-def test_a_run_is_found_by_a_path_with_dots(finished, tmp_path, monkeypatch):
+def test_a_checkpoint_is_found_by_a_path_with_dots(finished, tmp_path, monkeypatch):
     (tmp_path / "inner").mkdir()
     shutil.copytree(finished, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "inner")
@@ -197,7 +198,7 @@ def test_a_run_is_found_by_a_path_with_dots(finished, tmp_path, monkeypatch):
     assert checkpoint.load("../run", make_mesh())[0] == checkpoint.load(tmp_path / "run", make_mesh())[0]
 
 
-def test_a_folder_without_a_checkpoint_is_named_for_what_it_is(finished, tmp_path):
+def test_the_error_says_why_a_folder_has_no_checkpoint(finished, tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         runs.find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is neither one itself nor the work directory"):
@@ -210,7 +211,7 @@ def test_a_folder_without_a_checkpoint_is_named_for_what_it_is(finished, tmp_pat
 @pytest.mark.parametrize("changes", [
     {"mean": [1e308, 0, 0]}, {"std": [1e-300] * 3}, {"provenance": {"config": [1]}}, {"cameras": [1.5]},
 ])  # fmt: skip
-def test_numbers_that_no_image_has_are_refused(small_checkpoint, changes):
+def test_impossible_values_in_a_description_are_refused(small_checkpoint, changes):
     rewrite_the_description(small_checkpoint, **changes)
     with pytest.raises(InputError, match="its description of the model does not fit together"):
         checkpoint.load(small_checkpoint, make_mesh())

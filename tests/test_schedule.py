@@ -1,4 +1,4 @@
-"""Learning rates and updates are the official ones."""
+"""Test that learning rates and updates equal the official ones."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from nrsrd_jax.schedule import learning_rate, make_optimizer, scale_updates
 
 
 @pytest.mark.parametrize(("group", "factor"), [("weight", 1.0), ("bias", 2.0)])
-def test_rates_of_all_120_epochs(golden, group, factor):
+def test_the_learning_rates_of_all_120_epochs_equal_the_official_ones(golden, group, factor):
     g = golden("schedule")
     usual = Options()
     assert usual.optim.bias_factor == 2.0
@@ -27,7 +27,7 @@ def test_rates_of_all_120_epochs(golden, group, factor):
     np.testing.assert_allclose(rates, g[f"used_lr_{group}"], rtol=2e-6, atol=2e-10)
 
 
-def test_every_official_group_has_the_rate_and_the_decay_of_ours(golden):
+def test_every_parameter_has_the_official_learning_rate_and_weight_decay(golden):
     g = golden("schedule")
     params = {str(name): jnp.ones(()) for name in g["group_names"]}
     usual = Optim()
@@ -38,8 +38,8 @@ def test_every_official_group_has_the_rate_and_the_decay_of_ours(golden):
         np.testing.assert_allclose(moved[str(name)], -rate * decay, rtol=1e-6)
 
 
-def test_two_steps_of_sgd_by_hand():
-    """PyTorch's form: v = .9 v + (g + decay·p), p −= rate·v."""
+def test_two_steps_of_sgd_equal_those_worked_out_by_hand():
+    """Use PyTorch's form: v = .9 v + (g + decay·p), p −= rate·v."""
     params = {"kernel": jnp.array(2.0), "bias": jnp.array(3.0), "norm_ratio": jnp.array(1.0)}
     grads = {"kernel": jnp.array(0.5), "bias": jnp.array(-1.0), "norm_ratio": jnp.array(0.2)}
     optimizer = make_optimizer("sgd", momentum=0.9, decay=0.1)
@@ -56,13 +56,13 @@ def test_two_steps_of_sgd_by_hand():
         np.testing.assert_allclose(params[name], p, rtol=1e-6)
 
 
-def test_adamw_decays_apart_from_the_gradient():
+def test_adamw_adds_weight_decay_after_scaling_the_gradient():
     params = {"kernel": jnp.array(2.0)}
     optimizer = make_optimizer("adamw", momentum=0.9, decay=0.1)
     directions, _ = optimizer.update({"kernel": jnp.array(5.0)}, optimizer.init(params), params)
     np.testing.assert_allclose(directions["kernel"], 1 + 0.1 * 2, rtol=1e-5)
 
 
-def test_an_unknown_optimiser_is_named():
+def test_an_unknown_optimiser_is_refused():
     with pytest.raises(ValueError, match="'rmsprop'; choose one of sgd, adam, adamw"):
         make_optimizer("rmsprop", momentum=0.9, decay=0.1)

@@ -1,4 +1,4 @@
-"""From a checkpoint and a data set to numbers: protocols, the feature cache, re-ranking, degraded light."""
+"""Test the evaluation of a checkpoint: protocols, the feature cache, re-ranking and dimmed images."""
 
 import json
 
@@ -23,7 +23,7 @@ from nrsrd_jax.retrieval.result import evaluate_run, full_table
 
 @pytest.fixture
 def place(tmp_path):
-    """night/, and in weights/ a checkpoint with random weights."""
+    """Write a data set to night/ and a checkpoint with random weights to weights/. Return their folder."""
     write_night(tmp_path / "night", frames=1)
     save_random_weights(tmp_path / "weights", 0)
     return tmp_path
@@ -39,7 +39,7 @@ def run(place, options=(), **arguments):
 
 
 def dataset(root, query, gallery):
-    """Files as (folder, name, content) of one identity; their place is the camera's and the name's."""
+    """Write a data set whose query and gallery are given as {file name: content}, and read it."""
     for folder, files in (("query", query), ("bounding_box_test", gallery)):
         (root / folder).mkdir(parents=True)
         for name, content in files.items():
@@ -48,8 +48,8 @@ def dataset(root, query, gallery):
     return datasets.read_dataset("night600", root)
 
 
-def test_protocols(tmp_path):
-    """Cross-camera leaves out the query's camera; all-cameras only copies of the query, whatever they are called."""
+def test_each_protocol_leaves_out_the_right_gallery_images(tmp_path):
+    """Check that cross-camera leaves out the query's camera, and all-cameras only copies of the query by content."""
     query = {"0001_c1_0.jpg": b"same", "0001_c1_1.jpg": b"else"}
     gallery = {"0001_c1_5.jpg": b"same", "0001_c1_6.jpg": b"another", "0001_c2_0.jpg": b"other"}
     data = dataset(tmp_path, query, gallery)
@@ -62,7 +62,7 @@ def test_protocols(tmp_path):
     assert left_out("all-cameras") == [[True, False, False], [False, False, False]]
 
 
-def test_data_without_cameras_is_evaluated_by_all_cameras(place, capsys):
+def test_data_without_cameras_need_the_all_cameras_protocol(place, capsys):
     for split in ("train", "query", "gallery"):
         for identity in ("ann", "bob"):
             write_images(place / "plain" / split / identity, [len(split)], frames=2, seed=len(split))
@@ -83,7 +83,7 @@ def test_queries_without_a_match_are_counted(place, capsys):
     assert "night600: 4 of 5 queries have a match among 12, cross-camera" in capsys.readouterr().out
 
 
-def test_reranked_numbers_stand_beside_those_without(place):
+def test_the_result_has_metrics_with_and_without_re_ranking(place):
     result = run(place, rerank=True, features=str(place / "f.npz"))
     f = np.load(place / "f.npz")
     labels = f["query_pids"], f["gallery_pids"], f["query_cameras"], f["gallery_cameras"]
@@ -101,20 +101,21 @@ def test_reranked_numbers_stand_beside_those_without(place):
     assert run(place)["rerank"] is None
 
 
-def test_result_says_what_it_is_of(place):
+def test_the_result_describes_its_config_versions_and_groups(place):
     result = json.loads(json.dumps(run(place)))
     assert result["config"]["data"]["root"] == str(place / "night")
     assert result["versions"].keys() >= {"jax", "scipy", "python"}
     target = result["targets"]["night600"]
     assert target["by_camera"]["1"]["mAP"] == pytest.approx(result["mAP"])
-    assert "\n  camera 1" not in full_table(result)  # the only one
+    # With a single camera, the table has no rows by camera.
+    assert "\n  camera 1" not in full_table(result)
     groups = target["by_brightness"].values()
     assert sum(group["queries"] for group in groups) == 4
     assert np.mean([group["mAP"] for group in groups]) == pytest.approx(result["mAP"])
 
 
 def forbid(monkeypatch):
-    """From now on no image may be embedded."""
+    """Make every further embedding fail."""
 
     def refuse(*_, **__):
         raise AssertionError("embedded again")
@@ -122,7 +123,7 @@ def forbid(monkeypatch):
     monkeypatch.setattr(Embedder, "__call__", refuse)
 
 
-def test_features_are_kept_for_the_same_weights_and_images(place, monkeypatch):
+def test_features_are_cached_for_the_same_weights_and_images(place, monkeypatch):
     first = run(place)
     forbid(monkeypatch)
     assert run(place, rerank=True)["targets"]["night600"]["without_rerank"]["mAP"] == first["mAP"]
@@ -135,7 +136,7 @@ def test_features_are_kept_for_the_same_weights_and_images(place, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["weights", "image", "kept"])
-def test_features_of_other_weights_or_images_or_damaged_ones_are_not_used(place, monkeypatch, change):
+def test_cached_features_are_not_used_if_damaged_or_for_other_weights_or_images(place, monkeypatch, change):
     first = run(place)
     if change == "weights":
         save_random_weights(place / "other", 1)
@@ -146,15 +147,16 @@ def test_features_of_other_weights_or_images_or_damaged_ones_are_not_used(place,
     else:
         for path in (place / "cache").glob("features-*"):
             path.write_bytes(path.read_bytes()[:-100])
-        assert run(place)["mAP"] == first["mAP"]  # Embedded again, and kept.
+        # Damaged features are computed again and cached.
+        assert run(place)["mAP"] == first["mAP"]
         monkeypatch.setattr(embedding, "CACHE_VERSION", 0)
     forbid(monkeypatch)
     with pytest.raises(AssertionError, match="embedded again"):
         run(place)
 
 
-def test_a_rotten_cache_changes_no_number(place, capsys):
-    """Decoded images of which a part became zeros are decoded again, with a warning, and so are poisoned features."""
+def test_a_damaged_cache_does_not_change_the_metrics(place, capsys):
+    """Overwrite a part of the decoded images and all features. Both are computed again, with a warning."""
     first = run(place)
     for path in (place / "cache").glob("*.npy"):
         if path.name.startswith("features"):
@@ -172,7 +174,7 @@ def test_a_rotten_cache_changes_no_number(place, capsys):
     assert len(warnings) == 4
 
 
-def test_flip_takes_the_mean_of_an_image_and_its_mirror_image(place):
+def test_flip_averages_the_features_of_an_image_and_its_mirror_image(place):
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 16, 3), np.uint8)
     plain, flipped = (Embedder.load(place / "weights", flip=flip) for flip in (False, True))
     expected = (plain(images) + plain(images[:, :, ::-1])) / 2
@@ -192,8 +194,8 @@ def test_illumination_gives_a_curve_a_table_and_a_plot(place):
     assert "  light 0.1, maet" in full_table(result)
 
 
-def test_light_falls_and_nothing_else_changes():
-    """Full light without noise is the image itself; an image gets the same noise in any batch."""
+def test_less_light_gives_darker_images():
+    """Check too that full light without noise keeps an image, and that its noise does not depend on the batch."""
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), np.uint8)
     clean = {"shot": (0.0, 0.0), "bits": (24,), "gamma": (2.0, 2.0)}
     np.testing.assert_allclose(darkener(1.0, clean, 0)(0, images).astype(int), images, atol=1)
@@ -205,17 +207,17 @@ def test_light_falls_and_nothing_else_changes():
 
 
 @pytest.mark.parametrize("text", ["dark", "0.5,", "0", "1.5", "nan", "-1,1"])
-def test_an_intensity_that_is_none_is_named(text):
+def test_an_invalid_light_intensity_is_refused(text):
     with pytest.raises(InputError, match="give intensities in"):
         read_lights(text)
 
 
-def test_lights_as_numbers():
+def test_light_intensities_are_sorted_and_repeated_ones_removed():
     assert read_lights(".05,1,0.5, 1") == (1, 0.5, 0.05)
     assert read_lights("") == ()
 
 
-def test_bad_options_end_before_the_images_are_read(place):
+def test_invalid_options_are_refused_before_images_are_read(place):
     for options, message in (
         ({"eval.protocol": "market"}, "eval.protocol is 'market'; choose one of cross-camera, all-cameras"),
         ({"eval.rerank.k1": 0}, "eval.rerank.k1 is 0; it must be positive"),
@@ -230,7 +232,7 @@ def test_bad_options_end_before_the_images_are_read(place):
             run(place, features=str(place / name))
 
 
-def test_several_targets_are_told_apart(place):
+def test_several_test_sets_have_separate_results_and_a_mean(place):
     write_night(place / "other", frames=1)
     two = {"eval.data.name": "night600,market1501", "eval.data.root": f"{place / 'night'},{place / 'other'}"}
     result = run(place, two, features=str(place / "f.npz"), lights=(0.5,))
@@ -248,8 +250,8 @@ def test_queries_of_the_same_brightness_are_all_counted(place):
     assert sum(group["queries"] for group in groups) == 4
 
 
-def test_export_has_what_left_out_means(place):
-    """The metrics come out again from the file, by either protocol."""
+def test_metrics_can_be_computed_again_from_the_exported_features(place):
+    """Compute them by both protocols, which need the exported views of queries and gallery."""
     for protocol in ("cross-camera", "all-cameras"):
         result = run(place, {"eval.protocol": protocol}, features=str(place / "f.npz"))
         f = np.load(place / "f.npz")

@@ -1,4 +1,4 @@
-"""A search lists the gallery in the order by which `nrsrd eval` ranks it, for every query."""
+"""Test that `nrsrd search` lists the gallery in the order in which `nrsrd eval` ranks it."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ PATTERN = r"(?P<camera>c\d+)_"
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory):
-    """Sixteen people by two cameras; as in Night600, the gallery holds the queries too, and a copy of another image."""
+    """Write sixteen people by two cameras. As in Night600, the gallery holds the queries and a copy of an image."""
     root = tmp_path_factory.mktemp("order") / "night"
     write_images(root / "bounding_box_train", range(2), frames=1)
     write_images(root / "bounding_box_test", range(100, 116), frames=1)
@@ -31,7 +31,7 @@ def night(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def embedder(model):
-    """embedder(flip) -> the model's, compiled once."""
+    """Return a function embedder(flip) that loads and compiles each embedder once."""
     load = functools.partial(Embedder.load, model)
     return functools.cache(lambda flip: load(flip=flip))
 
@@ -40,7 +40,7 @@ def embedder(model):
     {}, {"flip": True}, {"normalize": "camera"}, {"normalize": "brightness"}, {"rerank": True},
     {"flip": True, "normalize": "brightness", "rerank": True},
 ])  # fmt: skip
-def test_the_order_is_that_of_eval_query_by_query(night, model, embedder, nrsrd, tmp_path, monkeypatch, options):
+def test_search_orders_the_gallery_as_eval_does(night, model, embedder, nrsrd, tmp_path, monkeypatch, options):
     monkeypatch.setattr(Embedder, "load", lambda _, flip=False, **others: embedder(flip))
     chosen = {f"eval__{name}": value for name, value in options.items() if name != "rerank"}
     if "rerank" in options:

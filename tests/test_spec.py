@@ -1,4 +1,4 @@
-"""A backbone of one's own: a module, its Spec and a line in MODELS are enough to train, embed and evaluate it."""
+"""Test that a module, its Spec and a line in MODELS are enough to train, embed with and evaluate a new backbone."""
 
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ from nrsrd_jax.training import train
 
 
 class Halves(nn.Module):
-    """A convolution, pooled over the upper and the lower half of the image: two parts, and a vector for each camera."""
+    """Pool a convolution over the upper and the lower half of the image: two parts, and a vector for each camera."""
 
     cameras: int
     dtype: Any = None
@@ -65,7 +65,8 @@ def test_a_backbone_with_two_parts_and_cameras_trains_embeds_and_evaluates(halve
     description, variables = checkpoint.load(tmp_path / "run", make_mesh())
     params = variables["params"]
     assert {"classifier", "classifier_1", "bottleneck", "bottleneck_1"} <= params.keys()
-    assert not np.any(params["bottleneck_1"]["bias"])  # the neck's bias is frozen, in every part
+    # The bias of the neck is frozen in every part.
+    assert not np.any(params["bottleneck_1"]["bias"])
     data = read_dataset("night600", night)
     assert description.cameras == tuple(np.unique(data.train.cameras))
     embedder = Embedder.load(tmp_path / "run")
@@ -76,7 +77,7 @@ def test_a_backbone_with_two_parts_and_cameras_trains_embeds_and_evaluates(halve
     np.testing.assert_array_equal(unknown, embedder(images))
 
 
-def test_a_teacher_and_a_student_may_be_of_any_backbone(halves, tmp_path):
+def test_any_backbone_can_be_teacher_and_student(halves, tmp_path):
     write_night(tmp_path / "night")
     write_images(tmp_path / "aux", range(200, 210))
     common = {"model__backbone": "halves", "model__depth": 0, "train__epochs": 1}
@@ -87,7 +88,7 @@ def test_a_teacher_and_a_student_may_be_of_any_backbone(halves, tmp_path):
     assert next(row for row in read_metrics(tmp_path / "run") if "loss" in row)["distill"] >= 0
 
 
-def test_a_size_that_the_backbone_cannot_take_is_refused(halves):
+def test_an_image_size_that_the_backbone_cannot_take_is_refused(halves):
     find_spec("halves").check_size((40, 24))
     for size in ((40, 20), (40,), (0, 8), (-8, 8), (40.0, 24)):
         with pytest.raises(InputError, match="multiples of 8 pixels"):

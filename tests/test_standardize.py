@@ -1,4 +1,4 @@
-"""Test-time normalisation by camera and brightness, and the choice of features, change what is ranked and say so."""
+"""Test the choice of features and their normalisation by camera or brightness during evaluation."""
 
 import jax
 import numpy as np
@@ -21,8 +21,8 @@ def features(count, seed=0, width=5):
 
 
 @given(st.floats(0.01, 100), st.floats(-100, 100))
-def test_what_a_camera_does_to_all_its_features_has_no_effect(scale, shift):
-    """A camera that scales and shifts every number leaves the normalised features as they were."""
+def test_normalisation_removes_the_scale_and_shift_of_a_camera(scale, shift):
+    """Scale and shift all features of one camera. The normalised features stay the same."""
     query, gallery, cameras = features(10), features(30, 1), np.arange(30) % 3
     plain = standardize_groups(query, gallery, cameras[:10], cameras)
     moved = [x.astype(np.float64) for x in (query, gallery)]
@@ -32,7 +32,7 @@ def test_what_a_camera_does_to_all_its_features_has_no_effect(scale, shift):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_each_group_has_mean_0_and_deviation_1_and_a_small_one_those_of_all_images():
+def test_groups_get_mean_0_and_deviation_1_and_small_groups_use_all_images():
     gallery, cameras = features(40) + 100, np.repeat([1, 2, 3], [20, 17, 3])
     _, new = standardize_groups(gallery[:0], gallery, cameras[:0], cameras)
     for camera in (1, 2):
@@ -48,7 +48,7 @@ def test_constant_features_and_no_images_give_finite_numbers():
     assert standardize_groups(constant[:0], constant[:0], np.zeros(0), np.zeros(0))[0].shape == (0, 3)
 
 
-def test_brightness_groups_are_of_about_equal_size():
+def test_brightness_groups_have_equal_sizes():
     luminance = np.arange(40.0)
     query, gallery = brightness_groups(luminance[::4], np.delete(luminance, np.s_[::4]))
     assert np.bincount(np.concatenate([query, gallery])).tolist() == [10, 10, 10, 10]
@@ -63,7 +63,7 @@ def trained(tmp_path_factory):
     return place
 
 
-def test_centred_features_are_those_of_the_model_less_a_constant_and_the_neck_scales_them(trained):
+def test_centred_features_lack_a_constant_and_neck_features_are_scaled(trained):
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), np.uint8)
     plain, centred, neck = (Embedder.load(trained / "run", feature=name)(images) for name in ("cls", "centred", "neck"))
     constant = plain - centred
@@ -81,7 +81,7 @@ def test_a_backbone_without_a_trained_neck_has_no_centred_features(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["camera", "brightness"])
-def test_a_normalised_evaluation_is_marked_and_has_a_file_of_its_own(trained, how):
+def test_a_normalised_evaluation_is_marked_and_has_its_own_file(trained, how):
     plain, _ = evaluate_run(str(trained / "run"))
     assert (plain["transductive"], plain["feature"], plain["normalize"]) == (False, "cls", "none")
     assert "transductive" not in full_table(plain)
@@ -92,7 +92,7 @@ def test_a_normalised_evaluation_is_marked_and_has_a_file_of_its_own(trained, ho
     assert files[0].name.startswith(f"result-centred-{how}-")
 
 
-def test_training_evaluates_with_the_features_that_are_chosen(trained):
+def test_training_evaluates_with_the_chosen_features(trained):
     config = small_config(trained, train__epochs=1, eval__feature="centred", eval__normalize="camera")
     score = train(config, trained / "centred", jax.devices()[:1])["mAP"]
     assert read_metrics(trained / "centred")[-1]["mAP"] == score
@@ -100,7 +100,7 @@ def test_training_evaluates_with_the_features_that_are_chosen(trained):
     assert (result["mAP"], result["feature"]) == (pytest.approx(score), "centred")
 
 
-def test_compare_takes_each_runs_own_features(trained, tmp_path):
+def test_compare_uses_the_features_that_each_run_chose(trained, tmp_path):
     if not (trained / "centred").exists():
         config = small_config(trained, train__epochs=1, eval__feature="centred", eval__normalize="camera")
         train(config, trained / "centred", jax.devices()[:1])

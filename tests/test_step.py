@@ -1,4 +1,4 @@
-"""What the step feeds the networks."""
+"""Test the images, normalisation and loss of a train step."""
 
 import functools
 
@@ -34,24 +34,26 @@ def prepare(dark, **options):
 def test_teacher_and_student_see_the_same_flip_and_crop():
     inputs = prepare(dark=True, erasing=0.0)
     np.testing.assert_allclose(inputs["aux"], np.floor(inputs["teacher"] * 255 / 4 + 1e-3) / 255, atol=1e-6)
-    assert not np.allclose(inputs["teacher"], batch()["aux"]["images"] / 255)  # it was moved
+    # The images were flipped or moved.
+    assert not np.allclose(inputs["teacher"], batch()["aux"]["images"] / 255)
 
 
-def test_erasing_is_for_the_student_only():
+def test_only_the_students_images_are_erased():
     inputs = prepare(dark=True, erasing=1.0)
     assert inputs["teacher"].min() >= 0
     assert inputs["teacher"].max() <= 1
+    # Erased areas hold Gaussian noise, some of which is negative.
     for name in ("aux", "real"):
-        assert (inputs[name] < 0).any((1, 2, 3)).all()  # Gaussian noise in every image
+        assert (inputs[name] < 0).any((1, 2, 3)).all()
 
 
-def test_without_dark_twins_the_student_sees_the_degraded_picture():
+def test_without_dark_images_the_student_sees_degraded_ones():
     inputs = prepare(dark=False, erasing=0.0, pad=0, degradation={"preset": "low_noise"})
     assert inputs["aux"].mean() < 0.6 * inputs["teacher"].mean()
     assert inputs["real"].mean() == pytest.approx(inputs["teacher"].mean(), rel=1e-5)
 
 
-def test_each_side_has_its_own_normalisation():
+def test_student_and_teacher_have_their_own_normalisation():
     teacher = Teacher(create_model("vit_tiny", classes=5), mean=(0.5,) * 3, std=(0.5,) * 3)
     still = {"flip": 0.0, "pad": 0, "erasing": 0.0, "degradation": {}}
     preparation = Preparation(mean=(0.1, 0.2, 0.3), std=(0.1, 0.2, 0.4), **still)
@@ -61,7 +63,7 @@ def test_each_side_has_its_own_normalisation():
     np.testing.assert_allclose(inputs["real"], (images - [0.1, 0.2, 0.3]) / [0.1, 0.2, 0.4], atol=1e-5)
 
 
-def test_student_and_teacher_are_brightened_each_as_its_model_asks():
+def test_student_and_teacher_have_their_own_brightening():
     still = {"flip": 0.0, "pad": 0, "erasing": 0.0, "degradation": {}, "brighten": 0.8}
     dark = batch(dark=True)
     teacher = Teacher(create_model("vit_tiny", classes=5), **PLAIN, brighten=0.7)
@@ -73,25 +75,26 @@ def test_student_and_teacher_are_brightened_each_as_its_model_asks():
         np.testing.assert_allclose(inputs[name], images**gamma, atol=1e-5)
 
 
-def test_measured_statistics_are_those_of_brightened_images():
+def test_pixel_statistics_are_measured_after_brightening():
     images = np.random.default_rng(0).integers(0, 60, (20, 32, 16, 3), np.uint8)
     mean, _ = pixel_statistics(Data(mean="dataset", brighten=0.4), images)
     np.testing.assert_allclose(mean, 0.4, atol=0.05)
 
 
-def test_measured_statistics_are_those_of_the_training_images():
+def test_pixel_statistics_are_measured_on_the_training_images():
     measured = Data(mean="dataset", std="dataset")
     images = np.random.default_rng(0).integers(0, 200, (20, 32, 16, 3), np.uint8)
     mean, std = pixel_statistics(measured, images)
     np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, atol=1e-4)
     np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, atol=1e-4)
     assert pixel_statistics(Data(mean="dataset", std="0.1,0.2,0.3"), images)[1] == (0.1, 0.2, 0.3)
-    assert pixel_statistics(measured, images * 0)[1] == (0.0039,) * 3  # a black set does not divide by zero
+    # Black images must not lead to a division by zero.
+    assert pixel_statistics(measured, images * 0)[1] == (0.0039,) * 3
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype):
-    """All images identical, queries of length 0 in the last block, and a teacher that is certain."""
+def test_the_loss_and_its_gradients_are_finite_for_extreme_inputs(dtype):
+    """Use identical images, attention queries of length 0 in the last block, and a teacher that is certain."""
     student = create_model("vit_tiny_ics", classes=2, aux_classes=2, depth=1, norm_ratio=NormRatio(), dtype=dtype)
     teacher_model = create_model("vit_tiny", classes=2, depth=1, dtype=dtype)
     variables, teacher_variables = (
@@ -101,11 +104,13 @@ def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype):
     teacher_variables["params"]["classifier"]["kernel"] *= 1e6
     inputs = dict.fromkeys(("real", "aux", "teacher"), jnp.full((4, 32, 16, 3), 0.5))
     labels = dict.fromkeys(("real", "aux"), jnp.array([0, 0, 1, 1]))
-    weights = {name: 1.0 for name, term in TERMS.items() if not term.own and name != "center_real"}  # those of a ViT
+    # These are all the losses that a ViT has.
+    weights = {name: 1.0 for name, term in TERMS.items() if not term.own and name != "center_real"}
     objective = make_objective(student, weights, teacher=Teacher(teacher_model, **PLAIN))
     gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))
     qkv = variables["params"]["base"]["blocks_0"]["attn"]["qkv"]
-    for kernel in (qkv["kernel"], qkv["kernel"].at[:, :192].set(0)):  # random queries, and zeros
+    # The attention queries are random at first, then zero.
+    for kernel in (qkv["kernel"], qkv["kernel"].at[:, :192].set(0)):
         qkv["kernel"] = kernel
         (loss, (_, metrics)), grads = gradient(
             variables["params"], variables["batch_stats"], inputs, labels, jax.random.key(1), teacher_variables
@@ -116,8 +121,8 @@ def test_the_whole_loss_is_finite_at_every_corner_at_once(dtype):
 
 
 @pytest.mark.parametrize("backbone", ["vit_tiny", "vit_tiny_ics"])
-def test_one_pass_over_both_domains_is_as_two(backbone):
-    """Each domain is normalised by itself, and the running statistics move for one after the other."""
+def test_one_pass_over_both_domains_equals_two_passes(backbone):
+    """Check that each domain is normalised by itself, and that running statistics are updated domain by domain."""
     model = create_model(backbone, classes=3, aux_classes=4, depth=2, drop_path=0.0)
     variables = jax.jit(functools.partial(initialise, model, image_size=(32, 16)))(key=jax.random.key(0))
     variables["batch_stats"] = jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])
@@ -141,7 +146,7 @@ def test_one_pass_over_both_domains_is_as_two(backbone):
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), updates, moved)
 
 
-def test_dark_twins_from_disk_train(tmp_path):
+def test_training_with_dark_images_from_disk_works(tmp_path):
     from nrsrd_jax.training import train
 
     write_night(tmp_path / "night")

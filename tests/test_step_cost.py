@@ -1,4 +1,4 @@
-"""What a step costs, by its program: operations, transfers, and what devices send each other. Nothing is timed."""
+"""Test the operations of a compiled train step and what its devices send each other. Nothing is timed."""
 
 import dataclasses
 import re
@@ -19,7 +19,7 @@ SIZE = (256, 128)
 
 
 def lowered(case):
-    """The whole step's program, for arguments that need not exist."""
+    """Lower the whole train step without allocating its state."""
     state = jax.eval_shape(case.create)
     return jax.jit(case.step, donate_argnums=0).lower(state, case.data | {"epoch": np.int32(0)}, case.teacher_variables)
 
@@ -32,7 +32,7 @@ def flops(case):
     ("backbone", "expected"),
     [("vit_small", 2.93), ("vit_small_ics", 3.77), ("vit_base", 11.3), ("vit_base_ics", 12.35)],
 )
-def test_the_count_by_hand_is_the_known_one(backbone, expected):
+def test_the_formula_for_operations_gives_the_known_numbers(backbone, expected):
     assert gmac(backbone, SIZE, all_tokens=True) == pytest.approx(expected, rel=0.005)
 
 
@@ -40,16 +40,17 @@ def test_the_count_by_hand_is_the_known_one(backbone, expected):
     ("backbone", "variant", "batch"),
     [("vit_base_ics", "baseline", 8), ("vit_small", "baseline", 8), ("vit_tiny_ics", "nrsrd", 8)],
 )
-def test_a_step_has_the_operations_that_its_products_need(monkeypatch, backbone, variant, batch):
-    """Forward, backward of twice as much, the last block for CLS alone, the teacher's forward; 3 % may be else."""
-    monkeypatch.setitem(MODELS, backbone, dataclasses.replace(MODELS[backbone], depth=3))  # inner blocks are alike
+def test_a_step_has_the_operations_of_its_matrix_products(monkeypatch, backbone, variant, batch):
+    """Count the student's forward and backward pass and the teacher's forward pass. Other operations may add 3 %."""
+    # Inner blocks are alike, so three blocks are enough.
+    monkeypatch.setitem(MODELS, backbone, dataclasses.replace(MODELS[backbone], depth=3))
     monkeypatch.setitem(VITS, backbone, MODELS[backbone])
     case = Case(backbone, variant, "float32", batch, SIZE)
     prepared = jax.jit(lambda key, data: case.prepare(key, data, case.teacher)).lower(jax.random.key(0), case.data)
     assert flops(case) - prepared.cost_analysis()["flops"] == pytest.approx(1e9 * case.gflop, rel=0.03)
 
 
-def test_norm_ratio_attention_costs_less_than_a_hundredth():
+def test_norm_ratio_attention_adds_less_than_one_per_cent():
     plain, nra = (flops(Case("vit_tiny", variant, "float32", 8, SIZE)) for variant in ("baseline", "nra"))
     assert plain < nra < 1.01 * plain
 
@@ -62,9 +63,10 @@ def test_remat_computes_the_blocks_again():
 COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 
 
-def test_devices_exchange_gradients_sums_and_features_and_nothing_goes_through_the_host(monkeypatch):
-    """Of the batch only features, for the triplets, and labels are gathered; no image moves."""
-    for name in ("vit_tiny", "vit_tiny_ics"):  # every block exchanges alike
+def test_devices_exchange_only_gradients_sums_and_features(monkeypatch):
+    """Check too that no image leaves its device, and that nothing goes through the host."""
+    # Every block exchanges the same, so one block is enough.
+    for name in ("vit_tiny", "vit_tiny_ics"):
         monkeypatch.setitem(MODELS, name, dataclasses.replace(MODELS[name], depth=1))
     size, batch = (32, 16), 16
     case = Case("vit_tiny_ics", "nrsrd", "float32", batch, size)
@@ -78,9 +80,11 @@ def test_devices_exchange_gradients_sums_and_features_and_nothing_goes_through_t
         sent[kind] = sent.get(kind, 0) + sum(sizes)
     width = MODELS["vit_tiny_ics"].width
     parameters = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(case.create).params))
-    sums = 6 * case.domains * (2 * 32 + 64 + width)  # BatchNorm's, per channel, forward and backward
+    # BatchNorm sums over each channel in the forward and the backward pass.
+    sums = 6 * case.domains * (2 * 32 + 64 + width)
     assert set(sent) <= {"all-reduce", "all-gather"}
-    assert sent["all-gather"] <= case.domains * batch * (width + 2)  # features, their squares and labels
+    # The triplet loss needs all features, their squares and labels.
+    assert sent["all-gather"] <= case.domains * batch * (width + 2)
     assert parameters - width <= sent["all-reduce"] <= parameters + sums + case.domains * batch * (width + 1)
 
 
@@ -96,7 +100,7 @@ def test_remat_gives_the_same_gradients():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-6), *gradients)
 
 
-def test_programs_for_an_accelerator_are_kept_and_a_cpus_are_not(monkeypatch, tmp_path):
+def test_only_programs_for_an_accelerator_are_cached_on_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before = jax.config.jax_compilation_cache_dir

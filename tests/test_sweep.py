@@ -1,4 +1,4 @@
-"""A sweep of λ and temperature scores altered attention, and plain attention is the same in all of its parts."""
+"""Test the sweep over λ and temperature, which scores a model with altered attention."""
 
 import csv
 
@@ -20,8 +20,8 @@ def place(tmp_path_factory):
     return place
 
 
-def test_a_temperature_of_the_weights_divides_the_plain_logits(place):
-    """Twice the temperature is half the spread of the logits, and other features."""
+def test_a_temperature_divides_the_attention_logits(place):
+    """Check that twice the temperature halves the spread of the logits and changes the features."""
     description, variables = checkpoint.load(place / "model", make_mesh())
     spec, images = description.spec, np.random.default_rng(0).normal(size=(2, 32, 16, 3)).astype(np.float32)
     model = description.create_model()
@@ -34,7 +34,7 @@ def test_a_temperature_of_the_weights_divides_the_plain_logits(place):
     assert not np.allclose(outs[0]["embedding"], outs[1]["embedding"])
 
 
-def test_the_sweep_reports_what_moved_and_what_it_gained(place, tmp_path):
+def test_the_sweep_reports_moved_attention_and_the_difference_in_map(place, tmp_path):
     arguments = ("--checkpoint", place / "model", "--sweep", "--output", tmp_path / "out")
     done = run(
         "-m", "nrsrd_jax.analysis", *arguments, f"--config.data.root={place / 'night'}", "--config.data.cache=none"
@@ -56,7 +56,7 @@ def test_the_sweep_reports_what_moved_and_what_it_gained(place, tmp_path):
     assert len([line for line in done.stdout.splitlines() if line.startswith("night600: ") and "of" in line]) >= 3
 
 
-def test_a_model_of_the_standard_form_comes_back_as_it_was_saved(tmp_path):
+def test_a_model_of_the_standard_form_is_saved_and_loaded(tmp_path):
     description, variables = small_model(norm_ratio=NormRatio(form="standard", init=0.5))
     checkpoint.save_weights(tmp_path / "model", description, variables, {})
     assert checkpoint.load(tmp_path / "model", make_mesh())[0].norm_ratio == NormRatio(form="standard", init=0.5)
@@ -64,6 +64,6 @@ def test_a_model_of_the_standard_form_comes_back_as_it_was_saved(tmp_path):
     assert np.isfinite(Embedder.load(tmp_path / "model")(images)).all()
 
 
-def test_what_the_sweep_would_not_use_is_refused(place):
+def test_an_option_that_the_sweep_does_not_use_is_refused(place):
     done = run("-m", "nrsrd_jax.analysis", "--checkpoint", place / "model", "--sweep", "--images", "x", status=2)
     assert "--sweep takes no --images" in done.stderr

@@ -1,4 +1,4 @@
-"""Files of weights are read without PyTorch; hostile and damaged ones are refused, and nothing in them is run."""
+"""Test that PyTorch files are read without PyTorch, and that hostile or damaged ones are refused and run no code."""
 
 import codecs
 import contextlib
@@ -29,15 +29,15 @@ FORMATS = ["plain_zip", "plain_legacy"]
 
 
 def plain(value):
-    """A loaded content with arrays for tensors."""
+    """Replace the tensors of loaded content by arrays."""
     if isinstance(value, Tensor):
         return np.asarray(value)
     return {key: plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_both_formats_as_torch_writes_them(name):
-    """Every type, views of one storage, a parameter, an argparse.Namespace: files that torch 2.13.0 saved."""
+def test_both_formats_of_torch_are_read(name):
+    """Read files that torch 2.13.0 saved: every type, views of one storage, a parameter, an argparse.Namespace."""
     content = plain(torch_file.load(GOLDEN / f"{name}.pth")[0])
     state, base = content.pop("state"), np.arange(12, dtype=np.float32).reshape(3, 4)
     arguments = {"arch": "vit_small", "lr": 0.5, "sizes": [224, 112], "flag": True, "nothing": None}
@@ -53,10 +53,11 @@ def test_both_formats_as_torch_writes_them(name):
         np.testing.assert_array_equal(state[key], value)
 
 
-def test_what_is_saved_is_read_again_bit_for_bit(tmp_path):
+def test_saved_tensors_are_read_again_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
     tensors = {
-        "a.weight": rng.normal(size=(3, 5)).astype(np.float32).T,  # not contiguous
+        # This tensor is not contiguous.
+        "a.weight": rng.normal(size=(3, 5)).astype(np.float32).T,
         "scalar": np.array(2**40), "empty": np.zeros((0, 3), np.float32), "half": rng.normal(size=7).astype(np.float16),
         "brain": rng.normal(size=(2, 2)).astype(ml_dtypes.bfloat16), "ünïcode": np.zeros(1, np.float32),
     }  # fmt: skip
@@ -75,7 +76,7 @@ class Payload:
 
 
 def archive(path, content, records=(), compression=zipfile.ZIP_STORED):
-    """A zip checkpoint around a pickle that we chose."""
+    """Write a zip checkpoint with a given pickle and other records."""
     with zipfile.ZipFile(path, "w", compression) as file:
         file.writestr("archive/data.pkl", content)
         for name, data in records:
@@ -84,7 +85,7 @@ def archive(path, content, records=(), compression=zipfile.ZIP_STORED):
 
 
 def tensor(kind="FloatStorage", key="0", count=4, offset=0, shape=(4,), strides=(1,), legacy=False):
-    """The instructions for {"w": a tensor}, of any numbers, however wrong."""
+    """Return the pickle instructions for {"w": a tensor}. Its numbers may be wrong."""
     parts = [torch_file._plain(part) for part in ("w", "storage", key, "cpu", count, offset, shape, strides)]
     name, storage, key, cpu, count, offset, shape, strides = parts
     end = b"N" if legacy else b""
@@ -96,7 +97,7 @@ def tensor(kind="FloatStorage", key="0", count=4, offset=0, shape=(4,), strides=
 FOUR = [("archive/data/0", np.arange(4, dtype=np.float32).tobytes())]
 
 
-def test_a_file_with_a_program_is_refused_by_name_and_not_run(tmp_path, monkeypatch):
+def test_a_pickle_that_calls_a_function_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = pickle.dumps({"w": Payload()}, 2)
     legacy = b"".join(pickle.dumps(x, 2) for x in (torch_file.LEGACY_MAGIC, 1001, {"little_endian": True})) + program
@@ -115,7 +116,7 @@ def test_a_file_with_a_program_is_refused_by_name_and_not_run(tmp_path, monkeypa
     b"carparse.Namespace\nx\n.", b"}(X\x01\x00\x00\x00a}X\x01\x00\x00\x00bubb.", b"(ios\nsystem\n.", b"\x82\x01.",
     b"]]a}]s.", b"}\x85}s.", b"\x8a\x01\x05Q.", b"cargparse\nNamespace\n]R.", b"}]b.",
 ])  # fmt: skip
-def test_any_other_instruction_or_name_is_refused(tmp_path, asked):
+def test_unknown_instructions_and_names_are_refused(tmp_path, asked):
     assert refusal(archive(tmp_path / "a.pth", b"\x80\x04" + asked))
 
 
@@ -137,8 +138,9 @@ def test_a_tensor_must_lie_inside_its_storage(tmp_path, wrong, message):
         torch_file.load(archive(tmp_path / "bad.pth", tensor(**wrong), FOUR))
 
 
-def test_an_archive_may_not_hide_anything(tmp_path):
-    with pytest.raises(Refused, match="compressed"):  # a zip bomb
+def test_compressed_doubled_overlapping_and_damaged_records_are_refused(tmp_path):
+    # A compressed record may be a zip bomb.
+    with pytest.raises(Refused, match="compressed"):
         torch_file.load(archive(tmp_path / "a.pth", tensor(), [("archive/data/0", bytes(10**8))], zipfile.ZIP_DEFLATED))
     with pytest.warns(UserWarning, match="Duplicate"):
         path = archive(tmp_path / "b.pth", tensor(), FOUR * 2)
@@ -149,7 +151,8 @@ def test_an_archive_may_not_hide_anything(tmp_path):
     with pytest.raises(Refused, match="0 records"):
         torch_file.load(without_folder(tmp_path / "d.pth"))
     data = archive(tmp_path / "f.pth", tensor(), FOUR).read_bytes()
-    second = data.rindex(b"PK\x01\x02")  # the central entry of data/0 is made to point at data.pkl
+    # Make the central entry of data/0 point to data.pkl.
+    second = data.rindex(b"PK\x01\x02")
     (tmp_path / "f.pth").write_bytes(data[: second + 42] + struct.pack("<I", 0) + data[second + 46 :])
     with pytest.raises(Refused, match="overlaps"):
         torch_file.load(tmp_path / "f.pth")
@@ -171,7 +174,7 @@ def without_folder(path):
     (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (pickle.dumps({"a": 1}, 2), "not a PyTorch"),
     (b"PK\x03\x04 and nothing", "damaged"), (b"\x80", "damaged"),
 ])  # fmt: skip
-def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
+def test_the_error_says_what_another_kind_of_file_is(tmp_path, content, message):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(Refused, match=message):
         torch_file.load(tmp_path / "a.pth")
@@ -179,7 +182,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, name):
-    """A mapped file would end the process with a bus error."""
+    """Truncate the file after it was opened. If it were memory-mapped, the process would die of a bus error."""
     path = tmp_path / "a.pth"
     path.write_bytes((GOLDEN / f"{name}.pth").read_bytes())
     content = torch_file.load(path)[0]
@@ -189,8 +192,8 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path, name):
         plain(content)
 
 
-def test_plain_data_beside_the_weights_is_neither_imported_nor_kept(tmp_path):
-    """Each is a placeholder that names its type."""
+def test_objects_beside_the_weights_become_placeholders_and_import_nothing(tmp_path):
+    """Check that each placeholder names the type of its object."""
     for value, name in (
         (np.float64(2), "numpy._core.multiarray.scalar"), (np.arange(3), "numpy._core.multiarray._reconstruct"),
         (np.dtype("f4"), "numpy.dtype"), (pathlib.PurePosixPath("/a/b"), "pathlib.PurePosixPath"), ({1, 2}, "set"),
@@ -210,11 +213,11 @@ def test_plain_data_beside_the_weights_is_neither_imported_nor_kept(tmp_path):
     b"cnumpy.core.multiarray\n_reconstruct\nNR.", b"c__builtin__\ngetattr\n.", b"cpathlib\nos\n.",
     b"cdatetime\nsys\n.", b"c_codecs\nlookup\n.",
 ])  # fmt: skip
-def test_a_placeholder_opens_no_door(tmp_path, asked):
+def test_placeholders_allow_no_other_names_and_calls(tmp_path, asked):
     assert refusal(archive(tmp_path / "a.pth", b"\x80\x04" + asked))
 
 
-def test_keys_are_text_or_small_integers(tmp_path):
+def test_dictionary_keys_become_text_or_small_integers(tmp_path):
     content = {2**32 - 1: 0, 2**32: 1, -1: 2, 0.5: 3, None: 4, "a": 5, np.int64(7): 6}
     found = torch_file.load(archive(tmp_path / "a.pth", pickle.dumps(content, 2)))[0]
     assert list(found)[:6] == [2**32 - 1, str(2**32), "-1", "0.5", "None", "a"]
@@ -222,7 +225,7 @@ def test_keys_are_text_or_small_integers(tmp_path):
 
 
 def refusal(path):
-    """Why a file is refused, "" if it is not."""
+    """Return why a file is refused, or "" if it is read."""
     try:
         plain(torch_file.load(path)[0])
     except Refused as error:
@@ -231,7 +234,8 @@ def refusal(path):
 
 
 BOMBS = {
-    "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",  # a C unpickler would make room for two billion entries
+    # A C unpickler would allocate two billion entries.
+    "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",
     "nested tuple as a key": b"\x80\x02}" + b")" + b"\x85" * 10**6 + b"Ns.",
     "keys that collide": b"\x80\x02}("
     + b"".join(pickle.dumps((2**61 - 1) * i, 2)[2:-1] + b"N" for i in range(1, 10**5)) + b"u.",
@@ -248,7 +252,8 @@ BOMBS = {
     "copied by build": b"\x80\x02}(" + b"".join(b"M%sN" % struct.pack("<H", i) for i in range(50000)) + b"uq\x00("
     + b"cargparse\nNamespace\n)\x81h\x00b" * 10**4 + b"t.",
 }  # fmt: skip
-REASONS = {  # of each that is not harmless: its own guard's, not what some other instruction is refused for
+# The other bombs are harmless. The reason shows that each is refused by its own guard.
+REASONS = {
     "nested tuple as a key": "a dictionary key that is neither text nor a number",
     "text": "a text of 4611686018427387904 bytes",
     "many": "more than 2000000 instructions",
@@ -273,7 +278,7 @@ else:
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
-    """In a process that may take 1 GiB of addresses and 30 seconds."""
+    """Load each bomb in a process that may use 1 GiB of addresses and 30 seconds."""
     pytest.importorskip("resource")
     path = archive(tmp_path / "a.pth", BOMBS[name])
     environment = os.environ | {"PYTHONPATH": str(Path(torch_file.__file__).parent), "OPENBLAS_NUM_THREADS": "1"}
@@ -285,8 +290,8 @@ def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
     assert len(done.stdout) < 300
 
 
-def test_a_doubled_tuple_where_a_size_belongs_is_not_spelled_out(tmp_path):
-    """2^60 pairs in a few bytes: showing them in the message would never end."""
+def test_an_error_message_does_not_print_a_huge_value(tmp_path):
+    """Use a few bytes that give a tuple of 2^60 elements, which would take years to print."""
     value = ()
     for _ in range(60):
         value = (value, value)
@@ -298,7 +303,7 @@ def test_a_doubled_tuple_where_a_size_belongs_is_not_spelled_out(tmp_path):
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_mutated_and_cut_files_are_read_or_refused_cleanly(name, tmp_path, data):
+def test_mutated_and_truncated_files_are_read_or_refused_cleanly(name, tmp_path, data):
     original = (GOLDEN / f"{name}.pth").read_bytes()
     mutated = bytearray(original[: data.draw(st.integers(0, len(original)))] if data.draw(st.booleans()) else original)
     for _ in range(data.draw(st.integers(0, 8))):
@@ -316,7 +321,7 @@ def test_random_pickles_are_read_or_refused_cleanly(program):
 
 
 def safetensors(path, header, data=b""):
-    """A file whose header may say anything."""
+    """Write a safetensors file. Its header may be wrong."""
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
@@ -327,7 +332,7 @@ def described(shape, begin=0, size=0, kind="F32"):
 
 
 @pytest.mark.parametrize("name", ["{}.cls_token", "{}.embeddings.cls_token", "a.{}.base.embeddings.cls_token"])
-def test_a_file_of_thousands_of_vits_is_refused_in_one_line_and_a_second_or_two(tmp_path, name):
+def test_a_file_with_thousands_of_vits_is_refused_quickly(tmp_path, name):
     path = safetensors(tmp_path / "a.safetensors", {name.format(i): described([0]) for i in range(20_000)})
     begin = time.monotonic()
     with pytest.raises(InputError, match=r"it holds 20000 networks: .*, …; no more than 64 are read") as caught:
@@ -348,10 +353,10 @@ def item(name, value=None):
     return b"X" + struct.pack("<I", len(name)) + name.encode() + value + b"s"
 
 
-@pytest.mark.parametrize("where", ["of a tensor", "of a number beside tensors", "of a list"])
-def test_a_huge_name_is_refused_at_once(tmp_path, where):
+@pytest.mark.parametrize("where", ["a tensor", "a number beside tensors", "a list"])
+def test_a_huge_name_is_refused_quickly(tmp_path, where):
     names = [f"{i}{'.' * 2**20}cls_token" for i in range(20)]
-    values = {"of a tensor": (), "of a number beside tensors": (b"K\x01",), "of a list": (b"]",)}
+    values = {"a tensor": (), "a number beside tensors": (b"K\x01",), "a list": (b"]",)}
     content = b"\x80\x02}" + b"".join(item(name, *values[where]) for name in names) + item("cls_token") + b"."
     begin = time.monotonic()
     with pytest.raises(InputError, match=r"a name in it has \d+ characters, and may have 1000: 0\.+…") as caught:
@@ -360,7 +365,7 @@ def test_a_huge_name_is_refused_at_once(tmp_path, where):
     assert len(str(caught.value)) < 300
 
 
-def test_many_tensors_that_are_only_kept_take_no_quadratic_time(tmp_path):
+def test_many_tensors_that_are_only_kept_do_not_take_quadratic_time(tmp_path):
     header = {f"x{i}.num_batches_tracked": described([1], i, 1, "U8") for i in range(60_000)}
     header["base.cls_token"] = described([1, 1, 192], 60_000, 768)
     header["base.pos_embed"] = described([1, 2, 192], 60_768, 1536)
@@ -375,14 +380,14 @@ def test_many_tensors_that_are_only_kept_take_no_quadratic_time(tmp_path):
     ([0, 2**30, 2**30, 2**30], "cls_token has shape .* too large"), ([1] * 8, "unknown kind"),
     ([2**31 - 1, 0], "unknown kind"), ([0, 0, 0], "unknown kind"),
 ])  # fmt: skip
-def test_a_shape_that_no_model_has_is_said_in_one_line(tmp_path, shape, message):
+def test_an_impossible_shape_is_refused(tmp_path, shape, message):
     size, data = (0, b"") if 0 in shape else (4, b"abcd")
     path = safetensors(tmp_path / "a.safetensors", {"cls_token": described(shape, 0, size)}, data)
     with pytest.raises(InputError, match=message):
         from_torch.convert(path)
 
 
-def test_safetensors_with_null_for_metadata_are_read_as_without_metadata(tmp_path):
+def test_safetensors_with_null_for_metadata_are_read(tmp_path):
     path = safetensors(tmp_path / "a.safetensors", {"__metadata__": None, "a": described([1], 0, 4)}, b"\0\0\0\0")
     content, notes, _ = weights_file.load(path)
     assert (list(content), notes) == (["a"], "")
@@ -390,7 +395,7 @@ def test_safetensors_with_null_for_metadata_are_read_as_without_metadata(tmp_pat
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
 @pytest.mark.parametrize("space", ["", "\r\n "])
-def test_an_index_of_shards_is_read_as_windows_saves_it(tmp_path, encoding, space):
+def test_an_index_of_shards_is_read_in_the_encodings_of_windows(tmp_path, encoding, space):
     torch_file.save(tmp_path / "a.bin", {"a": np.ones(1, np.float32)})
     mark = codecs.BOM_UTF16_BE * (encoding == "utf-16-be")
     (tmp_path / "m.index.json").write_bytes(mark + f'{space}{{"weight_map": {{"a": "a.bin"}}}}'.encode(encoding))

@@ -1,4 +1,4 @@
-"""Training learns, continues after a kill bit for bit, and gives the same numbers on any number of devices."""
+"""Test that training learns, resumes after a kill bit for bit, and does not depend on the number of devices."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from nrsrd_jax.training import train
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """night/ and aux/ in the layouts of Night600 and of a bright auxiliary folder, and a trained teacher."""
+    """Write night/ in the layout of Night600 and aux/ as a bright auxiliary set, and train a teacher on aux/."""
     place = tmp_path_factory.mktemp("place")
     write_night(place / "night")
     write_images(place / "aux", range(200, 210), cameras=(1, 2), frames=2)
@@ -45,7 +45,7 @@ def weights(workdir):
 
 
 def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
-    """The whole method on 8 devices, continued from the middle on 1, and on 4 that halve each parameter."""
+    """Train the whole method on 8 devices. Resume halfway on 1 device, and on 4 that share each parameter by two."""
     # Without queries there is less to compile.
     options = {"data.name": "bright", "data.root": str(place / "night/bounding_box_train")}
     options |= {"train.epochs": 4, "train.save_every": 2}
@@ -60,7 +60,7 @@ def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
         config = small_config(place, "nrsrd", **options, train__model_parallel=model_parallel)
         train(config, run, jax.devices()[:devices])
         moved = steps_of(run)
-        # The first step has equal weights, later ones carry its rounding on.
+        # The first step starts from equal weights; later ones start from weights that differ by rounding.
         for name, bounds in {"loss": (1e-5, 1e-4), "gradient_norm": (1e-4, 1e-3)}.items():
             ours, theirs = ([row[name] for row in rows[middle:]] for rows in (moved, whole))
             np.testing.assert_allclose(ours[:1], theirs[:1], rtol=bounds[0], err_msg=f"{name} in {run.name}")
@@ -83,7 +83,8 @@ def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, capl
     factors = {"distill": 0.02}
     np.testing.assert_allclose(first["loss"], sum(factors.get(t, 0.5) * first[t] for t in terms), rtol=1e-5)
     assert (tmp_path / "run" / "tensorboard").is_dir()
-    for row in lines(tmp_path / "run"):  # what the machine did stands beside what was learned
+    # Each row has the time and the memory too.
+    for row in lines(tmp_path / "run"):
         assert abs(row["time"] - time.time()) < 600
         assert 0.05 < row["host_peak_gib"] < 100
     rates = [row["images_per_second"] for row in steps_of(tmp_path / "run")[1:]]
@@ -92,7 +93,7 @@ def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, capl
     assert 0 < scores["mAP"] <= 1
 
 
-def test_training_learns_identities_that_colours_tell(place, tmp_path):
+def test_training_learns_identities_that_differ_in_colour(place, tmp_path):
     config = small_config(place, train__epochs=30, augment__erasing=0.0, **{"eval.every": 30, "train.save_every": 30})
     scores = train(config, tmp_path / "run", jax.devices()[:1])
     curve = [line["loss"] for line in steps_of(tmp_path / "run")]
@@ -100,7 +101,7 @@ def test_training_learns_identities_that_colours_tell(place, tmp_path):
     assert scores["mAP"] > 0.6
 
 
-def test_wherever_the_images_wait_the_run_is_the_same(place, tmp_path):
+def test_the_image_cache_does_not_change_the_losses(place, tmp_path):
     curves = {}
     for cache in ("disk", "device", "none"):
         train(small_config(place, train__epochs=1, data__cache=cache), tmp_path / cache, jax.devices()[:1])
@@ -112,13 +113,13 @@ def start(place, workdir):
     return people.start(train_command(small_config(place, train__epochs=6), workdir))
 
 
-def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(place, tmp_path):
+def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     log = killed / "metrics.jsonl"
     process = start(place, killed)
     deadline = time.time() + 120
     while not log.exists() or sum('"loss"' in line for line in log.read_text().splitlines()) < 4:
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         assert time.time() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -134,13 +135,14 @@ def test_a_killed_run_continues_to_the_same_weights_bit_for_bit(place, tmp_path)
     assert scores[0] == scores[1]
 
 
-def test_a_teacher_ends_with_its_training_accuracy_and_a_warning_near_chance(place, tmp_path, capsys):
+def test_training_reports_its_accuracy_and_warns_if_it_is_near_chance(place, tmp_path, capsys):
     config = small_config(place, **{"data.name": "bright", "data.root": str(place / "aux"), "train.epochs": 1})
     poor = train(config, tmp_path / "poor", jax.devices()[:1])
     assert 0 <= poor["training_accuracy"] < 0.2
     warning = "near chance (10.0% for 10 identities): this model has learned little"
     assert warning in capsys.readouterr().err
-    assert train(config, tmp_path / "poor", jax.devices()[:1]) == poor  # a finished run says it again
+    # A finished run reports the same again.
+    assert train(config, tmp_path / "poor", jax.devices()[:1]) == poor
     assert warning in capsys.readouterr().err
     config.train.epochs, config.train.save_every, config.augment.erasing = 40, 40, 0.0
     good = train(config, tmp_path / "good", jax.devices()[:1])
@@ -151,7 +153,7 @@ def test_a_teacher_ends_with_its_training_accuracy_and_a_warning_near_chance(pla
     assert "near chance" not in capsys.readouterr().err
 
 
-def test_a_finished_run_is_left_as_it_is(place, tmp_path):
+def test_a_finished_run_is_not_changed(place, tmp_path):
     config = small_config(place, train__epochs=1)
     train(config, tmp_path / "run", jax.devices()[:1])
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
@@ -161,7 +163,7 @@ def test_a_finished_run_is_left_as_it_is(place, tmp_path):
         train(small_config(place, train__epochs=1, optim__lr=0.5), tmp_path / "run", jax.devices()[:1])
 
 
-def test_a_run_does_not_go_on_with_other_images(place, tmp_path):
+def test_a_run_cannot_resume_with_other_images(place, tmp_path):
     write_night(tmp_path / "night")
     config = small_config(tmp_path, train__epochs=1)
     train(config, tmp_path / "run", jax.devices()[:1])
@@ -170,7 +172,7 @@ def test_a_run_does_not_go_on_with_other_images(place, tmp_path):
         train(config, tmp_path / "run", jax.devices()[:1])
 
 
-def test_the_backbone_of_another_run_is_a_start(place, tmp_path):
+def test_training_can_start_from_the_backbone_of_another_run(place, tmp_path):
     config = small_config(place, "nra", train__epochs=1, init__checkpoint=str(place / "teacher"), optim__lr=1e-12)
     train(config, tmp_path / "run", jax.devices()[:1])
     ours, theirs = weights(tmp_path / "run")["params"], weights(place / "teacher")["params"]
@@ -189,14 +191,15 @@ def test_the_best_and_the_last_two_checkpoints_are_kept(place, tmp_path):
     assert runs.find_checkpoint(tmp_path / "run").name == str(best)
     assert runs.run_of(runs.find_checkpoint(tmp_path / "run")) == tmp_path / "run"
 
-    last = max(scores)  # where an evaluation was made up for, the log alone has its score
+    # After an evaluation that was repeated, only the log has the score.
+    last = max(scores)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(last) / "metrics")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
         print(json.dumps({"step": last, "mAP": 1.0 + max(scores.values())}), file=log)
     assert runs.find_checkpoint(tmp_path / "run").name == str(last)
 
 
-def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_at_once(place, tmp_path, caplog):
+def test_an_unreadable_image_or_work_directory_is_an_error_before_compiling(place, tmp_path, caplog):
     quick_steps.forget()
     write_night(tmp_path / "night")
     next((tmp_path / "night" / "query").iterdir()).write_bytes(b"")
@@ -211,7 +214,7 @@ def test_an_unreadable_query_image_and_a_work_directory_in_the_way_stop_the_run_
     assert compiled_steps(caplog) == 0
 
 
-def test_embedder_takes_runs_and_checkpoints_and_loses_no_image(place):
+def test_the_embedder_loads_runs_and_checkpoints_and_embeds_every_image(place):
     embedder = Embedder.load(place / "teacher", batch_size=3)
     images = np.random.default_rng(0).integers(0, 256, (13, 32, 16, 3), np.uint8)
     features = embedder(images)
@@ -237,8 +240,8 @@ def spoil_image(place, root):
     next((root / "bounding_box_train").iterdir()).write_bytes(b"no picture")
 
 
-def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypatch):
-    """The weights are kept; the same command evaluates them, and a third has the numbers from the log."""
+def test_a_last_evaluation_that_failed_is_repeated(place, tmp_path, monkeypatch):
+    """Check that the same command evaluates the saved weights, and that a third one reads the scores from the log."""
     real, calls = training.evaluate, []
 
     def evaluate(*arguments):
@@ -287,7 +290,7 @@ def test_a_last_evaluation_that_failed_is_made_up_for(place, tmp_path, monkeypat
         ({"aux.enabled": True, "teacher.enabled": True, "aux.bright_root": "NIGHT"}, None, "trained on 10 identities"),
     ],
 )
-def test_a_mistake_ends_in_one_line_before_the_first_compile(place, tmp_path, caplog, options, spoil, message):
+def test_a_mistake_gives_a_one_line_error_before_compiling(place, tmp_path, caplog, options, spoil, message):
     quick_steps.forget()
     config = small_config(place)
     names = {"TEACHER": str(place / "teacher"), "NIGHT": str(place / "night")}

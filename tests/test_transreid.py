@@ -1,4 +1,4 @@
-"""TransReID equals the official PyTorch code: overlapping patches, camera vectors, local features, its schedule."""
+"""Test that TransReID equals the official PyTorch code: patches, camera vectors, local features and schedule."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0}
 
 @pytest.fixture(scope="module", autouse=True)
 def golden_width():
-    """The golden models are narrower than any real one."""
+    """Add a backbone as narrow as the golden models, which are narrower than any real one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(MODELS, "vit_128", ViTSpec(width=128, depth=3, choices=("depth", "stride", "jpm", "sie")))
         yield
@@ -51,7 +51,7 @@ def official_file(reference, stride, leave_out=()):
 
 @pytest.fixture(scope="module")
 def converted(reference, tmp_path_factory):
-    """{stride: (description, variables, folder of the checkpoint)} of whole official files."""
+    """Convert whole official files. Return {stride: (description, variables, folder of the checkpoint)}."""
     models = {}
     for stride in STRIDES:
         folder = tmp_path_factory.mktemp("transreid")
@@ -95,7 +95,7 @@ def test_each_part_of_transreid_can_be_left_out(reference, converted, stride, na
 
 
 @pytest.mark.parametrize("stride", STRIDES)
-def test_scores_losses_and_gradients_of_a_training_step(reference, converted, stride):
+def test_losses_gradients_and_statistics_of_a_step_equal_the_official_ones(reference, converted, stride):
     description, variables, _ = converted[stride]
     objective = make_objective(description.create_model(drop_path=0.0), WEIGHTS)
     step = jax.jit(jax.value_and_grad(objective, has_aux=True))
@@ -109,11 +109,11 @@ def test_scores_losses_and_gradients_of_a_training_step(reference, converted, st
     slots, scale = torch_names.slots(description), max(names.values())
     for name, norm in names.items():
         if name not in slots:
-            assert not norm, f"{name} should reach nothing"
+            assert not norm, f"{name} should have no gradient"
             continue
         slot = slots[name]
         ours = slot.to_torch(np.asarray(at(gradients, slot.path[1:])))
-        # The necks take the mean away, so that the gradients of the biases before them are rounding.
+        # A neck subtracts the mean, so the gradient of a bias before it is only rounding error.
         np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-4, atol=1e-6 * scale, err_msg=name)
         if f"s{stride}/grad/{name}" in reference:
             close(ours, reference[f"s{stride}/grad/{name}"], 1e-4)
@@ -123,7 +123,7 @@ def test_scores_losses_and_gradients_of_a_training_step(reference, converted, st
             close(at(statistics, slot.path[1:]), reference[name], 1e-5)
 
 
-def test_training_outputs_of_every_part(reference, converted):
+def test_the_training_outputs_of_every_part_equal_the_official_ones(reference, converted):
     for stride, (description, variables, _) in converted.items():
         model = description.create_model(drop_path=0.0)
         train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
@@ -134,18 +134,18 @@ def test_training_outputs_of_every_part(reference, converted):
 
 
 @pytest.mark.parametrize("count", [8, 18, 21, 128, 210])
-def test_patches_are_shuffled_as_the_official_code_does(reference, count):
+def test_patches_are_shuffled_as_in_the_official_code(reference, count):
     assert transreid.shuffled(count).tolist() == (reference[f"shuffle_order_{count}"] - 1).tolist()
 
 
-def test_the_file_goes_out_as_it_came_in(reference, converted):
+def test_an_official_file_is_imported_and_exported_without_change(reference, converted):
     for stride, (*_, folder) in converted.items():
         tensors, _ = to_torch.export(folder)
         for name, value in official_file(reference, stride).items():
             assert tensors[name].tobytes() == value.tobytes(), name
 
 
-def test_a_model_of_ours_goes_out_with_all_tensors_of_the_official_one(reference, converted, tmp_path):
+def test_an_exported_model_has_all_tensors_of_the_official_one(reference, converted, tmp_path):
     description, variables, _ = converted[16]
     save_weights(tmp_path / "ours", dataclasses.replace(description, provenance={}), variables, {})
     assert official_file(reference, 16).keys() == to_torch.export(tmp_path / "ours")[0].keys()
@@ -161,7 +161,7 @@ def test_an_image_of_an_unknown_camera_is_refused(converted):
         embedder(crops, cameras=np.array([0, 8]))
 
 
-def test_a_file_of_two_possible_grids_needs_the_size_of_its_images(reference, tmp_path):
+def test_a_file_that_fits_two_image_sizes_needs_the_right_one(reference, tmp_path):
     tensors = official_file(reference, 16) | {"base.pos_embed": np.zeros((1, 163, 128), np.float32)}
     torch_file.save(tmp_path / "in.pth", tensors)
     with pytest.raises(InputError, match=r"288,144 with patches 16 pixels apart, or images of 256,128 .* 14 pixels"):
@@ -170,8 +170,8 @@ def test_a_file_of_two_possible_grids_needs_the_size_of_its_images(reference, tm
         assert from_torch.convert(tmp_path / "in.pth", source_size=size)[0].stride == stride
 
 
-def test_a_plain_vit_starts_transreid_and_transreid_a_plain_vit(converted):
-    """ImageNet's weights start both branches alike, and the cameras' vectors are new."""
+def test_transreid_and_a_plain_vit_can_start_from_each_other(converted):
+    """Check too that the local branch starts from the last block of the given weights."""
     description, variables, _ = converted[12]
     whole = description.spec
     plain = find_spec("vit_128")
@@ -185,7 +185,8 @@ def test_a_plain_vit_starts_transreid_and_transreid_a_plain_vit(converted):
         base["local_block"]["mlp"]["fc1"]["kernel"], given["blocks_2"]["mlp"]["fc1"]["kernel"]
     )
     assert notes[0] == "position embedding resized from 14×14 to 7×3"
-    assert len({id(leaf) for leaf in jax.tree.leaves(base)}) == len(jax.tree.leaves(base))  # the step donates each once
+    # The train step donates every array, so no array may occur twice.
+    assert len({id(leaf) for leaf in jax.tree.leaves(base)}) == len(jax.tree.leaves(base))
     back, _ = plain.start_from(given, variables["params"]["base"], SIZE, SIZE, whole)
     assert back.keys() == given.keys()
 
@@ -198,14 +199,14 @@ def test_square_position_embeddings_resize_as_in_the_official_loader(reference, 
     close(ours, reference[f"resize_14x14_to_{rows}x{columns}"], 1e-6)
 
 
-def test_the_schedule_steps_before_each_epoch(reference):
+def test_the_learning_rates_equal_the_official_ones(reference):
     choice = {"base": 0.008, "epochs": 120, "warmup_epochs": 5, "warmup_factor": 0.01, "final_factor": 0.002}
     with jax.enable_x64(True):
         rates = [[learning_rate(t, group_factor=factor, **choice) for factor in (1.0, 2.0)] for t in range(1, 121)]
     np.testing.assert_allclose(rates, reference["schedule_f64"], rtol=1e-6)
 
 
-def test_options_that_do_not_fit_are_refused():
+def test_options_that_do_not_fit_the_backbone_are_refused():
     with pytest.raises(
         InputError, match=r"model\.stride=12: vit_small_ics does not have this option; the option works with"
     ):
@@ -219,7 +220,7 @@ def test_options_that_do_not_fit_are_refused():
         find_spec("vit_small", sie=True).module()
 
 
-def test_what_cannot_be_exported_or_looked_at_is_refused(converted, tmp_path):
+def test_transreid_with_cameras_cannot_be_exported_or_analysed(converted, tmp_path):
     from nrsrd_jax.analysis.maps import Probe
     from nrsrd_jax.export import onnx_file, stablehlo
 

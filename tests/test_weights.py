@@ -1,4 +1,4 @@
-"""Checkpoints as people have them are found, named and read; what is not read is said in one line."""
+"""Test that checkpoints in the forms that people share are read, and that other files give a one-line error."""
 
 import argparse
 import collections
@@ -23,7 +23,7 @@ from nrsrd_jax.weights import from_torch, torch_file, torch_names
 
 @pytest.fixture(scope="module")
 def whole():
-    """A small Re-ID model of five people under the official names, and the hash of its variables."""
+    """Return the tensors of a small Re-ID model of five people under the official names, and its hash."""
     description, variables = small_model(1, classes=5)
     table, tensors = torch_names.slots(description), {}
     for name, slot in table.items():
@@ -36,7 +36,7 @@ def whole():
 
 @pytest.fixture(scope="module")
 def bare(whole):
-    """The backbone alone, under timm's names."""
+    """Return the tensors of the backbone alone, under timm's names."""
     return {name.removeprefix("base."): value for name, value in whole[0].items() if name.startswith("base.")}
 
 
@@ -61,7 +61,8 @@ def save(path, content):
             return b"}(" + b"".join(build(key) + build(item) for key, item in value.items()) + b"u"
         if type(value) is list:
             return b"](" + b"".join(map(build, value)) + b"e"
-        if type(value) is bytes:  # a pickle that a test wrote
+        # Bytes are a pickle that a test wrote.
+        if type(value) is bytes:
             return value
         return pickle.dumps(value, 2)[2:-1]
 
@@ -83,7 +84,7 @@ def rows(report):
 
 NESTED = {
     "bare": lambda w: w,
-    "under a name of somebody's own": lambda w: {"my weights": w, "epoch": 3},
+    "under an unknown name": lambda w: {"my weights": w, "epoch": 3},
     "two levels deep": lambda w: {"checkpoint": {"net": w}, "lr": 0.1},
     "in a list": lambda w: {"models": [w]},
     "DeepSpeed": lambda w: {"module": w, "ds_version": "0.9"},
@@ -108,7 +109,7 @@ def zeros(tensors):
 
 
 @pytest.mark.parametrize("form", NESTED)
-def test_the_weights_are_found_wherever_they_lie(tmp_path, bare, whole, form):
+def test_the_weights_are_found_in_every_common_form(tmp_path, bare, whole, form):
     save(tmp_path / "in.pth", NESTED[form](bare))
     _, variables, _, report = from_torch.convert(tmp_path / "in.pth")
     assert not report.faults
@@ -135,7 +136,7 @@ def test_a_whole_model_inside_another_keeps_its_neck_and_classifier(tmp_path, wh
     (lambda a, b: {"state_dict": prefixed("base_encoder.", a) | prefixed("momentum_encoder.", b)},
      ("state_dict/base_encoder", "state_dict/momentum_encoder")),
 ])  # fmt: skip
-def test_of_several_models_one_is_chosen_by_key(tmp_path, bare, form, keys):
+def test_the_option_key_chooses_one_of_several_models(tmp_path, bare, form, keys):
     save(tmp_path / "in.pth", form(bare, zeros(bare)))
     with pytest.raises(InputError, match="2 networks") as caught:
         from_torch.convert(tmp_path / "in.pth")
@@ -150,13 +151,13 @@ def test_of_several_models_one_is_chosen_by_key(tmp_path, bare, form, keys):
 
 
 @pytest.mark.parametrize("content", [3, "text", None, [1, [2]], {}, np.ones(3, np.float32), [np.ones(3, np.float32)]])
-def test_a_file_without_names_for_its_tensors_is_said_in_one_line(tmp_path, content):
+def test_a_file_without_names_for_its_tensors_is_refused(tmp_path, content):
     with pytest.raises(InputError, match="it holds no state dict"):
         from_torch.convert(save(tmp_path / "in.pth", content))
 
 
 def hugging_face(bare, version):
-    """The names that transformers 4 or 5 gives to the same tensors."""
+    """Return the same tensors under the names of transformers 4 or 5."""
     named = {}
     for name, value in bare.items():
         if ".attn.qkv." in name:
@@ -185,7 +186,7 @@ def hugging_face(bare, version):
 
 @pytest.mark.parametrize(("around", "version"), [("", 4), ("model.", 4), ("", 5)])
 @pytest.mark.parametrize("prefix", ["", "vit.", "backbone.", "deit."])
-def test_a_hugging_face_vit_is_read_with_its_heads_aside(tmp_path, bare, around, version, prefix):
+def test_a_hugging_face_vit_is_read_without_its_heads(tmp_path, bare, around, version, prefix):
     pooler = {"pooler.dense.weight": np.ones((192, 192), np.float32)}
     tensors = prefixed(around + prefix, hugging_face(bare, version) | pooler)
     tensors[f"{around}classifier.weight"] = np.ones((1000, 192), np.float32)
@@ -196,7 +197,7 @@ def test_a_hugging_face_vit_is_read_with_its_heads_aside(tmp_path, bare, around,
     assert backbone_hash(variables) == backbone_hash(from_torch.convert(save(tmp_path / "w.pth", bare))[1])
 
 
-def test_a_hugging_face_vit_without_a_key_is_named(tmp_path, bare):
+def test_a_missing_tensor_of_a_hugging_face_vit_is_reported(tmp_path, bare):
     tensors = hugging_face(bare, 4)
     del tensors["encoder.layer.0.attention.attention.key.weight"]
     report = from_torch.convert(save(tmp_path / "in.pth", tensors))[-1]
@@ -235,7 +236,7 @@ def test_shards_are_read_by_their_index_or_their_folder(tmp_path, bare, suffix):
         from_torch.convert(index)
 
 
-def test_a_folder_without_one_file_of_weights_is_explained(tmp_path, bare):
+def test_a_folder_must_hold_exactly_one_file_of_weights(tmp_path, bare):
     with pytest.raises(InputError, match="a folder with 0 files of weights"):
         from_torch.convert(tmp_path)
     torch_file.save(tmp_path / "model.pth", bare)
@@ -290,7 +291,7 @@ def test_ignore_leaves_out_tensors_without_a_rule_and_shows_them(tmp_path, bare)
 
 
 @pytest.mark.parametrize("pattern", ["nothing.*", "base.blocks.*", "base.cls_token"])
-def test_ignore_takes_no_tensor_that_the_model_has(tmp_path, bare, pattern):
+def test_ignore_does_not_apply_to_tensors_of_the_model(tmp_path, bare, pattern):
     report = from_torch.convert(save(tmp_path / "in.pth", bare), ignored=[pattern])[-1]
     assert report.faults == [f"--ignore {pattern}: matches no tensor without a rule"]
 
@@ -302,7 +303,7 @@ def test_ignore_takes_no_tensor_that_the_model_has(tmp_path, bare, pattern):
     {"mask_token": np.ones((1, 1, 8), np.float32), "decoder_blocks.0.norm1.weight": np.ones(8, np.float32)},
     {"masked_embed": np.ones((1, 192), np.float32)},
 ])  # fmt: skip
-def test_timm_and_pretraining_heads_are_ignored_by_a_rule(tmp_path, bare, extra):
+def test_heads_of_timm_and_of_pretraining_are_ignored(tmp_path, bare, extra):
     report = from_torch.convert(save(tmp_path / "in.pth", bare | extra))[-1]
     assert not report.faults
     assert all(rows(report)[f"base.{name}"][0] == "ignored" for name in extra)
@@ -315,7 +316,7 @@ def test_a_model_that_averages_its_patches_is_read_with_a_warning(tmp_path, bare
 
 
 def personvit(bare):
-    """PersonViT's pretraining, an iBOT checkpoint: names and neighbours as its code writes them."""
+    """Return an iBOT checkpoint of a PersonViT pretraining, with the names and other entries that its code writes."""
     heads = {f"head.{name}": np.ones(4, np.float32) for name in ("mlp.0.weight", "last_layer.weight_g", "mlp2.0.bias")}
     student = prefixed("module.backbone.", zeros(bare) | {"masked_embed": np.ones((1, 192), np.float32)})
     return {
@@ -347,14 +348,14 @@ def test_personvit_is_read_before_and_after_training_on_people(tmp_path, bare, w
     (["class_token", "conv_proj.weight"], "a ViT with torchvision's names"),
     (["pos_embed", "blocks.0.attn.qkv.weight"], "a ViT without a class token"),
 ])  # fmt: skip
-def test_another_model_is_named_in_one_line(tmp_path, names, what):
+def test_the_error_names_a_model_that_is_not_supported(tmp_path, names, what):
     save(tmp_path / "in.pth", {"teacher": {name: np.ones(3, np.float32) for name in names}, "epoch": 1})
     with pytest.raises(InputError, match=f"it holds {what}") as caught:
         from_torch.convert(tmp_path / "in.pth")
     assert "only a ViT with a class token is read" in str(caught.value)
 
 
-def test_a_resnet_of_other_stages_is_named(tmp_path):
+def test_a_resnet_with_other_stages_is_refused(tmp_path):
     save(tmp_path / "in.pth", {name: np.ones(3, np.float32) for name in ("conv1.weight", "layer1.0.conv1.weight")})
     with pytest.raises(InputError, match="a ResNet with other stages or heads than bot_resnet50"):
         from_torch.convert(tmp_path / "in.pth")
@@ -378,7 +379,7 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("what", BESIDE)
-def test_plain_data_beside_the_weights_does_not_matter(tmp_path, bare, what):
+def test_plain_data_beside_the_weights_are_ignored(tmp_path, bare, what):
     value = BESIDE[what]
     program = value if type(value) is bytes else pickle.dumps(value, 2)[2:-1]
     save(tmp_path / "in.pth", {"what": program, "model": bare})
@@ -387,7 +388,7 @@ def test_plain_data_beside_the_weights_does_not_matter(tmp_path, bare, what):
     assert rows(report)["what"] == ("ignored", "beside the weights, which are in 'model'")
 
 
-def test_a_number_among_the_tensors_is_shown_and_left_out(tmp_path, bare):
+def test_a_number_among_the_tensors_is_reported_and_left_out(tmp_path, bare):
     report = from_torch.convert(save(tmp_path / "in.pth", bare | {"epoch": 3, "best": np.float64(1)}))[-1]
     assert not report.faults
     assert rows(report)["epoch"] == ("ignored", "not a tensor but int")
