@@ -60,8 +60,9 @@ SLOW = (
         "standardize",
         "spec",
     ),
-    *("docstrings", "compare", "holdout", "readers", "sweep", "report", "check", "torch_file", "commands", "data"),
-    *("lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options", "weights", "calibrate", "calibration"),
+    *("docstrings", "compare", "holdout", "readers", "file_names", "sweep", "report", "check", "torch_file"),
+    *("hostile_weights", "commands", "data", "lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options"),
+    *("weights", "foreign_weights", "calibrate", "calibration"),
     *("clustering", "cluster_command", "export", "export_features", "deploy", "search_order", "eval_gallery"),
 )
 
