@@ -120,7 +120,7 @@ def test_what_cannot_be_tested_says_why():
     lights = {None: planted(), 1.0: planted(10.0), 0.1: planted(1.0)}
     assert str(check(study({None: planted()}))[-1]) == "Q norms fall as light falls: not tested (needs two lights)"
     dark = check(study(lights, brightness=33))[-1]
-    assert str(dark).endswith("not tested (these images are dark, mean luminance 33 of 255: give bright ones)")
+    assert str(dark).endswith("not tested (these images are dark, mean luminance 33 of 255; choose bright ones)")
 
 
 def test_regions():
@@ -141,7 +141,7 @@ def test_masks_are_read_by_patch(tmp_path):
     with pytest.raises(InputError, match=r"no mask for b\.jpg"):
         statistics.read_masks(tmp_path, [Path("b.jpg")], GRID)
     Image.fromarray(0 * mask).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="no patch for the person"):
+    with pytest.raises(InputError, match="no patch of the person"):
         statistics.read_masks(tmp_path, [Path("a.jpg")], GRID)
 
 
@@ -152,7 +152,7 @@ def test_leverage_is_told_in_a_sentence():
     assert "by 0.01 nats, the logits by 1 (" in leverage_sentence(few)
     assert leverage_sentence(few).endswith("moves 2.0 % of the attention: too small to matter.")
     all_of_it = study({None: without}, with_nra=planted(attention=right), without_nra=without, trained=False)
-    assert "untrained: the model has none" in leverage_sentence(all_of_it)
+    assert "untrained: the model was trained without NRA" in leverage_sentence(all_of_it)
     assert "moves 100.0 % of the attention: enough to change" in leverage_sentence(all_of_it)
 
 
@@ -250,9 +250,9 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--images", "nowhere.jpg"], "--images nowhere.jpg: there is no such file or folder"),
-    (["--images", "."], "no pictures"),
-    ([], "is of no run: name the images with --images"),
+    (["--images", "nowhere.jpg"], "--images nowhere.jpg: no such file or folder"),
+    (["--images", "."], "no images"),
+    ([], "does not belong to a run; name the images with --images"),
     (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities in 0..1"),
     (["--images", "a.png", "--limit", "0"], "take 1 to 500 images"),
     (["--images", "a.png", "--masks", "lost"], "--masks lost is not a folder"),

@@ -230,5 +230,5 @@ def test_transreid_with_cameras_cannot_be_exported_or_analysed(converted, tmp_pa
         onnx_file.build(description, variables, **choice)
     with pytest.raises(InputError, match="needs the camera of each image"):
         stablehlo.build(Embedder.load(folder), 1)
-    with pytest.raises(InputError, match="cannot be looked at"):
+    with pytest.raises(InputError, match="cannot be shown"):
         Probe.load(folder)

@@ -1,16 +1,17 @@
-"""Shows what attention does in a checkpoint: the paper's figures 1, 3, 5, 6, 7 and its statements, on your images.
+"""Show what attention does in a checkpoint: the paper's figures 1, 3, 5, 6, 7 and its statements, on your images.
 
   nrsrd analysis --workdir runs/demo-nrsrd --output out
   nrsrd analysis --checkpoint DIR --images FOLDER --masks MASKS --compare OTHER-RUN
   nrsrd analysis --checkpoint DIR --sweep --config.data.root=demo/night
 
-Norms of queries, keys and values by block and head, where the CLS token looks with and without Norm-Ratio Attention
-(NRA), what changes as the images are degraded to less light, and what NRA can do at all: figures as PNG and SVG, their
-numbers as CSV. Norms are of whole vectors, of the last block where none is named, NRA as trained.
+The figures (PNG and SVG) and their numbers (CSV) show the norms of queries, keys and values by block and head, where
+the CLS token looks with and without Norm-Ratio Attention (NRA), what changes when the images are degraded to less
+light, and how much NRA can change. A norm is that of the whole vector, in the last block unless another block is named,
+and NRA has the λ that was trained.
 
---sweep evaluates the weights on a test instead, with other values of NRA's λ in both of its forms and with other
-temperatures of plain attention, and says whether any of it matters: sweep.csv and sweep.png. It takes the options of
-nrsrd eval, --config.KEY=VALUE, for the data.
+--sweep instead evaluates the weights on a test set with other values of NRA's λ, in both of its forms, and with other
+temperatures of plain attention. It reports whether any of them changes the scores, in sweep.csv and sweep.png. The data
+is set by the options of nrsrd eval, --config.KEY=VALUE.
 """
 
 import sys
@@ -31,11 +32,23 @@ from ..runs import find_checkpoint, run_of
 from . import plots, statements, sweep, tables
 from .study import evenly, make_study
 
-MOST = 500  # images: a ViT-B's maps take 1.2 MB of each in each light
+# The largest --limit. All maps are held in memory: a ViT-B's take 1.2 MB per image and light.
+MOST = 500
 
 
 def find_images(places: Sequence[Path], limit: int) -> list[Path]:
-    """The pictures named and in the folders named, at most `limit`, evenly chosen. InputError if there are none."""
+    """Find the image files among `places`.
+
+    Args:
+        places: images, and folders whose images are taken without those of their subfolders.
+        limit: the largest number of images; if there are more, they are chosen evenly.
+
+    Returns:
+        The paths.
+
+    Raises:
+        InputError: a place does not exist, or there is not a single image.
+    """
     found: list[Path] = []
     for place in map(expanded, places):
         if place.is_dir():
@@ -44,23 +57,23 @@ def find_images(places: Sequence[Path], limit: int) -> list[Path]:
         elif place.exists():
             found.append(place)
         else:
-            raise InputError(f"--images {place}: there is no such file or folder")
+            raise InputError(f"--images {place}: no such file or folder; check the path")
     if not found:
-        raise InputError(f"no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places))}")
+        raise InputError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, places))}")
     return [found[i] for i in evenly(len(found), limit)]
 
 
 def queries_of(options: Options) -> list[Path]:
-    """The query images of a run's data. InputError if they are not to be found."""
+    """Return the query images of a run's data. InputError if they cannot be read."""
     try:
         targets = read_targets(options)
     except InputError as error:
-        raise InputError(f"the run's queries cannot be used, name images with --images: {error}") from error
+        raise InputError(f"the run's queries cannot be read: {error}; name images with --images") from error
     return list(next(iter(targets.values())).query.paths)
 
 
 def _sweep(source: Path, options: Options, folder: Path) -> None:
-    """Score altered attention on the test that the options choose, and write the results to a folder."""
+    """Score altered attention on the test set that the options choose, and write the results to a folder."""
     output = writable_folder(folder, "--output")
     rows = sweep.sweep(source, options, read_targets(options))
     sweep.write(rows, output, str(source))
@@ -70,22 +83,22 @@ def _sweep(source: Path, options: Options, folder: Path) -> None:
 def main() -> None:
     parser = Parser(__doc__, "nrsrd analysis")
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--workdir", type=Path, help="a training run: its best checkpoint")
+    weights.add_argument("--workdir", type=Path, help="a training run, of which the best checkpoint is used")
     weights.add_argument("--checkpoint", type=Path, help="a checkpoint")
-    parser.add_argument("--images", type=Path, nargs="+", help="pictures or folders; default: the run's queries")
-    parser.add_argument("--output", type=Path, default=Path("analysis"), help="the folder to write; default: analysis")
-    parser.add_argument("--limit", type=int, default=64, help="how many images to take, evenly chosen; default: 64")
+    parser.add_argument("--images", type=Path, nargs="+", help="images or folders; default: the run's queries")
+    parser.add_argument("--output", type=Path, default=Path("analysis"), help="folder to write to; default: analysis")
+    parser.add_argument("--limit", type=int, default=64, help="use at most N images, chosen evenly; default: 64")
     parser.add_argument(
         "--lights",
         default="1,0.5,0.2,0.1,0.05",
-        help="intensities in 0..1 to degrade to; '' for none; default: %(default)s",
+        help="the light intensities, in 0..1, to degrade the images to; '' to degrade nothing; default: %(default)s",
     )
-    parser.add_argument("--preset", choices=PRESETS, help="how it degrades; default: as the run does, else maet")
+    parser.add_argument("--preset", choices=PRESETS, help="degradation preset; default: the run's, otherwise maet")
     region = parser.add_mutually_exclusive_group()
-    region.add_argument("--masks", type=Path, help="a folder of person masks, named as the images")
+    region.add_argument("--masks", type=Path, help="a folder of person masks with the names of the images")
     region.add_argument("--centre", action="store_true", help="take an ellipse in the middle for the person")
-    parser.add_argument("--compare", type=Path, help="another run or checkpoint, shown beside in images.png")
-    parser.add_argument("--sweep", action="store_true", help="score λ and temperature on a test instead")
+    parser.add_argument("--compare", type=Path, help="another run or checkpoint, to show beside this one in images.png")
+    parser.add_argument("--sweep", action="store_true", help="score values of λ and temperature on a test set instead")
     ours, rest = split_config_arguments(sys.argv[1:])
     arguments = parser.parse_args(rest)
     config, overrides = read_overrides(ours)
@@ -105,7 +118,7 @@ def main() -> None:
         _sweep(source, options, arguments.output)
         return
     if not arguments.images and not run:
-        raise InputError(f"{source} is of no run: name the images with --images")
+        raise InputError(f"{source} does not belong to a run; name the images with --images")
     paths = find_images(arguments.images or queries_of(options), arguments.limit)
     output = writable_folder(arguments.output, "--output")
     study = make_study(

@@ -1,4 +1,4 @@
-"""What attention does on images: the norms of queries, keys and values, and where the CLS token looks.
+"""Attention on images: the norms of queries, keys and values, and where the CLS token looks.
 
 N images, L blocks, H heads, T tokens (CLS first), P patches
 """
@@ -21,14 +21,19 @@ from ..models.vit import ViTSpec
 from ..retrieval.embedding import device_batches
 from ..sharding import make_mesh, replicated
 
-BATCH = 32  # images at once
+# Images in one forward pass.
+BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Of N images, float32: `q_norm`, `k_norm`, `v_norm` and `attention` (the CLS query's weights) [N, L, H, T];
-    `logit_spread` [N, L, H] and, of the last block, `leverage` [N, H]: standard deviations over the keys of the CLS
-    query's plain logits and of γ, in nats.
+    """The maps of N images, float32.
+
+    Attributes:
+        q_norm, k_norm, v_norm: the norms of queries, keys and values, [N, L, H, T].
+        attention: the attention weights of the CLS query, [N, L, H, T].
+        logit_spread: the standard deviation over the keys of the CLS query's plain logits, in nats, [N, L, H].
+        leverage: the same of γ, NRA's term, in the last block, [N, H].
     """
 
     q_norm: np.ndarray
@@ -40,19 +45,21 @@ class Maps:
 
 
 class Probe:
-    """Callable: uint8 RGB images [N, h, w, 3] at the model's size -> Maps, in float32.
+    """Compute the Maps of uint8 RGB images [N, h, w, 3] at the model's size, in float32. An instance is callable.
 
-    `grid` is the patches' (rows, columns). `strength` is the λ of NRA that the model was trained to, 0 if it has none.
+    Attributes:
+        grid: the number of (rows, columns) of patches.
+        strength: λ of NRA as trained; 0 for a model without NRA.
     """
 
     def __init__(self, description: Description, variables: dict, mesh: Mesh):
         self.description, self.mesh = description, mesh
         spec = description.spec
         if not isinstance(spec, ViTSpec):
-            raise InputError(f"a {description.backbone} has no attention to look at; choose a ViT")
+            raise InputError(f"backbone {description.backbone} has no attention to show; choose a checkpoint of a ViT")
         if spec.jpm or spec.sie:
             raise InputError(
-                "the attention of a ViT with model.jpm or model.sie cannot be looked at; choose a plain one"
+                "the attention of a ViT with model.jpm or model.sie cannot be shown; choose a checkpoint without them"
             )
         self._spec = spec
         self.grid = spec.grid(description.image_size)
@@ -71,12 +78,15 @@ class Probe:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Probe":
-        """The Probe of a checkpoint directory, or of a work directory's best checkpoint. InputError if neither."""
+        """Return the Probe of a checkpoint, or of a run's best checkpoint. InputError if `directory` is neither."""
         mesh = make_mesh()
         return cls(*checkpoint.load(directory, mesh), mesh)
 
     def __call__(self, images: np.ndarray, strength: float | None = None, progress: str = "") -> Maps:
-        """The maps with NRA at λ = `strength`; by default as trained."""
+        """Return the maps of images [N, h, w, 3] with NRA at λ = `strength`, by default as trained.
+
+        `progress` is the name of the progress bar; "" for no bar.
+        """
         variables = self._with_strength(self.strength if strength is None else strength)
         parts = []
         for batch, count in device_batches(images, BATCH, self.mesh, progress):
@@ -85,7 +95,7 @@ class Probe:
         return Maps(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
     def with_base(self, base: dict) -> "Probe":
-        """Return this Probe with other parameters of the backbone. Nothing is compiled again."""
+        """Return a copy of this Probe with other backbone parameters. It shares the compiled program."""
         other = copy.copy(self)
         other._variables = self._variables | {"params": self._variables["params"] | {"base": base}}
         other.strength = self._spec.strength(base)
@@ -97,5 +107,5 @@ class Probe:
 
 
 def token_norm(norms: np.ndarray) -> np.ndarray:
-    """Norms of whole vectors [..., T] from those of each head's part [..., H, T]."""
+    """Return the norms of whole vectors [..., T], given the norms of each head's part of them [..., H, T]."""
     return np.sqrt(np.square(norms).sum(-2))

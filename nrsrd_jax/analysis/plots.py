@@ -1,4 +1,6 @@
-"""The figures, as PNG and SVG. Norms are of whole vectors and of the last block unless a figure says otherwise.
+"""The figures of an analysis, as PNG and SVG.
+
+Norms are those of whole vectors in the last block, unless a figure says otherwise.
 
 R rows of a figure, L blocks, H heads, P patches
 """
@@ -19,18 +21,20 @@ from .study import Study, evenly, light_name, short
 from .tables import by_image
 
 COLOURS: dict[str, str] = {"q": "C0", "k": "C1", "v": "C2"}
-POINTS = 4000  # of a scatter plot
-SHOWN = 8  # images that the figure of single images shows
+# The largest number of points per vector and block in a scatter plot.
+POINTS = 4000
+# The number of images in the figure of single images.
+SHOWN = 8
 
 
 def write_all(study: Study, folder: Path) -> None:
-    """Every figure into a folder. InputError if it cannot be written."""
+    """Write every figure to a folder. InputError if a file cannot be written."""
     for name, figure in figures(study):
         save(figure, folder, name)
 
 
 def figures(study: Study) -> Iterator[tuple[str, Figure]]:
-    """The figures and their names."""
+    """Yield each figure with its file name."""
     given, grid, about = study.given, study.grid, study.about
     yield "images", single_images(study)
     for name in ("q_norm", "k_norm", "v_norm", "attention"):
@@ -46,6 +50,8 @@ def figures(study: Study) -> Iterator[tuple[str, Figure]]:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write a figure to `name`.png and `name`.svg in a folder."""
+    # A fixed salt and no date make the SVG the same in each run.
     for ending in ("png", "svg"):
         with (
             written_whole(folder / f"{name}.{ending}") as partial,
@@ -61,9 +67,20 @@ def rows_of_maps(
     grid: tuple[int, int],
     title: str,
 ) -> Figure:
-    """A row per image: the image brightened, and its maps. `columns` {title: [R, P]}.
+    """Draw a row per image: the image, brightened, and its maps.
 
-    Norms (‖…‖) have one scale in a column, told in its title; differences (−) one around 0; attention one for each map.
+    Norms share a scale within their column, which its title shows. A difference has a scale symmetric around 0.
+    Attention has a scale of its own in each map.
+
+    Args:
+        images: uint8 [R, h, w, 3].
+        row_names: a name for each row.
+        columns: maps [R, P] by title. A title with ‖ is that of norms, one with − that of a difference.
+        grid: the number of (rows, columns) of patches.
+        title: the figure's title.
+
+    Returns:
+        The figure.
     """
     count = 1 + len(columns)
     height, width = images.shape[1:3]
@@ -91,11 +108,12 @@ def rows_of_maps(
 
 
 def norm_columns(maps: Maps) -> dict[str, np.ndarray]:
+    """Return the patch norms [N, P] of q, k and v by their titles in `rows_of_maps`."""
     return {f"‖{vector.upper()}‖": patch_norms(maps, vector) for vector in VECTORS}
 
 
 def single_images(study: Study) -> Figure:
-    """Some images as given, attention with and without NRA, the norms, those of the compared model (figures 5, 7)."""
+    """Draw attention with and without NRA and the norms on some images, and the compared model's (figures 5, 7)."""
     columns = {
         f"attention\nλ = {study.strength:.3g}{'' if study.trained else ', untrained'}": patch_attention(study.with_nra),
         "attention\nwithout NRA": patch_attention(study.without_nra),
@@ -114,7 +132,7 @@ def single_images(study: Study) -> Figure:
 
 
 def falling_light(study: Study) -> Figure:
-    """One image in every light (figure 1)."""
+    """Draw one image in every light (figure 1)."""
     one = len(study.paths) // 2
     every = [{"attention": patch_attention(maps)} | norm_columns(maps) for maps in study.maps.values()]
     columns = {name: np.stack([of_light[name][one] for of_light in every]) for name in every[0]}
@@ -125,7 +143,7 @@ def falling_light(study: Study) -> Figure:
 
 
 def heads(values: np.ndarray, grid: tuple[int, int], title: str) -> Figure:
-    """Maps [L, H, P] of every block (row) and head (column), each from its lowest to its highest value."""
+    """Draw the maps [L, H, P] of every block (row) and head (column), each scaled to its own range."""
     blocks, count, _ = values.shape
     low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
     shown = (values - low) / np.where(high > low, high - low, 1)
@@ -143,7 +161,7 @@ def heads(values: np.ndarray, grid: tuple[int, int], title: str) -> Figure:
 
 
 def distances(maps: Maps, grid: tuple[int, int], title: str) -> Figure:
-    """Norm against distance from the image's centre, block by block, with the fitted line (the paper's figure 6)."""
+    """Plot norms over the distance from the image's centre, block by block, with a fitted line (figure 6)."""
     blocks = maps.q_norm.shape[1]
     distance = centre_distance(grid)
     across = min(blocks, 6)
@@ -174,7 +192,7 @@ def distances(maps: Maps, grid: tuple[int, int], title: str) -> Figure:
 
 
 def layers(study: Study) -> Figure:
-    """Mean Q, K and V norm of the patches, block by block: of the images as given, and in the least light."""
+    """Plot the patches' mean Q, K and V norms by block: of the images as given, and in the least light."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     given, *lights = study.maps
@@ -191,7 +209,10 @@ def layers(study: Study) -> Figure:
 
 
 def joint(study: Study) -> Figure:
-    """How often a patch has which Q and K norm (figure 3): as given, and in the least light. Lines at the medians."""
+    """Draw the joint histogram of the patches' Q and K norms (figure 3), as given and in the least light.
+
+    Grey lines mark the medians.
+    """
     given, *lights = study.maps
     shown = {light: study.maps[light] for light in (given, *lights[-1:])}
     every = dict(zip(study.maps, joint_histogram(study.maps.values()), strict=True))
@@ -220,7 +241,7 @@ def joint(study: Study) -> Figure:
 
 
 def against_light(study: Study) -> Figure:
-    """Means over images as light falls (figure 1): norms, the attention's entropy, the person's share of attention."""
+    """Plot means over images against light (figure 1): norms, the attention's entropy and the person's share of it."""
     rows = by_image(study)
     lights = [light for light in study.maps if light is not None]
     names = [name for name in rows[0] if name not in ("light", "image")]
@@ -243,7 +264,7 @@ def against_light(study: Study) -> Figure:
 
 
 def leverage(study: Study) -> Figure:
-    """The spreads of γ and of the plain logits over the keys, head by head."""
+    """Draw box plots, head by head, of the spreads over the keys of γ and of the plain logits."""
     maps = study.with_nra
     head_count = maps.leverage.shape[1]
     figure = Figure(figsize=(max(5, 0.5 * head_count), 3.6), layout="constrained")

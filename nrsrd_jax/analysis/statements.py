@@ -1,4 +1,4 @@
-"""The paper's four statements about the norms in the last block, and what NRA can do, for a checkpoint and images."""
+"""Tests of the paper's four statements about the norms in the last block, and a sentence on how much NRA can change."""
 
 import dataclasses
 
@@ -17,14 +17,24 @@ from .statistics import (
 )
 from .study import Study
 
-WEAK = 0.1  # a correlation nearer to 0, or a change by a smaller share, counts as none
-DARK = 60  # mean luminance in 0..255: of darker images there is no light to take
-FEW = 0.05  # of the attention: moving less changed the demo's mAP by less than 0.001 (docs/method.md)
+# A correlation closer to 0, or a relative change smaller than this, counts as no effect.
+WEAK = 0.1
+# A mean luminance in 0..255. Images darker than this cannot be dimmed further in a meaningful way.
+DARK = 60
+# A share of the attention. Moving less than this changed the demo's mAP by less than 0.001 (docs/method.md).
+FEW = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Statement:
-    """A claim, a number per image that tells, and the `sign` that the claim expects of it."""
+    """A claim and its test.
+
+    Attributes:
+        claim: the claim in words.
+        statistic: the name of the number, one per image, that tests the claim.
+        value: its mean over images with the 95 % interval.
+        sign: 1 or -1, the sign that the claim expects.
+    """
 
     claim: str
     statistic: str
@@ -33,7 +43,7 @@ class Statement:
 
     @property
     def verdict(self) -> str:
-        """yes: the mean lies beyond WEAK on the claimed side, and the 95 % interval on one side of 0."""
+        """Return "yes" if the interval excludes 0, and the mean has the claimed sign and a size of at least WEAK."""
         value = self.value
         if value.images < 2:
             return "not tested"
@@ -51,7 +61,10 @@ class Statement:
 
 
 def check(study: Study) -> list[Statement]:
-    """The statements, of the images as given; with a region of the person it stands for the centre."""
+    """Test the statements: the first three on the images as given, the fourth on the degraded ones.
+
+    If the study has person regions, "centre" means the person and "border" the background.
+    """
     q, k, v = (patch_norms(study.given, vector) for vector in VECTORS)
     if study.person is None:
         where, outwards = "distance from the centre", centre_distance(study.grid)
@@ -74,8 +87,9 @@ def _falls_with_light(study: Study) -> Statement:
     luminance = mean_luminance(study.images[None]).mean()
     change, statistic = np.zeros(0), "needs two lights"
     if luminance < DARK:
-        statistic = f"these images are dark, mean luminance {luminance:.0f} of 255: give bright ones"
+        statistic = f"these images are dark, mean luminance {luminance:.0f} of 255; choose bright ones"
     elif len(lights) > 1:
+        # The mean norm is fitted to log light, so that all lights count, and not only the first and the last.
         patches = np.ones(len(centre_distance(study.grid)), bool) if study.person is None else study.person
         norms = np.stack([region_mean(patch_norms(study.maps[light], "q"), patches) for light in lights])
         slope, brightest = np.polyfit(np.log(lights) - np.log(max(lights)), norms, 1)
@@ -86,11 +100,11 @@ def _falls_with_light(study: Study) -> Statement:
 
 
 def leverage_sentence(study: Study) -> str:
-    """What NRA does in the last block: the spreads over keys of γ and of the plain logits, the attention it moves."""
+    """Return a sentence on NRA in the last block: the spread of γ, that of the plain logits, the attention it moves."""
     leverage, spread = np.median(study.with_nra.leverage), np.median(study.with_nra.logit_spread[:, -1])
     moved = moved_attention(study.with_nra, study.without_nra)
     verdict = "too small to matter" if moved < FEW else "enough to change what the model sees"
-    untrained = "" if study.trained else " (untrained: the model has none)"
+    untrained = "" if study.trained else " (untrained: the model was trained without NRA)"
     return (
         f"NRA at λ = {study.strength:.4g}{untrained}: γ spreads over the keys by {leverage:.3g} nats, the logits by "
         f"{spread:.3g} (medians over heads and images), which moves {100 * moved:.1f} % of the attention: {verdict}."

@@ -1,4 +1,4 @@
-"""A checkpoint looked at on some images, in several lights: what figures, tables and statements are made of."""
+"""The maps of a checkpoint on some images in several lights, from which figures, tables and statements are made."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,26 @@ from ..retrieval.illumination import darkener
 from .maps import Maps, Probe
 from .statistics import centre_region, read_masks
 
-BATCH = 64  # images to degrade at once
+# Images that are degraded at once.
+BATCH = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """`maps` and `images` (uint8 [N, h, w, 3]) are by light: first, under None, the images as given, then degraded.
+    """What was computed of a checkpoint.
 
-    `maps` are as the model was trained, NRA or not; `with_nra` and `without_nra` of the images as given. `strength` is
-    λ, NRA's initial one if the model has none (`trained` is false). `person` is a region of patches, bool [P] or
-    [N, P]. `compared` are another checkpoint's maps of the images as given, under its name.
+    Attributes:
+        name: the checkpoint's path.
+        paths: the image files.
+        preset: the name of the degradation.
+        grid: the number of (rows, columns) of patches.
+        images: uint8 [N, h, w, 3] by light. None stands for the images as given, and comes first.
+        maps: of `images`, by light, with NRA or without it, as the model was trained.
+        with_nra, without_nra: the maps of the images as given.
+        strength: λ of NRA in `with_nra`: the trained λ, or NRA's initial λ for a model without NRA.
+        trained: whether the model was trained with NRA.
+        person: the patches of the person, bool [P] or [N, P].
+        compared: the name of another checkpoint, and its maps of the images as given.
     """
 
     name: str
@@ -60,18 +70,31 @@ def make_study(
     centre: bool = False,
     compare: Path | None = None,
 ) -> Study:
-    """Looks at a checkpoint, or a run's best one, on images.
+    """Compute the maps of a checkpoint on images.
 
-    `lights` are intensities to degrade the images to, `degradation` options of `lowlight.degrade`; `masks` a folder of
-    person masks, `centre` a prior instead; `compare` another checkpoint. InputError if one of them, or an image, cannot
-    be used.
+    Args:
+        source: a checkpoint, or a run, of which the best checkpoint is used.
+        paths: the images.
+        lights: light intensities in 0..1 to degrade the images to.
+        degradation: options of `lowlight.degrade`.
+        masks: a folder of person masks (`read_masks`).
+        centre: take `centre_region` for the person. `masks` takes precedence.
+        compare: another checkpoint or run to compare with.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: a checkpoint, an image or a mask cannot be used, or the two checkpoints have different image sizes.
     """
     keep_compiled()
     probe = Probe.load(source)
     other = Probe.load(compare) if compare else None
     size = probe.description.image_size
     if other and other.description.image_size != size:
-        raise InputError(f"{compare} takes images of {other.description.image_size}, {source} of {size}: no comparison")
+        raise InputError(
+            f"{compare} has images of {other.description.image_size} pixels, {source} of {size}; the sizes must agree"
+        )
     person = centre_region(probe.grid) if centre else None
     if masks:
         person = read_masks(masks, paths, probe.grid)
@@ -102,12 +125,12 @@ def make_study(
 
 
 def evenly(count: int, limit: int) -> list[int]:
-    """Indices of at most `limit` of `count` things, evenly spaced from the first to the last."""
+    """Return at most `limit` of the indices 0 to `count` − 1, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, count - 1, limit).round().astype(int)).tolist()
 
 
 def short(name: str) -> str:
-    """A path's end, short enough for a figure's title."""
+    """Return the end of a path, short enough for a figure's title."""
     return name if len(name) <= 40 else f"…{name[-39:]}"
 
 

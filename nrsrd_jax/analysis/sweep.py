@@ -1,8 +1,8 @@
-"""What Norm-Ratio Attention can change: scores of a test while the last block's attention is altered, without training.
+"""What Norm-Ratio Attention can change: scores on a test set with altered attention in the last block, not retrained.
 
 A sweep alters one thing at a time: λ of either form of NRA, or the temperature τ of plain attention, which divides its
 logits. For each value it reports the leverage (the spread of γ over the keys, in nats), the share of the CLS token's
-attention that moves, and mAP and Rank-1 with intervals of their difference from plain attention.
+attention that moves, mAP and Rank-1, and the difference in mAP from plain attention with its interval.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from .maps import Probe
 from .statistics import moved_attention
 from .study import evenly
 
-# The values of each sweep. PLAIN has the value that leaves attention unchanged.
+# The values of each sweep. PLAIN has the values that leave attention unchanged.
 VALUES = {
     "ratio": (-30.0, -10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0, 30.0, 100.0),
     "standard": (-2.0, -1.0, -0.5, -0.2, 0.0, 0.2, 0.5, 1.0, 2.0),
@@ -45,32 +45,33 @@ TITLES = {
     "standard": "λ of NRA, γ = λ(‖K‖ − mean)/deviation",
     "temperature": "τ of plain attention",
 }
-IMAGES = 64  # for leverage and moved attention
+# The largest number of query images from which leverage and moved attention are computed.
+IMAGES = 64
 RESAMPLES = 2000
 
 
 def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list[dict[str, Any]]:
-    """Evaluate a checkpoint with its last block's attention altered.
+    """Evaluate a checkpoint with altered attention in its last block.
 
     Args:
-        source: a checkpoint, or a run, whose best checkpoint is taken.
+        source: a checkpoint, or a run, of which the best checkpoint is used.
         options: how to evaluate.
-        targets: the tests by name.
+        targets: the test sets by name.
 
     Returns:
-        A dict for each test, sweep and value: `data`, `altered`, `value`, `leverage` (nats), `moved` (0..1), `mAP`,
-        `rank1`, and of the difference of mAP from plain attention `difference`, `low` and `high`, its 95 % interval by
-        a paired bootstrap over people.
+        A dict for each test set, sweep and value: `data`, `altered`, `value`, `leverage` (nats), `moved` (0..1), `mAP`,
+        `rank1`, and `difference`, that of mAP from plain attention. `low` and `high` are the ends of its 95 % interval,
+        by a paired bootstrap over people.
 
     Raises:
-        InputError: the checkpoint cannot be used, or is not a ViT.
+        InputError: the checkpoint cannot be used, or its backbone is not a ViT.
     """
     keep_compiled()
     mesh = make_mesh()
     description, variables = checkpoint.load(source, mesh)
     spec = description.spec
     if not isinstance(spec, ViTSpec):
-        raise InputError(f"a {description.backbone} has no attention to alter; choose a ViT")
+        raise InputError(f"backbone {description.backbone} has no attention to alter; choose a checkpoint of a ViT")
     options = dataclasses.replace(options, image_size=description.image_size)
     name, target = next(iter(targets.items()))
     pixels = read_test_images(options, target.query)
@@ -99,7 +100,7 @@ def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list
 
 
 def _alter(spec: ViTSpec, base: dict, altered: str, value: float) -> dict:
-    """Return the backbone's parameters with λ, or with a temperature and λ = 0."""
+    """Return the backbone's parameters with another λ, or with another temperature and λ = 0."""
     if altered == "temperature":
         return spec.with_temperature(spec.with_strength(base, 0.0), value)
     return spec.with_strength(base, value)
@@ -116,7 +117,7 @@ def _scores(
     options: Options,
     targets: Mapping[str, Target],
 ) -> Iterator[tuple[float, dict[str, RankMetrics]]]:
-    """Yield each value and its metrics by data set. The model is compiled once."""
+    """Yield each value with its metrics by data set. The model is compiled once for all values."""
     chosen = options.eval
     embedder = Embedder(
         *(description.create_model(dtype=compute_dtype(options.train.precision)), variables, description, make_mesh()),
@@ -130,7 +131,7 @@ def _scores(
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each test and sweep: its best value, and whether the gain can be told from chance."""
+    """Return a sentence for each test set and sweep, with the best value and the interval of its gain."""
     lines = []
     for data in dict.fromkeys(row["data"] for row in rows):
         for altered, title in TITLES.items():
@@ -143,7 +144,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
                 found = f"best at {best['value']:g}, {gain:+.1f} mAP [{low:+.1f}, {high:+.1f}]"
                 found += f" with {100 * best['moved']:.0f} % of the attention moved"
             lines.append(f"{data}: {title}: {found}")
-    return [*lines, "the best value was chosen on the test, so its interval is too favourable"]
+    return [*lines, "the best value was chosen on the test set, so its interval is too favourable"]
 
 
 def write(rows: list[dict[str, Any]], folder: Path, about: str) -> None:

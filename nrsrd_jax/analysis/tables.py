@@ -1,6 +1,6 @@
 """The numbers behind the figures, as rows of CSV files: {column: value}.
 
-Blocks and heads count from 1, rows and columns of patches from 0; light is empty for the images as they are.
+Blocks and heads count from 1, rows and columns of patches from 0. `light` is empty for the images as given.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def write_all(study: Study, statements: Sequence[Statement], folder: Path) -> None:
-    """Every table into a folder. InputError if it cannot be written."""
+    """Write every table to a folder. InputError if a file cannot be written."""
     write(folder / "blocks.csv", by_block(study))
     write(folder / "heads.csv", by_head(study))
     write(folder / "images.csv", by_image(study))
@@ -42,6 +42,7 @@ def write_all(study: Study, statements: Sequence[Statement], folder: Path) -> No
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a CSV file, with six digits per number."""
     write_csv(path, [{name: _rounded(value) for name, value in row.items()} for row in rows])
 
 
@@ -54,7 +55,7 @@ def _each(study: Study) -> Iterator[tuple[float | str, Maps]]:
 
 
 def by_block(study: Study) -> list[Row]:
-    """Per light, block and vector: the patches' mean norm, in both regions, and how it goes with the distance."""
+    """Return a row per light, block and vector: the patches' mean norm, by region, and its trend with the distance."""
     distance = centre_distance(study.grid)
     rows = []
     for light, maps in _each(study):
@@ -73,7 +74,7 @@ def by_block(study: Study) -> list[Row]:
 
 
 def by_head(study: Study) -> list[Row]:
-    """Per light, block and head: means over images of norms, their correlation with the distance, attention."""
+    """Return a row per light, block and head: means over images of norms, correlations, entropy and logit spread."""
     distance = centre_distance(study.grid)
     rows = []
     for light, maps in _each(study):
@@ -91,7 +92,7 @@ def by_head(study: Study) -> list[Row]:
 
 
 def by_image(study: Study) -> list[Row]:
-    """Per light and image, of the last block: mean norms, the CLS query's, and the attention's entropy, by region."""
+    """Return a row per light and image about the last block: mean norms and attention, by region where there is one."""
     rows, person = [], study.person
     for light, maps in _each(study):
         columns = {}
@@ -114,7 +115,7 @@ def by_image(study: Study) -> list[Row]:
 
 
 def mean_maps(study: Study) -> list[Row]:
-    """Per light, block, head and patch the means over images: what the figures of heads show."""
+    """Return a row per light, block, head and patch: the means over images that the figures of heads show."""
     rows = []
     for light, maps in _each(study):
         means = {name: getattr(maps, name).mean(0)[..., 1:] for name in ("q_norm", "k_norm", "v_norm", "attention")}
@@ -126,7 +127,7 @@ def mean_maps(study: Study) -> list[Row]:
 
 
 def of_leverage(study: Study) -> list[Row]:
-    """Per image and head of the last block, in nats: the spread over keys of γ and of the plain logits."""
+    """Return a row per image and head of the last block: the spread over keys of γ and of the plain logits, in nats."""
     maps = study.with_nra
     return [
         {
@@ -140,7 +141,7 @@ def of_leverage(study: Study) -> list[Row]:
 
 
 def of_joint(study: Study) -> list[Row]:
-    """How many patches have which Q and K norm in the last block: the bins that are not empty."""
+    """Return a row per bin of the joint histogram of Q and K norms in the last block. Empty bins are left out."""
     rows = []
     for light, (counts, q, k) in zip(
         (light for light, _ in _each(study)), joint_histogram(study.maps.values()), strict=True
@@ -153,6 +154,7 @@ def of_joint(study: Study) -> list[Row]:
 
 
 def of_statements(statements: Sequence[Statement]) -> list[Row]:
+    """Return a row per statement: the verdict, the statistic and its interval."""
     return [
         {"statement": s.claim, "holds": s.verdict, "statistic": s.statistic} | s.value._asdict() for s in statements
     ]
