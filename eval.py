@@ -1,4 +1,4 @@
-"""The command of a clone that evaluates; `python eval.py --help` shows its options."""
+"""Evaluate a model: the command `nrsrd eval` in a clone. `python eval.py --help` shows the options."""
 
 from nrsrd_jax.eval import command
 

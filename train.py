@@ -1,4 +1,4 @@
-"""The command of a clone that trains; `python train.py --help` shows its options."""
+"""Train a model: the command `nrsrd train` in a clone. `python train.py --help` shows the options."""
 
 from nrsrd_jax.train import command
 

@@ -1,4 +1,4 @@
-"""The shipped rendered pedestrians, small enough for two CPU cores: what `make demo` runs.
+"""The runs of `make demo` on the shipped rendered pedestrians, small enough for two CPU cores.
 
   python convert/from_torch.py demo/backbone.pth --output runs/demo-backbone
   python train.py --config configs/demo.py:teacher
@@ -6,8 +6,8 @@
   python train.py --config configs/demo.py:nrsrd
   python train.py --config configs/demo.py:nrsrd_plus
 
-Variants as in night600.py, and `teacher`. Everything is smaller than the paper's run; demo/backbone.md tells how the
-backbone was pretrained.
+The variants are those of night600.py, and `teacher`. Images, network and schedule are smaller than in the paper.
+demo/backbone.md describes how the backbone was pretrained.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ DEMO = Path(__file__).parent.parent / "demo"
 
 def get_config(variant: str = "nrsrd"):
     if not DEMO.is_dir():
-        raise InputError("the demo's images come with a clone of the repository, not with the installed package")
+        raise InputError("the demo's images are not part of the installed package; use a clone of the repository")
     teacher = variant == "teacher"
     c = config.get_config("baseline" if teacher else variant)
     c.variant = variant
@@ -31,13 +31,15 @@ def get_config(variant: str = "nrsrd"):
     c.degradation.preset = "low_noise"
     c.model.backbone, c.model.depth, c.model.drop_path = "vit_tiny", 6, 0.0
     c.init.checkpoint = str(DEMO.parent / "runs" / "demo-backbone")
-    c.augment.pad, c.augment.erasing = 5, 0.0  # erased to N(0, 1), far brighter than any night: measured to harm
+    # Random erasing fills with noise of N(0, 1), far brighter than a night image. It lowered the scores when measured.
+    c.augment.pad, c.augment.erasing = 5, 0.0
     # Without this the batch-hard triplet loss makes the features parallel (docs/evidence.md).
     c.loss.spread_real = c.loss.spread_syn = 5.0
     c.optim.name, c.optim.lr, c.optim.bias_factor, c.optim.weight_decay = "adamw", 3e-4, 1.0, 0.05
     c.optim.warmup_epochs = 2
     c.train.epochs = 10 if teacher else 15
-    c.train.save_every, c.eval.every = 5, 0  # The last checkpoint is taken, so none is chosen by the test data.
+    # Without evaluations the last checkpoint is used, so no checkpoint is selected on the test data.
+    c.train.save_every, c.eval.every = 5, 0
     if teacher:
         c.data.name, c.data.root = "bright", c.aux.bright_root
     return c

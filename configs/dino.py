@@ -1,16 +1,16 @@
-"""Pretraining without labels on person crops: DINO, as TransReID-SSL pretrained its backbones.
+"""DINO pretraining without labels on person crops, as TransReID-SSL pretrained its backbones.
 
   nrsrd pretrain --config dino --config.data.root=DIR
   nrsrd pretrain --config dino --config.data.root=DIR --config.init.checkpoint=weights/lup --config.train.epochs=5
   nrsrd pretrain --config dino:small --config.data.root=DIR
 
-DIR is any folder of crops, or a list of them (a .csv with a column `path`); separate several by commas. The second
-command continues from existing weights on crops of your own cameras. Set eval.data.name and eval.data.root to see,
-every eval.every epochs, how well the teacher ranks a labelled set.
+DIR is a folder of crops, or a list of them (a .csv file with a column `path`); separate several with commas. The
+second command continues from existing weights on crops of your own cameras. Set eval.data.name and eval.data.root to
+evaluate the teacher on a labelled data set every eval.every epochs.
 
-small: vit_tiny on images of 128×64, with a small head and four local views, for a CPU
+The variant `small` fits a CPU: a vit_tiny on images of 128×64, with a small head and four local views.
 
-The official run had 512 images a batch. With another batch change optim.lr in proportion.
+The official run had 512 images in a batch. For another batch size, change optim.lr in proportion.
 """
 
 from nrsrd_jax import config

@@ -1,15 +1,16 @@
-"""IDF in its released form, on two ResNet-50, on Night600.
+"""IDF in its released form, with two ResNet-50, on Night600.
 
   python train.py --config configs/idf.py --config.data.root=data/Night600 --config.init.checkpoint=weights/resnet50
 
-VARIANT    what the network is given
+VARIANT    input of the network
 unit       pixels in 0..1, the default
 over255    pixels in 0..1/255, as the official code does
 
-The recipe of the official code (https://github.com/Alexadlu/IDF), which starts both ResNets from ImageNet's weights.
-Without init.checkpoint they start from random ones. The code's own result is nowhere published: table 1's 9.2 / 17.2 is
-of IDF on a ViT. Two things differ here: a batch shows 32 different people, where the official code draws images at
-random; and test images are resized bilinearly (data.train_filter), where it resizes them bicubically.
+This is the recipe of the official code (https://github.com/Alexadlu/IDF), which starts both ResNets from ImageNet
+weights. Without init.checkpoint they start from random weights. The result of the official code is not published; the
+9.2 / 17.2 of table 1 is IDF with a ViT. There are two differences from the official code. A batch has 32 different
+people, while the official code draws images at random. Test images are resized bilinearly (data.train_filter), while
+the official code resizes them bicubically.
 """
 
 from nrsrd_jax.errors import InputError

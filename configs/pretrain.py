@@ -3,12 +3,11 @@
   python train.py --config configs/pretrain.py:bright --config.data.root=DIR
   python train.py --config configs/pretrain.py:bright_and_dark --config.data.root=DIR --config.aux.bright_root=DIR
 
-bright           the images as they are, as the paper's backbone was pretrained: demo/backbone.pth
-bright_and_dark  also darkened in the step, as many of each: demo/backbone-bright-and-dark.pth
+bright           the images as they are; the paper's backbone was pretrained so. Gave demo/backbone.pth
+bright_and_dark  the images and as many darkened versions, made in the step. Gave demo/backbone-bright-and-dark.pth
 
-DIR holds images named <pid>_c<camera>_*.jpg. There are no queries, and the last checkpoint is the result. The spread
-loss keeps the features from becoming nearly parallel, which would leave the triplet loss without effect
-(demo/backbone.md has the measurements).
+DIR has images named <pid>_c<camera>_*.jpg. There are no queries, so the last checkpoint is the result. The spread loss
+prevents nearly parallel features, on which the triplet loss has no effect (measured in demo/backbone.md).
 """
 
 from nrsrd_jax import config

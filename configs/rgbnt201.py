@@ -1,4 +1,4 @@
-"""NRSRD on the RGB images of RGBNT201: variants as in night600.py. The paper: mAP 58.9, Rank-1 58.9 (nrsrd).
+"""NRSRD on the RGB images of RGBNT201, with the variants of night600.py. The paper's nrsrd: mAP 58.9, Rank-1 58.9.
 
   python train.py --config configs/rgbnt201.py:nrsrd --config.data.root=data/RGBNT201 \\
       --config.aux.bright_root=data/Syn_Dark/bright --config.teacher.checkpoint=runs/teacher

@@ -2,8 +2,8 @@
 
   python train.py --config configs/teacher.py --config.data.root=data/Syn_Dark/bright --workdir runs/teacher
 
-There are no queries in such a folder: the last line of metrics.jsonl shows the training accuracy, and the last
-checkpoint is kept. The official loss weights, 1 and 1.
+The folder has no queries, so the last checkpoint is kept; the last line of metrics.jsonl shows its training accuracy.
+Both loss weights are 1, as in the official code.
 """
 
 from nrsrd_jax import config

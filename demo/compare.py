@@ -1,6 +1,7 @@
-"""Evaluate the demo's three students beside an untrained network, a colour histogram and the pretrained backbone.
+"""Compare the demo's three students with an untrained network, a colour histogram and the pretrained backbone.
 
-python demo/compare.py     after configs/demo.py:baseline, :nrsrd and :nrsrd_plus were trained: the end of `make demo`
+python demo/compare.py     the last stage of `make demo`; needs the runs of configs/demo.py:baseline, :nrsrd and
+                           :nrsrd_plus
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from nrsrd_jax.sharding import make_mesh
 
 
 def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int, int, int] = (8, 4, 4)) -> np.ndarray:
-    """An HSV histogram per horizontal stripe, [N, D]."""
+    """Return the square roots of HSV histograms of horizontal stripes, float32 [N, D], as features of images."""
     rows = []
     for path in paths:
         with Image.open(path) as image:
@@ -38,7 +39,7 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
 
 
 def verdict(difference: dict) -> str:
-    """Return what an interval says of two students, in a sentence."""
+    """Return a sentence on two students: the difference in mAP, its interval, and which of them ranks better."""
     a, b = difference["a"], difference["b"]
     gain, low, high = (100 * difference[key] for key in ("mAP", "low", "high"))
     order = f"{b} and {a} cannot be told apart"

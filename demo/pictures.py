@@ -1,8 +1,9 @@
-"""Makes two of the README's pictures from the demo's images: docs/crops.jpg, and docs/ranked.jpg of a trained run.
+"""Make two of the README's pictures from the demo's images: docs/crops.jpg, and docs/ranked.jpg of a trained run.
 
   python demo/pictures.py [WORKDIR]       default runs/demo-nrsrd
 
-docs/report.jpg is a picture of eval.py's page, docs/analysis.jpg the analysis' images.png.
+The other two are not made here: docs/report.jpg is a screenshot of the page that eval.py writes, docs/analysis.jpg is
+images.png of `nrsrd analysis`.
 """
 
 from pathlib import Path
@@ -27,10 +28,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def read(paths, size: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
+    """Decode images to uint8 [N, *size, 3]."""
     return np.stack([decode(path, size, "bilinear") for path in paths])
 
 
 def crops() -> Image.Image:
+    """Draw ten bright crops, their degraded versions by preset, and ten night crops."""
     bright = read(datasets.read_bright(ROOT / "demo/aux").paths[5::83][:10])
     night = read(datasets.read_dataset("night600", ROOT / "demo/night").train.paths[3::77][:10])
     rows = [("bright", bright)]
@@ -41,7 +44,7 @@ def crops() -> Image.Image:
 
 
 def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
-    """Per query the nearest gallery images of other cameras; a right one has a tick and a thick frame."""
+    """Draw the nearest gallery images of other cameras for some queries. A right one has a tick and a thick frame."""
     data = datasets.read_dataset("night600", ROOT / "demo/night")
     embedder = Embedder.load(workdir)
     features = [embedder(read(split.paths, embedder.description.image_size)) for split in (data.query, data.gallery)]

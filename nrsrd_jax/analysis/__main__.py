@@ -87,7 +87,7 @@ def main() -> None:
     weights.add_argument("--checkpoint", type=Path, help="a checkpoint")
     parser.add_argument("--images", type=Path, nargs="+", help="images or folders; default: the run's queries")
     parser.add_argument("--output", type=Path, default=Path("analysis"), help="folder to write to; default: analysis")
-    parser.add_argument("--limit", type=int, default=64, help="use at most N images, chosen evenly; default: 64")
+    parser.add_argument("--limit", type=int, default=64, help="use at most LIMIT images, chosen evenly; default: 64")
     parser.add_argument(
         "--lights",
         default="1,0.5,0.2,0.1,0.05",
