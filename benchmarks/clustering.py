@@ -1,10 +1,10 @@
-"""How fast and in how much memory crops become groups.
+"""Measure the time and memory of grouping crops.
 
-  python benchmarks/clustering.py                            100,000 crops; 10,000 also by the plain N×N form
+  python benchmarks/clustering.py                            100,000 crops, and 10,000 also in the plain N×N form
 
-The plain form is numpy's: all distances, argsort, Jaccard distances as a matrix of N×N float16, crop by crop, and
-scikit-learn's DBSCAN on this matrix. Each line is a process of its own, whose peak memory is told; features are random
-around a centre per person.
+The plain form is written in numpy: all distances, argsort, Jaccard distances crop by crop in an N×N float16 matrix, and
+scikit-learn's DBSCAN on this matrix. Each line is measured in a process of its own, and has the peak memory of that
+process. The features are random, around a centre per person.
 """
 
 import argparse
@@ -19,12 +19,13 @@ from evaluation import K1, K2, normalised, numpy_jaccard
 
 from nrsrd_jax.command import Parser, one_line, positive
 
-WIDTH, SPREAD, CROPS = 384, 0.7, 20  # of features; of the centres, where noise has 1; crops of a person on average
+# Width of a feature, standard deviation of the people's centres (the noise has 1), mean number of crops per person.
+WIDTH, SPREAD, CROPS = 384, 0.7, 20
 EPS, MIN_SIZE = 0.5, 2
 
 
 def make_data(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and people."""
+    """Return random features [N, D] and their people [N]."""
     rng = np.random.default_rng(0)
     people = rng.integers(max(1, count // CROPS), size=count)
     features = rng.standard_normal((count, WIDTH), np.float32)
@@ -35,6 +36,7 @@ def make_data(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def plain(features: np.ndarray) -> np.ndarray:
+    """Return the groups [N] of the plain form."""
     from sklearn.cluster import DBSCAN
 
     jaccard, _ = numpy_jaccard(normalised(features), len(features))
@@ -43,6 +45,7 @@ def plain(features: np.ndarray) -> np.ndarray:
 
 
 def ours(features: np.ndarray, method: str = "dbscan") -> np.ndarray:
+    """Return the groups [N] of this package."""
     from nrsrd_jax.retrieval.clustering import cluster
 
     return cluster(features, eps=EPS, min_size=MIN_SIZE, method=method, k1=K1, k2=K2).labels
@@ -56,12 +59,12 @@ PARTS = {f.__name__: f for f in (plain, ours, ours_hdbscan)}
 
 
 def peak() -> float:
-    """The most memory that this process has held, GiB."""
+    """Return the peak memory of this process so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(part: str, count: int) -> None:
-    """Runs a part and prints what it took, as JSON."""
+    """Run a part and print its time, memory and scores as JSON."""
     from nrsrd_jax.retrieval.clustering import memory_bound, scores
 
     features, people = make_data(count)
@@ -86,15 +89,15 @@ def measure(part: str, count: int) -> None:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--crops", type=positive, default=100_000, help="default: 100,000")
-    parser.add_argument("--plain", type=positive, default=10_000, help="crops of the plain form; default: 10,000")
-    parser.add_argument("--hdbscan", action="store_true", help="HDBSCAN too")
+    parser.add_argument("--crops", type=positive, default=100_000, help="number of crops; default: 100,000")
+    parser.add_argument("--plain", type=positive, default=10_000, help="crops in the plain form; default: 10,000")
+    parser.add_argument("--hdbscan", action="store_true", help="also measure HDBSCAN")
     parser.add_argument("--measure", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.crops)
         return
-    print(f"{WIDTH} numbers a crop, {CROPS} crops a person, eps {EPS}, at least {MIN_SIZE} crops a group")
+    print(f"{WIDTH} numbers per crop, {CROPS} crops per person, eps {EPS}, at least {MIN_SIZE} crops per group")
     titles = ("crops", "s", "CPU s", "data GiB", "peak GiB", "announced", "groups", "alone", "F %", "AMI %")
     print(f"{'':14}" + "".join(f"{title:>10}" for title in titles))
     lines = [("plain", options.plain), ("ours", options.plain), ("ours", options.crops)]

@@ -1,10 +1,10 @@
-"""How fast crops become features on this CPU: by JAX, and by exported files in ONNX Runtime and OpenVINO.
+"""Measure how fast this CPU computes features: with JAX, and with exported files in ONNX Runtime and OpenVINO.
 
   python benchmarks/deploy.py [--model DIR] [--backbone vit_small_ics] [--batches 1,8,32] [--rounds 30]
 
-Without --model the weights are random, and the images have 256×128 pixels. The ways take turns, so that what else the
-machine does slows all of them alike. OpenVINO is compared if it is installed. An int8 file is made of generated
-pictures: its speed counts here, not its features.
+Without --model the weights are random and the images have 256×128 pixels. The ways take turns, so that other work on
+the machine slows all of them alike. OpenVINO is compared if it is installed. The int8 file is calibrated on generated
+images, because its features do not matter here.
 """
 
 import time
@@ -16,7 +16,7 @@ from nrsrd_jax.command import Parser, one_line, positive
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Return "1,8,32" as numbers."""
+    """Parse batch sizes like "1,8,32"."""
     return tuple(positive(part) for part in text.split(","))
 
 
@@ -24,7 +24,7 @@ Way = Callable[[np.ndarray], np.ndarray]
 
 
 def ways(model: str, backbone: str, most: int) -> tuple[dict[str, Way], np.ndarray]:
-    """Return functions from uint8 crops to features, by name, and crops; print what is compared."""
+    """Return the functions from uint8 crops to features by name, and `most` crops. Print what is compared."""
     import jax
 
     from nrsrd_jax.checkpoint import load
@@ -58,6 +58,7 @@ def ways(model: str, backbone: str, most: int) -> tuple[dict[str, Way], np.ndarr
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return lambda images: np.asarray(session.run(None, {"images": images})[0])
 
+    # These names are the first column of the printed table.
     found: dict[str, Way] = {f"JAX {jax.__version__}": embedder}
     for kind, file in (("float32", exact), ("int8", few)):
         content = file.SerializeToString()
@@ -73,10 +74,10 @@ def ways(model: str, backbone: str, most: int) -> tuple[dict[str, Way], np.ndarr
 
 def main() -> None:
     parser = Parser(__doc__, "python benchmarks/deploy.py")
-    parser.add_argument("--model", default="", help="a training run or a checkpoint")
-    parser.add_argument("--backbone", default="vit_small_ics", help="of random weights; default: vit_small_ics")
-    parser.add_argument("--batches", type=sizes, default=(1, 8, 32), help="default: 1,8,32")
-    parser.add_argument("--rounds", type=positive, default=30, help="calls of each way; default: 30")
+    parser.add_argument("--model", default="", help="a training run or a checkpoint; default: random weights")
+    parser.add_argument("--backbone", default="vit_small_ics", help="of the random weights; default: vit_small_ics")
+    parser.add_argument("--batches", type=sizes, default=(1, 8, 32), help="images per call; default: 1,8,32")
+    parser.add_argument("--rounds", type=positive, default=30, help="timed calls of each; default: 30")
     arguments = parser.parse_args()
     functions, pictures = ways(arguments.model, arguments.backbone, max(arguments.batches))
     print("| way | batch | p50 (ms) | p95 (ms) | images/s |\n|---|---|---|---|---|")
@@ -86,7 +87,7 @@ def main() -> None:
             for name, function in functions.items():
                 begin = time.perf_counter()
                 function(images)
-                # The first two calls compile, and make room.
+                # The first two calls compile and allocate memory, so they are not timed.
                 if round_ >= 2:
                     seconds[name].append(time.perf_counter() - begin)
         for name, values in seconds.items():

@@ -1,11 +1,11 @@
-"""How fast and in how much memory features become metrics, and re-ranked metrics.
+"""Measure the time and memory of computing metrics from features, with and without re-ranking.
 
-  python benchmarks/evaluation.py                                  Night600's size: 2,180 queries, 14,351 gallery
-  python benchmarks/evaluation.py --size msmt17                    11,659 queries, 82,161 gallery; ours alone
+  python benchmarks/evaluation.py                     Night600's size: 2,180 queries, 14,351 gallery images
+  python benchmarks/evaluation.py --size msmt17       11,659 queries, 82,161 gallery images; without the numpy forms
 
-Beside ours stand the straightforward numpy forms: all distances, argsort, a loop over queries; and re-ranking on N×N
-distances and weights in float16, image by image. Each runs in a process of its own, whose peak memory is told; features
-are random around a centre per identity.
+This package is compared with straightforward numpy: metrics by all distances, argsort and a loop over queries;
+re-ranking image by image, with N×N distances and float16 weights. Each form runs in a process of its own, and its line
+has the peak memory of that process. The features are random, around a centre per identity.
 """
 
 import argparse
@@ -19,13 +19,15 @@ import numpy as np
 
 from nrsrd_jax.command import Parser, one_line
 
+# Queries, gallery images, identities and cameras of each size.
 SIZES = {"small": (218, 1435, 30, 8), "night600": (2180, 14351, 300, 8), "msmt17": (11659, 82161, 3060, 15)}
-WIDTH, SPREAD = 768, 0.25  # of features; of the centres, where noise has 1
+# Width of a feature, standard deviation of the identities' centres (the noise has 1).
+WIDTH, SPREAD = 768, 0.25
 K1, K2, LAMBDA = 20, 6, 0.3
 
 
 def make_data(size: str) -> tuple[np.ndarray, ...]:
-    """Features of queries and gallery, their identities, their cameras."""
+    """Return features, identities and cameras, each first of the queries and then of the gallery."""
     queries, gallery, identities, cameras = SIZES[size]
     rng = np.random.default_rng(0)
     centres = SPREAD * rng.standard_normal((identities, WIDTH), np.float32)
@@ -35,15 +37,17 @@ def make_data(size: str) -> tuple[np.ndarray, ...]:
 
 
 def normalised(features: np.ndarray) -> np.ndarray:
+    """Scale features [N, D] to length 1."""
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
 def numpy_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return all squared distances [M, N] of features [M, D] and [N, D]."""
     return np.square(left).sum(1)[:, None] + np.square(right).sum(1)[None] - 2 * left @ right.T
 
 
 def numpy_ranks(distances: np.ndarray, query_ids, gallery_ids, query_cameras, gallery_cameras) -> tuple[float, float]:
-    """mAP and mINP."""
+    """Return mAP and mINP of distances [Q, G]."""
     order = np.argsort(distances, axis=1)
     matches = gallery_ids[order] == query_ids[:, None]
     precisions, penalties = [], []
@@ -58,7 +62,7 @@ def numpy_ranks(distances: np.ndarray, query_ids, gallery_ids, query_cameras, ga
 
 
 def numpy_jaccard(features: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Jaccard distances of the first rows to all, and their distances."""
+    """Return the Jaccard distances [rows, N] of the first rows to all, and their normalised distances [rows, N]."""
     count, half = len(features), round(K1 / 2)
     distances = numpy_distances(features, features)
     distances = np.transpose(distances / distances.max(axis=0))
@@ -123,7 +127,7 @@ def our_reranked(query, gallery, *labels) -> tuple[float, float]:
 
 
 def our_matrix(query, gallery, *labels) -> tuple[float, float]:
-    """All of Q×G at once, as `k_reciprocal` gives it."""
+    """Return mAP and mINP of the whole matrix Q×G that `k_reciprocal` returns."""
     from nrsrd_jax.retrieval.ranking import rank_metrics
     from nrsrd_jax.retrieval.rerank import k_reciprocal
 
@@ -135,10 +139,11 @@ PARTS = {f.__name__: f for f in (numpy_metrics, our_metrics, numpy_reranked, our
 
 
 def measure(part: str, size: str) -> None:
-    """Runs a part and prints what it took, the compile apart, as JSON."""
+    """Run a part and print its seconds, compile time, memory and scores as JSON."""
     data = make_data(size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if part.startswith("our"):  # the imports, and the compiles of the shapes to come where that is quick
+    # A first call takes the imports and the compilation. Re-ranking at full size would take too long twice.
+    if part.startswith("our"):
         import jax
 
         device = str(jax.devices()[0].device_kind)
@@ -156,8 +161,8 @@ def measure(part: str, size: str) -> None:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="night600")
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given several times")
+    parser.add_argument("--size", choices=SIZES, default="night600", help="size of the data set; default: night600")
+    parser.add_argument("--part", choices=PARTS, action="append", help="measure only this part; may be repeated")
     parser.add_argument("--measure", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Train and compare what sections 3, 4 and 6 of docs/evidence.md table: benchmarks/evidence.sh BENCH FOLDER [JOBS]
-# BENCH has night/ (Market-1501's layout) and aux/ (bright images). JOBS (1) trainings run side by side; 14 share a GPU
-# well. Each setting is one `nrsrd ablation` and one `nrsrd compare`, whose result is FOLDER/SETTING.json; called again,
-# it continues. benchmarks/gain.py draws the results. EPOCHS=1 SEEDS=1 tries the script itself.
+# Train and compare the settings in the tables of sections 3, 4 and 6 of docs/evidence.md:
+#   benchmarks/evidence.sh BENCH FOLDER [JOBS]
+# BENCH has night/ (in Market-1501's layout) and aux/ (bright images). JOBS trainings (default 1) run side by side; 14 fit
+# on one GPU. Each setting is one `nrsrd ablation` and one `nrsrd compare`, which writes FOLDER/SETTING.json. If the script
+# is run again, it continues. benchmarks/gain.py plots the results. EPOCHS=1 SEEDS=1 is a quick test of the script.
 [ $# -ge 2 ] || { echo "usage: benchmarks/evidence.sh BENCH FOLDER [JOBS]" >&2; exit 2; }
 mkdir -p "$2" && bench=$(cd "$1" && pwd) && out=$(cd "$2" && pwd) || exit 2
 cd "$(dirname "$0")/.." || exit 2
@@ -15,7 +16,8 @@ done
 $nrsrd train --config $config:teacher --config.data.root="$bench/aux" --config.init.checkpoint="$out/backbone" \
   --workdir "$out/teacher" || exit
 
-setting() {  # name, seeds, rows (NAME=VARIANT,… with spaces between), options
+# Arguments: name, seeds, rows (NAME=VARIANT,… separated by spaces), options.
+setting() {
   name=$1 seeds=${SEEDS:-$2} rows=$3
   shift 3
   methods= given=
@@ -24,7 +26,8 @@ setting() {  # name, seeds, rows (NAME=VARIANT,… with spaces between), options
     for seed in $(seq 0 $((seeds - 1))); do runs="$runs,$out/$name/${row%%=*}-seed$seed"; done
     methods="$methods ${row%%=*}=${runs#,}"
   done
-  # shellcheck disable=SC2086  # rows and methods are lists
+  # The lists of rows and methods must be split at spaces.
+  # shellcheck disable=SC2086
   $nrsrd ablation --config $config --table none $given --seeds "$seeds" --jobs "$jobs" --workdir "$out/$name" \
     --config.data.root="$bench/night" --config.aux.bright_root="$bench/aux" --config.teacher.checkpoint="$out/teacher" \
     --config.init.checkpoint="$out/backbone" --config.train.epochs="$epochs" --config.train.save_every=1000 "$@" || exit
@@ -38,7 +41,8 @@ six="baseline=baseline nra=nra mdl=mdl nra_mdl=nra_mdl srd=srd nrsrd=nrsrd"
 setting table2 5 "$six"
 setting table2-brightened 5 "$six" $bright
 for people in 20 40 100; do
-  held=$(awk "BEGIN {print 1 - $people / 200}") long=$((epochs * 200 / people))  # about equally many steps
+  # Fewer people train for more epochs, so that all train for about the same number of steps.
+  held=$(awk "BEGIN {print 1 - $people / 200}") long=$((epochs * 200 / people))
   setting people$people 3 "$three" --config.data.holdout="$held" --config.train.epochs=$long
   setting people$people-brightened 3 "$three" --config.data.holdout="$held" --config.train.epochs=$long $bright
 done

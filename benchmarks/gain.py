@@ -1,4 +1,4 @@
-"""Draw what the paper's modules gain over the baseline, from the files that benchmarks/evidence.sh writes.
+"""Plot the gain of the paper's modules over the baseline, from the files that benchmarks/evidence.sh writes.
 
 python benchmarks/gain.py FOLDER docs/gain.png
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# By panel title: each label of the axis and its setting in evidence.sh. * stands for nothing or -brightened.
+# For each panel, by title: the settings of evidence.sh by axis label. * is replaced by "" or "-brightened".
 PANELS = {
     "labelled night people": {"20": "people20*", "40": "people40*", "100": "people100*", "200": "table2*"},
     "epochs, 200 people": {"5": "epochs5*", "15": "table2*", "45": "epochs45*"},

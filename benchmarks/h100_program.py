@@ -1,12 +1,12 @@
-"""What a training step asks of an H100, by the program that XLA compiles for one. No GPU is needed, nothing is run.
+"""Predict the time of a training step on an H100 from the program that XLA compiles for it. No GPU is needed.
 
   pip install -c constraints.txt -e '.[cuda]'
   python benchmarks/h100_program.py [--backbone vit_base_ics …] [--batch 128 …] [--variant nrsrd …] [--plain] [--top 20]
 
-A line per step. GFLOP as in train_step.py; GB that products (matrices, convolutions, attention) and all other kernels
-read and write; expected time: products at 75 % of the data sheet's 989 TFLOP/s, then the others' bytes at 90 % of its
-3.35 TB/s. Without a GPU nothing is tuned, so products are cuBLAS's, never Triton's. It reaches into parts of JAX that
-are not public, of the version that constraints.txt pins.
+It prints a line per step: GFLOP as in train_step.py; the GB that products (matrices, convolutions, attention) and all
+other kernels read and write; and the expected time. That is the time of the products at 75 % of the data sheet's 989
+TFLOP/s, plus the time of the other kernels' bytes at 90 % of its 3.35 TB/s. Without a GPU, XLA cannot tune kernels, so
+the products use cuBLAS and never Triton. The script uses internals of the JAX version that constraints.txt pins.
 """
 
 import collections
@@ -31,6 +31,7 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.files import writable_file
 from nrsrd_jax.models import attention
 
+# What kernels are expected to reach, in FLOP/s and bytes/s.
 FLOPS, BANDWIDTH = 0.75 * BFLOAT16_PEAK["H100"], 0.9 * 3.35e12
 H100 = """
 gpu_device_info {
@@ -44,13 +45,14 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 28 } runtime_version { 
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 WIDTHS = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
+# An instruction of HLO: its name, shape, kind, operands and attributes.
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = (\([^=]*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)")
 NO_KERNEL = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all"}
 PRODUCT = re.compile(r'custom_call_target="(__cublas|__cudnn)')
 
 
 def pretend_an_h100_is_here() -> Any:
-    """The device that programs are compiled for; JAX's own questions about it are answered."""
+    """Return an H100 to compile for, and make JAX believe that it has one. InputError without a CUDA compiler."""
     known = xla_bridge.canonicalize_platform
     jax.default_backend = lambda: "gpu"
     xla_bridge.canonicalize_platform = lambda name: "cuda" if name in ("gpu", "cuda") else known(name)
@@ -60,11 +62,11 @@ def pretend_an_h100_is_here() -> Any:
     try:
         return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
     except (NotImplementedError, RuntimeError) as error:
-        raise InputError("there is no CUDA compiler here: pip install -c constraints.txt -e '.[cuda]'") from error
+        raise InputError("no CUDA compiler; install it: pip install -c constraints.txt -e '.[cuda]'") from error
 
 
 def size(shape: str) -> int:
-    """Bytes of a shape as HLO writes it, a tuple's together."""
+    """Return the bytes of a shape in HLO notation; for a tuple, the sum over its elements."""
     return sum(
         WIDTHS.get(kind, 0) * int(np.prod([int(n) for n in dims.split(",") if n]))
         for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
@@ -72,7 +74,7 @@ def size(shape: str) -> int:
 
 
 def kernels(program: str) -> list[tuple[str, int, bool]]:
-    """(where in the model, bytes read and written, whether a product) of each kernel of an HLO program's text."""
+    """Return (place in the model, bytes read and written, whether it is a product) of each kernel in an HLO text."""
     computations, name = {}, ""
     for line in program.splitlines():
         if line.endswith("{") and (head := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", line)):
@@ -83,6 +85,7 @@ def kernels(program: str) -> list[tuple[str, int, bool]]:
     shapes = {instruction: shape for instruction, shape, *_ in computations["ENTRY"]}
 
     def read(operands: list[str], rest: str) -> int:
+        # A fusion that only slices an operand reads only the slices.
         called = re.search(r"calls=%([\w.\-]+)", rest)
         inside = computations.get(called[1], []) if called else []
         parameters = [instruction for instruction, _, kind, *_ in inside if kind == "parameter"]
@@ -103,7 +106,7 @@ def kernels(program: str) -> list[tuple[str, int, bool]]:
 
 
 def place(where: str) -> str:
-    """Where a kernel is from, alike in all blocks."""
+    """Return the place of a kernel in the model, without the number of the block, so that blocks add up."""
     direction = "backward" if "transpose(" in where else "forward"
     name = re.sub(r"blocks_\d+", "block", re.sub(r".*/base/", "", where))
     return f"{direction} {'/'.join(name.split('/')[:3])}"
@@ -112,13 +115,13 @@ def place(where: str) -> str:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--backbone", nargs="+", default=["vit_base_ics"], choices=VITS)
-    parser.add_argument("--batch", type=positive, nargs="+", default=[128], help="images per domain; default 128")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[128], help="images per domain; default: 128")
     parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--precision", default="bfloat16", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", action="store_true", help="train.remat")
-    parser.add_argument("--plain", action="store_true", help="attention without cuDNN")
-    parser.add_argument("--top", type=int, default=0, help="so many places that move the most bytes")
-    parser.add_argument("--dump", default="", metavar="FILE", help="the text of the program, of several the last")
+    parser.add_argument("--remat", action="store_true", help="set train.remat")
+    parser.add_argument("--plain", action="store_true", help="compile attention without cuDNN")
+    parser.add_argument("--top", type=int, default=0, help="list the TOP places that move the most bytes")
+    parser.add_argument("--dump", default="", metavar="FILE", help="write the text of the last step's program")
     options = parser.parse_args()
     if options.dump:
         options.dump = writable_file(options.dump, "--dump")

@@ -1,9 +1,9 @@
-"""How fast images reach the step: decoding into the cache, batches from it, and augmentation inside the step.
+"""Measure how fast images reach the training step: decoding into the cache, reading batches, and augmentation.
 
   python benchmarks/input.py [--images 2000] [--size 256 128] [--batch 64]
 
-A plain loader, which decodes each image of each batch with Pillow in worker processes as PyTorch users have it, stands
-beside it. The images are JPEG crops of noise and shapes, of 64×128 to 128×256 pixels, made in a temporary folder.
+A plain loader is measured for comparison: like a PyTorch DataLoader, it decodes each image of each batch with Pillow in
+worker processes. The images are JPEG crops of noise and shapes, 64×128 to 128×256 pixels, made in a temporary folder.
 """
 
 import functools
@@ -30,6 +30,7 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
+    """Write JPEG crops to a folder and return their paths."""
     rng, paths = np.random.default_rng(0), []
     for index in range(count):
         width = int(rng.integers(64, 129))
@@ -42,10 +43,12 @@ def make_images(folder: Path, count: int) -> list[Path]:
 
 
 def load_batch(paths: list[Path], size: tuple[int, int]) -> np.ndarray:
+    """Decode a batch as the plain loader does, to uint8 [N, *size, 3]."""
     return np.stack([decode(path, size, "bicubic") for path in paths])
 
 
 def seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    """Return the mean seconds of a call."""
     begin = time.perf_counter()
     for _ in range(repeats):
         jax.block_until_ready(function())
@@ -54,13 +57,14 @@ def seconds(function: Callable[[], object], repeats: int = 1) -> float:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--images", type=positive, default=2000)
+    parser.add_argument("--images", type=positive, default=2000, help="number of images; default: 2000")
     parser.add_argument("--size", type=positive, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--batch", type=positive, default=64, help="images per batch; default: 64")
     options = parser.parse_args()
     size, batch, cores = tuple(options.size), options.batch, os.cpu_count() or 1
     labels = (np.arange(options.images) // 8).astype(np.int32)
-    plan = BatchPlan(labels, batch, 4, 0)  # images too few for it show now
+    # The plan comes first, because it raises if there are too few images.
+    plan = BatchPlan(labels, batch, 4, 0)
     with tempfile.TemporaryDirectory() as folder:
         paths = make_images(Path(folder), options.images)
         read = functools.partial(decode, size=size, resampling="bicubic")
@@ -86,8 +90,9 @@ def main() -> None:
         files = [[paths[i] for i in plan.batch(step)] for step in range(20)]
         with multiprocessing.get_context("spawn").Pool(cores) as pool:
             load = functools.partial(load_batch, size=size)
-            pool.map(load, files[:cores])  # the workers are up
-            plain = seconds(lambda: list(pool.imap(load, files))) / len(files)  # they read ahead as they can
+            # A first batch per worker makes sure that all of them have started.
+            pool.map(load, files[:cores])
+            plain = seconds(lambda: list(pool.imap(load, files))) / len(files)
         print(f"plain loader, {cores} processes     {batch / plain:>9.0f} images/s, {1e3 * plain:.1f} ms a batch")
 
     one = {"labels": np.zeros(batch, np.int32), "images": np.asarray(everything[:batch])}

@@ -1,10 +1,10 @@
-"""How much memory `nrsrd embed` takes for what it knows of crops; it grows with them.
+"""Measure the memory in which `nrsrd embed` keeps what it knows about crops, which grows with their number.
 
   python benchmarks/known.py [--crops 1000000]
 
-The gallery has features of 4 numbers, and of each crop a camera, a person, a time and a column of its own; its files do
-not exist, but their names are read as those of a folder would be. Resident memory of the process beside what it held
-before: when all crops are new, and when the gallery has all of them.
+The gallery has features of 4 numbers, and a camera, a person, a time and another column for each crop. The files of the
+crops do not exist; their names are generated as if a folder were read. The script prints the growth of the process's
+resident memory, once if the gallery has all crops and once if all of them are new.
 """
 
 import datetime
@@ -21,18 +21,20 @@ import numpy as np
 from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.data.crops import Crop, Source, make_source
 
+# Crops that are added to the gallery at once.
 AT_ONCE = 50_000
 START = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
 PATTERN = r"(?P<camera>c\d+)_(?P<time>\d{14})_(?P<person>p\d+)"
 
 
 def name(i: int) -> str:
+    """Return the name of crop `i`, which PATTERN matches."""
     time = START + datetime.timedelta(seconds=i)
     return f"{i // 1000:04d}/c{i % 8}_{time:%Y%m%d%H%M%S}_p{i // 20:06d}_{i:07d}.jpg"
 
 
 class Named(Source):
-    """A folder of files that need not exist."""
+    """A folder whose files do not exist."""
 
     count = 0
 
@@ -42,7 +44,7 @@ class Named(Source):
 
 
 def stat(path: str | Path, real=os.stat, **options: bool) -> SimpleNamespace | os.stat_result:
-    """Return the size and time of a file that does not exist, as the gallery has them."""
+    """Return the size and time that the gallery has for a crop, in place of os.stat."""
     if isinstance(path, Path):
         return real(path, **options)
     i = int(path[-11:-4])
@@ -50,13 +52,13 @@ def stat(path: str | Path, real=os.stat, **options: bool) -> SimpleNamespace | o
 
 
 def resident() -> float:
-    """Return the memory that the process holds, MiB."""
+    """Return the resident memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def main() -> None:
     parser = Parser(__doc__, "python benchmarks/known.py")
-    parser.add_argument("--crops", type=positive, default=1_000_000)
+    parser.add_argument("--crops", type=positive, default=1_000_000, help="number of crops; default: 1,000,000")
     count = parser.parse_args().crops
     from nrsrd_jax.gallery.embed import make_plan
     from nrsrd_jax.gallery.store import About, Gallery

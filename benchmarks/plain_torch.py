@@ -1,6 +1,6 @@
-"""The same network and losses in plain PyTorch, to measure beside ours; `train_step.py --torch` calls it.
+"""The same network and losses in plain PyTorch, which `train_step.py --torch` measures for comparison.
 
-What a person would write: fused attention, bfloat16 by autocast, and torch.compile on a GPU.
+It is what a user of PyTorch would write: fused attention, autocast to bfloat16, and torch.compile on a GPU.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from torch import nn
 
 
 class Block(nn.Module):
+    """A pre-norm transformer block with heads of 64 numbers and drop path."""
+
     def __init__(self, width: int, drop_path: float):
         super().__init__()
         self.drop_path = drop_path
@@ -34,6 +36,8 @@ class Block(nn.Module):
 
 
 class InstanceBatchNorm(nn.Module):
+    """IBN: instance norm for the first half of the channels, batch norm for the others."""
+
     def __init__(self, width: int):
         super().__init__()
         self.half = width // 2
@@ -45,6 +49,7 @@ class InstanceBatchNorm(nn.Module):
 
 
 def stem() -> list[nn.Module]:
+    """Return the layers of the ICS stem, which halve the image's sides."""
     layers: list[nn.Module] = []
     for inputs, size, stride, norm in (
         (3, 7, 2, InstanceBatchNorm),
@@ -56,7 +61,7 @@ def stem() -> list[nn.Module]:
 
 
 class Network(nn.Module):
-    """Images [B, 3, h, w] -> features [B, D], and logits of `heads` classifiers."""
+    """A ViT from images [B, 3, h, w] to features [B, D] and the logits [B, C] of `heads` classifiers."""
 
     def __init__(self, width: int, depth: int, has_stem: bool, tokens: int, classes: int, heads: int):
         super().__init__()
@@ -77,6 +82,7 @@ class Network(nn.Module):
 
 
 def triplet(features, labels):
+    """Compute the batch-hard triplet loss with a soft margin."""
     features = features.float()
     distances = torch.cdist(features, features)
     same = labels[:, None] == labels[None]
@@ -86,7 +92,7 @@ def triplet(features, labels):
 
 
 def distill(student, teacher, labels):
-    """Decoupled distillation by eq. 5 and 6 of the paper, β 0.8."""
+    """Compute the decoupled distillation loss, eq. 5 and 6 of the paper with β = 0.8."""
     target = F.one_hot(labels, student.shape[1]).bool()
 
     def parts(logits):
@@ -111,9 +117,20 @@ def calls(
     teacher: bool,
     bfloat16: bool,
 ) -> dict[str, Callable[[int], None]]:
-    """{"train", "infer"}: so many steps, and so many batches embedded, waited for at the end.
+    """Make functions that train or embed.
 
-    A step learns the labels [B] in each domain, with `teacher` distilled in the second.
+    Args:
+        width, depth: of the ViT.
+        has_stem: whether it has the ICS stem.
+        size: height and width of the images, in pixels.
+        labels: the identities [B] of a batch.
+        classes: how many identities there are.
+        domains: in how many domains a step learns; each has the same images.
+        teacher: whether the second domain is distilled from a teacher.
+        bfloat16: whether to compute in bfloat16 by autocast.
+
+    Returns:
+        {"train": …, "infer": …}. Each takes a number of steps or batches, runs them, and waits for the last.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)

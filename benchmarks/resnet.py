@@ -1,11 +1,10 @@
-"""How fast our ResNet-50 is beside torchvision's in plain PyTorch, on this CPU, turn by turn in one process.
+"""Compare the speed of our ResNet-50 with torchvision's on this CPU. The two take turns in one process.
 
   python benchmarks/resnet.py [--batch 16] [--rounds 5]
 
-"forward" is of pooled features; "step" is cross-entropy over 300 classes, its gradients and plain SGD, both in float32
-with BatchNorm's training statistics. Prints the median seconds of each, and PyTorch's over ours: above 1, ours is
-faster.
-Needs torch and torchvision, of the same number of threads as JAX takes: all cores.
+"forward" computes the features of a batch; "step" computes cross-entropy over 300 classes and its gradients, and
+updates by plain SGD. Both are in float32. The script prints the median seconds of each and their ratio: above 1, ours
+is faster. It needs torch and torchvision, and lets both libraries use all cores.
 """
 
 import statistics
@@ -27,7 +26,7 @@ SIZE, CLASSES, RATE = (256, 128), 300, 0.01
 
 
 def ours(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Return functions that run our forward pass and our step once."""
+    """Return functions that run our forward pass and our training step once, on images [B, 3, h, w]."""
     model = create_model("bot_resnet50_relu", classes=CLASSES)
     variables = initialise(model, jax.random.key(0), SIZE)
     inputs = jnp.asarray(images.transpose(0, 2, 3, 1))
@@ -59,7 +58,7 @@ def ours(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]
 
 
 def theirs(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]:
-    """Return the same of torchvision's ResNet-50 with a last stride of 1."""
+    """Return the same functions for torchvision's ResNet-50 with a last stride of 1."""
     import torch  # pyright: ignore[reportMissingImports]
     import torchvision  # pyright: ignore[reportMissingImports]
 
@@ -84,8 +83,8 @@ def theirs(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any
 
 def main() -> None:
     parser = Parser(__doc__, "python benchmarks/resnet.py")
-    parser.add_argument("--batch", type=positive, default=16, help="images at a time; default: 16")
-    parser.add_argument("--rounds", type=positive, default=5, help="turns of each; default: 5")
+    parser.add_argument("--batch", type=positive, default=16, help="images per batch; default: 16")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed turns of each; default: 5")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     images = rng.normal(size=(options.batch, 3, *SIZE)).astype(np.float32)
@@ -97,7 +96,8 @@ def main() -> None:
             for each, times in zip(pairs, seconds, strict=True):
                 begin = time.perf_counter()
                 each[name]()
-                if turn:  # The first compiles.
+                # The first turn compiles, so it is not timed.
+                if turn:
                     times.append(time.perf_counter() - begin)
         own, other = map(statistics.median, seconds)
         say(f"{name:8} ours {own:.3f} s, PyTorch {other:.3f} s, PyTorch/ours {other / own:.2f}")

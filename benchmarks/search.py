@@ -1,9 +1,10 @@
-"""How fast, and in how much memory, a gallery is searched; beside brute force in numpy and in FAISS.
+"""Measure the time and memory of searching a gallery, and of brute force in numpy and in FAISS.
 
   python benchmarks/search.py [--crops 100000] [--queries 50]
 
-Features are random, of 384 numbers; each way runs in a process of its own, whose peak memory is told. FAISS is compared
-if it is installed (pip install faiss-cpu). The top 10 of each query must be the same.
+The features are random, of 384 numbers. Each way runs in a process of its own, and its line has the peak memory of that
+process. FAISS is compared if it is installed (pip install faiss-cpu). The last column is the share of numpy's top 10
+that a way found.
 """
 
 import argparse
@@ -23,7 +24,7 @@ WAYS = ("gallery", "gallery, where camera", "gallery, all queries at once", "ind
 
 
 def make_features(crops: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return features of crops in groups of ten, and of queries near some of them."""
+    """Return the features of crops in groups of ten, and of queries near some of the crops."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((crops // 10 + 1, WIDTH), np.float32)
     features = np.repeat(centres, 10, 0)[:crops] + rng.standard_normal((crops, WIDTH), np.float32)
@@ -32,7 +33,7 @@ def make_features(crops: int, queries: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def make_gallery(folder: str, features: np.ndarray):
-    """Return a gallery of random features, from four cameras."""
+    """Return a gallery of the features, from four cameras."""
     from nrsrd_jax.gallery.store import About, Gallery
 
     gallery = Gallery.create(folder, About("", {}, WIDTH, "random", ""))
@@ -44,7 +45,7 @@ def make_gallery(folder: str, features: np.ndarray):
 
 
 def measure(way: str, folder: str, crops: int, count: int) -> dict:
-    """Return the seconds of each query, and which crops it found."""
+    """Return {"times": seconds of each query, "found": its crops, "peak": the process's peak memory in GiB}."""
     features, query = make_features(crops, count)
     if way.startswith(("gallery", "index")):
         del features
@@ -85,15 +86,16 @@ def measure(way: str, folder: str, crops: int, count: int) -> dict:
         begin = time.perf_counter()
         found += find(query[start : start + size])
         times += [(time.perf_counter() - begin) / size] * size
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would count the process that started this one
+    # ru_maxrss would include the memory of the process that started this one.
+    status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     return {"times": times, "found": found, "peak": peak}
 
 
 def main() -> None:
     parser = Parser(__doc__, "python benchmarks/search.py")
-    parser.add_argument("--crops", type=positive, default=100_000)
-    parser.add_argument("--queries", type=positive, default=50)
+    parser.add_argument("--crops", type=positive, default=100_000, help="number of crops; default: 100,000")
+    parser.add_argument("--queries", type=positive, default=50, help="number of queries; default: 50")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,14 +1,16 @@
-"""How fast the training step is on this device: a line per backbone, variant, precision and batch.
+"""Measure the speed of the training step on this device, with a line per backbone, variant, precision and batch size.
 
   python benchmarks/train_step.py [--backbone vit_small …] [--batch 64 …] [--variant nrsrd …] [--precision auto …]
   python benchmarks/train_step.py --backbone vit_small vit_small_ics --batch 16 --torch --parts
 
-GFLOP is the count of a step's matrix products by hand (`gmac` below), without what augmentation, remat or element by
-element work adds; GFLOP/s and the share of the peak are of it. "program" is what the program says, where the device
-tells. Images count in all domains. Peak: the data sheet's for bfloat16 if the device is known, else that of one large
-product here. `--torch` measures plain PyTorch beside it, turn by turn in the same process: its training step, which
-augments nothing, beside our whole "step" or the "network" alone, and its "embedding"
-(pip install -c constraints.txt -e '.[bench]').
+GFLOP is the number of operations in a step's matrix products, counted by hand (`gmac` below). It leaves out
+augmentation, remat and elementwise work. GFLOP/s and the percentage of the peak are computed from it. "program" is the
+count that XLA reports, on devices where it does. Images are counted in all domains. The peak is that of the data sheet
+for bfloat16 on a known device, and otherwise the measured speed of one large product.
+
+--torch also measures plain PyTorch, which takes turns with ours in the same process. PyTorch's training step, which has
+no augmentation, is compared with our whole "step" or with the "network" alone, and its "embedding" with ours. It needs
+PyTorch: pip install -c constraints.txt -e '.[bench]'
 """
 
 import argparse
@@ -39,27 +41,33 @@ from nrsrd_jax.sharding import make_mesh, over_data
 from nrsrd_jax.step import Teacher, make_update
 
 CLASSES, INSTANCES = 300, 4
-BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}  # dense, data sheets
+# Dense FLOP/s of the data sheets.
+BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 ROUNDS = 3
 VITS = {name: spec for name, spec in MODELS.items() if isinstance(spec, ViTSpec)}
-COMPARED = ("step", "network", "embedding")  # of ours, with plain PyTorch's
+# Our programs that plain PyTorch can be compared with.
+COMPARED = ("step", "network", "embedding")
 
 
 def gmac(backbone: str, size: tuple[int, int], all_tokens: bool = False) -> float:
-    """Multiply-accumulates of the products of one image's forward pass, in 1e9; the last block for CLS alone."""
+    """Count the multiply-accumulates, in 1e9, of the products in one image's forward pass.
+
+    Unless `all_tokens` is true, the last block computes only the CLS token, as in training.
+    """
     spec = VITS[backbone]
     width, depth, stem = spec.width, spec.depth, spec.stem
     patches = size[0] // PATCH * (size[1] // PATCH)
     tokens = patches + 1
     block = 12 * width**2 * tokens + 2 * tokens**2 * width
     last = block if all_tokens else 2 * width**2 * tokens + 10 * width**2 + 2 * tokens * width
-    pixels = size[0] * size[1] / 4  # of the stem's maps
+    # The stem's maps have half the image's height and width.
+    pixels = size[0] * size[1] / 4
     embed = pixels * 64 * (3 * 49 + 2 * 64 * 9) + patches * 64 * 64 * width if stem else patches * 768 * width
     return ((depth - 1) * block + last + embed) / 1e9
 
 
 class Case:
-    """One configuration of the step, with a batch of noise in `data` and `labels`; its methods make what is timed."""
+    """A configuration of the step, and a batch of noise in `data` and `labels`. Its methods make timed programs."""
 
     def __init__(
         self, backbone: str, variant: str, precision: str, batch: int, size: tuple[int, int], remat: bool = False
@@ -99,19 +107,20 @@ class Case:
 
     @property
     def gflop(self) -> float:
-        """Of a step's products: forward, backward of twice as much, and the teacher's forward."""
+        """The operations of a step's products in 1e9: forward, backward (twice as many), teacher's forward."""
         return 2 * gmac(self.backbone, self.size) * self.batch * (3 * self.domains + bool(self.teacher))
 
     def whole(self) -> "Timed":
-        """The step as it trains, augmentation and degradation included."""
+        """Return the whole training step, with augmentation and degradation."""
         data = self.data | {"epoch": np.int32(0)}
         return Timed(self.step, (self.create(), data, self.teacher_variables), donated=True)
 
     def inputs(self) -> dict[str, jax.Array]:
+        """Return the batch after augmentation and degradation."""
         return jax.jit(lambda key, data: self.prepare(key, data, self.teacher))(jax.random.key(0), self.data)
 
     def network(self) -> "Timed":
-        """The step on images that are prepared already: what plain PyTorch is compared with."""
+        """Return the step on prepared images, which corresponds to plain PyTorch's step."""
 
         def update(state, inputs, teacher_variables):
             with jax.default_matmul_precision("highest"):
@@ -120,6 +129,8 @@ class Case:
         return Timed(update, (self.create(), self.inputs(), self.teacher_variables), donated=True)
 
     def embedding(self) -> "Timed":
+        """Return the forward pass that embeds the prepared images."""
+
         def embed(variables, images):
             with jax.default_matmul_precision("highest"):
                 out: Any = self.model.apply(variables, images)
@@ -128,7 +139,10 @@ class Case:
         return Timed(embed, (self.create().variables, self.inputs()["real"]))
 
     def parts(self) -> dict[str, "Timed"]:
-        """The step in pieces; together they take longer than the whole, which need not write between them."""
+        """Return the pieces of the step by name.
+
+        Their times add up to more than the whole step's, which does not write its intermediate results to memory.
+        """
         state, inputs, key = self.create(), self.inputs(), jax.random.key(0)
         arguments = state.params, state.batch_stats, inputs, self.labels, key, self.teacher_variables
 
@@ -154,21 +168,25 @@ class Case:
 
 
 class Timed:
-    """A function compiled for its arguments as the step is; with `donated` the first is used up and renewed."""
+    """A function, compiled for its arguments with the options of the training step.
+
+    With `donated`, a call donates the first argument, and its first result replaces it in the next call.
+    """
 
     def __init__(self, function: Callable, arguments: tuple, donated: bool = False):
         lowered = jax.jit(function, donate_argnums=(0,) if donated else ()).lower(*arguments)
         begin = time.perf_counter()
         self.compiled = lowered.compile(compiler_options=one_order())
         self.compile_seconds = time.perf_counter() - begin
-        # As it was written, before XLA renames products to library calls; CUDA tells only what was compiled.
+        # Count before compilation, because XLA then replaces products by library calls, which it does not count. CUDA
+        # reports only the compiled program.
         analysis: Any = lowered.cost_analysis() or self.compiled.cost_analysis() or {}
         self.gflop = analysis.get("flops", float("nan")) / 1e9
         self._arguments, self._donated = arguments, donated
 
     @property
     def gib(self) -> float:
-        """Memory that the program takes at once, arguments included."""
+        """The peak memory of the program in GiB, with its arguments; NaN if the device does not report it."""
         m = self.compiled.memory_analysis()
         if m is None:
             return float("nan")
@@ -176,7 +194,7 @@ class Timed:
         return bytes_ / 2**30
 
     def __call__(self, count: int = 1) -> None:
-        """Runs it so many times, one behind the other, and waits for the last."""
+        """Run the program `count` times in a row, and wait for the last."""
         result = None
         for _ in range(count):
             result = self.compiled(*self._arguments)
@@ -186,7 +204,11 @@ class Timed:
 
 
 def seconds(calls: Mapping[str, Callable[[int], None]], steps: int) -> dict[str, float]:
-    """Per call the median over rounds of its mean over `steps`, all calls taking turns; the first round is not one."""
+    """Time calls that take turns, and return the seconds of a step by name.
+
+    A call is given the number of steps to run. Its time is the median over ROUNDS of the mean over `steps`. A first
+    round is not counted.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(ROUNDS + 1):
         for name, call in calls.items():
@@ -198,7 +220,7 @@ def seconds(calls: Mapping[str, Callable[[int], None]], steps: int) -> dict[str,
 
 
 def peak(dtype: jnp.dtype) -> tuple[float, str]:
-    """FLOP/s that the devices together can reach, and where the number is from."""
+    """Return the FLOP/s that all devices together can reach, and the source of that number."""
     kind = jax.devices()[0].device_kind
     known = [flops for name, flops in BFLOAT16_PEAK.items() if name in kind]
     if known and dtype == jnp.bfloat16:
@@ -210,7 +232,7 @@ def peak(dtype: jnp.dtype) -> tuple[float, str]:
 
 
 def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
-    """Prints the case's line, and what else was asked for; `highest` is the devices' peak in FLOP/s."""
+    """Print the line of a case and what else `options` ask for. `highest` is the devices' peak in FLOP/s."""
     step, images = case.whole(), case.batch * case.domains
     ours = {"step": lambda: step, "network": case.network, "embedding": case.embedding}
     compared = {name: (ours[name](), theirs) for name, theirs in torch_calls(case, options.torch).items()}
@@ -245,7 +267,7 @@ def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
 
 
 def torch_calls(case: Case, wanted: list[str] | None) -> dict[str, Callable[[int], None]]:
-    """What plain PyTorch has in the place of ours, by ours' name."""
+    """Return plain PyTorch's functions, by the names of our programs that they are compared with."""
     if wanted is None:
         return {}
     import plain_torch
@@ -268,23 +290,23 @@ def torch_calls(case: Case, wanted: list[str] | None) -> dict[str, Callable[[int
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--backbone", nargs="+", default=["vit_tiny", "vit_small"], choices=VITS)
-    parser.add_argument("--batch", type=positive, nargs="+", default=[16], help="images per domain; default 16")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[16], help="images per domain; default: 16")
     parser.add_argument("--variant", nargs="+", default=["baseline"], choices=VARIANTS)
     parser.add_argument("--precision", nargs="+", default=["auto"], choices=("auto", "float32", "bfloat16"))
     parser.add_argument(
         "--size", type=positive, nargs=2, default=[256, 128], metavar=("HEIGHT", "WIDTH"), help="in pixels"
     )
-    parser.add_argument("--steps", type=positive, default=5, help=f"in each of {ROUNDS} rounds; default 5")
-    parser.add_argument("--remat", action="store_true", help="train.remat")
+    parser.add_argument("--steps", type=positive, default=5, help=f"steps in each of {ROUNDS} rounds; default: 5")
+    parser.add_argument("--remat", action="store_true", help="set train.remat")
     parser.add_argument(
-        "--torch", nargs="*", choices=COMPARED, help="measure plain PyTorch beside these of ours; network and embedding"
+        "--torch", nargs="*", choices=COMPARED, help="also measure plain PyTorch; default: network and embedding"
     )
-    parser.add_argument("--compile", action="store_true", help="only compile, which fills JAX's and PyTorch's caches")
-    parser.add_argument("--parts", action="store_true", help="also time the step's pieces")
-    parser.add_argument("--trace", default="", metavar="DIR", help="keep a profile of three steps of each line")
+    parser.add_argument("--compile", action="store_true", help="compile only, to fill the caches of JAX and PyTorch")
+    parser.add_argument("--parts", action="store_true", help="also time the pieces of the step")
+    parser.add_argument("--trace", default="", metavar="DIR", help="write a profile of three steps of each line")
     options = parser.parse_args()
     if any(side % PATCH for side in options.size):
-        raise InputError(f"--size {options.size[0]} {options.size[1]}: take multiples of {PATCH} pixels")
+        raise InputError(f"--size {options.size[0]} {options.size[1]}: height and width must be multiples of {PATCH}")
     if options.trace:
         options.trace = writable_folder(options.trace, "--trace")
     if options.torch is not None and not importlib.util.find_spec("torch"):
