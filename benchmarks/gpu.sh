@@ -8,7 +8,7 @@
 # FILE (default gpu.md) is written at the end, after at most LIMIT seconds (default 475). TRACE=DIR writes a profile of the
 # first part. SMALL=1 is a quick test of the script with small networks, which also works on a CPU.
 FILE=${1:-gpu.md}
-PYTHON=$(command -v "${PYTHON:-python3}") || { echo "error: PYTHON=${PYTHON:-python3} is not a command; name a Python" >&2; exit 2; }
+PYTHON=$(command -v "${PYTHON:-python3}") || { echo "error: PYTHON is not a command; name a Python, such as .venv/bin/python" >&2; exit 2; }
 case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
 FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE") || exit 2
 { [ -e "$FILE" ] && [ ! -d "$FILE" ] && [ -w "$FILE" ]; } || { [ ! -e "$FILE" ] && [ -w "$(dirname "$FILE")" ]; } || {
