@@ -1,4 +1,4 @@
-"""Pages that the program wrote, opened in a browser."""
+"""Open the pages that the program writes in a browser."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,11 @@ from typing import Any
 
 @contextlib.contextmanager
 def opened(chromium, path: Path, width: int = 1280) -> Iterator[Any]:
-    """Open a page. At the end nothing may have been loaded, complained of, or run that was a name."""
+    """Open a page, and check at the end that it is clean.
+
+    A clean page loads no other file, writes nothing to the console, and runs no code from a file name: the
+    tests use names that set `window.broken`.
+    """
     tab = chromium.new_page(viewport={"width": width, "height": 900})
     tab.set_default_timeout(5000)
     faults = []

@@ -1,4 +1,4 @@
-"""What all tests share: eight CPU devices, quick compiles, fixtures, and which test files are slow."""
+"""Settings and fixtures of all tests: eight CPU devices, quick compilation, and the list of slow test files."""
 
 import functools
 import importlib
@@ -20,19 +20,20 @@ from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.weights import from_torch, torch_file
 
-os.environ["XDG_CACHE_HOME"] = "/dev/null"  # no test writes to a home folder
-os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")  # otherwise it warns
+# Tests must not write to the home folder. Matplotlib needs a folder of its own, or it warns.
+os.environ["XDG_CACHE_HOME"] = "/dev/null"
+os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Compiling would take most of the tests' time, so processes share what they compiled in this folder.
+# Compilation would take most of the tests' time, so all processes share this cache of compiled programs.
 COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
 quick_xla.switch_on(COMPILED)
 quick_steps.switch_on()
 
 
-# Tests that train, start processes or compile whole models. They begin first, the longest of them at the front, so that
-# no worker waits for the last one; `make quick` leaves them out.
+# Test files that train, start processes or compile whole models. They run first, the longest at the front, so that the
+# workers finish at about the same time. `make quick` skips them.
 SLOW = (
     *(
         "training",
@@ -85,7 +86,7 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def optimised():
-    """Compile as users do."""
+    """Compile with all of XLA's optimisations, as users do."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -93,13 +94,13 @@ def optimised():
 
 @pytest.fixture(scope="session")
 def golden():
-    """golden("losses") -> the arrays of tests/golden/losses.npz."""
+    """Return a function: golden("losses") gives the arrays of tests/golden/losses.npz."""
     return lambda name: np.load(GOLDEN / f"{name}.npz", allow_pickle=False)
 
 
 @pytest.fixture(scope="session")
 def official(tmp_path_factory):
-    """official("vit_tiny_ics") -> our description and variables of the official model, as from_torch.py makes them."""
+    """Return a function: official("vit_tiny_ics") gives the description and variables that from_torch.py makes."""
 
     @functools.cache
     def load(name: str) -> tuple[Description, dict]:
@@ -117,18 +118,19 @@ def official(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def official_weights(official):
-    """official_weights("vit_tiny_ics") -> our variables with the official model's weights."""
+    """Return a function: official_weights("vit_tiny_ics") gives our variables with the official model's weights."""
     return lambda name: official(name)[1]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
+    """Return a folder with a small data set, `night`, in Night600's layout."""
     return write_night(tmp_path_factory.mktemp("place") / "night").parent
 
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """A run of three epochs on one device, saved after each."""
+    """Return a run of three epochs on one device, with a checkpoint of each epoch."""
     from nrsrd_jax.training import train
 
     train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
@@ -137,7 +139,7 @@ def finished(place):
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
-    """A small model whose weights are random."""
+    """Return a checkpoint of a small model with random weights."""
     path = tmp_path_factory.mktemp("models") / "model"
     save_weights(path, *small_model(), {})
     return path
@@ -145,7 +147,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def nrsrd(monkeypatch, capsys):
-    """nrsrd("embed", …) -> what the command prints."""
+    """Return a function: nrsrd("embed", …) runs a command and returns what it prints."""
 
     def call(verb, *arguments):
         module = importlib.import_module(f"nrsrd_jax.{verb}")
@@ -159,9 +161,10 @@ def nrsrd(monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def chromium():
+    """Start Chromium. Without it, tests that need it fail in CI and are skipped elsewhere."""
     path = shutil.which("chromium")
     if path is None:
-        reason = "no chromium is installed to open the report with: apt-get install chromium"
+        reason = "Chromium, which opens the report, is not installed; install it: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags = [*options.split(), "--disable-component-update", "--disable-sync"]

@@ -1,6 +1,6 @@
-"""What must hold once all diffs of docs/extending.md are applied. test_extending.py runs this in a patched copy.
+"""Check the code with all diffs of docs/extending.md applied. test_extending.py runs this in a patched copy.
 
-It prints {heading: what failed, "" if nothing did} as JSON.
+It prints {heading: the traceback of a failed check, or ""} as JSON.
 """
 
 import dataclasses
@@ -29,12 +29,13 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
 PLACE = Path(sys.argv[1])
-FORWARD: dict[str, Callable] = {}  # what was traced once is not again
+# Compiled forward passes by model, so that each is traced once.
+FORWARD: dict[str, Callable] = {}
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 16, 3), np.uint8)
 
 
 def trained(backbone: str, variant: str, **options) -> tuple[dict, Description, dict]:
-    """Train an epoch of two steps. Return what the last step logged, and the checkpoint read back."""
+    """Train an epoch of two steps. Return what the last step logged, and the loaded checkpoint."""
     run = PLACE / backbone
     config = small_config(PLACE, variant, model__backbone=backbone, train__epochs=1, **options)
     assert 0 < train(config, run, jax.devices()[:1])["mAP"] <= 1
@@ -44,11 +45,12 @@ def trained(backbone: str, variant: str, **options) -> tuple[dict, Description, 
 
 @functools.cache
 def trained_vit() -> tuple[dict, Description, dict]:
-    """Train one ViT with all that the diffs add to ViTs and losses, because compiling a step takes seconds."""
+    """Train one ViT with everything that the diffs add to ViTs and losses, because compiling a step takes seconds."""
     return trained("vit_mini", "nra", model__depth=1, loss__compact_real=0.1, norm_ratio__form="mean")
 
 
 def embedded(description: Description, variables: dict, **options) -> np.ndarray:
+    """Embed IMAGES and check the features' shape and values."""
     model = description.create_model()
     embedder = Embedder(model, variables, description, make_mesh(), batch_size=4, flip=False)
     embedder._forward = FORWARD.setdefault(repr((description.norm_ratio, description.backbone)), embedder._forward)
@@ -68,7 +70,8 @@ def loss() -> None:
 def penalty() -> None:
     _, description, variables = trained_vit()
     assert description.norm_ratio == NormRatio(form="mean")
-    assert variables["params"]["base"]["blocks_0"]["attn"]["norm_ratio"] != 1  # λ is learned.
+    # λ started at 1 and is learned.
+    assert variables["params"]["base"]["blocks_0"]["attn"]["norm_ratio"] != 1
     plain = dataclasses.replace(description, norm_ratio=NormRatio())
     assert not np.allclose(embedded(description, variables), embedded(plain, variables), rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Small rendered data sets for the tests: every identity is one colour, so a small model can learn them."""
+"""Small data sets, models and commands for the tests. Each identity has its own colour, so a small model can learn it."""
 
 import functools
 import json
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, size=(40, 20), suffix=".jpg") -> None:
+    """Write noisy crops in each identity's colour, named IDENTITY_cCAMERA_FRAME."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for identity in identities:
@@ -32,7 +33,7 @@ def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, siz
 
 
 def write_night(root: Path, identities=8, frames=2) -> Path:
-    """A data set in the Night600 layout."""
+    """Write a data set in Night600's layout to `root` and return it."""
     write_images(root / "bounding_box_train", range(identities), frames=frames)
     write_images(root / "query", range(100, 104), cameras=(1,), frames=1)
     write_images(root / "bounding_box_test", range(100, 106), frames=1)
@@ -40,7 +41,10 @@ def write_night(root: Path, identities=8, frames=2) -> Path:
 
 
 def small_config(tmp_path: Path, variant: str = "baseline", **options):
-    """A run of seconds on `tmp_path`/night (and `tmp_path`/aux), 16 images a step; options as {"train.epochs": 1}."""
+    """Return the config of a run of seconds on `tmp_path`/night and `tmp_path`/aux.
+
+    Options are written with two underscores for the dot: train__epochs=1.
+    """
     config = get_config(variant)
     config.update_from_flattened_dict(
         {
@@ -66,7 +70,7 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
 
 
 def train_command(config, workdir: Path) -> list[str]:
-    """Return the script and the arguments that train a small_config of the baseline."""
+    """Return the script and the arguments that train the baseline with a `small_config`."""
     default = flatten(get_config("baseline"))
     options = [f"--config.{name}={value}" for name, value in flatten(config).items() if value != default[name]]
     run = ["--config", str(ROOT / "configs/night600.py:baseline"), "--workdir", str(workdir)]
@@ -74,14 +78,14 @@ def train_command(config, workdir: Path) -> list[str]:
 
 
 def start(command: Sequence[object], cwd: Path = ROOT, log: Path | None = None, **environment: str) -> warm.Command:
-    """Start `SCRIPT …`, `-m MODULE …` or `-c CODE …` on the CPU, with variables added to the environment."""
+    """Start `SCRIPT …`, `-m MODULE …` or `-c CODE …` on the CPU, with these variables added to the environment."""
     script, *arguments = map(str, command)
     argv = [script if script in ("-m", "-c") else str(ROOT / script), *arguments]
     return warm.Command(argv, cwd, os.environ | {"JAX_PLATFORMS": "cpu"} | environment, log)
 
 
 def run(*command: object, cwd: Path = ROOT, status: int = 0) -> subprocess.CompletedProcess:
-    """Run `SCRIPT …` or `-m MODULE …` on the CPU; `status` is what it must end with."""
+    """Run `SCRIPT …` or `-m MODULE …` on the CPU, and check that its exit status is `status`."""
     process = start(command, cwd)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == status, output + errors
@@ -89,7 +93,7 @@ def run(*command: object, cwd: Path = ROOT, status: int = 0) -> subprocess.Compl
 
 
 def small_model(depth=1, size=(32, 16), seed=0, **fields):
-    """The description, with these `fields`, and random variables of a vit_tiny."""
+    """Return the description of a vit_tiny, with these `fields`, and random variables."""
     description = Description("vit_tiny", depth, size, (0.5,) * 3, (0.5,) * 3, **fields)
     start = _initialise(description.create_model(), size)
     return description, start(jax.random.key(seed))
@@ -101,7 +105,7 @@ def _initialise(model, size):
 
 
 def write_calibration(place, model, **changes):
-    """A calibration by which similarity 0.5 is one stranger in 10, and 0.9 one in 100."""
+    """Write a calibration of a model: similarity 0.5 has a false-match rate of 1 in 10, and 0.9 of 1 in 100."""
     from nrsrd_jax.retrieval import Embedder
 
     identity = Embedder.load(model).identity() | changes

@@ -1,7 +1,7 @@
-"""Trace a train step, an initialisation, a forward pass and a model's shapes once per process for equal options.
+"""Share traced functions between the runs of a process that have the same options.
 
-Tracing takes a second of a small training's two. JAX remembers what it traced and compiled of a function, but training
-makes a new one for each run; here runs whose options agree get the same one.
+Tracing takes one of the two seconds of a small training. JAX caches what it traced and compiled per function, but each
+run makes new functions. Here runs with equal options get the same train step, initialisation, forward pass and shapes.
 """
 
 import functools
@@ -16,13 +16,13 @@ from nrsrd_jax.models import MODELS
 from nrsrd_jax.pretraining import build as pretraining
 from nrsrd_jax.retrieval.embedding import Embedder
 
-# Options that no compiled program depends on but through the arrays and the description that it is given.
+# Options that affect a compiled program only through its arguments and the model's description.
 LEFT_OUT = ("data.", "aux.", "eval.", "init.", "teacher.", "train.log_every", "train.save_every", "image_size")
 _made: dict[str, object] = {}
 
 
 def forget() -> None:
-    """Let the next run compile as the first of a process does, for tests of when that happens."""
+    """Forget all shared functions, so that the next run compiles like the first run of a process."""
     _made.clear()
 
 
@@ -44,17 +44,19 @@ def _model(description) -> list:
 def _shared_steps(method) -> Callable:
     make_step = method.make_step
 
-    def step(options, description, *given):  # A training with labels has a teacher, or None.
+    def step(options, description, *given):
+        # A training with labels passes a teacher, which may be None; a pretraining passes no teacher.
         *teacher, degradation, steps = given
         make = functools.partial(make_step, options, description, *given)
         about = _chosen(options), _model(description), teacher, sorted(degradation.items())
-        # Only the schedules of a pretraining depend on the number of steps.
+        # Only a pretraining has schedules inside the step, which depend on the number of steps.
         return _once(make, method.__name__, *about, steps * options.dino.enabled)
 
     return step
 
 
 def switch_on() -> None:
+    """Share functions in this process from now on."""
     sharded, prepare = training.sharded, Embedder.__init__
     for method in (build, pretraining):
         method.make_step = _shared_steps(method)
@@ -73,7 +75,8 @@ def switch_on() -> None:
 
     def abstract_variables(self):
         found = _once(lambda: shapes(self), "shapes", _model(self), MODELS.get(self.backbone))
-        return jax.tree.map(lambda x: x, found)  # Each caller may change its dictionaries.
+        # Each caller gets dictionaries of its own, which it may change.
+        return jax.tree.map(lambda x: x, found)
 
     training.sharded, Embedder.__init__ = builder, init
     Description.abstract_variables = abstract_variables

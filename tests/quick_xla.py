@@ -1,4 +1,4 @@
-"""Compile in a fifth of the time for tests, by leaving out most of XLA's optimisations."""
+"""Compile in a fifth of the time by skipping most of XLA's optimisations, for tests."""
 
 import os
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 from jax._src import compiler
 
-# Options that jax.config does not have. An XLA_FLAGS could set them, but not for some tests only.
+# jax.config does not have these options. XLA_FLAGS could set them, but only for all tests at once.
 XLA = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_enable_concurrency_optimized_scheduler": False}
 _compile_options: Callable = compiler.get_compile_options
 
@@ -19,9 +19,9 @@ def _quick_options(*arguments, **named):
 
 
 def switch_on(cache: str) -> None:
-    """Compile quickly in this process, and keep what was compiled in the folder `cache`, which processes share.
+    """Compile quickly in this process from now on, with a compilation cache in the folder `cache`.
 
-    `jax_disable_most_optimizations` switches back to what users get.
+    Processes share the cache. Setting `jax_disable_most_optimizations` to False restores full optimisation.
     """
     compiler.get_compile_options = _quick_options
     options = {

@@ -1,9 +1,10 @@
-"""The fault campaign, `make soak`: a small run is killed at random moments until it is through, again and again.
+"""Kill a small training at random moments until it is complete, again and again: `make soak`.
 
   python tests/soak.py [--runs 3] [--kills 10] [--seed 0]
 
-Each run begins without a cache of images, evaluates and saves after every epoch, and is sent SIGKILL (or, one time in
-four, SIGTERM) after a random time. Its final weights must be those of a run that was left alone, bit for bit.
+Each run starts without an image cache, and evaluates and saves after every epoch. After a random time it gets a SIGKILL
+or, one time in four, a SIGTERM, and is started again. Its final weights must equal those of an undisturbed run bit for
+bit.
 """
 
 import collections
@@ -29,12 +30,13 @@ from nrsrd_jax.sharding import make_mesh
 
 
 def final_weights(workdir: Path) -> str:
+    """Return the hash of the weights in a run's last checkpoint."""
     last = max(saved_steps(workdir))
     return weights_hash(load(workdir / "checkpoints" / str(last), make_mesh())[1])
 
 
 def moment(workdir: Path, cache: Path, done: int) -> str:
-    """What the run was doing when it was killed, by what lies on disk; it began at `done` steps."""
+    """Return what a run, started at step `done`, was doing when it was killed. The files on disk tell."""
     if any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")):
         return "saving"
     rows = read_metrics(workdir)
@@ -46,9 +48,9 @@ def moment(workdir: Path, cache: Path, done: int) -> str:
 
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--runs", type=positive, default=3)
-    parser.add_argument("--kills", type=int, default=10, help="in each run, at least")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=positive, default=3, help="number of runs; default: 3")
+    parser.add_argument("--kills", type=int, default=10, help="kill each run at least KILLS times; default: 10")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: 0")
     options = parser.parse_args()
     rng, moments, wrong = random.Random(options.seed), collections.Counter(), 0
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -70,8 +72,9 @@ def main() -> None:
         ready = time.time() - begin
         assert alone.wait() == 0, (place / "log").read_text()[-2000:]
         whole, expected = time.time() - begin, final_weights(place / "alone")
-        say(f"a run that is left alone takes {whole:.0f} s, of which {ready:.0f} to the first step")
-        latest = ready + (whole - ready) / options.kills  # so that it is not through before it was killed often enough
+        say(f"an undisturbed run takes {whole:.0f} s, {ready:.0f} s of them until the first step")
+        # Kill early enough that a run is not complete before the last kill.
+        latest = ready + (whole - ready) / options.kills
         for run in range(options.runs):
             workdir, kills, ended = place / f"run{run}", 0, False
             shutil.rmtree(place / "cache", ignore_errors=True)
@@ -91,9 +94,9 @@ def main() -> None:
                     assert status in (0, 143, -signal.SIGTERM, -signal.SIGKILL), f"status {status}: {said}"
             same = final_weights(workdir) == expected
             wrong += not same
-            say(f"run {run + 1}: {kills} times killed, weights {'equal' if same else 'DIFFER'}")
+            say(f"run {run + 1}: killed {kills} times, weights {'equal' if same else 'DIFFER'}")
     say(f"{sum(moments.values())} faults: {', '.join(f'{n} {what}' for what, n in moments.most_common())}")
-    say(f"{options.runs - wrong} of {options.runs} runs ended with the weights of one left alone")
+    say(f"{options.runs - wrong} of {options.runs} runs have the weights of the undisturbed run")
     sys.exit(wrong > 0)
 
 

@@ -1,6 +1,6 @@
-"""Run commands in forks of one process that has imported JAX and this package, which saves the time of the imports.
+"""Run commands in forks of a process that has imported JAX and this package, which saves the time of the imports.
 
-That process has not started any device or thread, so a command runs as it would in a new process.
+That process has not started a device or a thread, so a command runs as it would in a new process.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Command:
-    """A running command, like subprocess.Popen. Its output goes to files, both streams to `log` if that is given."""
+    """A running command, like subprocess.Popen. Its output goes to files; with `log`, both streams go to that file."""
 
     def __init__(self, argv: list[str], cwd: Path, environment: dict[str, str], log: Path | None = None):
         _start_server()
@@ -58,7 +58,7 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Wait for the end and return what the command wrote to stdout and stderr."""
+        """Wait until the command ends, and return what it wrote to stdout and stderr."""
         self.wait(timeout)
         output, errors = (path.read_text(errors="replace") for path in self._outputs)
         return output, errors
@@ -67,7 +67,7 @@ class Command:
 @functools.cache
 def _start_server() -> None:
     _CONTEXT.set_forkserver_preload(["warm_imports"])
-    # The server looks for the module in PYTHONPATH only.
+    # The server searches modules only in PYTHONPATH, and not in this process's sys.path.
     with mock.patch.dict(os.environ, {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}):
         forkserver.ensure_running()
 
@@ -78,7 +78,8 @@ def _run(argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    if "JAX_NUM_CPU_DEVICES" in environment:  # JAX read it when it was imported.
+    # JAX reads this variable when it is imported, which was before the fork.
+    if "JAX_NUM_CPU_DEVICES" in environment:
         jax.config.update("jax_num_cpu_devices", int(environment["JAX_NUM_CPU_DEVICES"]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     script, *arguments = argv

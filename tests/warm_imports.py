@@ -1,4 +1,4 @@
-"""What every command imports; warm.py forks a process that has done so."""
+"""Import what the commands import. warm.py forks a process that has imported this module."""
 
 import os
 import warnings
