@@ -1,4 +1,4 @@
-"""Small data sets, models and commands for the tests. Each identity has its own colour, so a small model can learn it."""
+"""Small data sets, models and commands for the tests. Each identity has its own colour, which a model can learn."""
 
 import functools
 import json
