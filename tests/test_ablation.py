@@ -1,4 +1,4 @@
-"""The ablation trains each row once per seed, continues where it stopped, and compares what it measured."""
+"""The ablation trains each row once per seed, continues where it stopped, and compares the scores."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def get_config(variant="nrsrd"):
 
 @pytest.fixture
 def file(tmp_path):
-    """A config file with the variants of table 2, on small data."""
+    """Write a config file with the variants of table 2 on small data."""
     write_night(tmp_path / "night")
     write_images(tmp_path / "aux", range(50, 58))
     path = tmp_path / "config.py"
@@ -44,11 +44,11 @@ def file(tmp_path):
 
 
 def scores(*values):
-    """By seed."""
+    """Return scores by seed, where a seed has the same value in all metrics."""
     return {seed: dict.fromkeys(TITLES, value) for seed, value in enumerate(values)}
 
 
-def test_mean_spread_and_paired_difference_by_hand():
+def test_mean_spread_and_paired_difference_match_a_hand_calculation():
     first, second = statistics({"baseline": scores(0.1, 0.3), "nra": scores(0.2, 0.5)}, ROWS)
     np.testing.assert_allclose(first["mAP"], (0.2, np.sqrt(0.02)))
     np.testing.assert_allclose(second["difference"], (0.15, np.sqrt(0.005)))
@@ -56,21 +56,21 @@ def test_mean_spread_and_paired_difference_by_hand():
     assert statistics({"baseline": scores(0.1), "nra": {}}, ROWS)[-1]["name"] == "baseline"
 
 
-def test_a_backbone_is_compared_with_itself():
-    """Table 3 asks what NRA adds to each backbone, not what the backbone adds."""
+def test_nra_is_compared_with_the_same_backbone_without_it():
+    """Table 3 shows what NRA adds to each backbone, and not the difference between backbones."""
     rows = TABLES["3"][:4]
     table = statistics({row.name: scores(x) for row, x in zip(rows, (0.1, 0.2, 0.5, 0.4), strict=True)}, rows)
     np.testing.assert_allclose([row["difference"][0] for row in table], [np.nan, 0.1, np.nan, -0.1])
 
 
-def test_the_papers_row_stands_beside_ours():
+def test_the_table_shows_the_papers_numbers_beside_ours():
     text = markdown({"baseline": scores(0.1), "nra": scores(0.2)}, ROWS, ROWS)
     assert text.splitlines()[3] == f"| nra | 1 |{' 20.0 |' * len(TITLES)} +10.0 | 10.4 | 21.8 | 39.0 |"
     assert "paper" not in markdown({"baseline": scores(0.1), "nra": {}}, ROWS)
 
 
 def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(file, tmp_path, monkeypatch):
-    """Two rows × two seeds, without training: each has its own folder and seed, the table all of them."""
+    """Without training, two rows with two seeds use four folders, and the table has all of them."""
     seen = []
 
     def train(config, workdir, preempted_status):
@@ -93,7 +93,7 @@ def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(file, tmp_
 
 
 def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch):
-    """Killed before the second row: the rerun trains that, and a third trains nothing."""
+    """After a kill before the second row, a rerun trains only that row, and another rerun trains nothing."""
     trained, real = [], ablation.train
 
     def train(config, workdir, preempted_status):
@@ -113,7 +113,8 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
     logged = json.loads((tmp_path / "w/nra-seed0/metrics.jsonl").read_text().splitlines()[-1])
     assert results["nra"][0]["mAP"] == logged["mAP"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
-    for split, count in (("train", 32), ("query", 4)):  # as if this were Night600
+    # The table has the paper's numbers only if the data has the published size.
+    for split, count in (("train", 32), ("query", 4)):
         monkeypatch.setitem(LAYOUTS["night600"].published[""], split, count)
     assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})[0] == results
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
@@ -121,15 +122,16 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
     first = iter([results["baseline"][0]])
     monkeypatch.setattr(ablation, "train", lambda *_, **__: next(first))
-    with pytest.raises(StopIteration):  # a rerun that ends after its first row loses nothing
+    # A rerun that stops after its first row keeps the results of the other rows.
+    with pytest.raises(StopIteration):
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
     assert (tmp_path / "w/ablation.csv").read_text().count("\n") == 3
     with pytest.raises(InputError, match="other options"):
         run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
 
 
-def test_rows_that_are_tested_otherwise_are_not_compared(file, tmp_path, monkeypatch):
-    """Held-out people for all rows are named under the table; for some rows only, nothing is trained."""
+def test_rows_with_different_test_options_are_not_compared(file, tmp_path, monkeypatch):
+    """If all rows hold out people, the table says so. If only some rows do, nothing is trained."""
     monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.5)[0])
     run_ablation(file, ROWS, 1, tmp_path / "w", {"data.holdout": 0.2, "train.batch_size": 8})
     assert "Of the test: people held out of training are tested." in (tmp_path / "w/ablation.md").read_text()
@@ -139,7 +141,7 @@ def test_rows_that_are_tested_otherwise_are_not_compared(file, tmp_path, monkeyp
         run_ablation(file, rows, 1, tmp_path / "v", {})
 
 
-def test_a_mistake_in_the_last_row_shows_before_the_first_is_trained(file, tmp_path, monkeypatch):
+def test_a_mistake_in_the_last_row_is_reported_before_training(file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError, match="train a teacher with"):
         run_ablation(file, TABLES["2"], 3, tmp_path / "w", {})
@@ -148,14 +150,14 @@ def test_a_mistake_in_the_last_row_shows_before_the_first_is_trained(file, tmp_p
     assert not (tmp_path / "w").exists()
 
 
-def test_backbones_name_their_own_weights(file):
+def test_each_backbone_starts_from_its_own_weights(file):
     row = Row("x", "nra", (1, 2, 3), "vit_small")
     config = row_config(file, row, 2, {"init.checkpoint": "weights/{backbone}", "model.depth": 0})
     assert (config.model.backbone, config.init.checkpoint) == ("vit_small", "weights/vit_small")
     assert (config.model.norm_ratio, config.train.seed) == (True, 2)
 
 
-def test_your_own_row_is_a_variant_with_options(file):
+def test_a_row_of_your_own_is_a_variant_with_options(file):
     row = parse_row("wide=nra,image_size=64,32,optim.lr=2e-3, degradation.light=0.1,0.5,loss.margin=0.3")
     config = row_config(file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
     assert (row.name, row.variant, row.paper, config.model.norm_ratio) == ("wide", "nra", None, True)
@@ -163,7 +165,7 @@ def test_your_own_row_is_a_variant_with_options(file):
     assert (config.degradation.light, config.loss.margin, config.train.seed) == ((0.1, 0.5), 0.3, 1)
 
 
-def test_rows_are_read_from_a_file_and_stand_below_the_tables(tmp_path):
+def test_rows_from_a_file_come_after_the_rows_of_the_table(tmp_path):
     (tmp_path / "rows.txt").write_text(
         "# learning rates\n\nslow=baseline,optim.lr=1e-4\n  fast=baseline,optim.lr=1e-2\n"
     )
@@ -196,7 +198,7 @@ def test_an_invalid_row_is_refused(table, own, message):
     ("x=nra,optim.lr=-1", "row x: optim.lr is -1.0; it must be positive"),
     ("x=nra,data.root=/nowhere", "row x: no folder /nowhere for data set night600"),
 ])  # fmt: skip
-def test_a_mistake_in_a_row_names_it_and_the_option_before_anything_trains(file, tmp_path, monkeypatch, own, message):
+def test_a_mistake_in_a_row_is_reported_with_its_option_before_training(file, tmp_path, monkeypatch, own, message):
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError) as error:
         run_ablation(file, (*ROWS, parse_row(own)), 1, tmp_path / "w", {})
@@ -205,7 +207,7 @@ def test_a_mistake_in_a_row_names_it_and_the_option_before_anything_trains(file,
     assert not (tmp_path / "w").exists()
 
 
-def test_your_own_rows_are_compared_with_the_plain_baseline_and_have_no_paper_columns():
+def test_rows_of_your_own_are_compared_with_the_baseline_and_have_no_paper_columns():
     rows = (*ROWS, parse_row("slow=baseline,optim.lr=1e-4"), parse_row("own=nra"))
     results = {row.name: scores(x) for row, x in zip(rows, (0.1, 0.2, 0.05, 0.4), strict=True)}
     differences = [row["difference"][0] for row in statistics(results, rows)]
@@ -231,12 +233,12 @@ def test_the_latex_table_is_a_plain_tabular_with_special_characters_escaped():
     assert lines[7:] == [r"\hline", r"\end{tabular}"]
 
 
-def test_rows_side_by_side_are_the_runs_of_a_plain_ablation(file, tmp_path, monkeypatch, capsys):
-    """Two processes at a time; afterwards the plain ablation takes their runs as its own, complete ones."""
+def test_parallel_rows_make_the_same_runs_as_sequential_rows(file, tmp_path, monkeypatch, capsys):
+    """Train two rows in two processes. A later ablation without --jobs finds their runs complete."""
     tests = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), tests]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    # These options change no program, so nothing is compiled that another test has not compiled before.
+    # These options do not change the compiled programs, which other tests have compiled already.
     rows = (ROWS[0], parse_row("dim=nra,degradation.light=0.1,0.5"))
     results, _ = run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2}, jobs=2)
     output = capsys.readouterr().out
@@ -264,13 +266,13 @@ def test_rows_side_by_side_are_the_runs_of_a_plain_ablation(file, tmp_path, monk
     (["configs/demo.py", "--seeds=0"], "seeds"),
     (["configs/demo.py", "--table=none", "--row=a=nra,optim.rate=1"], "row a: optim.rate is not an option"),
 ])  # fmt: skip
-def test_a_wrong_command_is_one_line(tmp_path, arguments, message):
+def test_a_wrong_command_ends_with_a_one_line_message(tmp_path, arguments, message):
     done = run("-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", tmp_path / "w", status=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_table_1_takes_each_method_as_published_or_alone(file):
+def test_table_1_trains_each_method_as_published_or_with_the_common_recipe(file):
     night = str(ROOT / "configs/night600.py")
     bot, transreid = (next(row for row in TABLES["1"] if row.name == name) for name in ("bot", "transreid"))
     overrides = {"init.checkpoint": "weights/{backbone}"}
@@ -286,7 +288,7 @@ def test_table_1_takes_each_method_as_published_or_alone(file):
     assert (small.model.backbone, small.model.jpm, small.init.checkpoint) == ("vit_tiny", True, "vit")
 
 
-def test_a_method_without_its_weights_is_named_and_the_others_are_trained(file, tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, tmp_path, monkeypatch):
     rows = tuple(row for row in TABLES["1"] if row.name in ("ide", "transreid_ssl", "nrsrd"))
     monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.25)[0])
     cells = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
@@ -300,8 +302,8 @@ def test_a_method_without_its_weights_is_named_and_the_others_are_trained(file, 
     assert "Not trained: nrsrd, because teacher.checkpoint" in table
 
 
-def test_what_a_model_costs(finished):
-    """A ViT of one block on 32×16 pixels, from random weights."""
+def test_the_costs_of_a_model_are_listed(finished):
+    """The model is a ViT of one block on 32×16 pixels, from random weights."""
     backbone, start, parameters, operations, minutes = ablation.costs.costs(finished)
     assert (backbone, start, parameters) == ("vit_tiny", "random", "0.6")
     assert 0 < float(operations) < 0.1

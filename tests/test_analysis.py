@@ -1,4 +1,4 @@
-"""The analysis tells what is in the norms: planted ones come out again, and the command writes figures and tables."""
+"""The analysis finds planted norms, and its command writes figures and tables."""
 
 import csv
 import sys
@@ -26,9 +26,10 @@ IMAGES = 5
 
 
 def planted(q=1.0, k=1.0, v=1.0, attention=None, leverage=0.0) -> Maps:
-    """Maps of a last block of two heads that share whole vectors of these norms 3:4; numbers, [P] or [N, P].
+    """Make the maps of two blocks, of which the second has the given norms and attention: numbers, [P] or [N, P].
 
-    The block before holds the opposite, the CLS token 0, and images differ by a factor.
+    Its two heads share each vector 3:4. The first block has the opposite values. The CLS token's values are 0. Each
+    image has a random factor.
     """
     rng = np.random.default_rng(0)
 
@@ -46,6 +47,7 @@ def planted(q=1.0, k=1.0, v=1.0, attention=None, leverage=0.0) -> Maps:
 
 
 def study(maps: dict, person=None, brightness=128, **fields) -> Study:
+    """Make a study with these maps by light, on images of one brightness."""
     given = maps[None]
     pixels = {light: np.full((IMAGES, 128, 64, 3), brightness, np.uint8) for light in maps}
     paths = [Path(f'{i}, "x".jpg') for i in range(IMAGES)]
@@ -53,22 +55,23 @@ def study(maps: dict, person=None, brightness=128, **fields) -> Study:
     return Study("name", paths, "maet", GRID, pixels, maps, person=person, **parts)
 
 
-def test_distance_is_of_patch_centres_in_half_diagonals():
+def test_distances_of_patch_centres_are_in_half_diagonals():
     np.testing.assert_allclose(statistics.centre_distance((2, 2)), 0.5)
     np.testing.assert_allclose(statistics.centre_distance((1, 3)), np.array([1, 0, 1]) / (np.sqrt(10) / 2))
     assert statistics.centre_distance((16, 8)).max() < 1
 
 
-def test_a_planted_line_is_found():
+def test_the_trend_finds_a_planted_line():
     fit = statistics.trend(DISTANCE, np.stack([3 - 2 * DISTANCE, 3 - 2 * DISTANCE]))
     np.testing.assert_allclose(fit, (-2, 3, -1), rtol=1e-6)
     np.testing.assert_allclose(statistics.correlation(np.stack([DISTANCE, -DISTANCE]), DISTANCE), [1, -1])
     assert np.isnan(statistics.correlation(np.ones((1, 32)), DISTANCE)).all()
 
 
-def test_interval_by_hand():
+def test_the_interval_matches_a_hand_calculation():
     value = statistics.interval(np.array([1.0, 3.0, np.nan]))
-    np.testing.assert_allclose(value[:3], (2, 2 - 12.706, 2 + 12.706), rtol=1e-4)  # Student's t of two numbers
+    # 12.706 is Student's t for one degree of freedom.
+    np.testing.assert_allclose(value[:3], (2, 2 - 12.706, 2 + 12.706), rtol=1e-4)
     assert value.images == 2
     assert statistics.interval(np.array([np.nan])).images == 0
 
@@ -76,10 +79,12 @@ def test_interval_by_hand():
 @pytest.mark.parametrize(("light_falls", "centre", "border", "like", "expected"), [
     (0.5, -1, 1, -1, ["yes", "yes", "yes", "yes"]),
     (1.0, 1, -1, -1, ["no, the opposite", "no, the opposite", "no, the opposite", "no"]),
-    (2.0, 0, 0, 1, ["not tested", "not tested", "not tested", "no, the opposite"]),  # constant: no correlation
-    (0.95, -1, 1, 1, ["yes", "yes", "no, the opposite", "no"]),  # a change by less than a tenth counts as none
+    # Constant norms have no correlation.
+    (2.0, 0, 0, 1, ["not tested", "not tested", "not tested", "no, the opposite"]),
+    # A change by less than a tenth counts as no change.
+    (0.95, -1, 1, 1, ["yes", "yes", "no, the opposite", "no"]),
 ])  # fmt: skip
-def test_statements_on_planted_norms(light_falls, centre, border, like, expected):
+def test_the_verdicts_on_planted_norms(light_falls, centre, border, like, expected):
     q, k, v = (10 + slope * DISTANCE for slope in (centre, border, like))
     lights = {None: planted(q, k, v), 1.0: planted(q, k, v), 0.1: planted(q * light_falls, k, v)}
     verdicts = [statement.verdict for statement in check(study(lights))]
@@ -87,18 +92,19 @@ def test_statements_on_planted_norms(light_falls, centre, border, like, expected
     assert light_falls != 0.95 or verdicts[-1] == "no, under 0.1"
 
 
-def test_images_that_disagree_support_nothing():
-    """Per-image correlations of −1, −1, +1, −1, +1: their mean is beyond a tenth, their interval covers 0."""
+def test_disagreeing_images_support_no_statement():
+    """Correlations of −1, −1, +1, −1, +1 have a mean of −0.2, but their interval contains 0."""
     q = 10 + np.array([-1, -1, 1, -1, 1])[:, None] * DISTANCE
     first = check(study({None: planted(q)}))[0]
     assert (round(first.value.mean, 3), first.verdict) == (-0.2, "no")
+    # Only one image has a correlation, which is not enough for an interval.
     assert (
         check(study({None: planted(q * 0 + np.where(np.arange(IMAGES) == 0, 1, 0)[:, None] * DISTANCE)}))[0].verdict
         == "not tested"
-    )  # of a single image nothing can be said
+    )
 
 
-def test_the_person_stands_for_the_centre():
+def test_person_regions_replace_the_centre():
     person = statistics.centre_region(GRID)
     dark = np.where(person, 1.0, 20.0)
     lights = {None: planted(np.where(person, 10.0, 9.0), np.where(person, 9.0, 10.0)), 1.0: planted(10.0)}
@@ -109,21 +115,21 @@ def test_the_person_stands_for_the_centre():
     assert "of the person from light 1 to 0.1" in falls.statistic
 
 
-def test_all_lights_count_in_the_fall():
-    """By hand: of 10, 4, 10 at light 1, 0.1, 0.01 the fitted line is level at 8."""
+def test_the_change_with_light_uses_all_lights():
+    """The line fitted to norms of 10, 4 and 10 at lights of 1, 0.1 and 0.01 is level at 8."""
     lights = {1.0: planted(10.0), 0.1: planted(4.0), 0.01: planted(10.0)}
     falls = check(study({None: planted(10.0)} | lights))[-1]
     assert (falls.value.mean, falls.verdict[:2]) == (pytest.approx(0, abs=1e-6), "no")
 
 
-def test_what_cannot_be_tested_says_why():
+def test_a_statement_that_cannot_be_tested_says_why():
     lights = {None: planted(), 1.0: planted(10.0), 0.1: planted(1.0)}
     assert str(check(study({None: planted()}))[-1]) == "Q norms fall as light falls: not tested (needs two lights)"
     dark = check(study(lights, brightness=33))[-1]
     assert str(dark).endswith("not tested (these images are dark, mean luminance 33 of 255; choose bright ones)")
 
 
-def test_regions():
+def test_region_means_and_the_centre_region():
     values = np.stack([np.arange(4.0), np.arange(4.0) * 10])
     np.testing.assert_array_equal(statistics.region_mean(values, np.array([True, False, True, False])), [1, 10])
     each = np.array([[True, False, False, False], [False, False, True, True]])
@@ -135,7 +141,7 @@ def test_regions():
 
 def test_masks_are_read_by_patch(tmp_path):
     mask = np.zeros((64, 32), np.uint8)
-    mask[:32] = 255  # the upper half
+    mask[:32] = 255
     Image.fromarray(mask).save(tmp_path / "a.png")
     np.testing.assert_array_equal(statistics.read_masks(tmp_path, [Path("else/a.jpg")], GRID)[0], np.arange(32) < 16)
     with pytest.raises(InputError, match=r"no mask for b\.jpg"):
@@ -145,7 +151,7 @@ def test_masks_are_read_by_patch(tmp_path):
         statistics.read_masks(tmp_path, [Path("a.jpg")], GRID)
 
 
-def test_leverage_is_told_in_a_sentence():
+def test_the_leverage_sentence_says_how_much_attention_moves():
     left, right = np.arange(32) < 16, np.arange(32) >= 16
     without = planted(attention=left)
     few = study({None: without}, with_nra=planted(attention=left + 0.02 * right, leverage=0.01), without_nra=without)
@@ -156,7 +162,7 @@ def test_leverage_is_told_in_a_sentence():
     assert "moves 100.0 % of the attention: enough to change" in leverage_sentence(all_of_it)
 
 
-def test_tables_hold_the_planted_numbers(tmp_path):
+def test_the_tables_contain_the_planted_numbers(tmp_path):
     person = statistics.centre_region(GRID)
     light = {None: planted(np.where(person, 4.0, 2.0), 10 - DISTANCE), 0.1: planted(np.where(person, 3.0, 2.0), 5.0)}
     made = study(light, person)
@@ -181,8 +187,8 @@ def test_tables_hold_the_planted_numbers(tmp_path):
     assert all(row["logit_spread"] == "1" for row in rows["leverage"])
 
 
-def test_every_figure_is_drawn_of_constant_norms_too():
-    """A scale from a value to itself, and no correlation at all."""
+def test_every_figure_can_be_drawn_for_constant_norms():
+    """Constant norms give colour scales of width 0 and undefined correlations."""
     made = study({None: planted(), 1.0: planted(), 0.1: planted()})
     names = [name for name, _ in plots.figures(made)]
     assert len(names) == len(set(names)) == 11
@@ -190,7 +196,7 @@ def test_every_figure_is_drawn_of_constant_norms_too():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small model with NRA whose λ was trained to 2."""
+    """Return the checkpoint of a small model with NRA and λ = 2."""
     description, variables = small_model(2, size=(64, 32), norm_ratio=NormRatio())
     variables["params"]["base"]["blocks_1"]["attn"]["norm_ratio"] = np.float32(2)
     path = tmp_path_factory.mktemp("weights") / "c"
@@ -202,8 +208,8 @@ def pixels(count=3):
     return np.random.default_rng(1).integers(0, 256, (count, 64, 32, 3), np.uint8)
 
 
-def test_maps_are_of_the_model(checkpoint):
-    """Norms of block 1 by hand from its weights; attention with NRA is that without, weighted by exp(−γ)."""
+def test_maps_match_a_hand_calculation(checkpoint):
+    """Compute the norms of block 1 from its weights, and attention with NRA as attention without it times exp(−γ)."""
     probe = Probe.load(checkpoint)
     assert (probe.strength, probe.grid) == (2, (4, 2))
     maps, without = probe(pixels()), probe(pixels(), 0.0)
@@ -224,7 +230,7 @@ def test_maps_are_of_the_model(checkpoint):
     assert without.leverage.max() == 0
 
 
-def test_a_model_without_nra_is_shown_what_it_would_do(checkpoint, tmp_path):
+def test_nra_can_be_added_to_a_model_trained_without_it(checkpoint, tmp_path):
     _, variables = load(checkpoint, make_mesh())
     del variables["params"]["base"]["blocks_1"]["attn"]["norm_ratio"]
     plain = Description("vit_tiny", 2, (64, 32), (0.5,) * 3, (0.5,) * 3)
@@ -259,8 +265,9 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
     (["--images", "a.png", "--output", "a.png"], "--output a.png is a file; name a folder"),
     (["--images", "a.png", "--compare", "lost"], "lost does not exist"),
 ])  # fmt: skip
-@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections'
-def test_a_mistake_is_named(checkpoint, tmp_path, monkeypatch, arguments, message):
+# ml_collections loads config files with a deprecated function.
+@pytest.mark.filterwarnings("ignore:the load_module")
+def test_a_wrong_argument_is_named(checkpoint, tmp_path, monkeypatch, arguments, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty" if "." in arguments else tmp_path)
@@ -269,7 +276,7 @@ def test_a_mistake_is_named(checkpoint, tmp_path, monkeypatch, arguments, messag
         main()
 
 
-def test_a_mistake_is_one_line(tmp_path):
+def test_a_wrong_argument_ends_with_a_one_line_message(tmp_path):
     done = run("-m", "nrsrd_jax.analysis", "--checkpoint", "lost", "--images", "lost.jpg", cwd=tmp_path, status=2)
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1

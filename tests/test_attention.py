@@ -1,4 +1,4 @@
-"""Norm-Ratio Attention does what eq. 2 and 3 say."""
+"""Norm-Ratio Attention implements eq. 2 and 3 of the paper."""
 
 import functools
 
@@ -20,7 +20,7 @@ def norm_ratio_attention(q, k, v, strength=1.0, scope="head"):
 
 
 @pytest.mark.parametrize("scope", ["head", "token"])
-def test_penalty_by_loops(scope):
+def test_the_penalty_equals_a_plain_loop(scope):
     q, k, _ = np.asarray(qkv())
     penalty = attention.norm_ratio_penalty(*(attention.token_norms(jnp.asarray(x), scope) for x in (q, k)), 0.7)
     for head in range(3):
@@ -31,8 +31,8 @@ def test_penalty_by_loops(scope):
                 np.testing.assert_allclose(penalty[1, head, i, j], expected, rtol=1e-5)
 
 
-def test_only_deviations_of_the_key_norms_act():
-    """γ does not cancel in the softmax, but keys of one length leave the attention as it is."""
+def test_only_differences_between_key_norms_change_attention():
+    """γ does not cancel in the softmax, but if all keys have the same norm, attention does not change."""
     q, k, v = qkv()
     plain = attention.attend(attention.attention_logits(q, k), v)[1]
     assert np.abs(norm_ratio_attention(q, k, v)[1] - plain).max() > 1e-3
@@ -41,7 +41,7 @@ def test_only_deviations_of_the_key_norms_act():
     np.testing.assert_allclose(norm_ratio_attention(q, equal, v)[1], plain, atol=1e-6)
 
 
-def test_long_keys_are_attended_less():
+def test_long_keys_get_less_attention():
     q, k, v = qkv()
     weights = norm_ratio_attention(jnp.zeros_like(q) + 1e-3, k.at[:, 2].mul(5), v)[1]
     assert (weights[..., 2] == weights.min(-1)).all()
@@ -60,8 +60,8 @@ def test_zero_query_norms_give_finite_values_and_gradients(scale, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.03)])
-def test_the_cls_row_alone_decides(dtype, tolerance):
-    """What patch queries do in the last block reaches no feature: asking for their maps changes none."""
+def test_asking_for_maps_does_not_change_the_embedding(dtype, tolerance):
+    """Patch queries of the last block do not affect the embedding, so computing their maps does not change it."""
     model = create_model("vit_tiny", classes=5, depth=2, norm_ratio=attention.NormRatio(), dtype=dtype)
     variables = jax.jit(lambda key: initialise(model, key, (64, 32)))(jax.random.key(0))
     images = jax.random.normal(jax.random.key(1), (2, 64, 32, 3))
@@ -86,8 +86,8 @@ def test_the_penalty_is_rank_one():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_the_standard_form_moves_attention_alike_whatever_the_norms(scale):
-    """γ has mean 0 and deviation λ over the keys, and equal norms give 0 with finite gradients."""
+def test_the_standard_form_does_not_depend_on_the_scale_of_the_norms(scale):
+    """γ has mean 0 and standard deviation λ over the keys. Equal norms give γ = 0 and finite gradients."""
     q, k, _ = qkv()
     penalty = attention.NormRatio(form="standard").penalty(q * 7, k * scale, jnp.float32(0.7))
     assert penalty.shape == (*penalty.shape[:2], 1, k.shape[1])
@@ -101,8 +101,11 @@ def test_the_standard_form_moves_attention_alike_whatever_the_norms(scale):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.01)])
 @pytest.mark.parametrize("tokens", [1, 5, 129])
-def test_a_coordinate_more_computes_the_same_logits(dtype, tolerance, tokens):
-    """q' = [q/√d, −λ/(‖q‖+ε)] and k' = [k, ‖k‖] in any attention kernel are NRA; ours, from bfloat16, is as exact."""
+def test_an_extra_coordinate_gives_the_same_logits(dtype, tolerance, tokens):
+    """Any attention kernel computes NRA from q' = [q/√d, −λ/(‖q‖+ε)] and k' = [k, ‖k‖].
+
+    Our logits agree with it, also if q and k are bfloat16.
+    """
     q, k, _ = qkv(shape=(2, tokens, 3, 64)).astype(dtype)
     q_norm, k_norm = (attention.token_norms(x) for x in (q, k))
     ours = attention.attention_logits(q, k) - attention.norm_ratio_penalty(q_norm, k_norm, 0.7)
@@ -113,8 +116,8 @@ def test_a_coordinate_more_computes_the_same_logits(dtype, tolerance, tokens):
     np.testing.assert_allclose(ours, np.einsum("bmhk,bnhk->bhmn", longer_q, longer_k), atol=tolerance)
 
 
-def test_a_penalty_of_the_query_alone_cancels():
-    """1/‖Q‖ shifts all logits of a query alike, so that it moves no attention: without ‖K‖ NRA would do nothing."""
+def test_a_penalty_that_depends_on_the_query_alone_cancels():
+    """1/‖Q‖ shifts all logits of a query equally, so without ‖K‖ NRA would have no effect."""
     q, k, v = qkv()
     logits = attention.attention_logits(q, k)
     shift = 1 / (attention.token_norms(q)[..., None] + 1e-6)
@@ -123,13 +126,14 @@ def test_a_penalty_of_the_query_alone_cancels():
 
 @pytest.fixture
 def library(monkeypatch):
-    """JAX's attention as it is computed without a GPU, in the place of cuDNN's."""
+    """Replace cuDNN's attention by the implementation of JAX that needs no GPU."""
     theirs = jax.nn.dot_product_attention
     given = lambda *args, **options: theirs(*args, **options | {"implementation": "xla"})  # noqa: E731
     monkeypatch.setattr(jax.nn, "dot_product_attention", given)
 
 
-@pytest.mark.parametrize(("size", "remat"), [((64, 32), False), ((64, 32), True), ((48, 16), False)])  # 9 tokens, 4
+# The sizes have 9 and 4 tokens: fused attention pads odd counts.
+@pytest.mark.parametrize(("size", "remat"), [((64, 32), False), ((64, 32), True), ((48, 16), False)])
 def test_fused_attention_gives_the_same_features_and_gradients(library, size, remat):
     models = [create_model("vit_tiny", classes=5, depth=2, fused=fused, remat=remat) for fused in (False, True)]
     variables = jax.jit(lambda key: initialise(models[0], key, size))(jax.random.key(0))
@@ -152,9 +156,10 @@ def test_fused_attention_gives_the_same_features_and_gradients(library, size, re
     )
 
 
-def test_fused_attention_is_used_where_it_works(library, monkeypatch, capsys):
+def test_fused_attention_is_used_only_where_it_works(library, monkeypatch, capsys):
     works = attention.fusion_works.__wrapped__
-    assert not works()  # a CPU has none
+    # A CPU does not have cuDNN.
+    assert not works()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert works()
     assert not capsys.readouterr().err
@@ -173,8 +178,8 @@ def test_fused_attention_is_used_where_it_works(library, monkeypatch, capsys):
         assert "The head dim must be even" in capsys.readouterr().err
 
 
-def test_no_two_blocks_make_the_same_call_of_fused_attention(library, monkeypatch):
-    """XLA fails on equal calls in a program that must be deterministic; the numbers must not differ for that."""
+def test_each_block_calls_fused_attention_differently(library, monkeypatch):
+    """XLA fails on equal calls in a deterministic program. The scales differ, but are equal when rounded to float32."""
     theirs, scales = jax.nn.dot_product_attention, []
 
     def noted(*args, **options):

@@ -17,7 +17,7 @@ def interval(values, groups=None, seed=0, resamples=300):
 
 
 def plain(values, groups, resamples, seed):
-    """One resample after the other, query by query."""
+    """Compute the means of resamples one by one, in a plain loop."""
     rng = np.random.default_rng(seed)
     names = sorted(set(groups))
     means = []
@@ -30,7 +30,7 @@ def plain(values, groups, resamples, seed):
 
 @settings(deadline=None, max_examples=30)
 @given(COLUMNS, SEEDS, st.data())
-def test_resamples_are_those_of_a_plain_loop(values, seed, data):
+def test_resamples_equal_those_of_a_plain_loop(values, seed, data):
     groups = data.draw(arrays.arrays(np.int64, len(values), elements=st.integers(0, 3)))
     np.testing.assert_allclose(
         resampled_means(values, resamples=20, seed=seed, groups=groups), plain(values, groups, 20, seed), atol=1e-12
@@ -42,7 +42,7 @@ def test_resamples_are_those_of_a_plain_loop(values, seed, data):
 
 @settings(deadline=None, max_examples=30)
 @given(COLUMNS, SEEDS, st.integers(1, 50))
-def test_how_much_is_drawn_at_a_time_does_not_matter(values, seed, block):
+def test_the_block_size_does_not_change_the_resamples(values, seed, block):
     whole = resampled_means(values, resamples=20, seed=seed)
     np.testing.assert_allclose(resampled_means(values, resamples=20, seed=seed, block=block), whole, atol=1e-12)
 
@@ -71,7 +71,7 @@ def test_a_difference_of_zero_has_an_interval_of_width_zero(values, seed):
 
 @pytest.mark.parametrize("people", [1, 4])
 def test_95_of_100_intervals_contain_the_true_mean(people):
-    """200 simulations. Queries of one person share half of their variance: then people must be drawn, not queries."""
+    """Queries of one person share half of their variance, so the bootstrap must draw people and not queries."""
     rng = np.random.default_rng(5)
     holds = {"people": 0, "queries": 0}
     for trial in range(200):

@@ -1,4 +1,4 @@
-"""What is kept on disk is what was written, or is made again with a warning; and hashes of the pixels themselves."""
+"""Caches on disk return what was written or are made again with a warning, and images are identified by hashes."""
 
 import os
 import time
@@ -20,7 +20,7 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.embedding import cached_features
 from nrsrd_jax.retrieval.result import evaluate_run
 
-# How ml_collections loads a config file.
+# ml_collections loads config files with a deprecated function.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 SIZE = 32, 16
 PIXELS = (12, *SIZE, 3), np.uint8
@@ -62,7 +62,7 @@ def saved(array):
 
 
 def declared(path, shape, dtype):
-    """A header that declares 320 TiB."""
+    """Write a header that declares 320 TiB."""
     content = path.read_bytes()
     path.write_bytes(content.replace(b"'shape': (", b"'shape': (999999999999, ", 1)[: len(content)])
 
@@ -85,7 +85,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("make", [decoded, embedded])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_told_in_one_line_and_made_again(images, capsys, name, make):
+def test_a_damaged_cache_is_reported_in_one_line_and_made_again(images, capsys, name, make):
     before = np.array(make(images))
     damage, reason = DAMAGE[name]
     damage(kept(images), *(PIXELS if make is decoded else FEATURES))
@@ -100,8 +100,8 @@ def test_damage_is_told_in_one_line_and_made_again(images, capsys, name, make):
     assert capsys.readouterr().err == ""
 
 
-def test_a_cache_of_other_images_is_not_taken_for_these(images, capsys):
-    """Same shape, same size, whole: only the name under the seal differs."""
+def test_a_cache_of_other_images_is_not_used(images, capsys):
+    """The file is complete and has the right shape and size; only the name that its seal includes differs."""
     before = np.array(decoded(images))
     name = kept(images).name
     write_images(images / "images", (1, 2, 3), seed=9)
@@ -115,7 +115,7 @@ def test_a_cache_of_other_images_is_not_taken_for_these(images, capsys):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**20), st.integers(1, 255))
-def test_no_changed_byte_is_overlooked(tmp_path, place, change):
+def test_every_changed_byte_is_detected(tmp_path, place, change):
     path = tmp_path / "a.npy"
     sealed.write(path, np.float32, (40, 3), lambda out: b"note")
     content = bytearray(path.read_bytes())
@@ -126,7 +126,7 @@ def test_no_changed_byte_is_overlooked(tmp_path, place, change):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4, 3), (1, 1), (3, sealed.BLOCK // 4 + 5)])
-def test_arrays_of_any_size_come_back_with_their_note(tmp_path, shape):
+def test_arrays_of_any_size_are_read_back_with_their_note(tmp_path, shape):
     values = np.random.default_rng(0).random(shape, np.float32)
 
     def fill(out):
@@ -144,7 +144,7 @@ def test_arrays_of_any_size_come_back_with_their_note(tmp_path, shape):
 
 
 @pytest.mark.parametrize(("make", "suffix"), [(decoded, ".npy"), (decoded, ".lock"), (embedded, ".npy")])
-def test_a_link_in_the_cache_folder_leads_to_no_file_of_mine(images, make, suffix):
+def test_a_link_in_the_cache_folder_is_not_followed(images, make, suffix):
     make(images)
     link = kept(images).with_suffix(suffix)
     mine = images / "thesis.txt"
@@ -160,7 +160,7 @@ def test_a_link_in_the_cache_folder_leads_to_no_file_of_mine(images, make, suffi
 
 @pytest.mark.parametrize("make", [decoded, embedded])
 @pytest.mark.parametrize("obstacle", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_ends_in_a_line(images, make, obstacle):
+def test_a_cache_that_is_not_a_regular_file_is_refused(images, make, obstacle):
     make(images)
     path = kept(images)
     path.unlink()
@@ -169,7 +169,7 @@ def test_what_is_no_file_ends_in_a_line(images, make, obstacle):
         make(images)
 
 
-def test_images_stay_as_they_are_while_another_process_makes_them_anew(images):
+def test_loaded_images_do_not_change_if_another_process_writes_the_cache(images):
     first = decoded(images)
     before = np.array(first)
     path = kept(images)
@@ -179,7 +179,7 @@ def test_images_stay_as_they_are_while_another_process_makes_them_anew(images):
     np.testing.assert_array_equal(first, before)
 
 
-def test_what_a_killed_writer_left_is_removed_after_a_day(images):
+def test_partial_files_of_a_killed_writer_are_removed_after_a_day(images):
     cache = images / "cache"
     cache.mkdir()
     for name, age in (("old", 2 * sealed.ABANDONED), ("new", 60)):
@@ -189,7 +189,7 @@ def test_what_a_killed_writer_left_is_removed_after_a_day(images):
     assert [path.name for path in cache.glob("*.partial")] == [".new.partial"]
 
 
-def test_the_hash_of_pixels_follows_the_files_content_only(images):
+def test_the_hash_of_pixels_depends_on_contents_and_order_but_not_on_names(images):
     first = sorted((images / "images").iterdir())
     for path in first:
         (images / "b").mkdir(exist_ok=True)
@@ -206,7 +206,7 @@ def test_the_hash_of_pixels_follows_the_files_content_only(images):
 
 
 def write_msmt17(root, blurred):
-    """MSMT17 V1, or V2, which has the same lists and names but other pixels."""
+    """Write MSMT17 V1 or, with `blurred`, V2, which has the same lists and names but other pixels."""
     folders = ("mask_train_v2", "mask_test_v2") if blurred else ("train", "test")
     for part, folder, cameras in (("train", folders[0], (1, 2)), ("val", folders[0], (1, 2)),
                                   ("query", folders[1], (1,)), ("gallery", folders[1], (2,))):  # fmt: skip
@@ -221,8 +221,8 @@ def write_msmt17(root, blurred):
     return root
 
 
-def test_a_result_tells_msmt17_v1_from_v2(tmp_path):
-    """The lists are the same; version and pixels are not. Without a cache the hashes are the same."""
+def test_a_result_distinguishes_msmt17_v1_from_v2(tmp_path):
+    """Both have the same lists, but other versions and pixels. The hashes do not depend on the image cache."""
     save_weights(tmp_path / "weights", *small_model(1), {})
     rows = []
     for version in ("V1", "V2"):
@@ -241,14 +241,14 @@ def test_a_result_tells_msmt17_v1_from_v2(tmp_path):
 
 
 def checked(monkeypatch, capsys, *arguments):
-    """The lines that `check` prints."""
+    """Return the lines that `check` prints."""
     monkeypatch.setattr("sys.argv", ["check", *map(str, arguments)])
     with pytest.raises(SystemExit):
         check.main()
     return capsys.readouterr().out.splitlines()
 
 
-def test_check_prints_the_version_and_the_hashes_that_a_result_has(tmp_path, monkeypatch, capsys):
+def test_check_prints_the_same_version_and_hashes_as_a_result(tmp_path, monkeypatch, capsys):
     root = write_msmt17(tmp_path, blurred=True)
     lines = checked(monkeypatch, capsys, "msmt17", root)
     data = datasets.read_dataset("msmt17", root)
@@ -258,7 +258,7 @@ def test_check_prints_the_version_and_the_hashes_that_a_result_has(tmp_path, mon
         assert f"SHA-256 of the {split} images' files {expected}" in lines
 
 
-def test_an_image_that_cannot_be_read_has_no_hash(tmp_path, monkeypatch, capsys):
+def test_a_split_with_an_unreadable_image_has_no_hash(tmp_path, monkeypatch, capsys):
     root = write_night(tmp_path)
     next((root / "query").iterdir()).write_bytes(b"")
     lines = checked(monkeypatch, capsys, "night600", root)

@@ -1,4 +1,4 @@
-"""`nrsrd calibrate` on small manifests and data sets: what it writes, and what it refuses in one line."""
+"""`nrsrd calibrate` on small manifests and data sets: the files that it writes and the input that it refuses."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ PEOPLE = 12
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """model/, and crops/ of twelve people seen by cameras 1 and 2, in crops.csv."""
+    """Return a folder with model/, and crops/ of twelve people in cameras 1 and 2, which crops.csv lists."""
     place = tmp_path_factory.mktemp("calibrate")
     save_weights(place / "model", *small_model(1), {})
     write_images(place / "crops", range(PEOPLE), frames=2, suffix=".png")
@@ -40,14 +40,14 @@ def call(monkeypatch, *arguments):
 
 
 def table(place, change, name="changed.csv"):
-    """A manifest with the rows of crops.csv, each changed."""
+    """Write a manifest with the rows of crops.csv, each changed by `change`."""
     header, *rows = (place / "crops.csv").read_text().splitlines()
     (place / name).write_text("\n".join([header, *(change(*row.split(",")) for row in rows)]))
     return place / name
 
 
-def test_the_file_has_the_rates_of_the_crops(place):
-    """As computed here from the embedder's features; the model is named, and the plot lies beside."""
+def test_the_rates_in_the_file_match_the_features_of_the_crops(place):
+    """The expected rates are computed here from features. The file names its model, and the plot is beside it."""
     done = run(
         *("-m", "nrsrd_jax.calibrate", "--model", place / "model", "--data", place / "crops.csv"),
         *("--output", place / "c.json", "--fmr", "0.2,0.1"),
@@ -67,7 +67,8 @@ def test_the_file_has_the_rates_of_the_crops(place):
     assert (found["people"], found["genuine_pairs"], found["impostor_pairs"]) == (12, len(genuine), len(impostor))
     assert [row["fmr_wanted"] for row in found["pairs"]] == [0.2, 0.1]
     for row in found["pairs"]:
-        slack = 1.5e-5  # another batch size rounds otherwise, and a bin is 7.6e-6 wide
+        # Another batch size rounds differently, and a bin of similarities is 7.6e-6 wide.
+        slack = 1.5e-5
         low, high = (np.mean(similarity[impostor] >= row["threshold"] + shift) for shift in (slack, -slack))
         assert low - 1e-8 <= row["fmr"] <= high + 1e-8
         low, high = (np.mean(similarity[genuine] < row["threshold"] + shift) for shift in (-slack, slack))
@@ -79,18 +80,18 @@ def test_the_file_has_the_rates_of_the_crops(place):
         load_calibration(place / "c.json").check_model(Embedder.load(place / "model", flip=True).identity())
 
 
-def test_a_data_set_is_calibrated_on_its_test_people_beside_the_model(place, monkeypatch, capsys, tmp_path):
+def test_a_data_set_is_calibrated_on_its_test_people_and_written_beside_the_model(place, monkeypatch, capsys, tmp_path):
     write_night(tmp_path / "night", identities=3, frames=1)
     write_images(tmp_path / "night/bounding_box_test", range(100, 112), frames=1, seed=5)
     call(monkeypatch, "--model", place / "model", "--data", "night600", tmp_path / "night")
     found = json.loads((place / "model/calibration.json").read_text())
-    # Four queries, and a gallery of two crops of each person.
+    # There are four queries, and two gallery images of each person.
     assert (found["people"], found["crops"]) == (12, 28)
     assert load_calibration(place / "model").people == 12
     assert "a false-match rate of 0.01 would need 25 people" in capsys.readouterr().out
 
 
-def test_cameras_that_are_too_many_to_be_told_apart_are_said():
+def test_too_many_cameras_for_rates_by_pair_are_reported():
     told = {"crops": 99, "people": 30, "genuine_pairs": 9, "impostor_pairs": 9, "refused": []}
     assert "21 cameras: rates by pair of cameras are written for at most 20" in calibrate.closing(
         told | {"cameras": 21}
@@ -100,7 +101,7 @@ def test_cameras_that_are_too_many_to_be_told_apart_are_said():
     )
 
 
-def test_copies_and_unknown_people_are_left_out_and_said(place, monkeypatch, capsys):
+def test_copies_and_unknown_people_are_left_out_and_reported(place, monkeypatch, capsys):
     (place / "copy.png").write_bytes(crops(place)[0].read_bytes())
     manifest = table(place, lambda *row: ",".join(row))
     manifest.write_text(manifest.read_text() + "\ncopy.png,person 0,1\nabsent.png,unknown,1\n")
@@ -110,7 +111,7 @@ def test_copies_and_unknown_people_are_left_out_and_said(place, monkeypatch, cap
     assert json.loads((place / "d.json").read_text())["crops"] == 4 * PEOPLE
 
 
-def test_without_cameras_all_crops_of_a_person_are_pairs(place, monkeypatch):
+def test_without_cameras_all_pairs_of_a_persons_crops_count(place, monkeypatch):
     manifest = table(place, lambda path, person, _: f"{path},{person},")
     call(monkeypatch, "--model", place / "model", "--data", manifest, "--output", place / "d.json")
     found = json.loads((place / "d.json").read_text())
@@ -130,14 +131,14 @@ def test_without_cameras_all_crops_of_a_person_are_pairs(place, monkeypatch):
     (lambda path, person, camera: f",{person},{camera}", "line 2: the path is empty"),
     (lambda path, person, camera: f"no/{path},{person},{camera}", r"cannot read the image .*no/crops.*47 more of 48"),
 ])  # fmt: skip
-def test_bad_labels_end_in_one_line(place, monkeypatch, change, message):
+def test_wrong_labels_are_refused(place, monkeypatch, change, message):
     manifest = table(place, change)
     with pytest.raises(InputError, match=message):
         call(monkeypatch, "--model", place / "model", "--data", manifest, "--output", place / "e.json")
     assert not (place / "e.json").exists()
 
 
-def test_one_picture_of_two_people_is_named(place, monkeypatch):
+def test_an_image_labelled_as_two_people_is_named(place, monkeypatch):
     (place / "copy.png").write_bytes(crops(place)[0].read_bytes())
     manifest = table(place, lambda *row: ",".join(row))
     manifest.write_text(manifest.read_text() + "\ncopy.png,person 1,1\n")
@@ -161,7 +162,7 @@ def test_one_picture_of_two_people_is_named(place, monkeypatch):
     (["--model", "model", "--data", "crops.csv", "--output", "o.png"], "is where the plot goes: name a .json"),
     (["--model", "model", "--data", "crops.csv", "--output", "crops"], "crops is a folder; name a file"),
 ])  # fmt: skip
-def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
+def test_wrong_arguments_are_refused(place, monkeypatch, arguments, message):
     monkeypatch.chdir(place)
     (place / "unlabelled.csv").write_text("path,camera\ncrops/a.png,1\n")
     (place / "twice.csv").write_text("path,person,pid\ncrops/a.png,1,1\n")
@@ -171,7 +172,7 @@ def test_bad_arguments_end_in_one_line(place, monkeypatch, arguments, message):
 
 
 @pytest.mark.parametrize("text", ["0", "1", "2", "-0.1", "nan", "much", "0.1,,0.2", ""])
-def test_a_rate_that_is_not_possible_is_named(place, monkeypatch, capsys, text):
+def test_an_impossible_rate_is_refused(place, monkeypatch, capsys, text):
     with pytest.raises(SystemExit):
         call(monkeypatch, "--model", place / "model", "--data", place / "crops.csv", f"--fmr={text}")
     assert f"argument --fmr: {text}: give rates above 0 and below 1" in capsys.readouterr().err
@@ -188,7 +189,7 @@ def test_a_calibration_is_never_written_through_a_link(place, monkeypatch, tmp_p
 
 
 def test_queries_of_people_who_are_not_in_the_gallery_are_counted(place):
-    """They are no error, neither in mAP nor in the table of pairs, and are told on screen."""
+    """They are not counted as errors in mAP or in the table of pairs, and the terminal shows their number."""
     home = place / "open"
     write_night(home / "night", frames=1)
     write_images(home / "night/query", [300, 301, 302], cameras=(1,), frames=1)

@@ -6,33 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crowd import WIDTH, draw
 from scipy.special import betainc
 
-from nrsrd_jax.data.datasets import Split
-from nrsrd_jax.data.protocol import Target
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.retrieval import pairs, searches
 from nrsrd_jax.retrieval.calibration import Calibration, load_calibration
 from nrsrd_jax.retrieval.error_rates import calibrate
-from nrsrd_jax.retrieval.pair_table import pair_table
 from nrsrd_jax.retrieval.pairs import Crops, Histograms, blocks, count_by_person, people_needed
 
-WIDTH = 8
 LEVELS = [int(pairs.bin_of(np.array(x))) for x in (0.5, 0.7, 0.85)]
 THRESHOLDS = [pairs.edge(level) for level in LEVELS]
 
 
-def draw(rng, people, common=0.0, crops=(2, 8)):
-    """Draw features and people. Directions are uniform, or lean to a `common` one; some people's crops vary more."""
-    who = np.repeat(np.arange(people), rng.integers(*crops, people))
-    person = rng.normal(size=(people, WIDTH))
-    person[:, 0] += common
-    spread = rng.choice([0.3, 0.9], people)[who, None]
-    return person[who] + spread * rng.normal(size=(len(who), WIDTH)), who
-
-
 def measure(features, who):
-    """The rates of pairs at THRESHOLDS with intervals: false non-match, false match."""
+    """Return the false-non-match and the false-match rates of pairs at THRESHOLDS, with their intervals."""
     crops = Crops.of(features, who, np.arange(len(who)))
     ((genuine, impostor),) = count_by_person(
         crops, who.max() + 1, LEVELS, np.zeros(len(who), int), [np.zeros((1, 1), int)]
@@ -40,8 +28,8 @@ def measure(features, who):
     return [genuine.rate(k, missed=True) for k in range(3)], [impostor.rate(k) for k in range(3)]
 
 
-def test_false_matches_of_random_directions_are_as_the_formula_says():
-    """Of uniform directions in 8 dimensions, P(cosine ≥ t) = I(1 − t²; 7/2, 1/2)/2."""
+def test_the_false_match_rates_of_random_directions_follow_the_formula():
+    """For uniform directions in 8 dimensions, P(cosine ≥ t) = I(1 − t²; 7/2, 1/2)/2."""
     rng = np.random.default_rng(0)
     features, who = draw(rng, 400)
     found = calibrate(features, who, None, rng.random(len(who)))
@@ -54,8 +42,9 @@ def test_false_matches_of_random_directions_are_as_the_formula_says():
 
 
 @pytest.mark.parametrize(("same_camera", "dark_camera"), [(False, False), (True, False), (False, True)])
-def test_rates_and_groups_are_those_of_a_plain_loop(monkeypatch, same_camera, dark_camera):
-    monkeypatch.setattr(pairs, "BLOCK_PAIRS", 1000)  # many blocks
+def test_rates_and_groups_equal_those_of_a_plain_loop(monkeypatch, same_camera, dark_camera):
+    # Small blocks, so that there are many.
+    monkeypatch.setattr(pairs, "BLOCK_PAIRS", 1000)
     rng = np.random.default_rng(1)
     features, who = draw(rng, 26, crops=(3, 9))
     camera, light = rng.integers(5, 8, len(who)), rng.random(len(who))
@@ -74,7 +63,7 @@ def test_rates_and_groups_are_those_of_a_plain_loop(monkeypatch, same_camera, da
     assert (found["genuine_pairs"], found["impostor_pairs"]) == (genuine.sum(), impostor.sum())
 
     def is_share(rate, values, threshold):
-        """Whether a share of values is from the threshold on; rounding may place a value on either side of it."""
+        """Return whether `rate` is the share of values at or above the threshold, except for rounding."""
         high, low = ((values >= threshold + shift).mean() for shift in (-1e-6, 1e-6))
         return low * (1 - 1e-5) <= rate <= high * (1 + 1e-5)
 
@@ -105,22 +94,24 @@ def test_rates_and_groups_are_those_of_a_plain_loop(monkeypatch, same_camera, da
 
 @pytest.mark.parametrize("common", [0.0, 0.8])
 def test_intervals_of_pairs_contain_the_truth_and_are_not_too_wide(common):
-    """200 simulations of 25 people, also with people who resemble each other. The nominal share is 95 %."""
+    """Simulate 25 people 200 times, also with people who resemble each other. The nominal coverage is 95 %."""
     rng = np.random.default_rng(2)
     truth = np.mean([[[rate[0] for rate in kind] for kind in measure(*draw(rng, 500, common))] for _ in range(4)], 0)
-    trials = np.array([measure(*draw(rng, 25, common)) for _ in range(200)])  # [trial, kind, threshold, (rate, ends)]
+    # [trial, kind, threshold, (rate, low, high)]
+    trials = np.array([measure(*draw(rng, 25, common)) for _ in range(200)])
     rate, low, high = np.moveaxis(trials, -1, 0)
     holds = ((low <= truth) & (truth <= high)).mean(0)
     assert (holds[0] > 0.9).all()
     assert (holds[0] < 0.99).all()
-    # Of pairs of people the jackknife is known to be on the safe side.
+    # The jackknife over pairs of people is known to give intervals that are too wide.
     assert (holds[1] > 0.93).all()
-    middle = slice(0, 2)  # at the highest threshold of 25 people some have no false match at all
+    # At the highest threshold some simulations have no false match at all.
+    middle = slice(0, 2)
     assert ((high - low)[:, :, middle].mean(0) < 8 * rate[:, :, middle].std(0)).all()
 
 
-def test_intervals_count_people_and_not_crops():
-    """Ten times the crops of the same people hardly narrow the interval."""
+def test_intervals_depend_on_the_number_of_people_and_not_of_crops():
+    """Ten times as many crops of the same people hardly narrow the interval."""
     rng = np.random.default_rng(3)
     who = np.repeat(np.arange(30), 60)
     spread = rng.choice([0.3, 0.9], 30)[who, None]
@@ -130,15 +121,15 @@ def test_intervals_count_people_and_not_crops():
     assert widths[1] > 0.75 * widths[0]
 
 
-def test_without_any_error_the_interval_ends_at_three_by_the_number_of_people():
+def test_without_errors_the_interval_ends_at_three_divided_by_the_number_of_people():
     features, who = np.eye(20).repeat(2, axis=0), np.arange(20).repeat(2)
     (row,) = calibrate(features, who, None, np.zeros(40))["pairs"]
     assert (row["fnmr"], row["fnmr_interval"]) == (0, [0, 3 / 20])
     assert (row["fmr"], row["fmr_interval"]) == (0, [0, pytest.approx(3 / 190, rel=1e-5)])
 
 
-def test_searches_are_those_of_every_gallery(monkeypatch):
-    """FPIR and FNIR, and the rates without each person, by enrolling every choice of 3 and of 5 of 8 people."""
+def test_search_rates_equal_those_of_all_galleries(monkeypatch):
+    """Compute FPIR and FNIR, also without each person, by enrolling every choice of 3 and of 5 of 8 people."""
     monkeypatch.setattr(pairs, "BLOCK_PAIRS", 100)
     monkeypatch.setattr(searches, "GALLERIES", (3, 5))
     monkeypatch.setattr(searches, "TOPS", (1, 2))
@@ -176,8 +167,8 @@ def test_searches_are_those_of_every_gallery(monkeypatch):
                 np.testing.assert_allclose(measured, pairs.interval(rate, each, 8), atol=1e-5)
 
 
-def test_fpir_grows_with_the_gallery_as_the_model_says():
-    """1 − (1 − p)^N if people resemble each other independently; fewer if some strangers resemble many people."""
+def test_fpir_grows_with_the_gallery_as_predicted():
+    """FPIR is 1 − (1 − p)^N if similarities are independent, and lower if some strangers resemble many people."""
     rng = np.random.default_rng(5)
 
     def rows(common):
@@ -214,13 +205,13 @@ def test_intervals_of_searches_contain_the_truth(monkeypatch):
     assert 0.9 < np.mean([row.fnir_interval[0] <= fnir <= row.fnir_interval[1] for row in small]) < 0.995
 
 
-def test_a_rate_takes_three_by_it_pairs_of_people():
+def test_a_rate_needs_three_divided_by_the_rate_pairs_of_people():
     for rate in (0.5, 0.1, 0.01, 1e-3, 1e-4, 1e-6):
         people = people_needed(rate)
         assert people * (people - 1) / 2 >= 3 / rate > (people - 1) * (people - 2) / 2
 
 
-def test_a_rate_that_needs_more_people_is_refused_with_how_many():
+def test_a_rate_that_needs_more_people_is_refused_with_their_number():
     rng = np.random.default_rng(7)
     features, who = draw(rng, 30)
     found = calibrate(features, who, None, np.zeros(len(who)))
@@ -232,17 +223,19 @@ def test_a_rate_that_needs_more_people_is_refused_with_how_many():
         calibrate(features[who < 8], who[who < 8], None, np.zeros(sum(who < 8)))
 
 
-def test_features_that_tell_nobody_apart_are_refused():
+def test_features_that_are_equal_for_all_people_are_refused():
     with pytest.raises(InputError, match="100 % of the pairs of two people have the same features"):
         calibrate(np.ones((40, 4)), np.arange(20).repeat(2), None, np.zeros(40))
 
 
 def planted(rng):
+    """Return the calibration of 400 random people, as the content of its file."""
     features, who = draw(rng, 400)
     return calibrate(features, who, None, np.zeros(len(who)))
 
 
 def calibration(content) -> Calibration:
+    """Make a Calibration from the content of its file."""
     curve, points = (np.array(list(content[name].values())[-2:]) for name in ("curve", "probability"))
     threshold = np.array(content["curve"]["threshold"])
     return Calibration(Path("c.json"), {}, content["people"], threshold, curve[0], points)
@@ -251,7 +244,8 @@ def calibration(content) -> Calibration:
 def test_probability_is_the_share_of_genuine_pairs_at_a_similarity():
     rng = np.random.default_rng(8)
     found = calibration(planted(rng))
-    features, who = draw(rng, 400)  # other people
+    # The shares are counted on other people than those of the calibration.
+    features, who = draw(rng, 400)
     crops = Crops.of(features, who, np.arange(len(who)))
     counts = Histograms()
     for block in blocks(crops, crops):
@@ -266,12 +260,12 @@ def test_probability_is_the_share_of_genuine_pairs_at_a_similarity():
     steps = found.probability(np.linspace(-1, 1, 999))
     assert (np.diff(steps) >= 0).all()
     assert 0 < steps[0] < steps[-1] < 1
-    # One genuine pair among 101: p = odds / (1 + odds) with odds = share / (1 − share) / 100.
+    # With one genuine pair among 101, p = odds / (1 + odds), where odds = share / (1 − share) / 100.
     odds = found.probability(0.6) / (1 - found.probability(0.6)) / 100
     assert found.probability(0.6, prior=1 / 101) == pytest.approx(odds / (1 + odds))
 
 
-def test_strangers_and_thresholds_follow_the_false_match_rate_and_end_with_the_data():
+def test_strangers_and_thresholds_follow_the_false_match_rate_as_far_as_the_data():
     rng = np.random.default_rng(9)
     found = calibration(planted(rng))
     for rate in (0.3, 0.1, 0.01, 0.003, 0.0001):
@@ -303,7 +297,7 @@ def test_a_calibration_of_another_model_or_feature_is_refused(other, words):
         found.check_model(found.model | other)
 
 
-def test_a_calibration_is_read_again_and_a_damaged_one_is_named(tmp_path):
+def test_a_calibration_is_loaded_and_a_damaged_file_is_named(tmp_path):
     content = planted(np.random.default_rng(10)) | {"model": {"feature": "cls"}}
     file = tmp_path / "calibration.json"
     file.write_text(json.dumps(content))
@@ -324,42 +318,3 @@ def test_a_calibration_is_read_again_and_a_damaged_one_is_named(tmp_path):
             load_calibration(file)
     with pytest.raises(InputError, match=r"absent\.json: No such file.*nrsrd calibrate writes it"):
         load_calibration(tmp_path / "absent.json")
-
-
-def test_a_test_set_has_rates_of_pairs_and_of_queries_who_are_in_no_gallery(monkeypatch):
-    """The table of result.json is that of a plain loop; a person without a gallery image is searched as a stranger."""
-    monkeypatch.setattr(pairs, "BLOCK_PAIRS", 999)
-    rng = np.random.default_rng(11)
-    features, who = draw(rng, 90, crops=(4, 9))
-    camera = rng.integers(0, 3, len(who))
-    query = (rng.random(len(who)) < 0.3) | (who >= 70)
-    sides = Split((), who[query], camera[query]), Split((), who[~query], camera[~query])
-    target = Target(*sides, camera[query], camera[~query])
-    found = pair_table(features[query], features[~query], target)
-    assert found["pair_queries"] == query.sum()
-    assert found["open_set"]["queries"] == (who[query] >= 70).sum()
-    assert found["open_set"]["gallery_people"] == 70
-    units = features / np.linalg.norm(features, axis=1, keepdims=True)
-    similarity, same = units[query] @ units[~query].T, who[query, None] == who[~query]
-    genuine = same & (camera[query, None] != camera[~query])
-    stranger, own = (np.where(mask, similarity, -9).max(1) for mask in (~same, genuine))
-    # 70 people on both sides, and 20 only among the queries: 70·69/2 + 20·70 pairs of people are enough for 0.001.
-    for row, search, rate in zip(found["pairs"], found["open_set"]["searches"], (0.01, 0.001), strict=True):
-        t = row["threshold"]
-        assert rate / 1.2 < row["fmr"] <= rate
-        assert row["fmr"] == pytest.approx((similarity[~same] >= t).mean())
-        assert row["fnmr"] == pytest.approx((similarity[genuine] < t).mean())
-        assert search["fpir"] == pytest.approx((stranger[who[query] >= 70] >= t).mean())
-        mated = own > -9
-        assert search["fnir"] == pytest.approx(((own < t) | (own < stranger))[mated].mean())
-
-
-def test_a_large_test_set_is_measured_on_some_of_its_queries(monkeypatch):
-    rng = np.random.default_rng(12)
-    features, who = draw(rng, 60, crops=(4, 5))
-    target = Target(Split((), who, who), Split((), who, who), np.zeros(240), np.ones(240))
-    whole = pair_table(features, features, target)
-    monkeypatch.setattr("nrsrd_jax.retrieval.pair_table.MOST_PAIRS", 240 * 100)
-    part = pair_table(features, features, target)
-    assert (whole["pair_queries"], part["pair_queries"]) == (240, 80)
-    assert part["pairs"][0]["threshold"] == pytest.approx(whole["pairs"][0]["threshold"], abs=0.1)

@@ -1,4 +1,4 @@
-"""The camera in a file name is a field of its own, read completely or refused."""
+"""The camera in a file name is a separate field, which is read completely or refused."""
 
 import pytest
 
@@ -9,15 +9,15 @@ NIGHT = ("bounding_box_train/1_c1_0.jpg", "query/1_c1_0.jpg", "bounding_box_test
 
 
 def touch(root, *names):
-    """Empty files: readers look at names alone."""
+    """Create empty files in `root` and return it. Readers only look at names."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     return root
 
 
-def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
-    """7c4a is not camera 4; nor is a UUID's c123, nor a MAC address's c4."""
+def test_letters_in_a_random_name_are_not_a_camera(tmp_path, capsys):
+    """The c4 in 7c4a, the c123 in a UUID and the c4 in a MAC address are not cameras."""
     names = (
         "00-1b-c4-00-11-22.jpg",
         "x_00-1B-C4-00-11-22_7.jpg",
@@ -36,7 +36,7 @@ def test_letters_of_a_random_name_are_no_camera(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("name", "camera"), [("c3", 3), ("x-CAM012.y", 12), ("0001_c013_4", 13), ("a c2 b", 2)])
-def test_a_camera_is_a_field_of_its_own_with_all_its_digits(tmp_path, name, camera):
+def test_a_camera_is_a_separate_field_with_all_its_digits(tmp_path, name, camera):
     assert datasets.read_dataset("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [camera]
 
 
@@ -49,7 +49,7 @@ HALVES = ["1_c1-2.jpg", "1_c1.5.jpg", "1_cam1.5.jpg", "cam1-2_a.jpg", "1_c1s1-2.
 
 
 @pytest.mark.parametrize("name", HALVES)
-def test_half_a_camera_is_not_taken_for_a_whole_one(tmp_path, name):
+def test_part_of_a_camera_field_is_not_read_as_a_camera(tmp_path, name):
     official = {
         "market1501": (NIGHT, "bounding_box_train"), "night600": (NIGHT, "bounding_box_train"),
         "rgbnt201": (("train_171/RGB/1_cam1.jpg", "test/RGB/1_cam1.jpg"), "train_171/RGB"),
@@ -62,5 +62,5 @@ def test_half_a_camera_is_not_taken_for_a_whole_one(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["0001-c3-000", "1-c3", "1.c3.07", "a c3 b", "x_CAM03_1"])
-def test_any_separator_stands_beside_a_camera_in_folders(tmp_path, name):
+def test_any_separator_may_surround_a_camera_in_folders(tmp_path, name):
     assert datasets.read_dataset("folders", touch(tmp_path, f"train/a/{name}.jpg")).train.cameras.tolist() == [3]
