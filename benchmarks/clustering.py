@@ -30,6 +30,7 @@ def make_data(count: int) -> tuple[np.ndarray, np.ndarray]:
     people = rng.integers(max(1, count // CROPS), size=count)
     features = rng.standard_normal((count, WIDTH), np.float32)
     centres = SPREAD * rng.standard_normal((people.max() + 1, WIDTH), np.float32)
+    # All centres at once would double the memory.
     for start in range(0, count, 1000):
         features[start : start + 1000] += centres[people[start : start + 1000]]
     return features, people
@@ -103,6 +104,7 @@ def main() -> None:
     lines = [("plain", options.plain), ("ours", options.plain), ("ours", options.crops)]
     lines += [("ours_hdbscan", options.crops)] * options.hdbscan
     for part, count in lines:
+        # A process of its own for each part makes the peak memory that of the part.
         command = [sys.executable, __file__, "--measure", part, "--crops", str(count)]
         m = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
         announced = f"{m['announced']:>10.2f}" if m["announced"] else " " * 10

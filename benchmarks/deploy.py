@@ -54,6 +54,7 @@ def ways(model: str, backbone: str, most: int) -> tuple[dict[str, Way], np.ndarr
 
     def in_runtime(content: bytes) -> Way:
         options = onnxruntime.SessionOptions()
+        # Only errors are logged, because warnings would break the table.
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return lambda images: np.asarray(session.run(None, {"images": images})[0])
@@ -65,6 +66,7 @@ def ways(model: str, backbone: str, most: int) -> tuple[dict[str, Way], np.ndarr
         found[f"ONNX Runtime {onnxruntime.__version__}, {kind}"] = in_runtime(content)
         try:
             run, name = openvino_function(content)
+        # OpenVINO is not installed.
         except InputError as error:
             print(f"left out: {error}", flush=True)
             continue

@@ -52,6 +52,7 @@ def numpy_ranks(distances: np.ndarray, query_ids, gallery_ids, query_cameras, ga
     matches = gallery_ids[order] == query_ids[:, None]
     precisions, penalties = [], []
     for query, row in enumerate(order):
+        # Images of the query's identity from its own camera do not count.
         kept = ~(matches[query] & (gallery_cameras[row] == query_cameras[query]))
         match = matches[query][kept]
         if match.any():
@@ -78,6 +79,7 @@ def numpy_jaccard(features: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarr
         members = [own]
         for j in own:
             other = mutual(j, half)
+            # Add the mutual neighbours of a neighbour if two thirds of them are also neighbours of the image.
             if len(np.intersect1d(other, own)) > 2 / 3 * len(other):
                 members.append(other)
         chosen = np.unique(np.concatenate(members))
@@ -86,8 +88,10 @@ def numpy_jaccard(features: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarr
     distances = distances[:rows]
     expanded = np.zeros_like(weights)
     for i in range(count):
+        # Local query expansion: average the weights of the nearest images.
         expanded[i] = weights[order[i, :K2]].mean(0)
     weights = expanded
+    # Only images that share a neighbour have a Jaccard distance below 1, so the others are skipped.
     inverse = [np.flatnonzero(weights[:, i]) for i in range(count)]
     jaccard = np.zeros_like(distances, dtype=np.float16)
     for i in range(rows):
@@ -176,6 +180,7 @@ def main() -> None:
     print(f"{'':16}{'s':>9}{'first s':>9}{'data GiB':>10}{'peak GiB':>10}{'mAP %':>8}{'mINP %':>8}")
     seconds = {}
     for part in parts:
+        # A process of its own for each part makes the peak memory that of the part.
         command = [sys.executable, __file__, "--measure", part, "--size", options.size]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         took, first, before, peak, mean_precision, mean_penalty, device = json.loads(done.stdout)

@@ -30,6 +30,7 @@ def main() -> None:
                     found = [d for d in result["differences"] if (d["a"], d["b"]) == ("baseline", method)]
                     for each in found:
                         middle, low, high = (100 * each[key] for key in ("mAP", "low", "high"))
+                        # The two methods are shifted, so that their intervals do not hide each other.
                         place, errors = x + 0.2 * shift - 0.1, [[middle - low], [high - middle]]
                         axes.errorbar(place, middle, errors, fmt="o", color=color, capsize=3)
             axes.axhline(0, color="black", linewidth=0.8)

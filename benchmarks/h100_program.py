@@ -15,6 +15,7 @@ import os
 import re
 from typing import Any
 
+# JAX reads these variables when it is imported.
 os.environ |= {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu,cuda"}
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_enable_triton_gemm=false"
 
@@ -99,6 +100,7 @@ def kernels(program: str) -> list[tuple[str, int, bool]]:
 
     found = []
     for _, shape, kind, operands, rest in computations["ENTRY"]:
+        # The other instructions of the entry computation are launched as kernels.
         if kind not in NO_KERNEL:
             where = re.search(r'op_name="([^"]*)"', rest)
             found.append((where[1] if where else kind, size(shape) + read(operands, rest), bool(PRODUCT.search(rest))))
@@ -126,6 +128,7 @@ def main() -> None:
     if options.dump:
         options.dump = writable_file(options.dump, "--dump")
     device = pretend_an_h100_is_here()
+    # There is no GPU on which cuDNN's attention could be tried, so the option decides.
     attention.fusion_works = lambda: not options.plain
 
     def on_device(tree: Any) -> Any:
@@ -138,6 +141,7 @@ def main() -> None:
     )
     for backbone, variant, batch in itertools.product(options.backbone, options.variant, options.batch):
         case = Case(backbone, variant, options.precision, batch, (256, 128), options.remat)
+        # Compiling needs only the shapes of the arguments.
         arguments = jax.eval_shape(case.create), case.data | {"epoch": np.int32(0)}, case.teacher_variables
         step = Timed(case.step, on_device(arguments), donated=True)
         program: Any = step.compiled.as_text()

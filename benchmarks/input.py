@@ -82,6 +82,7 @@ def main() -> None:
         host = seconds(lambda: jax.device_put(next(served)["real"]["images"]), steps)
         print(f"batches from the disk cache   {batch / host:>9.0f} images/s, {1e3 * host:.2f} ms a batch")
         everything, gather = jnp.asarray(images), jax.jit(lambda array, index: array[index])
+        # The first call compiles, so it is not timed.
         gather(everything, plan.batch(0))
         served = batches({"real": domain}, 0, steps, pixels=False)
         device = seconds(lambda: gather(everything, next(served)["real"]["images"]), steps)

@@ -47,6 +47,7 @@ def stat(path: str | Path, real=os.stat, **options: bool) -> SimpleNamespace | o
     """Return the size and time that the gallery has for a crop, in place of os.stat."""
     if isinstance(path, Path):
         return real(path, **options)
+    # The number of the crop is the last field of its name.
     i = int(path[-11:-4])
     return SimpleNamespace(st_size=4000 + i % 999, st_mtime_ns=i)
 
@@ -79,6 +80,7 @@ def main() -> None:
         for what in ("known", "new"):
             begin = time.process_time()
             known = gallery.known() if what == "known" else {}
+            # Planning looks at the size and time of every file, but these files do not exist.
             with mock.patch("os.stat", stat):
                 plan = make_plan([named], known)
             taken, seconds = resident() - before, time.process_time() - begin

@@ -31,6 +31,7 @@ class Block(nn.Module):
     def drop(self, x):
         if not self.training or not self.drop_path:
             return x
+        # The images that are kept are scaled up, so that the mean does not change.
         keep = 1 - self.drop_path
         return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
 
@@ -99,6 +100,7 @@ def distill(student, teacher, labels):
         log_p = logits.float().log_softmax(1)
         log_target = log_p.gather(1, labels[:, None])[:, 0]
         binary = torch.stack([log_target, (-log_target.exp()).log1p()], 1)
+        # −1e9 instead of −∞, because the difference of two infinities is NaN.
         return binary, log_p.masked_fill(target, -1e9).log_softmax(1)
 
     (b, o), (tb, to) = parts(student), parts(teacher)
@@ -138,6 +140,7 @@ def calls(
     student = Network(width, depth, has_stem, tokens, classes, domains).to(device)
     master = Network(width, depth, has_stem, tokens, classes, 1).to(device).eval() if teacher else None
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    # PyTorch's convolutions are fastest in the channels_last layout.
     images = torch.randn(len(labels), 3, *size, device=device).to(memory_format=torch.channels_last)
     target = torch.as_tensor(labels, device=device)
     mixed = torch.autocast(device, torch.bfloat16, enabled=bfloat16)
@@ -147,6 +150,7 @@ def calls(
         for domain in range(domains):
             features, logits = student(images)
             total = total + F.cross_entropy(logits[domain].float(), target) + triplet(features, target)
+        # The last pass of the loop was that of the second domain, which the teacher teaches.
         if master:
             with torch.no_grad():
                 taught = master(images)[1][0]
@@ -174,6 +178,7 @@ def calls(
         def run(count: int) -> None:
             for _ in range(count):
                 call()
+            # CUDA calls return before the GPU has finished.
             if device == "cuda":
                 torch.cuda.synchronize()
 

@@ -89,6 +89,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     images = rng.normal(size=(options.batch, 3, *SIZE)).astype(np.float32)
     labels = rng.integers(0, CLASSES, options.batch)
+    # The two take turns, so that other work on the machine slows both alike.
     pairs = ours(images, labels), theirs(images, labels)
     for name in ("forward", "step"):
         seconds: tuple[list[float], list[float]] = ([], [])

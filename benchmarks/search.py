@@ -80,6 +80,7 @@ def measure(way: str, folder: str, crops: int, count: int) -> dict:
             return index.search(block, TOP)[1].tolist()  # pyright: ignore[reportCallIssue]
 
     size = count if "at once" in way else 1
+    # The first search reads files and compiles, so it is not timed.
     find(query[:size])
     times, found = [], []
     for start in range(0, count, size):
@@ -114,6 +115,7 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         print(f"index made in {time.perf_counter() - begin:.1f} s; the gallery has {size / 2**20:.0f} MiB")
         print("| way | p50 (ms) | p95 (ms) | peak memory (GiB) | of numpy's top 10 |\n|---|---|---|---|---|")
+        # A process of its own for each way makes the peak memory that of the way.
         command = [sys.executable, __file__, "--crops", str(options.crops), "--queries", str(options.queries)]
         results = {}
         for way in WAYS:

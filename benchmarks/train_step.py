@@ -59,6 +59,7 @@ def gmac(backbone: str, size: tuple[int, int], all_tokens: bool = False) -> floa
     patches = size[0] // PATCH * (size[1] // PATCH)
     tokens = patches + 1
     block = 12 * width**2 * tokens + 2 * tokens**2 * width
+    # Keys and values are needed of all tokens, everything else of the CLS token alone.
     last = block if all_tokens else 2 * width**2 * tokens + 10 * width**2 + 2 * tokens * width
     # The stem's maps have half the image's height and width.
     pixels = size[0] * size[1] / 4
@@ -87,6 +88,7 @@ class Case:
         mesh = make_mesh(batch)
         self.optimizer = make_optimizer(options)
         self.create = sharded(lambda: make_state(options, description), mesh)[2]
+        # The teacher has random weights, because only its time matters.
         self.teacher = self.teacher_variables = None
         if options.teacher.enabled:
             model = Description(backbone, description.depth, **common, classes=CLASSES).create_model(dtype=self.dtype)
@@ -225,6 +227,7 @@ def peak(dtype: jnp.dtype) -> tuple[float, str]:
     known = [flops for name, flops in BFLOAT16_PEAK.items() if name in kind]
     if known and dtype == jnp.bfloat16:
         return known[0] * jax.device_count(), "data sheet"
+    # No data sheet has the peak for this device and precision, so measure a large product.
     n = 4096
     x = jnp.ones((n, n), dtype)
     product = Timed(lambda x: jnp.matmul(x, x, precision="highest"), (x,))
@@ -236,6 +239,7 @@ def measure(case: Case, options: argparse.Namespace, highest: float) -> None:
     step, images = case.whole(), case.batch * case.domains
     ours = {"step": lambda: step, "network": case.network, "embedding": case.embedding}
     compared = {name: (ours[name](), theirs) for name, theirs in torch_calls(case, options.torch).items()}
+    # --compile only fills the caches, so no time is measured or printed.
     if options.compile:
         for _, theirs in compared.values():
             theirs(1)

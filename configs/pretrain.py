@@ -15,6 +15,7 @@ from nrsrd_jax.errors import InputError
 
 
 def get_config(variant: str = "bright"):
+    # In the paper's row MDL, the auxiliary domain is also darkened. Here both domains have the same images.
     rows = {"bright": "baseline", "bright_and_dark": "mdl"}
     if variant not in rows:
         raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(rows)}")

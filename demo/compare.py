@@ -34,6 +34,7 @@ def colour_histograms(paths: tuple[Path, ...], stripes: int = 4, bins: tuple[int
             hsv = np.asarray(image.convert("RGB").resize((64, 128)).convert("HSV")) / 256
         index = (hsv * bins).astype(int) @ (bins[1] * bins[2], bins[2], 1)
         parts = [np.bincount(part.ravel(), minlength=np.prod(bins)) for part in np.array_split(index, stripes)]
+        # With square roots, the Euclidean distance of two histograms is the Hellinger distance.
         rows.append(np.sqrt(np.concatenate(parts) / index.size))
     return np.stack(rows).astype(np.float32)
 
@@ -61,6 +62,7 @@ def main() -> None:
     embed_options: Any = {"batch_size": options.eval.batch_size, "flip": False}
     untrained = Embedder(model, variables, description, mesh, **embed_options)
     backbone, weights = load(options.init.checkpoint, mesh)
+    # nrsrd_plus brightens its images, so the backbone it starts from is also evaluated with brightening.
     bright = dataclasses.replace(backbone, brighten=0.4)
     histograms = {
         name: colour_histograms(split.paths) for name, split in (("query", target.query), ("gallery", target.gallery))
@@ -78,6 +80,7 @@ def main() -> None:
     say(*table(rows).split("\n"))
     compared, _ = compare(list(map(str, runs.values())), "runs/demo.json", by="identity")
     say(*tables(compared)[len(runs) + 1 :])
+    # `compare` names the runs by their folders, the table above by their methods.
     short = {f"demo-{name}": name for name in runs}
     for each in compared["differences"]:
         say(verdict(each | {end: short[each[end]] for end in "ab"}))
@@ -86,6 +89,7 @@ def main() -> None:
         "(docs/evidence.md has what is known)"
     )
     say(f"every query's ranked list, on a page: {runs['nrsrd'] / 'report' / 'index.html'}")
+    # Programs read this last line, so it has fractions and not percentages.
     say(f"nrsrd mAP {rows['nrsrd']['mAP']:.3f} Rank-1 {rows['nrsrd']['rank1']:.3f}")
 
 

@@ -44,7 +44,7 @@ def crops() -> Image.Image:
 
 
 def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
-    """Draw the nearest gallery images of other cameras for some queries. A right one has a tick and a thick frame."""
+    """Draw the nearest gallery images of other cameras for some queries. A right match has a tick and a thick frame."""
     data = datasets.read_dataset("night600", ROOT / "demo/night")
     embedder = Embedder.load(workdir)
     features = [embedder(read(split.paths, embedder.description.image_size)) for split in (data.query, data.gallery)]
@@ -52,6 +52,7 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
     lists, _ = read_ranking(distances, *make_target(data, "cross-camera").labels, top=top)
     rows, marks = [], []
     for q in np.linspace(0, len(data.query) - 1, queries).astype(int):
+        # Images of the query's own camera do not count in the ranking, and are not shown.
         counted = [(g, word == RIGHT) for g, word in zip(lists[q].gallery, lists[q].outcome, strict=True)
                    if word != LEFT_OUT][:top]  # fmt: skip
         paths = [data.query.paths[q], *(data.gallery.paths[g] for g, _ in counted)]
@@ -65,6 +66,7 @@ def ranked(workdir: Path, queries: int = 6, top: int = 8) -> Image.Image:
             colour = "limegreen" if right else "orangered"
             draw.rectangle((left, high, left + WIDTH - 1, high + HEIGHT - 1), outline=colour, width=5 if right else 2)
             if right:
+                # This line is the tick.
                 line = [(left + 8, high + 20), (left + 14, high + 26), (left + 26, high + 10)]
                 draw.line(line, fill=colour, width=4)
     return picture

@@ -102,6 +102,7 @@ def main() -> None:
     ours, rest = split_config_arguments(sys.argv[1:])
     arguments = parser.parse_args(rest)
     config, overrides = read_overrides(ours)
+    # Refuse options that --sweep would ignore.
     unused = [name for name in ("images", "preset", "masks", "centre", "compare") if getattr(arguments, name)]
     if arguments.sweep and unused:
         parser.error(f"--sweep takes no --{unused[0]}")
@@ -110,6 +111,7 @@ def main() -> None:
     lights = read_lights(arguments.lights, "--lights")
     source = expanded(arguments.workdir or arguments.checkpoint)
     run = run_of(find_checkpoint(source))
+    # Without --config, the data is that of the run. Options on the command line override it.
     if config is None:
         config = config_of(run)
         config.update_from_flattened_dict(overrides)

@@ -65,13 +65,16 @@ class Probe:
         self.grid = spec.grid(description.image_size)
         self.strength = spec.strength(variables["params"]["base"])
         self._variables = variables
+        # A model without NRA gets NRA with λ = 0, so that a call can set another λ.
         ratio = description.norm_ratio or NormRatio()
         model = dataclasses.replace(description, norm_ratio=ratio).create_model(dtype=jnp.float32)
 
         def forward(variables, images):
+            # Products in bfloat16 or TF32 would hide small differences between norms.
             with jax.default_matmul_precision("highest"):
                 x = augment.prepared(images, description.mean, description.std, description.brighten)
                 out: Any = model.apply(variables, x, maps=True)
+            # The other queries' attention would take T times the memory.
             return out["maps"] | {"attention": out["maps"]["attention"][:, :, :, 0]}
 
         self._forward = jax.jit(forward, out_shardings=replicated(mesh))
@@ -91,6 +94,7 @@ class Probe:
         parts = []
         for batch, count in device_batches(images, BATCH, self.mesh, progress):
             maps = self._forward(variables, batch)
+            # The last batch is filled up, and only its first `count` images are real.
             parts.append({name: np.asarray(value)[:count] for name, value in maps.items()})
         return Maps(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 

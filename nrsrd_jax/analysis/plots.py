@@ -97,6 +97,7 @@ def rows_of_maps(
             elif "−" in name:
                 high = np.abs(values).max() or 1
                 low, colours, scale = -high, "RdBu_r", f"±{high:.2g}"
+            # The extent stretches the grid of patches over the image.
             axes[y, x].imshow(values[y].reshape(grid), colours, vmin=low, vmax=high, extent=(0, width, height, 0))
             if y == 0:
                 axes[y, x].set_title(f"{name}\n{scale}", fontsize=7)
@@ -147,6 +148,7 @@ def heads(values: np.ndarray, grid: tuple[int, int], title: str) -> Figure:
     blocks, count, _ = values.shape
     low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
     shown = (values - low) / np.where(high > low, high - low, 1)
+    # A row and a column of NaN, which is drawn blank, separate each map from the next.
     padded = np.pad(shown.reshape(blocks, count, *grid), [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=np.nan)
     mosaic = padded.transpose(0, 2, 1, 3).reshape(blocks * (grid[0] + 1), count * (grid[1] + 1))
     figure = Figure(figsize=(0.5 * count + 1.5, 0.5 * blocks * grid[0] / grid[1] + 1), layout="constrained")
@@ -174,6 +176,7 @@ def distances(maps: Maps, grid: tuple[int, int], title: str) -> Figure:
             continue
         for vector, colour in COLOURS.items():
             norms = patch_norms(maps, vector, block)
+            # More points would hide each other and make the files large.
             chosen = np.linspace(0, norms.size - 1, min(norms.size, POINTS)).astype(int)
             x = np.broadcast_to(distance, norms.shape).ravel()[chosen]
             ax.plot(x, norms.ravel()[chosen], ".", markersize=1, color=colour, alpha=0.4, rasterized=True)
@@ -196,6 +199,7 @@ def layers(study: Study) -> Figure:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     given, *lights = study.maps
+    # Without lights there are only the solid lines of the images as given.
     for light, style in zip([given, *lights[-1:]], ("-", "--"), strict=False):
         blocks = range(study.given.q_norm.shape[1])
         for vector, colour in COLOURS.items():
@@ -215,6 +219,7 @@ def joint(study: Study) -> Figure:
     """
     given, *lights = study.maps
     shown = {light: study.maps[light] for light in (given, *lights[-1:])}
+    # All lights share the bins, so that the panels can be compared.
     every = dict(zip(study.maps, joint_histogram(study.maps.values()), strict=True))
     histograms = [every[light] for light in shown]
     figure = Figure(figsize=(4.4 * len(shown) + 0.6, 4.2), layout="constrained")
@@ -246,6 +251,7 @@ def against_light(study: Study) -> Figure:
     lights = [light for light in study.maps if light is not None]
     names = [name for name in rows[0] if name not in ("light", "image")]
     panels = {"norm": "_norm", "entropy of attention (nats)": "entropy", "share of attention": "share"}
+    # A panel without columns is left out, such as the share of attention if there is no person region.
     panels = {label: found for label, part in panels.items() if (found := [name for name in names if part in name])}
     styles = {"person": "--", "background": ":"}
     figure = Figure(figsize=(4.2 * len(panels), 3.8), layout="constrained")
@@ -277,6 +283,7 @@ def leverage(study: Study) -> Figure:
         drawn = axes.boxplot(values, positions=positions, widths=0.25, patch_artist=True, showfliers=False)
         for box in drawn["boxes"]:
             box.set_facecolor(colour)
+        # A box plot has no entry in the legend, but this empty line has.
         axes.plot([], [], "s", color=colour, label=name)
     axes.set_xticks(range(1, head_count + 1), [str(head + 1) for head in range(head_count)])
     axes.set(yscale="log", xlabel="head", ylabel="standard deviation over keys (nats)")

@@ -116,6 +116,7 @@ def read_masks(folder: Path, images: Sequence[Path], grid: tuple[int, int]) -> n
     if not folder.is_dir():
         raise InputError(f"--masks {folder} is not a folder")
     found = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    # Masks are found by name without suffix, so this name must be unique.
     if len({path.stem for path in images}) < len(images):
         raise InputError("two images differ only in folder and suffix, so they would share a mask; rename one of them")
     regions = []
@@ -123,6 +124,7 @@ def read_masks(folder: Path, images: Sequence[Path], grid: tuple[int, int]) -> n
         if path.stem not in found:
             raise InputError(f"--masks {folder} has no mask for {path.name}; add one named {path.stem}.png")
         mask = Image.fromarray((np.asarray(read_rgb(found[path.stem])).mean(2) >= 128).astype(np.uint8) * 255)
+        # Resizing with a box filter averages the mask over each patch.
         share = np.asarray(mask.convert("F").resize((grid[1], grid[0]), Image.Resampling.BOX)) / 255
         regions.append((share >= 0.5).ravel())
         if regions[-1].all() or not regions[-1].any():
@@ -134,12 +136,14 @@ def read_masks(folder: Path, images: Sequence[Path], grid: tuple[int, int]) -> n
 
 def region_mean(values: np.ndarray, region: np.ndarray) -> np.ndarray:
     """Return the mean [N, …] of values [N, …, P] over each image's region, bool [N, P], or over one region [P]."""
+    # Insert axes for the dimensions of `values` between N and P, so that the region broadcasts over them.
     shape = region.shape[:-1] + (1,) * (values.ndim - region.ndim) + region.shape[-1:]
     return np.mean(values, -1, where=np.broadcast_to(region.reshape(shape), values.shape))
 
 
 def entropy(attention: np.ndarray) -> np.ndarray:
     """Return the entropy of attention weights [..., T] in nats. It is higher for more dispersed attention."""
+    # The limit of x log x at 0 is 0, but np.log(0) would give NaN.
     return -np.sum(attention * np.log(np.maximum(attention, np.finfo(np.float32).tiny)), -1)
 
 

@@ -76,7 +76,7 @@ def make_study(
         source: a checkpoint, or a run, of which the best checkpoint is used.
         paths: the images.
         lights: light intensities in 0..1 to degrade the images to.
-        degradation: options of `lowlight.degrade`.
+        degradation: options of `lowlight.degrade_to`.
         masks: a folder of person masks (`read_masks`).
         centre: take `centre_region` for the person. `masks` takes precedence.
         compare: another checkpoint or run to compare with.
@@ -103,6 +103,7 @@ def make_study(
     images: dict[float | None, np.ndarray] = {None: given}
     for light in lights:
         darken = darkener(light, degradation, 0)
+        # An image's noise depends on its index and not on its batch.
         starts = range(0, len(given), BATCH)
         images[light] = np.concatenate([darken(start, given[start : start + BATCH]) for start in starts])
     maps = {light: probe(pixels, progress=light_name(light)) for light, pixels in images.items()}
@@ -115,6 +116,7 @@ def make_study(
         grid=probe.grid,
         images=images,
         maps=maps,
+        # The maps of the images as given already are those with NRA, or those without it.
         with_nra=maps[None] if trained else probe(given, strength, "with NRA"),
         without_nra=probe(given, 0.0, "without NRA") if trained else maps[None],
         strength=strength,

@@ -72,12 +72,15 @@ def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list
     spec = description.spec
     if not isinstance(spec, ViTSpec):
         raise InputError(f"backbone {description.backbone} has no attention to alter; choose a checkpoint of a ViT")
+    # The model's image size replaces that of the options.
     options = dataclasses.replace(options, image_size=description.image_size)
+    # Leverage and moved attention are measured on queries of the first test set.
     name, target = next(iter(targets.items()))
     pixels = read_test_images(options, target.query)
     pixels = np.asarray(pixels[evenly(len(pixels), IMAGES)])
     rows: list[dict[str, Any]] = []
     for altered, values in VALUES.items():
+        # Temperatures are swept with λ = 0, so the form of NRA does not matter for them.
         form = "ratio" if altered == "temperature" else altered
         ratio = dataclasses.replace(description.norm_ratio or NormRatio(), form=form)
         described = dataclasses.replace(description, norm_ratio=ratio)
@@ -170,6 +173,7 @@ def write(rows: list[dict[str, Any]], folder: Path, about: str) -> None:
             if altered == "temperature":
                 axes.set_xscale("log")
             else:
+                # λ may be negative or 0, which a logarithmic axis cannot show.
                 axes.set_xscale("symlog", linthresh=0.2 if altered == "standard" else 1)
             axes.set(xlabel=title)
             axes.grid(alpha=0.3)

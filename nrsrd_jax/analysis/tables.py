@@ -102,10 +102,12 @@ def by_image(study: Study) -> list[Row]:
             if person is not None:
                 columns[f"{vector}_norm_person"] = region_mean(norms, person)
                 columns[f"{vector}_norm_background"] = region_mean(norms, ~person)
+        # Token 0 is the CLS token.
         columns["cls_q_norm"] = token_norm(maps.q_norm[:, -1])[:, 0]
         columns["attention_entropy"] = entropy(maps.attention[:, -1]).mean(1)
         if person is not None:
             attention = patch_attention(maps)
+            # The CLS token's attention to itself is not part of the total.
             columns["attention_share_of_person"] = (attention * person).sum(1) / attention.sum(1)
         for index, path in enumerate(study.paths):
             rows.append(
@@ -118,6 +120,7 @@ def mean_maps(study: Study) -> list[Row]:
     """Return a row per light, block, head and patch: the means over images that the figures of heads show."""
     rows = []
     for light, maps in _each(study):
+        # The CLS token has no place in the grid of patches.
         means = {name: getattr(maps, name).mean(0)[..., 1:] for name in ("q_norm", "k_norm", "v_norm", "attention")}
         for block, head, patch in np.ndindex(means["attention"].shape):
             row, column = divmod(patch, study.grid[1])
