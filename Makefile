@@ -1,22 +1,24 @@
-# Every target needs Python 3.11 or newer, and nothing else. `make install` leaves out what only the tests need.
+# All targets need only Python 3.11 or newer. `make install` does not install what only the tests need.
 PYTHON ?= python3
 BIN := .venv/bin
 
 MAKE_VENV := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAGE := $(BIN)/python demo/stage.py
 
 .PHONY: install demo test quick check bench soak
 
 install: .venv/installed
 
+# Each stage prints one line with its time. Its output is in runs/demo-STAGE.log.
 demo: .venv/installed runs/demo-backbone
-	$(BIN)/python train.py --config configs/demo.py:teacher
-	$(BIN)/python train.py --config configs/demo.py:baseline
-	$(BIN)/python train.py --config configs/demo.py:nrsrd
-	$(BIN)/python train.py --config configs/demo.py:nrsrd_plus
-	$(BIN)/python demo/compare.py
+	@$(STAGE) teacher train.py --config configs/demo.py:teacher
+	@$(STAGE) baseline train.py --config configs/demo.py:baseline
+	@$(STAGE) nrsrd train.py --config configs/demo.py:nrsrd
+	@$(STAGE) nrsrd_plus train.py --config configs/demo.py:nrsrd_plus
+	@$(STAGE) --show compare demo/compare.py
 
 runs/demo-backbone: | .venv/installed
-	$(BIN)/python convert/from_torch.py demo/backbone.pth --output $@
+	@$(STAGE) backbone convert/from_torch.py demo/backbone.pth --output $@
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -76,7 +76,8 @@ def main() -> None:
         rows[name] = headline(evaluate(embedder, options, targets))
     for name, run in runs.items():
         rows[name], (result, report) = evaluate_run(str(run), report=str(run / "report"))
-        say(f"{name}: the run is in {run}, its result in {result}, its report in {report}")
+        # `make demo` writes stderr to the log of this stage and shows only stdout.
+        say(f"{name}: the run is in {run}, its result in {result}, its report in {report}", error=True)
     say(*table(rows).split("\n"))
     compared, _ = compare(list(map(str, runs.values())), "runs/demo.json", by="identity")
     say(*tables(compared)[len(runs) + 1 :])
