@@ -2,7 +2,7 @@
 
   python demo/stage.py [--show] NAME SCRIPT [ARGUMENT…]
 
-The terminal shows one line with the time and the log of the stage. If the script fails, it also shows the end of the log.
+The terminal shows one line with the time and the log of the stage. If the script fails, it also shows the log's end.
 The exit status is that of the script. With --show, the script's stdout follows that line.
 """
 
