@@ -1,4 +1,4 @@
-"""The log of a training run: metrics.jsonl, with a line per logged step, and TensorBoard's files."""
+"""The log of a training run: metrics.jsonl, with a line per logged step, and the trackers that get the same numbers."""
 
 import contextlib
 import json
@@ -7,44 +7,60 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from .errors import InputError
+from .errors import InputError, Stopped
 from .files import append_open, read_bounded, write_whole
+from .trackers import Trackers
 
 # The scores of an evaluation, as logs and results name them, with their titles in tables.
 TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 NAME = "metrics.jsonl"
-BOARD = "tensorboard"
 LOG_BYTES = 2**30
 # The numbers of a line that describe the machine and not the training: they differ from run to run.
 MACHINE = ("time", "images_per_second", "host_peak_gib", "device_peak_gib")
 
 
 class MetricsLog:
-    """Append to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard, if `active`.
+    """Append to WORKDIR/metrics.jsonl and send the same numbers to the trackers, if `active`.
 
-    Lines that an earlier, killed run wrote after `start` steps are dropped: the resumed run writes them again. Neither
-    may be a symbolic link (InputError).
+    Lines that an earlier, killed run wrote after `start` steps are dropped: the resumed run writes them again.
+
+    Args:
+        workdir: the run.
+        start: the steps that are done, 0 for a new run.
+        loggers: the option train.loggers.
+        options: all options by name, for the trackers.
+        active: False in processes that write nothing.
+
+    Raises:
+        InputError: metrics.jsonl or a tracker's folder is a symbolic link, or a tracker cannot start.
     """
 
-    def __init__(self, workdir: Path, start: int, active: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        loggers: str = "",
+        options: Mapping[str, Any] | None = None,
+        active: bool = True,
+    ):
         self._active = active
         if not active:
             return
-        path, board = workdir / NAME, workdir / BOARD
-        if board.is_symlink():
-            raise InputError(f"cannot write in {board}: it is a symbolic link; remove it")
+        path = workdir / NAME
         if os.path.lexists(path):
             kept = [row for row in read_metrics(workdir) if row["step"] <= start]
             write_whole(path, "".join(f"{json.dumps(row)}\n" for row in kept))
-        self._file = append_open(path)
-        self._board = SummaryWriter(str(board), purge_step=start + 1)
+        with contextlib.ExitStack() as opened:
+            self._file = opened.enter_context(append_open(path))
+            self._trackers = Trackers(loggers, workdir, start, options)
+            opened.pop_all()
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
         """Write {"step": …, name: value, …, "time": …}: the numbers, the time and the memory taken so far.
@@ -52,7 +68,7 @@ class MetricsLog:
         Args:
             step: steps of training done.
             values: the numbers by name.
-            prefix: groups the names in TensorBoard.
+            prefix: groups the names in trackers.
 
         Raises:
             InputError: the disk is full.
@@ -62,22 +78,21 @@ class MetricsLog:
         try:
             self._file.write(json.dumps({"step": step} | values | machine_figures()) + "\n")
             self._file.flush()
-            for name, value in values.items():
-                if math.isfinite(value):
-                    self._board.add_scalar(prefix + name, value, step)
         except OSError as error:
             raise InputError(
                 f"cannot write {self._file.name}: {error.strerror}; make room, then the same command continues"
             ) from error
+        self._trackers.write(step, {prefix + name: value for name, value in values.items() if math.isfinite(value)})
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error: type | None, *_) -> None:
         if self._active:
+            stopped = error is not None and issubclass(error, (Stopped, KeyboardInterrupt))
+            self._trackers.close("KILLED" if stopped else "FAILED" if error else "FINISHED")
             with contextlib.suppress(OSError):  # `write` has reported a full disk.
                 self._file.close()
-                self._board.close()
 
 
 def machine_figures() -> dict[str, float]:

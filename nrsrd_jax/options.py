@@ -308,6 +308,12 @@ class Train:
         resumable=True,
     )  # fmt: skip
     log_every: int = option(10, "Steps between lines of metrics.jsonl.", unit="steps", positive=True, resumable=True)
+    loggers: str = option(
+        "auto",
+        "The trackers that also get the numbers of metrics.jsonl: tensorboard, wandb and mlflow, separated by commas; "
+        "empty: none; auto: tensorboard if tensorboardX is installed.",
+        resumable=True,
+    )
     save_every: int = option(5, "Epochs between checkpoints.", unit="epochs", positive=True, resumable=True)
 
 

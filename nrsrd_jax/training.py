@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from . import checkpoint, runs
+from . import checkpoint, runs, trackers
 from .build import architecture, degradation_options, load_initial_backbone, load_teacher, sharded
 from .checkpoint import Checkpoints
 from .compiled import CompiledStep, is_finite, keep_compiled
@@ -70,6 +70,8 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
     with together():
         options = read_options(config)
         method = choose_method(options)
+        if is_first():
+            trackers.check(options.train.loggers)
         degradation = degradation_options(options)
         mesh = make_mesh(options.train.batch_size, options.train.model_parallel, devices)
         check_same_run(options, workdir)
@@ -94,7 +96,7 @@ def train(
 
     Args:
         config: the run.
-        workdir: receives config.json, metrics.jsonl, tensorboard/ and checkpoints/.
+        workdir: receives config.json, metrics.jsonl, the files of trackers and checkpoints/.
         devices: what to train on; all devices if None.
         preempted_status: the exit status that `Stopped` carries.
 
@@ -221,7 +223,7 @@ class Loop:
         pending: list[dict] = []
         ending, begin = False, done
         with together():
-            opened = MetricsLog(workdir, done, is_first())
+            opened = MetricsLog(workdir, done, options.train.loggers, flatten(options), is_first())
         with opened as log, progress_bar(done, total, images) as bar:
             if done == total:
                 scores = logged_scores(workdir, options.train.epochs)
