@@ -42,14 +42,7 @@ class MetricsLog:
         InputError: metrics.jsonl or a tracker's folder is a symbolic link, or a tracker cannot start.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        start: int,
-        loggers: str = "",
-        options: Mapping[str, Any] | None = None,
-        active: bool = True,
-    ):
+    def __init__(self, workdir: Path, start: int, loggers: str, options: Mapping[str, Any], active: bool = True):
         self._active = active
         if not active:
             return
