@@ -5,7 +5,7 @@ BIN := .venv/bin
 MAKE_VENV := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAGE := $(BIN)/python demo/stage.py
 
-.PHONY: install demo test quick check bench soak
+.PHONY: install demo test quick check lock test-matrix bench soak
 
 install: .venv/installed
 
@@ -31,6 +31,16 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# JAX loads one CUDA plugin, so the two are exported one after the other. PyTorch (bench) comes with CUDA 13.
+EXPORT := uv export --quiet --frozen --all-extras --no-hashes --no-annotate --no-header --no-emit-project
+
+lock:
+	uv lock
+	{ $(EXPORT) --no-extra cuda12 && $(EXPORT) --no-extra cuda13 --no-extra bench; } | LC_ALL=C sort -u > constraints.txt
+
+test-matrix:
+	$(PYTHON) tests/matrix.py
+
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/input.py
@@ -40,7 +50,7 @@ soak: .venv/ready
 	$(BIN)/python tests/soak.py
 
 .venv/installed: pyproject.toml constraints.txt | python
-	$(MAKE_VENV) --editable .
+	$(MAKE_VENV) --editable '.[tensorboard]'
 	touch $@
 
 .venv/ready: pyproject.toml constraints.txt | python
