@@ -265,7 +265,7 @@ def test_the_command_says_what_differs_and_what_is_wrong(place, here):
 
 def test_only_files_of_earlier_comparisons_are_replaced(place, here):
     (here / "mine.png").write_text("mine")
-    with pytest.raises(InputError, match=r"mine.png exists, and is of no earlier comparison"):
+    with pytest.raises(InputError, match=r"mine.png exists without a comparison beside it"):
         compare(runs(place, "a", "b"), output="mine.json")
     for name in ({"output": str(place / "runs/a/config.json")}, {"flips": str(place / "runs/a/config.json")}):
         with pytest.raises(InputError, match="belongs to a run or a checkpoint"):

@@ -300,4 +300,4 @@ def test_the_calibration_beside_a_model_is_exported_if_it_is_for_these_features(
     assert (kept["people"], kept["curve"]) == (40, curve["curve"])
     assert "calibration" not in entries(other, place / "calibrated", {})
     (warned,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"^warning: .*calibration.json calibrates another model .*; it is not used$", warned)
+    assert re.search(r"^warning: .*calibration.json calibrates another model .*; the calibration is not used$", warned)
