@@ -120,7 +120,7 @@ def test_without_cameras_all_pairs_of_a_persons_crops_count(place, monkeypatch):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda path, person, camera: f"{path},one,{camera}", "the crops show 1 person: add crops of others, to have two people"),
+    (lambda path, person, camera: f"{path},one,{camera}", "the crops show 1 person: add crops of another"),
     (lambda path, person, camera: f"{path},{person},1", "no person has crops of two cameras.*--same-camera"),
     (lambda path, person, camera: f"{path},{path},1", "no person has crops of two cameras"),
     (lambda path, person, camera: f"{path},{path},", "no person has more than one crop"),

@@ -84,7 +84,7 @@ def test_a_condition_that_leaves_nothing_to_compare_is_named(made, tmp_path, que
 def test_a_gallery_without_labels_says_how_to_label_it(made, tmp_path):
     gallery = shutil.copytree(made[0], tmp_path / "g")
     Gallery.open(gallery).table.delete("person != 'unknown'")
-    with pytest.raises(InputError, match=r"of none of the 5 crops of .* the person is known: label some in a table"):
+    with pytest.raises(InputError, match=r"no person is known among the 5 crops of .*: label some crops in a table"):
         evaluate_gallery(str(gallery), "", options(tmp_path))
 
 

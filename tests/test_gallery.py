@@ -154,14 +154,14 @@ embed.command()
 
 
 def test_two_writers_at_once_are_refused(crops, model, nrsrd, tmp_path):
-    with writing(tmp_path / "g"), pytest.raises(InputError, match="another process writes"):
+    with writing(tmp_path / "g"), pytest.raises(InputError, match="another process is writing"):
         nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
     with writing(tmp_path / "g", "1-of-2"):
-        with pytest.raises(InputError, match="another process writes"):
+        with pytest.raises(InputError, match="another process is writing"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/2")
         nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "2/2")
         # Shard 1/3 shares crops with shard 1/2.
-        with pytest.raises(InputError, match="another process writes"):
+        with pytest.raises(InputError, match="another process is writing"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/3")
 
 
@@ -303,7 +303,7 @@ def test_a_gallery_in_object_storage_works_and_keeps_one_row_of_crops_embedded_t
     gallery.add(table.to_pylist()[:5], features[:5])
     assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
     assert "12 with matches among 12 crops" in nrsrd("search", crops, "--gallery", place)
-    with pytest.raises(InputError, match="a LanceDB server, which nrsrd cannot make delete crops for good"):
+    with pytest.raises(InputError, match="a LanceDB server, on which nrsrd cannot delete crops permanently"):
         Gallery.open("db://night")
 
 

@@ -161,7 +161,7 @@ def check_labels(
     count = len(np.unique(people))
     if count < 2:
         raise InputError(
-            f"the crops show {counted(count, 'person', 'people')}: add people, so that there are two or more"
+            f"the crops show {counted(count, 'person', 'people')}: add crops of another, because pairs need two"
         )
     views = _views(len(people), cameras, same_camera)
     if len(np.unique(np.stack([people, views]), axis=1)[0]) == count:

@@ -1,7 +1,7 @@
 """Re-ID ranking metrics: exact, on the device, without sorting the gallery.
 
-Q queries, G gallery images, D feature width, B queries of a block, L gallery images of a query's identity. By the
-Market-1501 protocol (Zheng et al. 2015) gallery images of the query's identity and camera are left out. A metric needs
+Q queries, G gallery images, D feature width, B queries of a block, L gallery images of a query's identity. The
+Market-1501 protocol (Zheng et al. 2015) leaves out gallery images of the query's identity and camera. A metric needs
 only the ranks of the few gallery images that show the query's person, and a rank is the number of images that are
 closer. So B·G·L comparisons replace the sort, and at most B·G distances are in memory.
 """
@@ -21,7 +21,7 @@ from ..sharding import make_mesh, over_data, replicated
 QUERY_BLOCK = 256
 BLOCK_DISTANCES = 2**26
 BLOCK_PLACES = 2**16
-# The numbers of gallery images compared at once, and of features scaled at once, keep the intermediate arrays small.
+# How many gallery images are compared at once, and how many features are scaled at once. Small numbers save memory.
 CHUNK = 16
 ROWS = 2**10
 
@@ -70,13 +70,13 @@ class RankMetrics:
         return firsts.cumsum() / self.valid.sum()
 
     def of(self, queries: np.ndarray) -> "RankMetrics":
-        """Return the metrics of some queries, chosen by their indices or by a mask bool [Q]."""
+        """Return the metrics of some queries, selected by their indices or by a mask bool [Q]."""
         return RankMetrics(
             self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.max_rank
         )
 
     def summary(self) -> dict[str, float | int]:
-        """Return the main numbers under their names in result.json, Rank-k as rank<k>, and counts of queries."""
+        """Return the main numbers and the counts of queries under their names in result.json; Rank-k is rank<k>."""
         ranks = {f"rank{k}": float(self.cmc[min(k, self.max_rank) - 1]) for k in (1, 5, 10)}
         counts = {"queries": len(self.valid), "queries_without_match": int((~self.valid).sum())}
         return {"mAP": self.mAP, "mINP": self.mINP} | ranks | counts
@@ -92,8 +92,8 @@ def rank_metrics(
 ) -> RankMetrics:
     """Compute CMC, mAP and mINP of a distance matrix.
 
-    Gallery images of the query's identity from the query's camera are left out. Of equal distances the earlier gallery
-    image ranks first.
+    Gallery images of the query's identity from the query's camera are left out. If distances are equal, the earlier
+    gallery image ranks first.
 
     Args:
         distances: real numbers [Q, G]; smaller is more similar.
@@ -171,18 +171,20 @@ def rank_features(
 
 def _unmasked(values: np.ndarray, name: str) -> np.ndarray:
     if np.ma.isMaskedArray(values):
-        raise ValueError(f"{name} are masked; fill them")
+        raise ValueError(f"{name} are masked arrays; fill the masked values")
     return np.asarray(values)
 
 
 def _too_large(values: np.ndarray) -> bool:
-    """Return whether `values` are integers so large that float64 might not tell them apart."""
+    """Return whether `values` are integers so large that two of them may be equal as float64."""
     return values.dtype.kind in "iu" and values.size > 0 and max(-int(values.min()), int(values.max())) > 2**53
 
 
 def _check_counts(shape: tuple[int, ...], query_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
     if shape != (len(query_ids), len(gallery_ids)):
-        raise ValueError(f"distances are {shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery")
+        raise ValueError(
+            f"distances are {shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery images"
+        )
 
 
 def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
@@ -218,7 +220,7 @@ def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None 
 def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scale features [Q, D] and [G, D] to length 1 and subtract the gallery's mean, which changes no distance.
 
-    Features of a network may be nearly parallel. Without their common part, a product loses less of what differs.
+    Features of a network may be nearly parallel. Without their common part, products lose less precision by rounding.
 
     Returns:
         The query features, the gallery features and the mean [D], in float64.
@@ -227,13 +229,15 @@ def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np
         ValueError: a feature is not finite, or the widths differ.
     """
     if np.shape(query)[1:] != np.shape(gallery)[1:]:
-        raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
+        raise ValueError(
+            f"features must be rows of one width: queries are {np.shape(query)}, the gallery {np.shape(gallery)}"
+        )
     mean = unit_rows(gallery).mean(0) if len(gallery) else np.zeros(np.shape(gallery)[1:])
     return unit_rows(query, mean), unit_rows(gallery, mean), mean
 
 
 def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarray:
-    """Scale features [N, D] to length 1 and subtract a vector `minus` [D]; rows of zeros are not scaled.
+    """Scale features [N, D] to length 1, then subtract a vector `minus` [D]. Rows of zeros are not scaled.
 
     Returns:
         The result in float64, [N, D].
@@ -250,7 +254,7 @@ def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarr
     broken = 0
     for start in range(0, len(features), ROWS):
         rows = features[start : start + ROWS].astype(np.float64)
-        # Squares of very large or small values would not fit, even in float64.
+        # Divide by the largest value first, because squares of very large or small values do not fit in float64.
         largest = np.abs(rows).max(1, initial=0, keepdims=True)
         broken += int(np.sum(~np.isfinite(largest)))
         if broken:
@@ -285,7 +289,7 @@ def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distance
 
 @jax.jit
 def _squared_distances(query: jax.Array, squares: jax.Array, gallery: jax.Array, g_squares: jax.Array) -> jax.Array:
-    # These are float64 because float32 is too coarse for small differences where features form groups far apart.
+    # The values are float64: float32 is too coarse for small differences if features form groups that are far apart.
     # The squares are computed beforehand because XLA for CPU would fuse their sum and repeat it for every distance.
     return squares[:, None] + g_squares - 2 * (query @ gallery.T)
 
@@ -300,11 +304,11 @@ def rank_by(
     max_rank: int = 50,
     mesh: Mesh | None = None,
 ) -> RankMetrics:
-    """Compute CMC, mAP and mINP by a function that returns the distances of a block of queries.
+    """Compute CMC, mAP and mINP from a function that returns the distances of a block of queries.
 
     Args:
         distances: a function from the indices of some queries [B] to their distances [B, G], such as
-            `squared_distances` or `reranked_distances` return. To fill a block, indices may repeat.
+            `squared_distances` or `reranked_distances` return. Indices may repeat, to fill a block.
         query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank: as in `rank_metrics`.
         mesh: the devices that a block is split over; None for all.
 
@@ -330,9 +334,9 @@ def rank_by(
         _unmasked(values, "identities or cameras") for values in labels
     )
     for pair in (arrays[:2], arrays[2:]):
-        # NumPy compares integers of two types as float64, where large ones that differ may be equal.
+        # NumPy may compare integers of two types as float64, in which large numbers that differ may be equal.
         if np.result_type(*(values.dtype for values in pair)).kind == "f" and any(map(_too_large, pair)):
-            raise ValueError(f"identities or cameras are of types {pair[0].dtype} and {pair[1].dtype}; make them one")
+            raise ValueError(f"identities or cameras are of types {pair[0].dtype} and {pair[1].dtype}; use one type")
     if any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
         raise ValueError("an identity or camera is NaN")
     if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
@@ -344,7 +348,7 @@ def rank_by(
 
     precision, penalty = np.full(len(query_ids), np.nan), np.full(len(query_ids), np.nan)
     first = np.zeros(len(query_ids), np.int64)
-    # Queries with about as many images of their identity share a block, so that little of its width is padding.
+    # Queries with similar numbers of images of their identity share a block, so that little of its width is padding.
     waiting = np.argsort(start - stop, kind="stable")
     waiting = waiting[stop[waiting] > start[waiting]]
     while len(waiting):
@@ -365,7 +369,7 @@ def rank_by(
 
 
 def _power_of_two(number: int) -> int:
-    """Return the smallest power of two that is not below a number: few sizes need few compiles."""
+    """Round a number up to a power of two, so that few different sizes are compiled."""
     return 1 << (number - 1).bit_length()
 
 
@@ -386,7 +390,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
     def count(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         index, chunk_keys = chunk  # [CHUNK], [CHUNK, B]
-        # Of equal keys the earlier image ranks first, so it counts as closer: k < c + 1 means k <= c.
+        # If keys are equal, the earlier image ranks first, so it counts as closer: k < c + 1 means k <= c.
         limit = chosen + (index[:, None, None] < same)
         return total + jnp.sum(chunk_keys[:, :, None] < limit, 0, dtype=jnp.int32), None
 
@@ -398,7 +402,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """Return integers in the order of the floats, −0 equal to 0, because a device may round small floats to 0."""
+    """Return integers in the order of the floats, −0 equal to 0. As floats, a device may take small numbers for 0."""
     integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
     bits = lax.bitcast_convert_type(x, integer)
     return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
@@ -409,13 +413,13 @@ def _metrics_of_places(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return average precision, inverse penalty and rank of the first match, [B] each, from places [B, L].
 
-    Junk (from the query's own camera) is skipped: images after it move up.
+    Junk (images from the query's own camera) has no rank; the images after it move up.
     """
-    # This is odd, as junk is, and sorts last.
+    # This number sorts last. It is odd, so it counts as junk.
     nothing = np.iinfo(np.int64).max
     coded = np.sort(np.where(exists, 2 * places.astype(np.int64) + junk, nothing), axis=1)
     match = coded % 2 == 0
-    # Ranks begin at 1 and skip junk.
+    # Ranks begin at 1 and leave out junk.
     rank = coded // 2 + 1 - np.cumsum(~match, axis=1)
     found, total = np.cumsum(match, axis=1), match.sum(1)
     # A query without a match gets 0 / 0, which is NaN.
