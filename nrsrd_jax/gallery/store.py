@@ -204,7 +204,7 @@ class Gallery:
                 query = query.where(where) if where else query
                 yield from (query.with_row_id(True) if rowid else query).to_batches(batch_size=BATCH)
                 return
-            # With a condition, LanceDB reads vectors one by one. If many crops fulfil it, reading all vectors is faster.
+            # With a condition, LanceDB reads vectors one by one. If many crops fulfil it, reading all is faster.
             fit = self.table.search().select(["path"]).where(where).with_row_id(True).to_arrow()["_rowid"].to_numpy()
             for batch in self.table.search().select(wanted).with_row_id(True).to_batches(batch_size=BATCH):
                 kept = batch.filter(np.isin(batch["_rowid"], fit))
@@ -300,8 +300,8 @@ class Gallery:
         """Delete the crops that fulfil a condition, also from older versions. Return how many there were.
 
         LanceDB keeps deleted rows in its files, its index and its log. So the table is written again, which needs as
-        much free space as it has, and everything older is removed, also the index. If that fails, another call, with
-        any condition, completes it.
+        much free space as the table takes, and everything older is removed, also the index. If that fails, another
+        call, with any condition, completes it.
         """
         count = self.count(where)
         with storage_errors(self.uri):
@@ -334,8 +334,8 @@ def address(uri: str | Path) -> str:
     text = str(uri)
     if text.startswith("db://"):
         raise InputError(
-            f"{text} is a LanceDB server, on which nrsrd cannot delete crops permanently; give a folder, or object "
-            "storage such as s3://bucket/gallery"
+            f"{text} is a LanceDB server, on which nrsrd cannot delete crops permanently; give a folder, or "
+            "object storage such as s3://bucket/gallery"
         )
     return text if "://" in text else str(expanded(text).absolute())
 

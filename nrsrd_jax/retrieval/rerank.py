@@ -203,7 +203,7 @@ def _nearest(
     images = len(features)
     k = min(k, images)
     neighbours, farthest = np.empty((images, k), np.int32), np.empty(images, np.float32)
-    # The quick search helps only on a CPU. Data-centre GPUs compute float64 distances as fast as they find the nearest.
+    # The quick search helps only on a CPU. Data-centre GPUs compute float64 as fast as they find the nearest.
     quick = _quick_search(features, k, size, mesh) if mesh.devices.flat[0].platform == "cpu" else None
     starts = range(0, images, size)
     for number, start in enumerate(tqdm(starts, "neighbours", unit="block", leave=False, disable=None)):
@@ -233,8 +233,8 @@ def _quick_search(
     single = features.astype(np.float32)
     about = distances_of(single, single, mesh)
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features))
-    # Twice the largest rounding error of ‖a‖² + ‖b‖² − 2a·b in float32. Each of the D products and sums, and each of the
-    # few later operations, changes the result by at most eps/2 · (‖a‖ + ‖b‖)².
+    # Twice the largest rounding error of ‖a‖² + ‖b‖² − 2a·b in float32. Each of the D products and sums, and each of
+    # the few later operations, changes the result by at most eps/2 · (‖a‖ + ‖b‖)².
     margin = (features.shape[1] + 16) * np.finfo(np.float32).eps * (lengths + lengths.max()) ** 2
     images = len(features)
 

@@ -32,7 +32,7 @@ def refuse_links(plain: Path) -> None:
 def choose_file(plain: Path, result: Mapping[str, Any], trained_data: Any) -> Path:
     """Return the file for a result, so that another evaluation's result is kept.
 
-    If result.json exists, but for other weights or for other contents of the same test, it is renamed to
+    An existing result.json of other weights, or of other contents of the same test, is renamed to
     result-earlier-HASH.json.
 
     Args:
