@@ -42,7 +42,8 @@ def main() -> None:
     import jax
 
     from .files import refuse_same_files, writable_file
-    from .gallery.store import PRESENT, Gallery, in_brackets
+    from .gallery.conditions import PRESENT, in_brackets
+    from .gallery.store import Gallery
     from .retrieval.clustering import cluster, memory_bound, scores
 
     output = writable_file(options.output, "--output")

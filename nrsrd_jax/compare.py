@@ -48,7 +48,8 @@ def _read_options() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     options, ours = _read_options()
     # Not imported before the flags are parsed, so that --help is quick.
-    from .retrieval.comparison import compare, tables
+    from .retrieval.comparison import compare
+    from .retrieval.comparison_tables import tables
 
     config, overrides = read_overrides(ours)
     result, files = compare(

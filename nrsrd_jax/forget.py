@@ -26,9 +26,10 @@ def main() -> None:
     parser.add_argument("--yes", action="store_true", help="delete them")
     arguments = parser.parse_args()
     # Not imported before the arguments are read, so that --help is quick.
+    from .gallery.conditions import in_brackets, one_of, time_condition
     from .gallery.lock import writing
     from .gallery.matching import FEWEST, has_index, make_index
-    from .gallery.store import Gallery, in_brackets, one_of, time_condition
+    from .gallery.store import Gallery
 
     parts = [in_brackets(arguments.where)] if arguments.where else []
     if arguments.before:

@@ -102,7 +102,7 @@ def main() -> None:
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
     """Return the condition in SQL that the arguments put on crops. InputError if a column or a time is not one."""
-    from .gallery.store import PRESENT, in_brackets, one_of, time_condition
+    from .gallery.conditions import PRESENT, in_brackets, one_of, time_condition
 
     parts = [] if arguments.vanished else [PRESENT]
     if arguments.camera:

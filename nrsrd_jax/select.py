@@ -24,9 +24,9 @@ from .files import expanded, refuse_same_files, writable_file, write_csv
 def main() -> None:
     arguments = _read_arguments()
     # Not imported before the arguments are read, so that --help is quick.
+    from .retrieval.distances import unit_rows
     from .retrieval.embedding import Embedder
     from .retrieval.files import embed_all
-    from .retrieval.ranking import unit_rows
     from .runs import find_checkpoint
 
     output = writable_file(arguments.output, "--output")

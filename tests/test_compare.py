@@ -17,7 +17,8 @@ from nrsrd_jax.checkpoint import load, save_weights
 from nrsrd_jax.command import read_overrides, split_config_arguments
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.options import read_options
-from nrsrd_jax.retrieval.comparison import compare, paired_differences, tables
+from nrsrd_jax.retrieval.comparison import compare, paired_differences
+from nrsrd_jax.retrieval.comparison_tables import tables
 from nrsrd_jax.retrieval.ranking import RankMetrics
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrsrd_jax.retrieval import ranking
-from nrsrd_jax.retrieval.ranking import rank_by, rank_features, rank_metrics, squared_distances
+from nrsrd_jax.retrieval.distances import squared_distances
+from nrsrd_jax.retrieval.ranking import rank_by, rank_features, rank_metrics
 from nrsrd_jax.sharding import make_mesh
 
 

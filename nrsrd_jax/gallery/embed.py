@@ -12,7 +12,9 @@ from ..errors import say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
 from ..retrieval.files import embed_files
-from .store import About, Gallery, Known, one_of
+from .about import About
+from .conditions import one_of
+from .store import Gallery, Known
 
 # How many crops are written at once. If the process is killed, at most this many are lost.
 CHUNK = 1024

@@ -14,9 +14,11 @@ from ..data.naming import JUNK, as_numbers, is_unknown, manifest_label
 from ..errors import InputError, counted
 from ..inputs import make_targets
 from ..options import Options
-from ..retrieval.result import find_warnings, numbers_by_group, protocol_record
+from ..retrieval.provenance import protocol_record
+from ..retrieval.result import find_warnings, numbers_by_group
 from ..retrieval.scoring import headline, score
-from .store import PRESENT, Gallery, in_brackets
+from .conditions import PRESENT, in_brackets
+from .store import Gallery
 
 # The name of the data set in the result.
 NAME = "gallery"

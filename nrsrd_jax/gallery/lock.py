@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import locked_open
-from .store import address
+from .address import address
 
 
 @contextlib.contextmanager

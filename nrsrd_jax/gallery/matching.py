@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from ..retrieval.ranking import unit_rows
+from ..retrieval.distances import unit_rows
 from ..retrieval.rerank import reranked_distances
 from ..retrieval.standardize import brightness_groups, standardize_groups
-from .store import Gallery, one_of, quote, storage_errors, vectors_of
+from .conditions import one_of, quote
+from .store import Gallery, storage_errors, vectors_of
 
 # How many queries are compared with a batch of the gallery at once: 8 MB of similarities.
 QUERIES = 256

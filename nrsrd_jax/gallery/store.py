@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.crops import KNOWN, OWN, parse_time
+from ..data.crops import KNOWN, OWN
 from ..errors import InputError, counted, printable
-from ..files import expanded
 from ..retrieval.embedding import identity_difference
+from .about import NOTE, About, read_about
+from .address import address
+from .conditions import one_of, timestamp
 
 try:
     import lancedb
@@ -35,10 +37,7 @@ except ImportError as missing:
     raise InputError("galleries need LanceDB: pip install 'nrsrd-jax[search]'") from missing
 
 TABLE = "crops"
-# The key of the About in the metadata of the table's schema.
-NOTE = b"nrsrd_jax"
 UTC = pa.timestamp("us", tz="UTC")
-PRESENT = "vanished IS NULL"
 # The most paths in one condition.
 AT_ONCE = 500
 # If a smaller share of the crops fulfils a condition, their vectors are read one by one.
@@ -47,27 +46,6 @@ FEW = 0.1
 SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
 # How many rows are read at a time: 13 MB of features of 384 numbers.
 BATCH = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class About:
-    """A gallery's record of the model that made its features.
-
-    Attributes:
-        model: the checkpoint's path.
-        identity: the model's `Embedder.identity()`, which tells it from other models.
-        width: how many numbers a feature has.
-        backbone: the backbone's name.
-        software: the version of nrsrd-jax that made the gallery.
-        format: the version of the gallery's format.
-    """
-
-    model: str
-    identity: dict[str, Any]
-    width: int
-    backbone: str
-    software: str
-    format: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +82,7 @@ class Gallery:
             if "://" not in place and not os.path.isdir(os.path.join(place, f"{TABLE}.lance")):
                 raise InputError(f"{place} is not a gallery; nrsrd embed makes one")
             table = lancedb.connect(place).open_table(TABLE)
-        return cls(place, table, _about(place, table.schema))
+        return cls(place, table, read_about(place, table.schema))
 
     @classmethod
     def create(cls, uri: str | Path, about: About) -> "Gallery":
@@ -138,7 +116,7 @@ class Gallery:
             except ValueError:
                 # The table exists already.
                 table = base.open_table(TABLE)
-        gallery = cls(place, table, _about(place, table.schema))
+        gallery = cls(place, table, read_about(place, table.schema))
         gallery.check_model(about.identity)
         return gallery
 
@@ -275,7 +253,7 @@ class Gallery:
 
     def mark(self, paths: Sequence[str], vanished: bool) -> None:
         """Note that the files at these paths have vanished, or that they exist again."""
-        now = _timestamp(datetime.datetime.now(datetime.UTC).replace(microsecond=0)) if vanished else "NULL"
+        now = timestamp(datetime.datetime.now(datetime.UTC).replace(microsecond=0)) if vanished else "NULL"
         for start in range(0, len(paths), AT_ONCE):
             with storage_errors(self.uri):
                 self.table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
@@ -325,72 +303,10 @@ class Gallery:
             self.table.optimize(cleanup_older_than=older, delete_unverified=forget)
 
 
-def address(uri: str | Path) -> str:
-    """Return the absolute path of a folder, or the address of object storage unchanged.
-
-    Raises:
-        InputError: the address is that of a LanceDB server.
-    """
-    text = str(uri)
-    if text.startswith("db://"):
-        raise InputError(
-            f"{text} is a LanceDB server, on which nrsrd cannot delete crops permanently; give a folder, or "
-            "object storage such as s3://bucket/gallery"
-        )
-    return text if "://" in text else str(expanded(text).absolute())
-
-
 def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
     """Return a batch's features, float32 [N, D]."""
     column = batch["vector"]
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), column.type.list_size)
-
-
-def in_brackets(where: str) -> str:
-    """Put the user's condition in brackets, to combine it with others.
-
-    Raises:
-        InputError: the condition's own brackets do not match.
-    """
-    depth = 0
-    for sign in re.sub(r"'[^']*'", "", where):
-        depth += (sign == "(") - (sign == ")")
-        if depth < 0:
-            break
-    if depth:
-        raise InputError(f"the brackets of the condition {where} do not match; correct it")
-    return f"({where})"
-
-
-def time_condition(option: str, sign: str, text: str) -> str:
-    """Return the condition that crops were seen before a time ("<"), or at or after it (">=").
-
-    Args:
-        option: the name of the option that gave the time, for the error message.
-        sign: "<" or ">=".
-        text: the time, as the user wrote it.
-
-    Raises:
-        InputError: the text is not a time.
-    """
-    try:
-        return f"time {sign} {_timestamp(parse_time(text))}"
-    except ValueError as error:
-        raise InputError(f"{option}: {error}") from error
-
-
-def _timestamp(time: datetime.datetime) -> str:
-    return f"TIMESTAMP '{time:%Y-%m-%d %H:%M:%S.%f}'"
-
-
-def one_of(column: str, values: Sequence[str]) -> str:
-    """Return the condition that a column has one of these texts."""
-    return f"{column} IN ({', '.join(map(quote, values))})"
-
-
-def quote(text: str) -> str:
-    """Quote a text for SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 @contextlib.contextmanager
@@ -423,16 +339,6 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
             raise InputError(f"cannot use the gallery {place}: {text}; {advice}") from error
         advice = "if its files are missing or damaged, restore them, or embed into another folder"
         raise InputError(f"cannot use the gallery {place}: {text}; {advice}") from error
-
-
-def _about(place: str, schema: pa.Schema) -> About:
-    try:
-        about = About(**json.loads((schema.metadata or {})[NOTE]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{place} is not a gallery that nrsrd embed made") from error
-    if about.format != 1:
-        raise InputError(f"{place} is a gallery of a newer version of nrsrd-jax ({about.software}): update nrsrd-jax")
-    return about
 
 
 def summary(gallery: Gallery) -> str:

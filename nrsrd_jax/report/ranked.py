@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..retrieval.ranking import QUERY_BLOCK, Distances
+from ..retrieval.distances import Distances
+from ..retrieval.ranking import QUERY_BLOCK
 
 RIGHT, WRONG, LEFT_OUT = "right", "wrong", "left out"
 # The most images in a list that the protocol leaves out.

@@ -15,9 +15,10 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from ..sharding import make_mesh
+from .distances import centred_rows, distances_of
 from .linking import constrain
-from .ranking import centred_rows, distances_of
-from .rerank import BLOCK, check_parameters, neighbour_weights
+from .neighbours import neighbour_weights
+from .rerank import BLOCK, check_parameters
 
 METHODS = ("dbscan", "hdbscan")
 # This many distances at a time bound the memory of a block.

@@ -16,7 +16,7 @@ from scipy.special import expit, logit
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .ranking import unit_rows
+from .distances import unit_rows
 
 BITS = 17
 RESOLUTION = 2.0**-BITS

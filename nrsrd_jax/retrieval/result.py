@@ -1,22 +1,13 @@
 """Evaluate a checkpoint, and write its record, result.json."""
 
-import dataclasses
-import functools
-import importlib.metadata
 import itertools
 import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..analysis.maps import Probe
@@ -24,27 +15,25 @@ from ..build import degradation_options
 from ..compiled import keep_compiled
 from ..config import Config, config_of
 from ..data.images import mean_luminance
-from ..data.protocol import PROTOCOLS, Target
+from ..data.protocol import Target
 from ..errors import InputError, counted, say
 from ..files import absolute, expanded, refuse_same_files, writable_file, write_whole, written_whole
-from ..inputs import read_targets, read_test_images, stamps, test_data
+from ..inputs import read_targets, read_test_images
 from ..metrics_log import TITLES
-from ..options import Eval, Options, read_options
+from ..options import Options, read_options
 from ..report.curves import plot_illumination
 from ..report.page import report_file, write_report
-from ..runs import find_checkpoint, known_score, newest_run, run_of
-from ..stored import read_description
+from ..runs import find_checkpoint, newest_run, run_of
 from .calibration import calibration_beside
 from .embedding import Embedder, Embeds
 from .illumination import SEED
 from .loading import load_beside, load_embedder, load_file
 from .pair_table import pair_table
+from .provenance import hashes_of, provenance, selected_by
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
 from .standardize import BRIGHTNESS_GROUPS
-
-PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
 
 
 def evaluate_run(
@@ -164,23 +153,6 @@ def evaluate_run(
     return result, list(written.values())
 
 
-def hashes_of(target: Target, options: Options) -> dict[str, str]:
-    """Return what identifies the test images: the hashes of their lists, and `inputs.stamps`."""
-    lists = {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
-    return lists | stamps(options, target)
-
-
-def selected_by(source: Path, path: Path) -> str:
-    """Return in words why the checkpoint `path` is taken for `source`, the checkpoint or run that the user named."""
-    if path == absolute(source):
-        return "its name"
-    if known_score(source, int(path.name)) is not None:
-        if (read_description(path).provenance.get("config") or {}).get("data.holdout"):
-            return "the best mAP on people held out of training"
-        return "the best mAP on the run's query and gallery while training"
-    return "being the last of a run that was not evaluated"
-
-
 def _plot_beside(result_file: Path) -> Path:
     return result_file.with_name(f"{result_file.stem}-illumination.png")
 
@@ -277,57 +249,6 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
         arrays[f"{prefix}first_match"] = result.metrics.first_match
     with written_whole(path, follow=True) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
-
-
-def provenance(embedder: Embeds, options: Options, source: Path) -> dict[str, Any]:
-    """Return everything that identifies the scores and is needed to reproduce them."""
-    choice, trained = test_data(options), embedder.description.provenance
-    return {
-        **protocol_record(options.eval),
-        "flip": options.eval.flip,
-        "feature": options.eval.feature,
-        "transductive": options.eval.normalize != "none",
-        "checkpoint": str(source),
-        "weights_sha256": embedder.identity()["weights_sha256"],
-        "backbone": embedder.description.backbone,
-        "image_size": list(embedder.description.image_size),
-        "data": {
-            "name": choice.name,
-            "root": choice.root,
-            "protocol": choice.protocol,
-            "exclude": options.data.exclude,
-        },
-        "command": shlex.join(sys.argv),
-        "folder": os.getcwd(),
-        "config": dataclasses.asdict(options),
-        "trained_with": trained.get("config"),
-        "source": trained.get("source"),
-        "devices": [str(device) for device in jax.devices()],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version(), "commit": commit()},
-    }
-
-
-def protocol_record(chosen: Eval) -> dict[str, Any]:
-    """Return how features are compared, for an evaluation of any kind of crops."""
-    rerank = chosen.rerank
-    return {
-        "protocol": f"{chosen.protocol}: {PROTOCOLS[chosen.protocol].meaning}",
-        "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
-        "expand": chosen.expand,
-        "normalize": chosen.normalize,
-    }
-
-
-def commit() -> str | None:
-    """Return the git commit of this code, with -dirty if it was changed; None outside a git checkout."""
-    here = Path(__file__)
-    git = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
-    try:
-        git(["git", "ls-files", "--error-unmatch", here.name])
-        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def find_warnings(targets: Mapping[str, Target]) -> list[str]:

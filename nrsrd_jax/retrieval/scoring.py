@@ -18,9 +18,10 @@ from ..data.protocol import Target
 from ..inputs import read_test_images
 from ..options import Eval, Options
 from ..sharding import own_mesh
+from .distances import Distances, squared_distances
 from .embedding import Embeds, cached_features
 from .illumination import SEED, darkener
-from .ranking import Distances, RankMetrics, rank_by, squared_distances
+from .ranking import RankMetrics, rank_by
 from .rerank import expand_queries, reranked_distances
 from .standardize import brightness_groups, standardize_groups
 
