@@ -134,7 +134,7 @@ def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
             raise InputError(f"{quoted(text)} is neither a run nor NAME=RUN,RUN,…")
         key = name if named else text
         if key in members:
-            same = ", as the same checkpoint" if members[key] == [text] and not named else ""
+            same = ": both are the same checkpoint" if members[key] == [text] and not named else ""
             raise InputError(f"{key} is given twice{same}; give different ones")
         members[key] = several.split(",") if named else [text]
     if len(members) < 2:
