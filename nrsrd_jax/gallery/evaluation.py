@@ -48,6 +48,7 @@ def evaluate_gallery(uri: str, queries: str, options: Options) -> dict[str, Any]
     target = make_targets(options, {NAME: data})[NAME]
     scored = score(features, target, options.eval, luminance=light)
     row = numbers_by_group(scored, target, light["query"] * 255)
+    # The evaluation numbers the cameras, so give them back the names that the user knows.
     row["by_camera"] = {cameras[int(camera)]: numbers for camera, numbers in row["by_camera"].items()}
     row |= {f"{part}_list_sha256": getattr(target, part).hash() for part in ("query", "gallery")}
     normalized = options.eval.normalize != "none"

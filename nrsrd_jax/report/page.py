@@ -80,6 +80,7 @@ def write_report(
     Raises:
         InputError: the page cannot be written.
     """
+    # A map takes less than 2 bytes for each patch, as base64, and about 40 bytes for its numbers.
     most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
     sections, wanted = {}, {}
     for key, target in targets.items():
@@ -95,6 +96,7 @@ def write_report(
         # With a large number of missing pictures, the size of the page includes the sentence about them.
         sections[key]["pictures"] |= {"missing": 10**9, "height": 0}
     page = {"name": name, "result": result, "charts": read_curves(workdir)}
+    # Render the page without pictures first, to see how many bytes they may take.
     left = max(0, PAGE_BYTES - len(_render(sections, **page)))
     total = sum(len(order) for order, _ in wanted.values())
     for key, (order, place) in wanted.items():
@@ -154,6 +156,7 @@ def _section(
         return round(100 - per_distance * float(distance), digits + 2)
 
     def strangers(distance: float) -> list[int]:
+        # The squared distance of features of length 1 is 2 − 2·cosine.
         return [round(calibration.strangers(1 - float(distance) / 2))] if calibration else []
 
     return {

@@ -40,6 +40,7 @@ def resampled_means(
         of_queries, sums = sums, np.zeros((len(sizes), trainings, measures))
         np.add.at(sums, index, of_queries)
     count = len(sizes)
+    # Two generators, because a block draws both kinds: with one, the draws would depend on `block`.
     rng, training_rng = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     rows = max(1, block // count)
     means = np.empty((resamples, measures))
@@ -54,6 +55,7 @@ def resampled_means(
 
 def _times_drawn(rng: np.random.Generator, rows: int, count: int) -> np.ndarray:
     """Draw `count` of `count` items with replacement, `rows` times. Return how often each was drawn [rows, count]."""
+    # Each row has its own range of numbers, so that one call of bincount counts all rows.
     drawn = rng.integers(0, count, (rows, count)) + np.arange(rows)[:, None] * count
     return np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
 

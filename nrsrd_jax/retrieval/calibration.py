@@ -65,6 +65,7 @@ class Calibration:
             >>> found.probability(0.4).round(3).item(), found.probability(0.4, prior=0.01).round(3).item()
             (0.5, 0.01)
         """
+        # The stored probabilities have the prior 1/2, so by Bayes' rule the log-odds of `prior` are added.
         return expit(logit(np.interp(similarity, *self.points)) + logit(prior))
 
     def threshold_at(self, fmr: float) -> float:
@@ -122,6 +123,7 @@ class Calibration:
             >>> round(found.strangers(0.4)), found.strangers(0.9)
             (10, 260.0)
         """
+        # Interpolate the logarithm, because the rate falls by orders of magnitude. The maximum avoids log(0).
         rate = np.exp(np.interp(similarity, self.thresholds, np.log(np.maximum(self.fmr, 1e-300))))
         return float(min(max(1 / rate, 1.0), self.most))
 

@@ -224,6 +224,7 @@ def _near_pairs(weights: sp.csr_array, limit: float, most: int) -> sp.csr_array:
 
 def dbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
     """Group crops by DBSCAN on the distances of `jaccard_graph`. Return the groups, int [N], −1 for no group."""
+    # scikit-learn is an optional dependency, so it is imported only where it is used.
     from sklearn.cluster import DBSCAN
     from sklearn.neighbors import sort_graph_by_row_values
 

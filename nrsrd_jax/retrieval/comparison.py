@@ -129,6 +129,7 @@ def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
     members: dict[str, list[str]] = {}
     for text in runs:
         name, sign, several = text.partition("=")
+        # The path of a run may contain an equals sign, too.
         named = sign and not expanded(text).exists()
         if named and not (name and all(several.split(","))):
             raise InputError(f"{quoted(text)} is neither a run nor NAME=RUN,RUN,…")
@@ -159,6 +160,7 @@ def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
     for (one, path), (other, same) in itertools.combinations(zip(runs, paths, strict=True), 2):
         if os.path.realpath(path) == os.path.realpath(same):
             raise InputError(f"{one} and {other} are the same checkpoint, {path}; give different ones")
+    # Read all descriptions now, so that a damaged checkpoint is found before anything is embedded.
     for path in paths:
         read_description(path)
     return dict(zip(runs, paths, strict=True))

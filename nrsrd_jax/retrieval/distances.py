@@ -108,6 +108,7 @@ def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distance
 
     def distances(rows: np.ndarray) -> jax.Array:
         count = len(rows)
+        # Repeat rows until the devices have equal shares of the block.
         if count % devices:
             rows = np.resize(rows, -(-count // devices) * devices)
         with jax.enable_x64(True):

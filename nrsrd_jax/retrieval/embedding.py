@@ -89,6 +89,7 @@ class Embedder:
             )
         self.batch_size = batch_size
 
+        # Every device gets all features of a batch, so that NumPy can read them in each process.
         self._forward = jax.jit(make_forward(model, description, flip, feature), out_shardings=replicated(mesh))
 
     @classmethod
@@ -185,6 +186,7 @@ class Embedder:
             start += count
         if not features:
             return np.zeros((0, self.width), np.float32)
+        # Only here does the host wait for the devices, which meanwhile have embedded all batches.
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
 
     @property

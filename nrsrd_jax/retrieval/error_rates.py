@@ -108,6 +108,7 @@ def calibrate(
         "cameras": None if cameras is None else len(np.unique(cameras)),
         "people_with_genuine_pairs": genuine.people,
         "people_pairs": count * (count - 1) // 2,
+        # `blocks` compares all crops with all crops, so that each pair is counted twice.
         "genuine_pairs": int(histograms.genuine.sum()) // 2,
         "impostor_pairs": int(histograms.impostor.sum()) // 2,
         "same_camera": same_camera or cameras is None,
@@ -195,9 +196,11 @@ def _groups(
     names, camera = np.unique(np.zeros(len(crops)) if cameras is None else cameras, return_inverse=True)
     if len(names) > MOST_CAMERAS:
         names, camera = names[:1], np.zeros_like(camera)
+    # One number stands for both the camera and the brightness group of a crop.
     kinds = np.arange(len(names) * BRIGHTNESS_GROUPS)
     darker = np.minimum.outer(kinds % BRIGHTNESS_GROUPS, kinds % BRIGHTNESS_GROUPS)
     low, high = (of.outer(kinds // BRIGHTNESS_GROUPS, kinds // BRIGHTNESS_GROUPS) for of in (np.minimum, np.maximum))
+    # Number the unordered pairs of cameras: (0, 0), (1, 0), (1, 1), (2, 0), …
     pair = high * (high + 1) // 2 + low
     groupings = {"all": np.zeros_like(darker), "brightness": darker, "cameras": pair}
     about: dict[str, list[dict[str, Any]]] = {

@@ -65,6 +65,7 @@ def constrain(
 
     def root(crop: int) -> int:
         while parent[crop] != crop:
+            # Halve the path to the root, which keeps later searches short.
             parent[crop] = crop = parent[parent[crop]]
         return crop
 

@@ -47,6 +47,7 @@ def neighbour_weights(
     Returns:
         The weights, sparse float32 [N, N], whose rows sum to 1, and the largest distances [N], with 1 in place of 0.
     """
+    # An image is its own nearest neighbour, so it takes k1 + 1 to have k1 others.
     neighbours, farthest = _nearest(features, distances, max(k1 + 1, k2), size, mesh, announce)
     weights = _expanded_weights(features, neighbours, farthest, k1)
     if k2 > 1:

@@ -50,6 +50,7 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
     for block in blocks(queries, others):
         histograms.add(block)
         genuine[block.rows] = block.similarity.max(1, where=block.genuine, initial=-np.inf)
+        # What remains are strangers, so the maximum is the similarity of the nearest one.
         block.similarity[block.genuine | block.left_out] = -np.inf
         stranger[block.rows] = block.similarity.max(1)
     pairs = _people_pairs(np.unique(queries.people), np.unique(others.people))

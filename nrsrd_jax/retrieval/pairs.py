@@ -238,6 +238,7 @@ def count_by_person(
     counts = [np.zeros((2, grouping.max() + 1, people, width), np.int64) for grouping in groupings]
     for block in blocks(crops, crops, "counting pairs"):
         level = level_of[bin_of(block.similarity)]
+        # A single number holds the row, the attribute and the level of a pair, so that one call of bincount counts all.
         rows = np.arange(len(level))[:, None] * kinds * width
         shape = len(level), kinds, width
         genuine = np.bincount((level + columns + rows)[block.genuine], minlength=math.prod(shape)).reshape(shape)

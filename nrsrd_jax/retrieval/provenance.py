@@ -86,6 +86,7 @@ def commit() -> str | None:
     here = Path(__file__)
     git = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
+        # If this package was copied into another project's checkout, that project's commit would be wrong.
         git(["git", "ls-files", "--error-unmatch", here.name])
         return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

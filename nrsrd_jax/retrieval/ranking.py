@@ -124,6 +124,7 @@ def rank_metrics(
     _check_counts(distances.shape, query_ids, gallery_ids)
     if any(np.isnan(row).any() for row in distances):
         raise ValueError("a distance is NaN: the features behind it are not finite")
+    # Compare in float32 only what float32 represents exactly.
     exact = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
     return rank_by(lambda rows: distances[rows].astype(exact), *labels, max_rank=max_rank)

@@ -87,6 +87,7 @@ def evaluate_run(
         raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
     beside = path.with_suffix(".result.json") if onnx else source / PLAIN
     written = {"result": writable_file(output or beside, "--output")}
+    # A link is followed only if the user named it.
     if not output:
         refuse_links(beside)
     if features:

@@ -124,6 +124,7 @@ def _features(
         return embed()
     key = [fingerprint, decoding_key(split.paths, embedder.description.image_size, "bilinear")]
     key += [light, degradation, SEED, stream] if alter else []
+    # The features of such a model also depend on the cameras.
     key += [split.cameras.tolist()] if embedder.description.spec.needs_cameras else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = cache_folder(options.data.cache_dir) / f"features-{name}.npy"

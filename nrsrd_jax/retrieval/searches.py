@@ -98,8 +98,10 @@ def measure_searches(crops: Crops, people: int, thresholds: Sequence[float], see
         similarity = np.maximum.reduceat(block.similarity, starts, axis=1)  # [B, P]
         line = np.arange(len(whose))
         own = similarity[line, whose]
+        # A person cannot be a false match of their own crop.
         similarity[line, whose] = -np.inf
         found = mated[block.rows]
+        # These people come before the right one; a person who is equally similar counts as before.
         above = (similarity >= own[:, None])[found].astype(np.float32)
         for k, threshold in enumerate(thresholds):
             reached = (similarity >= threshold).astype(np.float32)
