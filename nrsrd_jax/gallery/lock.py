@@ -32,7 +32,7 @@ def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
     with contextlib.ExitStack() as open_files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Shards share the common lock, which a process without shards takes alone. A shard takes its own lock alone.
+            # Shards share the common lock; a process without shards has it alone. A shard has its own lock alone.
             for name, kind in ((".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX), (f".lock-{shard}", fcntl.LOCK_EX)):
                 if shard or name == ".lock":
                     fcntl.flock(open_files.enter_context(locked_open(folder / name)), kind | fcntl.LOCK_NB)
