@@ -1,9 +1,10 @@
-"""Pickles of tensors, run without PyTorch and without running anything that a file asks for.
+"""Read pickles of tensors without PyTorch, and without running any code that a file asks for.
 
-A pickle is a program. Here it runs on a machine of about thirty instructions that build containers, numbers, text and
+A pickle is a program. This interpreter knows about thirty instructions, which build containers, numbers, text and
 tensors. Known plain data beside the weights (NumPy scalars, paths, devices, …) becomes an Inert placeholder: its type
-is a name in a table, never imported or called. Anything else is refused by name. The machine cannot recurse, and its
-memory and time are bounded: limits on instructions and text, and no tensor larger than its storage.
+is looked up in a table, and is never imported or called. The interpreter refuses anything else, and the error names it.
+It cannot recurse. Its memory and time are limited: by the number of instructions, the length of texts, and because no
+tensor can be larger than its storage.
 Instructions: https://docs.python.org/3/library/pickletools.html, https://peps.python.org/pep-0307/.
 """
 
@@ -31,23 +32,23 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
-MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes some 50,000
-MAX_TEXT = 2**24  # bytes of one text; a NumPy array beside the weights is one
+MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes about 50,000
+MAX_TEXT = 2**24  # bytes of a text; a NumPy array beside the weights is stored as one
 MAX_LINE = 2**12  # bytes of the name of a type
-MAX_KEY = 2**32  # larger integers can be made to collide in a dictionary
+MAX_KEY = 2**32  # larger integers can be chosen so that they collide in a dictionary
 WINDOW = 2**20  # bytes that a Cursor reads at a time
 MAX_ARGUMENTS = MAX_DIMENSIONS = 8
 
 
 class Refused(InputError):
-    """The file is damaged, or asks for something that a tensor does not need."""
+    """The file is damaged, or asks for something that tensors do not need."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
     """`count` numbers somewhere in the file.
 
-    `read(begin, end)` returns a range of their bytes, and raises Refused if they are damaged.
+    `read(begin, end)` returns a range of their bytes. It raises Refused if they are damaged.
     """
 
     dtype: np.dtype
@@ -57,7 +58,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A view of a storage, not yet read; offset and strides in elements, checked to lie inside it."""
+    """A view of a storage, which is not read yet. Offset and strides count elements, and lie inside the storage."""
 
     storage: Storage
     shape: tuple[int, ...]
@@ -81,7 +82,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """A name that a pickle asked for and may have; it is never imported."""
+    """A name that a pickle asked for and that is allowed. It is never imported."""
 
     name: str
 
@@ -136,14 +137,14 @@ class Cursor:
 
 
 def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
-    """Return what the pickle at the cursor builds; the cursor ends behind it.
+    """Run the pickle at the cursor, and return the object that it builds. The cursor then is at its end.
 
-    Containers become plain dicts, lists and tuples, an argparse.Namespace the dict of its attributes, other known
-    plain data Inert. Keys that are not text or small integers become text.
+    Containers become plain dicts, lists and tuples; an argparse.Namespace becomes the dict of its attributes; other
+    known plain data becomes Inert. Keys that are not text or small integers become text.
 
     Args:
-        cursor: where the pickle begins.
-        storage: makes a Storage of a persistent id; without it the pickle may not refer to storages.
+        cursor: the beginning of the pickle.
+        storage: returns the Storage of a persistent id; without it, the pickle may not refer to storages.
 
     Raises:
         Refused: the pickle is damaged, or asks for more than plain data. Damage can also raise another ValueError, a
@@ -168,7 +169,7 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
 
     def top(kind: type) -> Any:
         if not stack or not isinstance(stack[-1], (kind, Inert)):
-            raise Refused(f"its pickle adds to something that is no {kind.__name__}")
+            raise Refused(f"its pickle adds to something that is not a {kind.__name__}")
         return stack[-1]
 
     def add(items: list[Any]) -> None:
@@ -188,8 +189,8 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
         name = f"{module}.{attribute}"
         if name not in _CALLS and name not in _INERT and name not in _NAMES:
             raise Refused(
-                f"it asks for {printable(name, 100)!r}, no part of a tensor or of plain data; nothing was run. If you "
-                "trust the file, save its state dict alone with PyTorch: torch.save(model.state_dict(), file)"
+                f"it asks for {printable(name, 100)!r}, which is neither part of a tensor nor plain data; nothing was "
+                "run. If you trust the file, save only its state dict: torch.save(model.state_dict(), file) in PyTorch"
             )
         return Global(name)
 
@@ -200,7 +201,8 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
             raise Refused(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
         match operation.name:
             case "PROTO" | "FRAME":
-                pass  # an instruction unknown here is refused, whatever the protocol
+                # The protocol does not matter, because unknown instructions are refused below.
+                pass
             case name if name in _VALUES:
                 stack.append(argument)
             case name if name in _CONSTANTS:
@@ -250,8 +252,9 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 if not isinstance(state, dict):
                     raise Refused("its pickle has an object whose state is not a dictionary")
                 work += len(state)
+                # The state of an OrderedDict is metadata, and is left out.
                 if isinstance(target, Namespace):
-                    target.update(state)  # of an OrderedDict the state is metadata, not content
+                    target.update(state)
             case "BINPERSID":
                 if storage is None:
                     raise Refused("its pickle refers to a storage that it does not have")
@@ -264,14 +267,14 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
 
 
 def _key(key: Any, position: int) -> str | int:
-    """Return a dictionary key as text, whose hashes nobody can foresee, or as an integer too small to collide."""
+    """Return a dictionary key as text, whose hash cannot be predicted, or as an integer too small to collide."""
     if type(key) is str or (type(key) is int and 0 <= key < MAX_KEY):
         return key
     if key is None or type(key) in (int, float, bool):
         return str(key)
     if isinstance(key, Inert):
         return f"{key.name} {position}"
-    # A deeply nested tuple would overflow the stack when it is hashed.
+    # Refuse tuples, because hashing a deeply nested one would overflow the stack.
     raise Refused("its pickle has a dictionary key that is neither text nor a number")
 
 
@@ -294,7 +297,8 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     return Tensor(storage, shape, offset, strides)
 
 
-def _ordered_dict() -> dict:  # no arguments: their keys would be neither checked nor counted
+# It takes no arguments, because their keys would be neither checked nor counted.
+def _ordered_dict() -> dict:
     return {}
 
 
@@ -352,10 +356,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
     "torch.Size": _size,
 }
-# Python 2's name and NumPy 1's, which pickles still use, beside those of today.
+# Pickles still use the names of Python 2 and NumPy 1, as well as today's.
 _BUILTINS, _NUMPY = ("builtins", "__builtin__"), ("numpy.core", "numpy._core")
 _PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-# Types of plain data beside the weights, by their least number of arguments: a call becomes Inert.
+# {type of plain data beside the weights: the least number of its arguments}. A call becomes Inert.
 _INERT: dict[str, int] = {
     **{f"{module}.multiarray.scalar": 2 for module in _NUMPY},
     **{f"{module}.multiarray._reconstruct": 3 for module in _NUMPY},
@@ -377,7 +381,7 @@ _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64
 _FLOATS = ["float16", "float32", "float64", "complex64", "complex128"]
 _TORCH_TYPES = ["bool", "bfloat16", "complex32", "qint8", "quint8", "qint32", "float8_e4m3fn", "float8_e5m2"]
 _NUMPY_TYPES = ["ndarray", "bool", "bool_", "str_", "bytes_", "object_", "float128", "longdouble"]
-# Names that may stand in a pickle and that nothing may call.
+# Names that may occur in a pickle, but may not be called.
 _NAMES = {
     *(f"torch.{name}" for name in STORAGES),
     *(f"torch.{name}" for name in (*_INTEGERS, *_FLOATS, *_TORCH_TYPES)),
