@@ -50,9 +50,7 @@ LAYOUTS = {
     "uint8-nhwc": Layout("uint8", False, "RGB", *PIXELS, "Pillow, and any program that can choose"),
     "float-nchw": Layout("float32", True, "RGB", *PIXELS, "DeepStream with netScaleFactor 1 and offsets 0"),
     "bgr-nchw": Layout("float32", True, "BGR", *PIXELS, "OpenVINO's demos, and OpenCV's blobFromImage"),
-    "boxmot": Layout(
-        "float32", True, "RGB", *IMAGENET, "BoxMOT, which normalises by ImageNet's mean and standard deviation"
-    ),
+    "boxmot": Layout("float32", True, "RGB", *IMAGENET, "BoxMOT, normalised by ImageNet's mean and std"),
 }
 
 

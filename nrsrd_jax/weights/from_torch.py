@@ -117,7 +117,7 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
 
     Args:
         tensors: {official name: tensor}.
-        notes: the JSON that to_torch.py wrote beside the tensors; "" if there is none.
+        notes: the JSON that to_torch.py wrote beside the tensors; "" if it did not write the file.
         source_size: the image size of the position embedding, (height, width) in pixels; None to guess it.
 
     Raises:
