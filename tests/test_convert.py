@@ -18,7 +18,7 @@ from people import run
 from nrsrd_jax.checkpoint import save_weights, weights_hash
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.weights import from_torch, state_dict, to_torch, torch_file, torch_names
+from nrsrd_jax.weights import from_torch, identify, state_dict, to_torch, torch_file, torch_names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -225,7 +225,7 @@ def test_an_unknown_model_is_refused_in_one_line(tmp_path, whole, change, messag
     (1, (16, 16)), (2, (32, 16)),
 ])  # fmt: skip
 def test_the_image_size_is_guessed_from_the_number_of_patches(patches, size):
-    assert from_torch.guess_grid(patches, None, 0) == (size, 16)
+    assert identify.guess_grid(patches, None, 0) == (size, 16)
 
 
 def test_old_layouts_are_read_as_by_the_official_loader(tmp_path, whole, official_weights):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .tensor_pickle import Tensor
+from .pickle_types import Tensor
 
 # Parts of names that wrappers such as DataParallel and torch.compile add.
 MODULES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, printable
 from . import foreign_names, weights_file
 from .foreign_names import Array
-from .tensor_pickle import Inert
+from .pickle_types import Inert
 
 LISTS = (list, tuple)
 MAX_LEVELS = 8  # of dictionaries inside dictionaries

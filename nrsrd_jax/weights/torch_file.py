@@ -17,7 +17,8 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import printable
-from .tensor_pickle import MAX_TEXT, STORAGES, Cursor, Refused, Storage, run, storage_identifier
+from .pickle_types import STORAGES, Refused, Storage, storage_identifier
+from .tensor_pickle import MAX_TEXT, Cursor, run
 
 # The record of the archive with the model's description. PyTorch ignores it.
 NOTES = "nrsrd_jax.json"

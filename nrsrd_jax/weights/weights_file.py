@@ -14,7 +14,7 @@ from safetensors import SafetensorError, deserialize
 from ..errors import InputError, printable
 from ..files import read_bounded
 from . import torch_file
-from .tensor_pickle import MAX_DIMENSIONS
+from .pickle_types import MAX_DIMENSIONS
 
 INDEX = ".index.json"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
