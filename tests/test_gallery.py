@@ -199,7 +199,7 @@ def test_unreadable_crops_are_named_and_the_others_are_embedded(crops, model, nr
     (lambda place: {"crops": manifest(place, "path,Floor No\na.jpg,1\n")}, "a-z, digits and _"),
     (lambda place: {"crops": manifest(place, "path,similarity\na.jpg,1\n")}, "\"similarity\" is reserved"),
     (lambda place: {"crops": manifest(place, "file\na.jpg\n")}, "has no column path"),
-    (lambda place: {"crops": manifest(place, "path,person,,\na.jpg,1,,\na.jpg,2,,\n")}, "lines 2 and 3 say different"),
+    (lambda place: {"crops": manifest(place, "path,person,,\na.jpg,1,,\na.jpg,2,,\n")}, "lines 2 and 3 differ about"),
     (lambda place: {"--pattern": r"_(?P<time>\d{6})", "--time-format": "%Y%Y"}, "is not a time of the form %Y%Y"),
     (lambda place: {"crops": manifest(place, "path,time\na.jpg,0001-01-01T00:00+14:00\n")}, "is not a time like"),
     (lambda place: {"--model": place / "nowhere"}, "nowhere does not exist"),
