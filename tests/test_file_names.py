@@ -172,7 +172,7 @@ def test_the_error_names_the_data_folder_inside_an_unpacked_archive(tmp_path, na
         datasets.read_dataset(name, tmp_path)
     if "/" not in outside:
         touch(tmp_path / "Copy", *inside)
-        with pytest.raises(InputError, match=rf"2 folders in it are: {home}, {tmp_path / 'Copy'}; give one"):
+        with pytest.raises(InputError, match=rf"2 folders in it look like one: {home}, {tmp_path / 'Copy'}; give one"):
             datasets.read_dataset(name, tmp_path)
 
 
