@@ -92,6 +92,7 @@ class Source:
         for number, row in table:
             # A separator at the end of the first line makes a column without a name.
             row.pop("", None)
+            # Manifests of data sets call the column pid.
             if "pid" in row and "person" not in row:
                 row["person"] = row.pop("pid")
             if row is table[0][1]:

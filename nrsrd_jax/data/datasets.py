@@ -129,6 +129,7 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
         raise InputError(f"data.protocol is {protocol!r}; the protocols of {name} are: {choices}")
     _refuse_another_place(name, source, root)
     listing = source.read(root, protocol)
+    # Compare real paths, so that links and relative paths in the list match too.
     left_out = {os.path.realpath(path) for path in exclude}
 
     def wanted(path: Path) -> bool:

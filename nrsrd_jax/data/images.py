@@ -270,12 +270,14 @@ def _cached(
     target = directory / f"{decoding_key(paths, size, resampling)}.npy"
     shape = len(paths), *size, 3
     try:
+        # A complete file needs no lock.
         with contextlib.suppress(ValueError):
             if kept := sealed.read(target, np.uint8, shape):
                 return kept
         directory.mkdir(parents=True, exist_ok=True)
         with locked_open(target.with_suffix(".lock")) as lock:
             _lock(lock, target)
+            # Look again, because another process may have written the file while this one waited.
             try:
                 kept = sealed.read(target, np.uint8, shape)
             except ValueError as error:
@@ -283,6 +285,7 @@ def _cached(
                 kept = None
             return kept or sealed.write(target, np.uint8, shape, lambda out: decode_many(paths, size, resampling, out))
     except (OSError, InputError) as error:
+        # An InputError that an OSError caused is about the cache file. Any other is about an image.
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise

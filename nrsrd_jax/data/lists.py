@@ -53,6 +53,7 @@ def read_lines(file: Path, any_bytes: bool = False) -> Iterator[tuple[int, str]]
                 "save it as UTF-8"
             ) from error
         raise InputError(f"{file} is damaged {encoding.upper()} text: save it as UTF-8") from error
+    # Unlike str.splitlines, newline=None splits at LF, CR LF and CR only.
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         line = line.removesuffix("\n")
         if len(line) > MAX_LINE:

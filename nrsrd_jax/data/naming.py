@@ -91,6 +91,7 @@ def as_numbers(names: Sequence[str]) -> list[int]:
         return [int(key) for key in keys]
     spelling: dict[int | str, str] = {}
     for key, name in zip(keys, names, strict=True):
+        # Choose a spelling that does not depend on the order of the rows.
         spelling[key] = min(name, spelling.get(key, name))
     people = sorted((key for key in spelling if key != JUNK), key=lambda key: spelling[key])
     ranks = {key: rank for rank, key in enumerate(people)} | {JUNK: JUNK}

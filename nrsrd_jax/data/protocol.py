@@ -72,9 +72,11 @@ def hold_out(train: Split, share: float) -> tuple[Split, Target]:
             f"data.holdout={share:g} needs {count} people with images from several cameras, and 2 more to learn from; "
             f"there are {len(train.identities)} people, {len(several)} of them with several cameras"
         )
+    # A fixed seed gives every run the same test, so that their results can be compared.
     held = np.isin(train.pids, np.random.default_rng(0).permutation(several)[:count])
     gallery = train.subset(np.flatnonzero(held))
     pairs = np.stack([gallery.pids, gallery.cameras], axis=1)
+    # np.unique returns the index of the first image of each person from each camera.
     query = gallery.subset(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
     return train.subset(np.flatnonzero(~held)), Target(query, gallery, query.cameras, gallery.cameras)
 
@@ -114,6 +116,7 @@ def _cameras(query: Split, gallery: Split) -> Views:
 def _copies(query: Split, gallery: Split) -> Views:
     """Return views that are equal for identical files of one identity, which Night600's queries and gallery contain."""
     sizes = [[(pid, _size(path)) for pid, path in zip(s.pids.tolist(), s.paths, strict=True)] for s in (query, gallery)]
+    # Only files with the same identity and size can be copies. Reading all others would be slow.
     perhaps = set(sizes[0]) & set(sizes[1])
     numbers: dict[bytes | Path, int] = {}
 

@@ -79,6 +79,7 @@ def build(
     graph, fed = Graph(opset, float_type), LAYOUTS[layout]
     image = add_preparation(graph, fed, description, INPUT)
     if flip:
+        # A slice with step −1 mirrors the last axis.
         mirrored = graph.add("Slice", image, *(graph.numbers(n) for n in (-1, -(2**31), 3, -1)))
         image = graph.add("Concat", image, mirrored, axis=0)
     parts = params["base"], batch_stats.get("base", {})

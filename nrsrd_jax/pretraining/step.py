@@ -170,6 +170,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
         teacher = head(memory["teacher_head"], taught)
 
         def objective(student: dict):
+            # Global and local views differ in size, so they take two passes.
             large, stats = backbone(
                 networks.student, student["base"], memory["student_stats"], views["global"], keys[0]
             )
@@ -179,6 +180,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
 
         (loss, student_stats), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
         norm = optax.tree.norm(grads)
+        # As in the official code, each tensor is clipped by its own norm.
         if clip:
             grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip / (jnp.linalg.norm(g) + 1e-6)), grads)
         rate = cosine(state.step, schedules.rate, schedules.rate_end, schedules.steps, schedules.warmup)

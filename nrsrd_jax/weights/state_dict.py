@@ -205,6 +205,7 @@ def _official(
     Returns:
         `tensors`, `beside`, `faults` and `sources` of the StateDict.
     """
+    # {prefix: network}. A later entry overrides an earlier one with the same prefix.
     owners = {"": vit}
     owners |= {other.parent: other for other in rivals if other.parent and not vit.prefix.startswith(other.parent)}
     owners |= {vit.parent: vit} | {other.prefix: other for other in rivals}

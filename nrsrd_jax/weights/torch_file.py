@@ -103,6 +103,7 @@ def _load_zip(path: str | Path, pages: Pages) -> tuple[Any, str]:
     root = roots[0]
     intact: set[str] = set()
 
+    # Check a record's checksum before any of its bytes are used.
     def checked(name: str, begin: int, end: int) -> bytes:
         first, last, checksum = records[name]
         if name not in intact:
@@ -159,6 +160,7 @@ def _records(entries: list[zipfile.ZipInfo], pages: Pages) -> dict[str, tuple[in
 
 
 def _load_legacy(pages: Pages) -> Any:
+    """Load a file that has five pickles (magic number, version, system, content, keys) and then the storages' bytes."""
     file = Cursor(pages)
     declared: dict[str, tuple[np.dtype, int]] = {}
     found: dict[str, int] = {}

@@ -109,6 +109,7 @@ def _load_shards(index: Path) -> tuple[dict[str, Any], str, list[Path]]:
         raise InputError("this is JSON, but not an index of shards: it has no weight_map of names") from error
     if not plain:
         raise InputError("the index names shards outside its own folder; no shard was read")
+    # Compare the names in index and shard, which may be from different downloads.
     expected: defaultdict[str, set[str]] = defaultdict(set)
     for name, shard in places.items():
         expected[shard].add(name)
