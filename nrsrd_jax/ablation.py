@@ -1,4 +1,4 @@
-"""Train the rows of the paper's table 1 (methods), 2 (modules) or 3 (backbones), or your own, with several seeds.
+"""Train the rows of the paper's table 1 (methods), 2 (modules) or 3 (backbones), or your own rows, with several seeds.
 
   nrsrd ablation --config demo [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
   nrsrd ablation --config night600 --table 3 --config.init.checkpoint=weights/{backbone}
@@ -7,23 +7,24 @@
   nrsrd ablation --config demo --row small=baseline,image_size=64,32 --row slow=nrsrd,optim.lr=1e-4
   nrsrd ablation --config demo --table none --rows rows.txt --jobs 2
 
-Your own row is NAME=VARIANT,KEY=VALUE,…: a variant of the file with options that override --config.KEY=VALUE.
---row can be given several times, --rows names a file with a row per line and # before comments. A comma begins an
-option only where KEY= follows it, so that a value may hold commas (image_size=64,32). Your own rows stand below the
-table's; --table none trains only them.
+Your own row is NAME=VARIANT,KEY=VALUE,…: a variant of the file, with options that override --config.KEY=VALUE. You can
+repeat --row. --rows names a file with one row per line; lines that begin with # are comments. A comma begins an option
+only if KEY= follows it, so a value may contain commas (image_size=64,32). Your own rows come after those of the table.
+--table none trains only your own rows.
 
-Table 1 trains each method as its official code does. --same-start takes everything but the method from the config, so
-that rows of one backbone differ by the method alone, and takes the small forms of the ResNets where the config has a
-small ViT. {backbone} is resnet50 for the methods on it; without it they start from random weights, and ViTs from
-init.checkpoint. A row whose weights or data are missing is left out, and the table says why.
+Table 1 trains each method as its official code does. With --same-start, everything except the method comes from the
+config, so that rows of one backbone differ only in the method. If the config has a vit_tiny, the ResNets are small
+too. {backbone} in init.checkpoint stands for each row's backbone, and for resnet50 in the rows of ResNet methods.
+Without {backbone}, ResNets start from random weights and ViTs from init.checkpoint. A row of table 1 whose weights or
+data are missing is left out, and the table says why.
 
-A rerun of the same command continues where it stopped, row by row. The numbers are those of the last epoch: the best
-epoch would be chosen on the test data. The difference from a row's baseline is taken seed by seed; the baseline is the
-last row above of the variant baseline without options of its own, or else the first row.
+If you run the same command again, it continues where it stopped, row by row. The scores are those of the last epoch,
+because the best epoch would be chosen on the test data. Each row is compared with its baseline seed by seed. The
+baseline is the last row above it of the variant `baseline` without own options, or otherwise the first row.
 
---jobs N trains N rows side by side, each in a process of its own, like nrsrd train in its folder. GPUs are split among
-them; if there are fewer than N, several processes share one, which pays for small models. If one fails, the others are
-still trained, and the command ends with status 2.
+--jobs N trains N rows at the same time, each in its own process, as nrsrd train would in the row's folder. The GPUs are
+split among the processes. If there are fewer than N GPUs, several processes share a GPU, which pays off for small
+models. If a training fails, the others continue, and the command ends with status 2.
 """
 
 import contextlib
@@ -55,11 +56,12 @@ from .runs import owned
 from .termination import Termination
 from .training import check_run, check_same_run, train
 
-Results = dict[str, dict[int, dict[str, float]]]  # a row's name -> seed -> its scores
+# The scores of each row by seed: name -> seed -> {score: value}.
+Results = dict[str, dict[int, dict[str, float]]]
 
 
 class Training(NamedTuple):
-    """A row trained with a seed: its config, and its folder."""
+    """The training of a row with one seed: its config and its folder."""
 
     row: Row
     seed: int
@@ -67,7 +69,7 @@ class Training(NamedTuple):
     folder: Path
 
     def logged(self) -> dict[str, float]:
-        """Return the scores of the last epoch, {} if it is not complete."""
+        """Return the scores of the last epoch, or {} if the training is not complete."""
         return logged_scores(self.folder, self.config.train.epochs)
 
 
@@ -81,11 +83,25 @@ def run_ablation(
     jobs: int = 1,
     same_start: bool = False,
 ) -> tuple[Results, dict[str, str]]:
-    """Train every row with seeds 0..seeds−1, and write what is known so far after each.
+    """Train every row with each seed, and write the tables after each training.
 
-    If `jobs` is above 1, that many are trained at a time, in processes of their own. Returns the results, and why rows
-    of table 1 were left out. Raises as `train` and `run_jobs` do; an InputError before anything is trained names the
-    row.
+    Args:
+        file: the config file.
+        rows: the rows to train.
+        seeds: the number of seeds; they count up from the config's train.seed.
+        workdir: the folder of the tables and of the trainings.
+        overrides: the options of the command line, {"data.root": …}.
+        preempted_status: the exit status that `Stopped` carries.
+        jobs: the number of trainings at a time; if it is above 1, each runs in its own process.
+        same_start: whether the rows of table 1 differ only in the method, not in how it is trained.
+
+    Returns:
+        The results, and for each row of table 1 that was left out the reason.
+
+    Raises:
+        InputError: a row has a wrong config or data, which is found before anything is trained, or as `train` and
+            `run_jobs` raise it.
+        Stopped: SIGTERM came, and what was learned is saved.
     """
     trainings = []
     for seed in range(seeds):
@@ -111,7 +127,9 @@ def run_ablation(
                 missing[row.name] = str(error)
                 continue
             if not start.records.targets:
-                raise InputError("its data has no queries to compare rows by; set data.name and data.root to others")
+                raise InputError(
+                    "its data set has no queries to compare rows by; set data.name and data.root to one with queries"
+                )
         if row.paper and not is_the_papers(start.options, start.records):
             paper = ()
     trainings = [each for each in trainings if each.row.name not in missing]
@@ -120,7 +138,9 @@ def run_ablation(
         raise InputError(f"no row can be trained; {next(iter(missing.values()))}")
     tests = {how_tested(read_options(each.config)) for each in trainings}
     if len(tests) > 1:
-        raise InputError("rows differ in data.holdout or eval.normalize, so that their scores do not compare")
+        raise InputError(
+            "rows differ in data.holdout or eval.normalize, so their scores do not compare; set both alike in all rows"
+        )
     tested = tests.pop()
     shares = device_shares(jobs) if jobs > 1 else []
     with owned(workdir):
@@ -144,19 +164,19 @@ def run_ablation(
             return results, missing
         for number, (row, seed, config, folder) in enumerate(trainings, start=1):
             say(f"{number}/{len(trainings)}: {row.name}, seed {seed}, in {folder}")
-            # A complete run returns what it logged.
+            # If the run is complete, `train` returns the scores that it logged.
             record(row, seed, train(config, folder, preempted_status=preempted_status))
     return results, missing
 
 
 def _has_methods(rows: Sequence[Row]) -> bool:
-    """Return whether the rows are of table 1."""
+    """Return whether the rows include methods of table 1."""
     return any(row.recipe for row in rows)
 
 
 @contextlib.contextmanager
 def _naming(row: Row) -> Iterator[None]:
-    """Put a row's name in front of an InputError."""
+    """Put the row's name in front of an InputError that the block raises."""
     try:
         yield
     except InputError as error:
@@ -164,7 +184,7 @@ def _naming(row: Row) -> Iterator[None]:
 
 
 def train_command(file: str, training: Training) -> list[str]:
-    """Return the command that does a training in a process of its own."""
+    """Return the command line that runs a training in its own process."""
     row, _, config, folder = training
     plain = flatten(variant_config(file, row))
     options = [f"--config.{name}={value}" for name, value in flatten(config).items() if value != plain[name]]
@@ -173,7 +193,7 @@ def train_command(file: str, training: Training) -> list[str]:
 
 
 def how_tested(options: Options) -> str:
-    """Return what a reader of the scores must know of the test, "" for an ordinary one."""
+    """Return a remark for readers of the scores on how the test differs from an ordinary one; "" if it does not."""
     words = ["people held out of training are tested"] if options.data.holdout else []
     if options.eval.normalize != "none":
         words.append(f"features are normalised by {options.eval.normalize} over the test set (transductive)")
@@ -181,7 +201,7 @@ def how_tested(options: Options) -> str:
 
 
 def is_the_papers(options: Options, records: Records) -> bool:
-    """Return whether the data and the protocol are those of the paper on Night600."""
+    """Return whether data, protocol and evaluation are those of the paper on Night600."""
     published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
@@ -192,12 +212,18 @@ def is_the_papers(options: Options, records: Records) -> bool:
 
 
 def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
-    """Return a dict for each row: `name`, `seeds`, and the mean and standard deviation over seeds of each score.
+    """Summarise the results over the seeds.
 
-    `difference` is the same for the difference of mAP from the baseline with the same seed. Values are in 0..1, NaN if
-    there are too few seeds.
+    A row's baseline is the last row above it that `is_baseline`, or otherwise the first row.
 
-    A row's baseline is the last one above that `is_baseline`, or else the first row.
+    Args:
+        results: the scores of each row by seed.
+        rows: the rows, in the order of the table.
+
+    Returns:
+        A dict for each row with results: `name`, `seeds` (their number), and for each score of TITLES its (mean,
+        standard deviation) over the seeds, in 0..1. `difference` is the same for the difference of mAP from the
+        baseline with the same seed. A value is NaN if there are too few seeds for it.
     """
     table: list[dict[str, Any]] = []
     baseline: dict[int, dict[str, float]] = {}
@@ -220,14 +246,15 @@ def _mean_and_std(values: list[float]) -> tuple[float, float]:
 
 
 UNBUILT = (
-    "Of table 1's other rows, EDA's enhancement and CENet have no readable code, ABD-Net is not built, and IDF's 9.2 / "
-    "17.2 is that of a form on a ViT, whose code is not released. GFLOP is for one image, minutes are of one training."
+    "Rows of table 1 that are missing here: EDA's enhancement and CENet have no readable code, and ABD-Net is not "
+    "implemented. The paper's 9.2 / 17.2 for IDF is of a form on a ViT whose code is not released. GFLOP is the work "
+    "for one image, and minutes are the time of one training."
 )
-NOTE = "In per cent, of the last epoch: mean ± standard deviation over seeds."
+NOTE = "Scores of the last epoch in per cent: mean ± standard deviation over seeds."
 
 
 def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> list[list[str]]:
-    """Return the titles and the rows of the table, in per cent; `paper` rows add the paper's columns."""
+    """Return the titles and the rows of the table, in per cent. Rows in `paper` add columns of the paper's numbers."""
     published = {row.name: row.paper for row in paper if row.paper}
     extra = ["paper's mAP", "paper's Rank-1", "paper's Rank-5"] if published else []
     lines = [["", "seeds", *TITLES.values(), "mAP − baseline", *extra]]
@@ -240,7 +267,7 @@ def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] 
 
 
 def method_cells(rows: Sequence[Row], results: Results, workdir: Path) -> dict[str, list[str]]:
-    """Return what the methods of table 1 are and cost (`costs.TITLES`), by row."""
+    """Return the cells under `costs.TITLES` by row: each method's backbone, first weights, size and cost."""
     return {
         row.name: costs.costs(workdir / f"{row.name}-seed{min(results[row.name])}") for row in rows if results[row.name]
     }
@@ -256,7 +283,13 @@ def markdown(
 ) -> str:
     """Return the table as Markdown.
 
-    `tested` is a remark on the test, `about` what `method_cells` returns, and `missing` says why rows were left out.
+    Args:
+        results: the scores of each row by seed.
+        rows: the rows, in order.
+        paper: the rows to show the paper's numbers for.
+        tested: a remark on the test, from `how_tested`.
+        about: more cells by row, from `method_cells`.
+        missing: by row, why it was left out.
     """
     titles, *lines = table_cells(results, rows, paper)
     if about:
@@ -269,11 +302,11 @@ def markdown(
 
 
 def _note(tested: str) -> str:
-    return NOTE + (f" Of the test: {tested}." if tested else "")
+    return NOTE + (f" Note on the test: {tested}." if tested else "")
 
 
 def latex(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) -> str:
-    """Return the table as a tabular of plain LaTeX, which needs no package."""
+    """Return the table as a LaTeX tabular that needs no packages."""
     titles, *lines = (list(map(_escaped, line)) for line in table_cells(results, rows, paper))
     body = "".join(f"{' & '.join(line)} \\\\\n" for line in lines)
     columns = "l" + "r" * (len(titles) - 1)
@@ -282,7 +315,7 @@ def latex(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) 
 
 
 def _escaped(cell: str) -> str:
-    """Return a cell as LaTeX: special characters are escaped, and a minus is longer than a hyphen."""
+    """Return a cell as LaTeX: escape special characters, and typeset a leading hyphen as a minus."""
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"±": r"$\pm$", "−": "$-$"}
@@ -334,10 +367,10 @@ def main() -> None:
     values = flags.FLAGS
     file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
     if variant:
-        raise InputError(f"--config {file}:{variant}: name the file alone, the variants are the rows")
+        raise InputError(f"--config {file}:{variant}: leave out :{variant}, because the rows choose the variants")
     rows = choose_rows(values.table, values.row, values.rows)
     if values.jobs > 1:
-        # This process only checks and waits: the GPUs' memory is for those that train.
+        # This process only checks and waits. It must leave the GPUs' memory to the processes that train.
         jax.config.update("jax_platforms", "cpu")
     endings = {"1": "-methods", "2": "", "3": "-backbones", "none": "-rows"}
     workdir = expanded(values.workdir or f"runs/ablation-{Path(file).stem}{endings[values.table]}")
@@ -355,18 +388,22 @@ def main() -> None:
 
 def command() -> None:
     """Run `nrsrd ablation` with the arguments of the process."""
-    define_config("The runs: a name such as night600, or a file, with the variants of table 2, without a colon.")
-    flags.DEFINE_string("workdir", "", "Where runs and table are kept; default: runs/ablation-CONFIG.")
-    flags.DEFINE_integer("seeds", 3, "How often to train each row: with train.seed, train.seed+1, …", lower_bound=1)
+    define_config(
+        "The config: a name such as night600, or a file, without a variant. It must have the variants of table 2."
+    )
+    flags.DEFINE_string("workdir", "", "The folder of the runs and tables; default: runs/ablation-CONFIG-TABLE.")
+    flags.DEFINE_integer(
+        "seeds", 3, "How many seeds to train each row with: train.seed, train.seed+1, …", lower_bound=1
+    )
     define_preempted_status()
     flags.DEFINE_enum(
         *("table", "2", list(TABLES)),
-        "The paper's table: 1 methods, 2 modules, 3 backbones; none: only your own rows.",
+        "The table of the paper to train: 1 (methods), 2 (modules), 3 (backbones); none: only your own rows.",
     )
-    flags.DEFINE_bool("same-start", False, "With --table 1: let only the methods differ, not how they are trained.")
+    flags.DEFINE_bool("same-start", False, "With --table 1: take everything except the method from the config.")
     flags.DEFINE_multi_string("row", [], "Your own row, NAME=VARIANT,KEY=VALUE,…; can be repeated.")
-    flags.DEFINE_string("rows", "", "A text file of such rows, one per line.")
-    flags.DEFINE_integer("jobs", 1, "How many rows to train at a time, each in a process of its own.", lower_bound=1)
+    flags.DEFINE_string("rows", "", "A text file with your own rows, one per line.")
+    flags.DEFINE_integer("jobs", 1, "How many rows to train at the same time, each in its own process.", lower_bound=1)
     run(main, __doc__, "interrupted; the same command continues from the last checkpoint")
 
 
