@@ -367,7 +367,7 @@ def main() -> None:
     values = flags.FLAGS
     file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
     if variant:
-        raise InputError(f"--config {file}:{variant}: leave out :{variant}, because the rows choose the variants")
+        raise InputError(f"--config {file}:{variant}: leave out the variant, because each row has its own")
     rows = choose_rows(values.table, values.row, values.rows)
     if values.jobs > 1:
         # This process only checks and waits. It must leave the GPUs' memory to the processes that train.

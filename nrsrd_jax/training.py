@@ -1,4 +1,4 @@
-"""The training run: how it starts or continues, and the loop around the step."""
+"""Start or continue a training run, and loop over its steps."""
 
 import contextlib
 import dataclasses
@@ -52,21 +52,21 @@ from .termination import Termination
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run begins from, after its config, file lists and checkpoints were checked."""
+    """What a run starts from, after checks of its config, file lists and checkpoints."""
 
     options: Options
     method: Method
     mesh: Mesh
     degradation: dict[str, Any]
     records: Records
-    done: int  # steps of the last checkpoint, 0 for a new run
-    source: tuple[Description, dict] | None  # of a new run, the checkpoint whose backbone it starts from
+    done: int  # the step of the newest checkpoint, 0 for a new run
+    source: tuple[Description, dict] | None  # the checkpoint that a new run takes its backbone from
     teacher: Teacher | None
     teacher_variables: dict | None
 
 
 def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
-    """Return what a run of `config` in `workdir` begins from. InputError if config, data or checkpoints are wrong."""
+    """Return what a run of `config` in `workdir` starts from. InputError if config, data or checkpoints are wrong."""
     with together():
         options = read_options(config)
         method = choose_method(options)
@@ -79,7 +79,7 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         cameras = len(np.unique(records.train.cameras))
         done = max(runs.saved_steps(workdir), default=0)
         method.check(options)
-    # Processes must also agree on how the attention is computed, which depends on their devices.
+    # How attention is computed depends on the devices, so processes on different machines could differ in it.
     module = repr(spec.module(dtype=compute_dtype(options.train.precision), cameras=cameras))
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
@@ -90,22 +90,22 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
 def train(
     config: Config, workdir: str | Path, devices: Sequence[Any] | None = None, preempted_status: int = 143
 ) -> dict[str, float]:
-    """Train, or continue a killed run of the same config from its last checkpoint.
+    """Train, or continue an interrupted run of the same config from its last checkpoint.
 
     Args:
-        config: the run.
-        workdir: receives config.json, metrics.jsonl, tensorboard/ and checkpoints/.
-        devices: what to train on; all devices if None.
+        config: the config of the run.
+        workdir: the folder to write config.json, metrics.jsonl, tensorboard/ and checkpoints/ to.
+        devices: the devices to train on; None for all devices.
         preempted_status: the exit status that `Stopped` carries.
 
     Returns:
-        The last evaluation's numbers; without queries {"training_accuracy": …} of the last epoch, in 0..1, or of a
-        pretraining {"loss": …, "teacher_information": …}.
+        The scores of the last evaluation. Without queries, {"training_accuracy": …} of the last epoch, in 0..1. For a
+        pretraining, also {"loss": …, "teacher_information": …}.
 
     Raises:
-        InputError: something is wrong with the config, the data or the checkpoints it names. Almost all faults are
-            found before the first compile.
-        Stopped: SIGTERM came, and what was learned is saved.
+        InputError: the config, the data or a checkpoint that it names is wrong. Almost all faults are found before the
+            first compilation.
+        Stopped: SIGTERM came, and the state was saved.
     """
     workdir = expanded(workdir)
     keep_compiled()
@@ -116,7 +116,9 @@ def train(
             if is_first():
                 held.enter_context(owned(workdir))
                 if start.done != max(runs.saved_steps(workdir), default=0):
-                    raise InputError(f"another process has just trained in {workdir}; the same command continues")
+                    raise InputError(
+                        f"another process has just trained in {workdir}; run the same command again to continue"
+                    )
         return _train(workdir, start, termination)
 
 
@@ -125,7 +127,8 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
     method, teacher, teacher_variables = start.method, start.teacher, start.teacher_variables
     with together():
         domains = read_domains(options, records)
-        for name, data in records.targets.items():  # An unreadable test image shows now, not after the first epochs.
+        # Read the test images now, so that an unreadable one is found before training, not at the first evaluation.
+        for name, data in records.targets.items():
             for split in (data.query, data.gallery):
                 if options.data.cache == "none":
                     check_readable(split.paths)
@@ -136,7 +139,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
     description = method.make_description(options, records, mean, std, teacher_variables)
     abstract, shardings, create = sharded(functools.partial(method.make_state, options, description), mesh)
     checkpoints = Checkpoints(workdir)
-    # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. from random weights.
+    # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. start from random weights.
     total = records.plans["real"].steps(options.train.epochs)
     if done:
         state = checkpoints.restore(abstract, shardings, description, total)
@@ -151,7 +154,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
             state = method.start_from(state, variables)
             say(f"starting from {options.init.checkpoint}: {taken}")
         else:
-            say("starting from random weights (init.checkpoint names none)")
+            say("starting from random weights (init.checkpoint is empty)")
     if teacher:
         say(f"the teacher is {options.teacher.checkpoint}")
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)) / 1e6
@@ -173,9 +176,10 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
 
 
 def check_same_run(options: Options, workdir: Path) -> None:
-    """Raise InputError if the work directory holds a run that learns something else."""
+    """Raise InputError if the work directory holds a run with other options, or its checkpoints cannot lie there."""
     folder = workdir / runs.FOLDER
-    if folder.is_symlink():  # Training removes old checkpoints in it, and must not remove what a link points to.
+    # Training removes old checkpoints from the folder, and must not remove files that a link points to.
+    if folder.is_symlink():
         raise InputError(f"{folder} is a symbolic link; remove it, or choose another --workdir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
@@ -188,20 +192,20 @@ def check_same_run(options: Options, workdir: Path) -> None:
 
 
 class Rate:
-    """Count the images of the steps since it was made, and the time they took."""
+    """Count the images per second since this object was made."""
 
     def __init__(self):
         self.images, self._begin = 0, time.perf_counter()
 
     def figures(self) -> dict[str, float]:
-        """Return {"images_per_second": …}, or {} without images."""
+        """Return {"images_per_second": …}, or {} if there were no images."""
         seconds = time.perf_counter() - self._begin
         return {"images_per_second": round(self.images / seconds, 1)} if self.images else {}
 
 
 @dataclasses.dataclass
 class Loop:
-    """Steps, and between epochs the log, the evaluation and the checkpoints."""
+    """Run the steps of training, and write the log, evaluate and save checkpoints between them."""
 
     options: Options
     method: Method
@@ -213,7 +217,21 @@ class Loop:
     termination: Termination
 
     def run(self, state: TrainState, done: int, step: Callable, workdir: Path) -> dict[str, float]:
-        """Train from `done` steps to the last by `step(state, batch)`. Returns what `train` does."""
+        """Train from step `done` to the last step.
+
+        Args:
+            state: the state after `done` steps.
+            done: the number of steps done.
+            step: the compiled train step, (state, batch) -> (state, metrics).
+            workdir: the folder of the run.
+
+        Returns:
+            As `train`.
+
+        Raises:
+            InputError: the loss is not finite, or the disk is full.
+            Stopped: SIGTERM came, and the state was saved.
+        """
         options, plan = self.options, self.records.plans["real"]
         total = plan.steps(options.train.epochs)
         images = options.train.batch_size * len(self.domains)
@@ -231,10 +249,12 @@ class Loop:
             for batch in self.batches(done, total):
                 state, metrics = step(state, batch)
                 rate.images += images
-                if done == begin:  # The rate leaves out the compile.
+                # The first step includes the compilation, so the rate leaves it out.
+                if done == begin:
                     bar.unpause()
                     rate = Rate()
-                if pending:  # Check the step before, while this one runs.
+                # Check the previous step while the devices compute this one.
+                if pending:
                     self.check_finite(pending[-1], done, workdir)
                 pending.append(metrics)
                 done += 1
@@ -252,18 +272,19 @@ class Loop:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
                     rate = Rate()
                 ending = self.termination.told() or ending
-                # Stop after a logged step, so that the log has the lines of a run that was not stopped.
+                # Stop only after a logged step, so that the log has the same lines as that of an uninterrupted run.
                 if ending and not pending and done < total:
                     self.checkpoints.save(state, self.description, None)
                     self.checkpoints.close()
-                    jax.distributed.shutdown()  # No process leaves while others still talk to it.
+                    # Leave together: a process must not exit while others still communicate with it.
+                    jax.distributed.shutdown()
                     self.termination.end(
-                        f"stopped after step {done} of {total}, saved; the same command continues from there"
+                        f"stopped after step {done} of {total} and saved; the same command continues from there"
                     )
         return self.method.conclude(options, self.description, workdir, scores)
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
-        """Raise InputError if the loss or gradient norm of step `step` is not finite; list the batch in a file."""
+        """Raise InputError if the loss or gradient norm of a step is not finite, and list its batch in a file."""
         if is_finite(metrics):
             return
         values = {name: float(value) for name, value in metrics.items()}
@@ -278,13 +299,13 @@ class Loop:
         terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         first = ", ".join(f"{name} {names[0]}, …" for name, names in files.items())
         raise InputError(
-            f"not finite at step {step}: {terms}; the batch ({first}) is listed in {report}. Checkpoints, if any, are "
-            "as they were; try a lower optim.lr or a longer optim.warmup_epochs, or look for the operation with "
+            f"not finite at step {step}: {terms}; the batch ({first}) is listed in {report}. Checkpoints, if any, were "
+            "not changed. Try a lower optim.lr or a longer optim.warmup_epochs, or find the operation with "
             "--config.train.debug_nans=True"
         )
 
     def batches(self, start: int, stop: int):
-        """Yield batches on the devices, split over the mesh."""
+        """Yield the batches of steps start+1 to stop, placed on the devices and split over the axis `data`."""
         options, sharding = self.options, over_data(self.mesh)
         on_device = options.data.cache == "device"
         if on_device:
@@ -304,21 +325,22 @@ class Loop:
             yield batch
 
     def end_epoch(self, state: TrainState, epoch: int, last: bool, log: MetricsLog, bar: tqdm) -> dict[str, float]:
-        """Evaluate and save after `epoch` epochs, if it is time. Return the evaluation's numbers, if any."""
+        """Evaluate and save after `epoch` epochs if they are due. Return the scores, or {} without an evaluation."""
         options = self.options
         scores: dict[str, float] = {}
         if last or (options.eval.every and epoch % options.eval.every == 0):
             try:
                 scores = self.evaluate(state, epoch, log, bar)
             except Exception:
-                self.checkpoints.save(state, self.description, None)  # A failed evaluation must not lose the weights.
+                # Save first: a failed evaluation must not lose the weights.
+                self.checkpoints.save(state, self.description, None)
                 raise
         if scores or last or epoch % options.train.save_every == 0:
             self.checkpoints.save(state, self.description, scores or None)
         return scores
 
     def evaluate(self, state: TrainState, epoch: int, log: MetricsLog, bar: tqdm) -> dict[str, float]:
-        """Evaluate the state after `epoch` epochs, log the numbers and return them; {} without queries."""
+        """Evaluate the state after `epoch` epochs, log the scores and return them; {} without queries."""
         if not self.records.targets:
             return {}
         bar.set_description("evaluating")
@@ -350,7 +372,15 @@ class Loop:
 
 
 def progress_bar(done: int, total: int, images: int) -> tqdm:
-    """Return a bar with images per second and the time left, for steps of `images`; without a terminal it is slow."""
+    """Return a progress bar with images per second and the time left.
+
+    Without a terminal it is updated every 15 seconds, so that log files stay short.
+
+    Args:
+        done: the number of steps done.
+        total: the number of steps of the run.
+        images: the number of images in a step.
+    """
     interval = 0.5 if sys.stderr.isatty() else 15
     return tqdm(
         desc="compiling the step, once",

@@ -261,7 +261,7 @@ def test_parallel_rows_make_the_same_runs_as_sequential_rows(file, tmp_path, mon
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["configs/demo.py:nra"], "leave out :nra, because the rows choose the variants"),
+    (["configs/demo.py:nra"], "leave out the variant, because each row has its own"),
     (["configs/teacher.py"], "has no variants"),
     (["configs/demo.py", "--seeds=0"], "seeds"),
     (["configs/demo.py", "--table=none", "--row=a=nra,optim.rate=1"], "row a: optim.rate is not an option"),
