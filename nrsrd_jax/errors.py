@@ -52,7 +52,5 @@ def say(*lines: object, error: bool = False) -> None:
 
 
 def counted(number: int, one: str, several: str = "") -> str:
-    """Return a number with its noun: counted(1, "query", "queries") is "1 query". The plural of `one` is `one` + "s"
-    unless `several` is given.
-    """
+    """Return a number with its noun: counted(1, "query", "queries") is "1 query". The default plural adds an s."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"

@@ -1,4 +1,4 @@
-"""The log of a training run: metrics.jsonl, with a line per logged step, and TensorBoard's files."""
+"""Write and read the log of a training run: metrics.jsonl, with a line per logged step, and TensorBoard's files."""
 
 import contextlib
 import json
@@ -17,20 +17,27 @@ from tensorboardX import SummaryWriter
 from .errors import InputError
 from .files import append_open, read_bounded, write_whole
 
-# The scores of an evaluation, as logs and results name them, with their titles in tables.
+# The scores of an evaluation: the names in logs and results, and the titles in tables.
 TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 NAME = "metrics.jsonl"
 BOARD = "tensorboard"
 LOG_BYTES = 2**30
-# The numbers of a line that describe the machine and not the training: they differ from run to run.
+# These entries of a line describe the machine, not the training, so they differ between runs of the same training.
 MACHINE = ("time", "images_per_second", "host_peak_gib", "device_peak_gib")
 
 
 class MetricsLog:
-    """Append to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard, if `active`.
+    """Append to WORKDIR/metrics.jsonl and to TensorBoard's files in WORKDIR/tensorboard.
 
-    Lines that an earlier, killed run wrote after `start` steps are dropped: the resumed run writes them again. Neither
-    may be a symbolic link (InputError).
+    Lines that an interrupted run wrote after step `start` are removed, because the resumed run writes them again.
+
+    Args:
+        workdir: the folder of the run.
+        start: the number of steps done.
+        active: whether to write at all; only one of several processes does.
+
+    Raises:
+        InputError: metrics.jsonl or tensorboard is a symbolic link.
     """
 
     def __init__(self, workdir: Path, start: int, active: bool = True):
@@ -47,12 +54,12 @@ class MetricsLog:
         self._board = SummaryWriter(str(board), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
-        """Write {"step": …, name: value, …, "time": …}: the numbers, the time and the memory taken so far.
+        """Write a line {"step": …, name: value, …, "time": …} with the numbers, the time and the peak memory.
 
         Args:
-            step: steps of training done.
+            step: the number of steps done.
             values: the numbers by name.
-            prefix: groups the names in TensorBoard.
+            prefix: the group of the names in TensorBoard.
 
         Raises:
             InputError: the disk is full.
@@ -75,7 +82,8 @@ class MetricsLog:
 
     def __exit__(self, *_) -> None:
         if self._active:
-            with contextlib.suppress(OSError):  # `write` has reported a full disk.
+            # If the disk is full, `write` has reported it already.
+            with contextlib.suppress(OSError):
                 self._file.close()
                 self._board.close()
 
@@ -83,9 +91,10 @@ class MetricsLog:
 def machine_figures() -> dict[str, float]:
     """Return the time and the peak memory: {"time", "host_peak_gib", "device_peak_gib"}.
 
-    `time` is in Unix seconds. `host_peak_gib` is of this process; `device_peak_gib`, of the fullest of its devices, is
-    missing where devices do not report it.
+    `time` is in Unix seconds. `host_peak_gib` is the peak of this process, and `device_peak_gib` that of the fullest of
+    its devices. The latter is missing if the devices do not report it.
     """
+    # macOS reports bytes, Linux KiB.
     unit = 1 if sys.platform == "darwin" else 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     figures = {"time": round(time.time(), 1), "host_peak_gib": round(peak / 2**30, 3)}
@@ -95,12 +104,12 @@ def machine_figures() -> dict[str, float]:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return what a run logged: per line `step` and finite numbers by name; [] if there is no log.
+    """Return the lines that a run logged, each with `step` and finite numbers by name; [] without a log.
 
     Skips lines that are not valid JSON, such as one truncated by a kill.
 
     Raises:
-        InputError: the log is not a regular file, or larger than LOG_BYTES.
+        InputError: the log is not a regular file, or is larger than LOG_BYTES.
     """
     try:
         lines = read_bounded(workdir / NAME, LOG_BYTES).decode(errors="replace").splitlines()
@@ -122,14 +131,14 @@ def is_number(value: Any) -> bool:
 
 
 def logged_scores(workdir: Path, epoch: int) -> dict[str, float]:
-    """Return the scores that a run logged after this many epochs; {} if it was not evaluated then."""
+    """Return the scores that a run logged after `epoch` epochs; {} if it was not evaluated then."""
     found = [row for row in read_metrics(workdir) if row.get("epoch") == epoch and row.keys() >= TITLES.keys()]
     last = found[-1] if found else {}
     return {name: value for name, value in last.items() if name not in ("step", "epoch", *MACHINE)}
 
 
 def logged_accuracy(workdir: Path, epoch: int) -> float | None:
-    """Return the mean accuracy in 0..1 on the training batches of an epoch, from 1 on; None if it was not logged."""
+    """Return the mean accuracy, in 0..1, on the training batches of a 1-based epoch; None if it was not logged."""
     rows = [row for row in read_metrics(workdir) if row.get("epoch") == epoch]
     found = [row["accuracy_real"] for row in rows if "accuracy_real" in row]
     return float(np.mean(found)) if found else None

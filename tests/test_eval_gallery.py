@@ -89,8 +89,8 @@ def test_a_gallery_without_labels_says_how_to_label_it(made, tmp_path):
 
 
 @pytest.mark.parametrize(("flag", "message"), [
-    ("--workdir=runs/x", "--workdir is not for --gallery"),
-    ("--config.eval.flip=True", "--config.eval.flip changes nothing with --gallery"),
+    ("--workdir=runs/x", "--workdir does not apply to --gallery"),
+    ("--config.eval.flip=True", "--config.eval.flip has no effect with --gallery"),
 ])  # fmt: skip
 def test_options_that_have_no_effect_on_a_gallery_are_refused(made, flag, message):
     assert message in run("eval.py", "--gallery", made[0], flag, status=2).stderr

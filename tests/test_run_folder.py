@@ -201,7 +201,7 @@ def test_a_checkpoint_is_found_by_a_path_with_dots(finished, tmp_path, monkeypat
 def test_the_error_says_why_a_folder_has_no_checkpoint(finished, tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         runs.find_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is neither one itself nor the work directory"):
+    with pytest.raises(InputError, match="is neither a checkpoint nor the work directory"):
         runs.find_checkpoint(tmp_path)
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(InputError, match=r"a run without a checkpoint yet; the same nrsrd train command continues it"):

@@ -206,7 +206,7 @@ def test_an_unreadable_image_or_work_directory_is_an_error_before_compiling(plac
     with jax.log_compiles(), pytest.raises(InputError, match=r"cannot read the image .*query"):
         train(small_config(tmp_path), tmp_path / "run", jax.devices()[:1])
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot make the work directory"):
+    with pytest.raises(InputError, match="cannot create the work directory"):
         train(small_config(place), tmp_path / "file", jax.devices()[:1])
     (tmp_path / "run" / "checkpoints").write_text("")
     with pytest.raises(InputError, match=r"checkpoints is a file; choose another --workdir"):
