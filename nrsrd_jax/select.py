@@ -41,11 +41,11 @@ def main() -> None:
     first, second = (model.description for model in models)
     if (first.backbone, first.depth, first.image_size) != (second.backbone, second.depth, second.image_size):
         raise InputError(
-            "--source and --tuned differ in backbone or image size; give one model before and after fine-tuning"
+            "--source and --tuned differ in backbone or image size; give one model before and after tuning"
         )
     if models[0].fingerprint() == models[1].fingerprint():
         raise InputError(
-            "--source and --tuned have the same weights, so every crop would have the score 1; give two different models"
+            "--source and --tuned have the same weights, so every crop would have the score 1; give two models"
         )
 
     features = []
