@@ -41,7 +41,7 @@ def paths_in(gallery):
     (["--where", "1=1) OR (1=1"], "the brackets .* do not match"),
     (["--where", "camera = c1"], "does not fit the gallery.*with texts in single quotes"),
     (["--camera", "c7"], "none of the 12 crops .* fits .*; its cameras are c1, c2$"),
-    (["--since", "2026-11-01"], "no crop has a time: embed the crops again with --pattern"),
+    (["--since", "2026-11-01"], "no crop has a time: embed the crops again with a --pattern"),
     (["--since", "yesterday"], "--since: .*is not a time"),
     (["--approximate"], "has no index"),
     (["--not-same-camera"], "has no camera"),
