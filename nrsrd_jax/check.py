@@ -30,9 +30,11 @@ from .data.check import Findings, check, report
 from .data.crops import CROPS
 from .data.datasets import Dataset, Split
 from .data.readers import LAYOUTS
+from .data_options import Data
 from .errors import InputError, counted, say
+from .eval_options import EvalData
 from .files import expanded, written_whole
-from .options import Data, EvalData, read_options
+from .options import read_options
 
 
 def main() -> None:

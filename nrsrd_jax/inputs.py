@@ -21,9 +21,11 @@ from .data.images import (
 )
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan
+from .data_options import Aux, Data
 from .errors import InputError, say
+from .eval_options import EvalData
 from .files import absolute, expanded
-from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
+from .options import Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]
 # The name of the test on the identities that data.holdout keeps out of training.

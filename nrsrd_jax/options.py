@@ -6,153 +6,16 @@ sees.
 """
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from .data.protocol import PROTOCOLS
-from .data.readers import LAYOUTS
+from .data_options import Augment, Aux, Data, Degradation
+from .dino_options import Dino
 from .errors import InputError
-from .option import Pair, listed, option
+from .eval_options import Eval
+from .option import listed, option
 
 Group = TypeVar("Group")
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The training images, which also name the test images unless eval.data is set."""
-
-    name: str = option(
-        "night600",
-        "The layout of the data set; separate several data sets by commas: market1501,msmt17. bright has training "
-        "images only, folders has one folder per identity, manifest is a CSV file, and crops (for pretraining) is any "
-        "folders or lists of crops without labels.",
-    )
-    root: str = option(
-        "data/Night600",
-        "The folder of the data set, or the CSV file of a manifest. Give one per data set, separated by commas.",
-        resumable=True,
-    )
-    protocol: str = option(
-        "",
-        "Which test to use of a data set that has several: 528, 528-no-distractors, 1000, … of nightreid; 1-2, 1-3, "
-        "2-3 of knight.",
-    )
-    exclude: str = option(
-        "", "A text file of image paths to leave out, as nrsrd check --fix-list writes it.", resumable=True
-    )
-    include: str = option(
-        "",
-        "For pretraining: a list of crops (.csv with a column path), as nrsrd select writes it. Only the crops in the "
-        "list are used.",
-        resumable=True,
-    )
-    holdout: float = option(
-        0.0,
-        "The share of the training identities to hold out of training. Evaluations during training then use only these "
-        "identities, so that the best checkpoint is not chosen on the test data. 0: choose it on the test data, as the "
-        "official code does.",
-        low=0,
-        below=1,
-    )
-    cache: str = option(
-        "disk",
-        "Where to keep decoded images: device (in device memory), disk (in a memory-mapped file) or none (decode again "
-        "at each use).",
-        choices=("device", "disk", "none"),
-        resumable=True,
-    )
-    cache_dir: str = option("", "The folder to keep decoded images in; empty: ~/.cache/nrsrd_jax.", resumable=True)
-    mean: str = option(
-        "half",
-        "The mean to subtract from each channel, with pixels in 0..1: half (0.5), dataset (the mean of the training "
-        "images) or three numbers in 0..1, like 0.1,0.1,0.1.",
-    )
-    std: str = option(
-        "half", "The value to divide each channel by after that: half, dataset or three numbers, as data.mean."
-    )
-    train_filter: str = option(
-        "bicubic",
-        "The filter that resizes training images. Test images are always resized bilinearly.",
-        choices=("bicubic", "bilinear"),
-    )
-    brighten: float = option(
-        0.0,
-        "Brighten each image that has a lower mean to about this mean (0..1) by gamma correction, before "
-        "normalisation, in training and at test time. The correction depends on the image alone. 0: do not brighten.",
-        low=0,
-        below=1,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Aux:
-    """The auxiliary domain: well-lit images and their dark versions."""
-
-    enabled: bool = option(True, "Also train on dark versions of a bright auxiliary domain.")
-    bright_root: str = option(
-        "data/Syn_Dark/bright", "The folder of the bright images, named <pid>_c<camera>_*.jpg.", resumable=True
-    )
-    dark_root: str = option(
-        "",
-        "The folder of the dark versions of the bright images, with the same file names. Empty: the training step "
-        "darkens the bright images (degradation.*).",
-        resumable=True,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Degradation:
-    """How to darken a bright image. The preset (lowlight.PRESETS) decides every option without a value."""
-
-    preset: str = option(
-        "maet", "The sensor and light to imitate: maet or low_noise. It decides the options below that have no value."
-    )
-    inverse_tone: bool | None = option(None, "Undo a smoothstep tone curve before darkening.")
-    gamma: Pair | None = option(None, "Lowest and highest exponent g in linear light = sRGB^g, 0 < low <= high.")
-    gain: Pair | None = option(None, "Mean and standard deviation of the sensor's gain, which is drawn for each image.")
-    red_gain: Pair | None = option(None, "Lowest and highest white-balance gain of red, 0 < low <= high.")
-    blue_gain: Pair | None = option(None, "Lowest and highest white-balance gain of blue, 0 < low <= high.")
-    light_unit: str | None = option(
-        None, "What the light intensity multiplies: linear (linear light) or srgb (sRGB values)."
-    )
-    light_distribution: str | None = option(None, "How the light intensity is drawn: normal or uniform.")
-    light_moments: Pair | None = option(None, "Mean and standard deviation of a normal light intensity.")
-    light: Pair | None = option(None, "Lowest and highest light intensity; 1 is full light.")
-    shot: Pair | None = option(None, "Lowest and highest variance of the shot noise per unit of light; 0,0: no noise.")
-    read_line: Pair | None = option(
-        None, "Slope and offset of the line from the shot noise's log-variance to the read noise's."
-    )
-    read_spread: float | None = option(None, "Standard deviation of the read noise's log-variance around that line.")
-    row: Pair | None = option(
-        None, "Lowest and highest noise that a row shares, in standard deviations of the read noise."
-    )
-    cast: float | None = option(None, "Standard deviation of the logarithm of a smooth colour cast; 0: no cast.")
-    bits: tuple[int, ...] | None = option(None, "Bit depths of the sensor's converter; one is drawn for each image.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """How to augment training images."""
-
-    flip: float = option(0.5, "The probability of mirroring an image.", low=0, high=1)
-    pad: int = option(
-        10, "The width of the black border that is added on each side before the random crop.", unit="pixels", low=0
-    )
-    erasing: float = option(0.5, "The probability of erasing a rectangle from an image.", low=0, high=1)
-    erasing_area: Pair = option(
-        (0.02, 1 / 3), "The smallest and largest area of the erased rectangle, as a part of the image."
-    )
-    erasing_aspect: str = option(
-        "log",
-        "How the erased rectangle's height/width is drawn from 0.3 to 3.3: log (log-uniform) or uniform.",
-        choices=("log", "uniform"),
-    )
-    erasing_fill: str = option(
-        "",
-        "The colour to fill the erased rectangle with, in normalised pixels, like 0.485,0.456,0.406 as in BoT; empty: "
-        "noise.",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,52 +125,6 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dino:
-    """Pretraining without labels (DINO): a student learns to answer for a view as its teacher does for other views."""
-
-    enabled: bool = option(
-        False,
-        "Pretrain by DINO, without labels, instead of training with labels. The options loss, augment, norm_ratio, "
-        "train.instances and optim (except name, lr, weight_decay, warmup_epochs and final_factor) then have no effect "
-        "and must keep their defaults.",
-    )
-    prototypes: int = option(
-        65536, "The number of prototypes, which are the outputs of the projection head.", positive=True
-    )
-    hidden: int = option(2048, "The width of the head's hidden layers.", positive=True)
-    bottleneck: int = option(256, "The width of the head's last layer before the prototypes.", positive=True)
-    free_length: bool = option(False, "Also learn the length of each prototype, which otherwise stays 1.")
-    local_views: int = option(8, "The number of small views of an image, beside its two large views.", positive=True)
-    local_size: tuple[int, int] = option((128, 64), "Height and width of the small views.", unit="pixels")
-    global_scale: Pair = option((0.4, 1.0), "The smallest and largest part of the image's area in a large view.")
-    local_scale: Pair = option((0.05, 0.4), "The smallest and largest part of the image's area in a small view.")
-    night: float = option(
-        0.0,
-        "The probability that the student sees its second large view darkened (degradation.*), while the teacher sees "
-        "it bright. This is an idea of this project, not of DINO.",
-        low=0,
-        high=1,
-    )
-    momentum: float = option(
-        0.996, "The share of its weights that the teacher keeps in a step; it rises to 1 at the end.", low=0, high=1
-    )
-    temperature: float = option(
-        0.04, "The teacher's temperature at the start, if dino.temperature_epochs is not 0.", positive=True
-    )
-    temperature_end: float = option(0.04, "The teacher's temperature after dino.temperature_epochs.", positive=True)
-    temperature_epochs: int = option(
-        0, "How long the teacher's temperature moves to dino.temperature_end.", unit="epochs", low=0
-    )
-    frozen_epochs: int = option(
-        1, "How long the head's last layer is not trained, from the start.", unit="epochs", low=0
-    )
-    clip: float = option(3.0, "The largest norm of each tensor's gradient; 0: no limit.", low=0)
-    weight_decay_end: float = option(
-        0.4, "The weight decay at the end; optim.weight_decay is the one at the start.", low=0
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Optim:
     """The optimiser and its learning rate."""
 
@@ -374,65 +191,6 @@ class Train:
         10, "How often to write a line to metrics.jsonl.", unit="steps", positive=True, resumable=True
     )
     save_every: int = option(5, "How often to save a checkpoint.", unit="epochs", positive=True, resumable=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rerank:
-    """Re-ranking by k-reciprocal neighbours."""
-
-    enabled: bool = option(False, "Re-rank by k-reciprocal neighbours.")
-    k1: int = option(20, "How many nearest images count as an image's neighbours.", unit="images", positive=True)
-    k2: int = option(6, "Over how many nearest images to average the sets of neighbours.", unit="images", positive=True)
-    lambda_value: float = option(
-        0.3, "The weight of the original distance; the distance between neighbour sets has the rest.", low=0, high=1
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalData:
-    """The data sets to evaluate on, one after the other, instead of data.name."""
-
-    name: str = option(
-        "", "The layout of the data set to evaluate on, as in data.name; empty: the data set of data.name."
-    )
-    root: str = option("", "The folder of the data set to evaluate on, as in data.root.", resumable=True)
-    protocol: str = option("", "Which test of the data set to evaluate on, as in data.protocol.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Eval:
-    """The evaluation, while training and after it."""
-
-    every: int = option(
-        20, "How often to evaluate; 0: only after the last epoch.", unit="epochs", low=0, resumable=True
-    )
-    batch_size: int = option(
-        256, "How many images to embed at once, over all devices.", unit="images", positive=True, resumable=True
-    )
-    protocol: str = option(
-        "cross-camera",
-        "Which gallery images count for a query: cross-camera leaves out those of its identity and camera, as "
-        "Market-1501 does; all-cameras is for data without cameras.",
-        choices=tuple(PROTOCOLS),
-    )
-    flip: bool = option(False, "Also embed each image mirrored, and average both features.")
-    feature: str = option(
-        "cls",
-        "The features to compare: cls (the model's embedding, as in the paper), centred (the embedding minus its mean "
-        "over the training images) or neck (the output of the BNNeck).",
-        choices=("cls", "centred", "neck"),
-    )
-    normalize: str = option(
-        "none",
-        "Standardise features by the mean and standard deviation of the test images of the same camera (camera) or of "
-        "similar brightness (brightness). This uses the whole test set, so the results are marked transductive.",
-        choices=("none", "camera", "brightness"),
-    )
-    expand: int = option(
-        0, "Average each query's feature with those of its nearest gallery images.", unit="images", low=0
-    )
-    rerank: Rerank = Rerank()
-    data: EvalData = EvalData()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -586,22 +344,3 @@ def three_numbers(value: str, name: str, low: float = 0, others: str = "") -> tu
     if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
         raise InputError(f"{name} is {value!r}; choose {others}three numbers in 0..1 like 0.13,0.13,0.12")
     return numbers
-
-
-def describe() -> list[str]:
-    """Return the lines of `nrsrd train --options`: each option with its default, unit, range, choices and meaning."""
-    # Imported here because it imports JAX, which takes seconds and is not needed to read options.
-    from .models import MODELS
-
-    names = {"data.name": LAYOUTS, "model.backbone": MODELS}
-    lines = []
-    for each in OPTIONS.values():
-        default = ",".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
-        notes = ["no default" if default is None else f"default {'empty' if default == '' else default}"]
-        notes += [f"in {each.unit}"] if each.unit else []
-        notes += [each.range] if each.range else []
-        notes += ["may change on resume"] if each.resumable else []
-        lines.append(f"--config.{each.name}  {'; '.join(notes)}")
-        known = f" Known: {', '.join(names[each.name])}." if each.name in names else ""
-        lines += textwrap.wrap(each.text + known, 100, initial_indent="    ", subsequent_indent="    ")
-    return lines

@@ -7,13 +7,15 @@
 configs/night600.py:nrsrd` does the same, and `--config configs/demo.py` uses the images that come with the code.
 """
 
+import textwrap
 from pathlib import Path
 
 from absl import flags
 
 from .command import config_name, define_config, define_preempted_status, run
+from .data.readers import LAYOUTS
 from .errors import say
-from .options import describe
+from .options import OPTIONS
 
 
 def command(doc: str | None = __doc__, default: str = "night600") -> None:
@@ -49,6 +51,25 @@ def command(doc: str | None = __doc__, default: str = "night600") -> None:
         say(f"done: {score or 'not evaluated'}{where}; the run is in {folder}")
 
     run(main, doc, "interrupted; saved checkpoints are kept, and the same command continues from the last one")
+
+
+def describe() -> list[str]:
+    """Return the lines of `nrsrd train --options`: each option with its default, unit, range, choices and meaning."""
+    # Imported here because it imports JAX, which takes seconds and is not needed to read options.
+    from .models import MODELS
+
+    names = {"data.name": LAYOUTS, "model.backbone": MODELS}
+    lines = []
+    for each in OPTIONS.values():
+        default = ",".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
+        notes = ["no default" if default is None else f"default {'empty' if default == '' else default}"]
+        notes += [f"in {each.unit}"] if each.unit else []
+        notes += [each.range] if each.range else []
+        notes += ["may change on resume"] if each.resumable else []
+        lines.append(f"--config.{each.name}  {'; '.join(notes)}")
+        known = f" Known: {', '.join(names[each.name])}." if each.name in names else ""
+        lines += textwrap.wrap(each.text + known, 100, initial_indent="    ", subsequent_indent="    ")
+    return lines
 
 
 if __name__ == "__main__":

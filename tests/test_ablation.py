@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from people import ROOT, run, write_images, write_night
 
-from nrsrd_jax import ablation
-from nrsrd_jax.ablation import latex, markdown, run_ablation, statistics
+from nrsrd_jax import ablation, ablation_tables
+from nrsrd_jax.ablation import run_ablation
+from nrsrd_jax.ablation_tables import latex, markdown, statistics
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
@@ -292,7 +293,7 @@ def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, 
     rows = tuple(row for row in TABLES["1"] if row.name in ("ide", "transreid_ssl", "nrsrd"))
     monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.25)[0])
     cells = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
-    monkeypatch.setattr(ablation.costs, "costs", lambda run: cells)
+    monkeypatch.setattr(ablation_tables.costs, "costs", lambda run: cells)
     results, missing = run_ablation(file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
     assert list(results) == ["ide", "transreid_ssl"]
     assert "train a teacher with" in missing["nrsrd"]
@@ -304,7 +305,7 @@ def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, 
 
 def test_the_costs_of_a_model_are_listed(finished):
     """The model is a ViT of one block on 32×16 pixels, from random weights."""
-    backbone, start, parameters, operations, minutes = ablation.costs.costs(finished)
+    backbone, start, parameters, operations, minutes = ablation_tables.costs.costs(finished)
     assert (backbone, start, parameters) == ("vit_tiny", "random", "0.6")
     assert 0 < float(operations) < 0.1
     assert float(minutes) >= 0

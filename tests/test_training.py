@@ -13,7 +13,7 @@ import pytest
 import quick_steps
 from people import small_config, train_command, write_images, write_night
 
-from nrsrd_jax import checkpoint, runs, training
+from nrsrd_jax import checkpoint, loop, runs
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import MACHINE
 from nrsrd_jax.retrieval.embedding import Embedder
@@ -242,7 +242,7 @@ def spoil_image(place, root):
 
 def test_a_last_evaluation_that_failed_is_repeated(place, tmp_path, monkeypatch):
     """Check that the same command evaluates the saved weights, and that a third one reads the scores from the log."""
-    real, calls = training.evaluate, []
+    real, calls = loop.evaluate, []
 
     def evaluate(*arguments):
         calls.append(arguments)
@@ -250,7 +250,7 @@ def test_a_last_evaluation_that_failed_is_repeated(place, tmp_path, monkeypatch)
             raise MemoryError
         return real(*arguments)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     config = small_config(place, train__epochs=1)
     with pytest.raises(MemoryError):
         train(config, tmp_path / "run", jax.devices()[:1])

@@ -15,8 +15,9 @@ from ..build import degradation_options
 from ..data.datasets import Split
 from ..data.images import cache_folder, decoding_key, mean_luminance
 from ..data.protocol import Target
+from ..eval_options import Eval
 from ..inputs import read_test_images
-from ..options import Eval, Options
+from ..options import Options
 from ..sharding import own_mesh
 from .distances import Distances, squared_distances
 from .embedding import Embeds, cached_features
