@@ -227,7 +227,11 @@ def command() -> None:
     define_config(
         "The config: a name such as night600, or a file, without a variant. It must have the variants of table 2."
     )
-    flags.DEFINE_string("workdir", "", "The folder of the runs and tables; default: runs/ablation-CONFIG-TABLE.")
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "The folder of the runs and tables; default: runs/ablation-CONFIG, with a suffix for tables other than 2.",
+    )
     flags.DEFINE_integer(
         "seeds", 3, "How many seeds to train each row with: train.seed, train.seed+1, …", lower_bound=1
     )

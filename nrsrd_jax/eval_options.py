@@ -62,7 +62,7 @@ class Eval:
         choices=("none", "camera", "brightness"),
     )
     expand: int = option(
-        0, "Average each query's feature with those of its nearest gallery images.", unit="images", low=0
+        0, "How many of its nearest gallery images to average each query's feature with.", unit="images", low=0
     )
     rerank: Rerank = Rerank()
     data: EvalData = EvalData()

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from .errors import InputError
 from .files import append_open, read_bounded, write_whole
 
-# The scores of an evaluation: the names in logs and results, and the titles in tables.
+# The scores of an evaluation, as logs and results name them, with their titles in tables.
 TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 NAME = "metrics.jsonl"
 BOARD = "tensorboard"
