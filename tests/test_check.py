@@ -229,7 +229,7 @@ def test_wrong_and_missing_arguments_are_refused(tmp_path):
 
 def test_a_tuple_option_that_is_given_twice_is_refused(tmp_path, capsys):
     check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
-    message = "error: --config.image_size is given 2 times; give it once, its numbers joined by commas\n"
+    message = "error: --config.image_size is given 2 times; give it once, with commas between its numbers\n"
     assert capsys.readouterr().err == message
 
 

@@ -228,7 +228,7 @@ def test_forget_deletes_crops_for_good_but_only_with_yes(gallery, nrsrd):
     assert len(paths_in(gallery)) == 12
     shown = nrsrd("forget", gallery, "--where", "person = '0001'", "--yes")
     assert "4 crops deleted" in shown
-    assert "nrsrd embed takes them in again" in shown
+    assert "nrsrd embed embeds them again" in shown
     assert not [path for path in paths_in(gallery) if "/0001_" in path]
     content = b"".join(path.read_bytes() for path in gallery.rglob("*") if path.is_file())
     assert b"0001_c1_000000" not in content

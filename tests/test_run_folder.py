@@ -121,7 +121,7 @@ def test_arrays_that_unpack_to_far_more_than_their_size_on_disk_are_refused_befo
 def test_weights_that_do_not_fit_in_the_free_memory_are_refused_before_they_are_read(small_checkpoint, monkeypatch):
     assert 0 < stored.free_host_memory() <= psutil.virtual_memory().total
     monkeypatch.setattr(stored, "free_host_memory", lambda: 2**20)
-    with pytest.raises(InputError, match=r"small/weights takes 0\.0 GiB of memory, of which 0\.0 are free: free some"):
+    with pytest.raises(InputError, match=r"small/weights needs 0\.0 GiB of memory, and 0\.0 GiB are free: free some"):
         checkpoint.load(small_checkpoint, make_mesh())
 
 

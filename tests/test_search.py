@@ -154,7 +154,7 @@ def test_a_calibration_gives_the_threshold_and_how_rare_similar_strangers_are(ga
     # Without a calibration --fmr would have no effect.
     with pytest.raises(SystemExit):
         nrsrd("search", crops, "--gallery", gallery, "--threshold", "0.5", "--fmr", "0.1")
-    with pytest.raises(InputError, match="leave --normalize out"):
+    with pytest.raises(InputError, match="leave out --normalize"):
         nrsrd(*arguments, "--normalize", "gallery")
 
 
