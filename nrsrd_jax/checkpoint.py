@@ -1,9 +1,8 @@
 """Save checkpoints, restore them onto any number of devices, and load weights from them.
 
-A checkpoint is a folder of Orbax items: `model` (a Description as JSON) and `weights` (params and batch_stats). A
-checkpoint of a training also has `optimizer`. One that was converted from PyTorch may have `torch`, which holds the
-tensors that the model does not use and convert/ gives back. A training run keeps its best and its last two checkpoints
-under `WORKDIR/checkpoints/`. Hashes reveal a damaged checkpoint.
+A checkpoint is a folder of Orbax items: `model` (a Description as JSON), `weights` (params and batch_stats), after
+training `optimizer`, and after a conversion from PyTorch perhaps `torch` (tensors that the model does not use). A run
+keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Hashes reveal a damaged checkpoint.
 """
 
 import contextlib
@@ -47,8 +46,7 @@ class Checkpoints:
             best_fn=lambda m: m["mAP"],
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            # On CPU, saving does not copy the arrays: an asynchronous save would race with the next step, which
-            # donates them.
+            # On CPU, a save does not copy the arrays, so it must end before the next step, which donates them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
         workdir = Path(workdir)

@@ -43,10 +43,7 @@ def define_preempted_status() -> flags.FlagHolder:
 def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupted") -> NoReturn:
     """Parse the flags, and call `main()` as `one_line` does. A wrong flag also gives one line and status 2.
 
-    Args:
-        main: the command, which reads the parsed flags.
-        doc: the text that --help prints above the flags of this package.
-        interrupted: the line to print after Ctrl-C.
+    --help prints `doc` and the flags that this package defines. Ctrl-C prints `interrupted`.
     """
     logging.set_verbosity(logging.WARNING)
     # absl's --help shows only the docstring and the flags of the script that was started, so make ours look like them.
@@ -98,9 +95,7 @@ def number(text: str) -> float:
 def add_embedding_flags(parser: Parser) -> None:
     """Add the flags of a command that embeds crops: --feature, --flip, --batch-size and --precision."""
     add_model_flags(parser)
-    parser.add_argument(
-        "--batch-size", type=positive, default=256, metavar="N", help="how many crops to embed at once; default: 256"
-    )
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops per batch; default: 256")
     parser.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
@@ -115,12 +110,9 @@ def add_model_flags(parser: Parser) -> None:
         "--feature",
         choices=("auto", "cls", "centred", "neck"),
         default="auto",
-        help="which feature of the model to use, as eval.feature; auto is centred for a trained model, so that "
-        "similarities spread; default: %(default)s",
+        help="the feature to use, as eval.feature; auto: centred if the model was trained; default: %(default)s",
     )
-    parser.add_argument(
-        "--flip", action="store_true", help="average the features of each crop with those of the mirrored crop"
-    )
+    parser.add_argument("--flip", action="store_true", help="average the features of a crop and its mirror image")
 
 
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:
@@ -232,7 +224,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except flags.Error as error:
-        # absl's message may include the traceback of the config file, so take the useful line from it.
+        # The message may include the traceback of the config file, so take the useful line from it.
         text = str(error)
         if "takes 0 positional arguments" in text:
             _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants; leave out the colon")
