@@ -102,6 +102,7 @@ def run_ablation(
             with _naming(row):
                 config = row_config(file, row, seed, overrides, same_start)
             trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
+    # The rows beside which the table shows the paper's numbers, if the data and protocol turn out to be the paper's.
     paper = tuple(row for row in rows if row.paper)
     missing: dict[str, str] = {}
     # Check all rows first, so that a mistake in the last one does not show after days of training.
@@ -109,12 +110,14 @@ def run_ablation(
         if row.name in missing:
             continue
         with _naming(row):
+            # Rows of other seeds read the same data, so check only that their folders hold no other run.
             if seed:
                 check_same_run(read_options(config), folder)
                 continue
             try:
                 start = check_run(config, folder)
             except InputError as error:
+                # Table 1 needs weights of many sources, so train its other rows; elsewhere an error is a mistake.
                 if not has_methods(rows):
                     raise
                 missing[row.name] = str(error)
@@ -137,6 +140,7 @@ def run_ablation(
     tested = tests.pop()
     shares = device_shares(jobs) if jobs > 1 else []
     with owned(workdir):
+        # Trainings that an earlier run of the command completed are in the tables from the start.
         known = {(each.row.name, each.seed): each.logged() for each in trainings}
         results: Results = {}
 

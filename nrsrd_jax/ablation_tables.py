@@ -41,6 +41,7 @@ def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
             baseline = runs
         if runs:
             columns = {score: [run[score] for run in runs.values()] for score in TITLES}
+            # Compare equal seeds, because these start from the same weights and see the same batches.
             paired = [runs[seed]["mAP"] - baseline[seed]["mAP"] for seed in runs.keys() & baseline.keys()]
             columns["difference"] = [] if is_reference else paired
             table.append({"name": row.name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
@@ -123,6 +124,7 @@ def latex(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] = ()) 
 
 def _escaped(cell: str) -> str:
     """Return a cell as LaTeX: escape special characters, and typeset a leading hyphen as a minus."""
+    # Escape the characters in one pass, so that no escape is escaped again.
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {"±": r"$\pm$", "−": "$-$"}
@@ -156,6 +158,7 @@ def write(
     )
     figure = Figure(figsize=(7, 0.5 * len(results) + 1.5), layout="constrained")
     axes = figure.subplots()
+    # One line per row of the table: the mean with its deviation, and a dot for each seed just below it.
     shown = statistics(results, rows)
     for y, row in enumerate(shown):
         mean, std = (100 * x for x in row["mAP"])

@@ -46,9 +46,11 @@ class CompiledStep:
         arguments = state, batch, self._teacher_variables
         if self._executable is None:
             self._executable = self._jitted.lower(*arguments).compile()
+            # Out of memory in the middle of a run would lose its steps, so check before the first one.
             check_memory(self._executable.memory_analysis(), free_memory())
         result = self._executable(*arguments)
         if self._debug_nans and not is_finite(result[1]):
+            # Operation by operation, JAX can name the one that gives NaN; compiled, it could not.
             with jax.disable_jit(), jax.debug_nans(True):
                 self._step(*arguments)
         return result
@@ -79,6 +81,7 @@ def check_memory(analysis, free: int | None) -> None:
     """Raise InputError if a compiled program needs more memory, in addition to its arguments, than is free."""
     if analysis is None or free is None:
         return
+    # Outputs that reuse donated arguments take no memory of their own; the analysis calls their bytes aliases.
     needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     if needed > free:
         raise InputError(

@@ -76,6 +76,7 @@ class Description:
             saved: entries to add to the provenance: hashes of the tensors, and the step of training. A hash of the
                 whole description, with these entries, is also added.
         """
+        # Through JSON, tuples become lists, as they will be when the file is read: the hash must be the same then.
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         values["provenance"] |= saved
         values["provenance"]["model_sha256"] = description_hash(values)
@@ -102,6 +103,7 @@ class Description:
 
     def _fits(self) -> bool:
         """Return whether every value has its type and is in its range."""
+        # A damaged or hostile file must not reach the code that builds the model.
         ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
         numbers = (*self.mean, *self.std, self.brighten, ratio.init, ratio.epsilon)
         whole = (self.depth, self.stride, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)

@@ -88,6 +88,7 @@ def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: it is a link that leads to itself") from error
     if os.path.lexists(path) and not path.is_file():
         raise InputError(f"cannot write {path}: it is not a regular file; name another")
+    # A random name, so that two processes that write the same file do not share it.
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +193,7 @@ def _open_own(path: Path, mode: Literal["r+", "a"]) -> TextIO:
     _no_link(path)
     own = os.O_CREAT | os.O_NOFOLLOW
     file = open(path, mode, encoding="utf-8", opener=lambda name, flags: at_once(name, flags | own))  # noqa: SIM115
+    # Check the opened file, not its path, which could be replaced in between. A hard link may be any file of the user.
     about = os.fstat(file.fileno())
     if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
         file.close()

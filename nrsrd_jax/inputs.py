@@ -70,6 +70,7 @@ def read_records(options: Options) -> Records:
         return _read_unlabelled(options, exclude)
     sources = read_sources(options.data, exclude)
     splits, dark = make_domains(options.aux, sources, exclude)
+    # Tests on held-out identities choose the best checkpoint without looking at the test data.
     if options.data.holdout:
         splits["real"], target = hold_out(splits["real"], options.data.holdout)
         if "aux" in splits and (both := set(target.gallery.paths) & set(splits["aux"].paths)):
@@ -121,6 +122,7 @@ def _crop_sources(root: str) -> list[Source]:
 
     A path that exists may contain commas. Otherwise commas separate several paths.
     """
+    # The name of an existing folder may contain a comma.
     roots = [root] if expanded(root).exists() and root.strip() else [part.strip() for part in root.split(",")]
     if not all(roots):
         raise InputError(
@@ -204,6 +206,7 @@ def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, Pla
     plans: dict[str, Plan] = {
         name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())
     }
+    # Draw the first epoch now, so that a plan that fails stops the run before images are decoded.
     for plan in plans.values():
         plan.steps(1)
     return plans
@@ -227,6 +230,7 @@ def read_sources(
     """
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
     roots = [root.strip() for root in choice.root.split(",")] if len(names) > 1 else [choice.root]
+    # Without a protocol, each data set uses its own default.
     if choice.protocol == "":
         protocols *= len(names)
     if not len(names) == len(roots) == len(protocols):
@@ -234,6 +238,7 @@ def read_sources(
             f"{len(names)} data sets ({choice.name}), but {len(roots)} roots ({choice.root}) and {len(protocols)} "
             f"protocols ({choice.protocol}); give as many of each"
         )
+    # A data set may be listed with several protocols: make the names in results different.
     labels = [f"{n}-{p}" if p and names.count(n) > 1 else n for n, p in zip(names, protocols, strict=True)]
     labels = [f"{n}-{i}" if labels.count(n) > 1 else n for i, n in enumerate(labels, start=1)]
     parts = zip(labels, names, roots, protocols, strict=True)
@@ -313,10 +318,12 @@ def pixel_statistics(data: Data, images: pipeline.Images) -> tuple[Statistic, St
     mean, std = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
     if mean and std:
         return mean, std
+    # Neighbouring images often show the same person, so take the sample at even distances.
     sample = images[np.linspace(0, len(images) - 1, min(len(images), 512)).astype(int)]
     if data.brighten:
         brightened = augment.brighten(jnp.asarray(sample, jnp.float32) / 255, data.brighten)
         sample = np.asarray(brightened * 255).round().astype(np.uint8)
+    # Compute the moments from histograms of the 256 values, which is exact and needs little memory.
     shares = np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)]) / sample[..., 0].size
     measured_mean, measured_std = moments(shares)
     # At least one grey level, so that images of a single colour do not give a division by zero.

@@ -132,6 +132,7 @@ def run_jobs(
                 name, command = waiting.pop(0)
                 say(f"{len(commands) - len(waiting)}/{len(commands)}: {name}")
                 running.append(Child(name, command, free.pop(0)))
+            # A finished command frees its share of the devices for the next one.
             for child in [child for child in running if child.ended()]:
                 running.remove(child)
                 free.append(dict(child.variables))

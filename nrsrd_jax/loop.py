@@ -82,6 +82,7 @@ class Loop:
         with together():
             opened = MetricsLog(workdir, done, is_first())
         with opened as log, progress_bar(done, total, images) as bar:
+            # The run is complete. Evaluate only if the last evaluation failed, so that the log has no scores of it.
             if done == total:
                 scores = logged_scores(workdir, options.train.epochs)
                 scores = scores or self.evaluate(state, options.train.epochs, log, bar)
@@ -102,6 +103,7 @@ class Loop:
                 epoch, index = plan.locate(done)
                 if done % options.train.log_every == 0 or index == 0:
                     self.check_finite(metrics, done, workdir)
+                    # Average over the steps since the last line, because a single batch is noisy.
                     values = {name: float(np.mean([float(x[name]) for x in pending])) for name in metrics}
                     current = epoch if index == 0 else epoch + 1
                     log.write(done, {"epoch": current} | values | rate.figures())
@@ -129,6 +131,7 @@ class Loop:
         if is_finite(metrics):
             return
         values = {name: float(value) for name, value in metrics.items()}
+        # The batch plan is a pure function of the step, so the files of the failed batch can be listed afterwards.
         files = {
             name: [str(split.paths[i]) for i in self.records.plans[name].batch(step - 1)]
             for name, split in self.records.domains.items()
@@ -149,6 +152,7 @@ class Loop:
         """Yield the batches of steps start+1 to stop, placed on the devices and split over the axis `data`."""
         options, sharding = self.options, over_data(self.mesh)
         on_device = options.data.cache == "device"
+        # With data.cache=device, all images lie on the devices, and only the indices of a batch are sent.
         if on_device:
             everywhere = replicated(self.mesh)
             images = {
@@ -185,10 +189,12 @@ class Loop:
         if not self.records.targets:
             return {}
         bar.set_description("evaluating")
+        # Keep one embedder for the whole run, so that its program is compiled once.
         embedder = self.embedder
         embedder.variables = state.variables
         results = evaluate(embedder, self.options, self.records.targets)
         scores = headline(results)
+        # With several data sets, `scores` has the headline numbers; log those of each data set too.
         several = {
             f"{name}/{key}": x
             for name, row in results.items()

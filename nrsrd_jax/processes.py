@@ -100,6 +100,7 @@ def together() -> Iterator[None]:
 
 def check_alike(text: str) -> None:
     """Raise InputError in every process unless all pass the same text, which describes what they will do."""
+    # Processes that run different programs would wait for each other forever.
     if jax.process_count() > 1:
         text += os.environ.get("JAX_NUM_PROCESSES", "")
         digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))

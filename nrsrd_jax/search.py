@@ -79,10 +79,12 @@ def main() -> None:
         "model": gallery.about.model,
         **gallery.about.identity,
     }
+    # All files have the same matches; the JSON file also says how they were found.
     if "output" in files:
         write_whole(files["output"], json.dumps({**how, "queries": lists}, indent=1) + "\n", follow=True)
     if "csv" in files:
         matches = [(each["path"], rank, match) for each in lists for rank, match in enumerate(each["matches"], 1)]
+        # Matches may have different columns: the header needs each of them once.
         columns = list(dict.fromkeys(["path", "similarity", *(name for *_, match in matches for name in match)]))
         flat = [
             {"query": path, "rank": rank} | {name: match.get(name, "") for name in columns}
@@ -101,7 +103,7 @@ def main() -> None:
 
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
-    """Return the condition in SQL that the arguments put on crops. InputError if a column or a time is not one."""
+    """Return the arguments' condition on crops in SQL. InputError if it is invalid, or no crop meets it."""
     from .gallery.conditions import PRESENT, in_brackets, one_of, time_condition
 
     parts = [] if arguments.vanished else [PRESENT]
@@ -111,6 +113,7 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
         if text := getattr(arguments, name):
             parts.append(time_condition(f"--{name}", sign, text))
     if arguments.where:
+        # Check the user's condition alone first, so that an error message shows only what the user wrote.
         gallery.count(arguments.where)
         parts.append(in_brackets(arguments.where))
     where = " AND ".join(parts)

@@ -63,6 +63,7 @@ def place(tree: Any, shardings: Any) -> Any:
     def one(x: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return jax.device_put(x, sharding)
+        # Each process puts only its own part of the array on its devices.
         values = np.asarray(x)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 

@@ -59,6 +59,7 @@ class Start:
 
 def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
     """Return what a run of `config` in `workdir` starts from. InputError if config, data or checkpoints are wrong."""
+    # A fault in one process must stop all of them, or the others would wait for it forever.
     with together():
         options = read_options(config)
         method = choose_method(options)
@@ -100,12 +101,14 @@ def train(
         Stopped: SIGTERM came, and the state was saved.
     """
     workdir = expanded(workdir)
+    # Compiling for an accelerator takes long, so a resumed run reuses the compiled program.
     keep_compiled()
     with contextlib.ExitStack() as held:
         termination = held.enter_context(Termination(preempted_status))
         start = check_run(config, workdir, devices)
         with together():
             if is_first():
+                # Another training may have used the folder between the check above and this lock.
                 held.enter_context(owned(workdir))
                 if start.done != max(runs.saved_steps(workdir), default=0):
                     raise InputError(
@@ -133,6 +136,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. start from random weights.
     total = records.plans["real"].steps(options.train.epochs)
+    # `restore` may fall back to an older checkpoint, so take the number of steps from the state.
     if done:
         state = checkpoints.restore(abstract, shardings, description, total)
         done = int(state.step)

@@ -182,9 +182,7 @@ def test_if_all_checkpoints_are_damaged_training_does_not_start(finished, tmp_pa
         lose_a_folder(run / "checkpoints" / str(step))
     # The second attempt stands for a cluster that restarts the job.
     for _ in range(2):
-        with pytest.raises(
-            InputError, match=r"all checkpoints in .* are damaged; remove the folder to start"
-        ):
+        with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to start"):
             train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import jax
 
 from ..data.protocol import PROTOCOLS, Target
+from ..eval_options import Eval
 from ..files import absolute
 from ..inputs import stamps, test_data
-from ..options import Eval, Options
+from ..options import Options
 from ..runs import known_score
 from ..stored import read_description
 from .embedding import Embeds

@@ -17,7 +17,6 @@ from ..config import Config, config_of
 from ..data.images import mean_luminance
 from ..data.protocol import Target
 from ..errors import InputError, counted, say
-from ..eval_options import Eval
 from ..files import absolute, expanded, refuse_same_files, writable_file, write_whole, written_whole
 from ..inputs import read_targets, read_test_images
 from ..metrics_log import TITLES
