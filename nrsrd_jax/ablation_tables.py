@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from . import costs
+from . import costs, query_scores
 from .files import write_csv, write_whole, written_whole
 from .metrics_log import TITLES
 from .rows import Row
@@ -53,10 +53,12 @@ def _mean_and_std(values: list[float]) -> tuple[float, float]:
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+METHOD_TITLES = *query_scores.TITLES, *costs.TITLES
 UNBUILT = (
     "Rows of table 1 that are missing here: EDA's enhancement and CENet have no readable code, and ABD-Net is not "
-    "implemented. The paper's 9.2 / 17.2 for IDF is of a form on a ViT whose code is not released. GFLOP is the work "
-    "for one image, and minutes are the time of one training."
+    "implemented. The paper's 9.2 / 17.2 for IDF is of a form on a ViT whose code is not released. "
+    "Intervals are bootstraps over the people of the queries and over seeds. GFLOP is the work for one image, and "
+    "minutes are the time of one training."
 )
 NOTE = "Scores of the last epoch in per cent: mean ± standard deviation over seeds."
 
@@ -75,10 +77,13 @@ def table_cells(results: Results, rows: tuple[Row, ...], paper: tuple[Row, ...] 
 
 
 def method_cells(rows: Sequence[Row], results: Results, workdir: Path) -> dict[str, list[str]]:
-    """Return the cells under `costs.TITLES` by row: each method's backbone, first weights, size and cost."""
-    return {
-        row.name: costs.costs(workdir / f"{row.name}-seed{min(results[row.name])}") for row in rows if results[row.name]
-    }
+    """Return the cells under METHOD_TITLES by row: intervals of scores, backbone, first weights, size and cost."""
+    cells = {}
+    for row in rows:
+        folders = [workdir / f"{row.name}-seed{seed}" for seed in sorted(results[row.name])]
+        if folders:
+            cells[row.name] = query_scores.intervals(folders) + costs.costs(folders[0])
+    return cells
 
 
 def markdown(
@@ -101,8 +106,8 @@ def markdown(
     """
     titles, *lines = table_cells(results, rows, paper)
     if about:
-        titles += costs.TITLES
-        lines = [line + about.get(line[0], [""] * len(costs.TITLES)) for line in lines]
+        titles += METHOD_TITLES
+        lines = [line + about.get(line[0], [""] * len(METHOD_TITLES)) for line in lines]
     table = "\n".join(f"| {' | '.join(line)} |" for line in (titles, ["---"] * len(titles), *lines))
     left_out = "".join(f"\nNot trained: {name}, because {reason}\n" for name, reason in missing.items())
     unknown = f"\n{UNBUILT}\n" if about else ""

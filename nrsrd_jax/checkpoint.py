@@ -49,7 +49,7 @@ class Checkpoints:
             # On CPU, a save does not copy the arrays, so it must end before the next step, which donates them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        workdir = Path(workdir)
+        self.workdir = workdir = Path(workdir)
         for step in saved_steps(workdir) if is_first() else ():
             folder = workdir / FOLDER / str(step)
             if folder.is_symlink():

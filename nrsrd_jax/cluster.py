@@ -195,7 +195,7 @@ def _numbered(column: "pa.ChunkedArray") -> "np.ndarray":
 
 
 def _normalized(features: "np.ndarray", table: "pa.Table", cameras: "np.ndarray", how: str) -> "np.ndarray":
-    """Return the features, standardised as --normalize says. Unless it is none, they depend on the whole gallery."""
+    """Return the features, standardised over the gallery, each camera or each level of brightness."""
     import numpy as np
 
     from .retrieval.standardize import brightness_groups, standardize_groups

@@ -25,6 +25,7 @@ from .metrics_log import MetricsLog, logged_scores
 from .options import Options
 from .precision import compute_dtype
 from .processes import is_first, together
+from .query_scores import write_scores
 from .retrieval.embedding import Embedder
 from .retrieval.scoring import evaluate, headline
 from .sharding import over_data, place, replicated
@@ -202,6 +203,8 @@ class Loop:
             if len(results) > 1
         }
         log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
+        if is_first():
+            write_scores(self.checkpoints.workdir, results, self.records.targets)
         bar.set_description(f"epoch {epoch}/{self.options.train.epochs}")
         bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
         return scores

@@ -112,7 +112,7 @@ def find_checkpoint(directory: str | Path) -> Path:
     if not steps:
         raise InputError(f"{directory} holds no checkpoint: it is neither a checkpoint nor the work directory of a run")
 
-    # A checkpoint without a score ranks below all others; of equal ones, the later is better.
+    # A checkpoint without a score ranks below all others; among equal scores the later checkpoint ranks higher.
     def score(step: int) -> tuple[float, int]:
         known = known_score(directory, step)
         return -1.0 if known is None else known, step

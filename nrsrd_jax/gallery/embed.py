@@ -126,7 +126,7 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
             crop = crops[index]
             before = known[crop.path].values if crop.path in known else {}
             about_file = {"size": file.st_size, "modified": file.st_mtime_ns, "brightness": light}
-            # Of values for the same column the last one counts.
+            # The last value of a column counts.
             rows.append({"path": crop.path, **before, **crop.values, **about_file})
         if rows:
             gallery.add(rows, chunk.features, replace=any(row["path"] in known for row in rows))

@@ -145,7 +145,7 @@ def _at_once(crops: int) -> int:
 def jaccard_graph(features: np.ndarray, *, limit: float, k1: int, k2: int) -> sp.csr_array:
     """Compute the Jaccard distances of k-reciprocal neighbours for the pairs of crops within a limit.
 
-    Of the crops after it, a crop keeps only the 2·k1 nearest, so that many copies of an image cannot fill the memory.
+    A crop keeps only its 2·k1 nearest among the crops after it, so that many copies of an image cannot fill the memory.
 
     Args:
         features: [N, D], of any length.
