@@ -5,6 +5,7 @@ as it does on a forge, and `make docs` checks the links of README.md too.
 """
 
 import importlib.metadata
+import json
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ release = importlib.metadata.version("nrsrd-jax")
 project_copyright = "the authors of nrsrd-jax"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**.md", "demo/*.md", "benchmarks/*.md", "tests/golden/*.md"]
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}
+include_patterns = ["*.md", "docs/*.md", "docs/notebooks/*.ipynb", "demo/*.md", "benchmarks/*.md", "tests/golden/*.md"]
 exclude_patterns = ["runs", "build", ".venv", "**/.*"]
 nitpicky = False
 
@@ -52,13 +54,21 @@ def _table_of_contents(index: str) -> str:
     captions = re.split(r"^## (.+)$", index, flags=re.MULTILINE)
     parts = [captions[0]]
     for caption, text in zip(captions[1::2], captions[2::2], strict=True):
-        pages = re.findall(r"^- \[.+?\]\((\S+)\.md\)", text, flags=re.MULTILINE)
+        pages = re.findall(r"^- \[.+?\]\((\S+)\.(?:md|ipynb)\)", text, flags=re.MULTILINE)
         toctree = ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""] if pages else []
         parts += [f"## {caption}", text, "\n".join(toctree)]
     return "".join(parts)
 
 
+def _notebook(content: str) -> str:
+    """Return a notebook as Markdown, without output."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(content)["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
+
+
 def _complete(app, name: str, source: list[str]) -> None:
+    if Path(app.env.doc2path(name)).suffix == ".ipynb":
+        source[0] = _notebook(source[0])
     if name == root_doc:
         source[0] = _table_of_contents(source[0])
     if name in GENERATED:

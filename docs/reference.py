@@ -54,7 +54,9 @@ def _parsed(module, entry: str) -> tuple[str, list[tuple[str, str]]]:
     before, defined, arguments = set(flags.FLAGS), [], sys.argv
 
     def stop_at_parser(parser: argparse.ArgumentParser, *_, **__) -> None:
-        defined.append((parser.description, [_argument(parser, each) for each in parser._actions if each.dest != "help"]))
+        defined.append(
+            (parser.description, [_argument(parser, each) for each in parser._actions if each.dest != "help"])
+        )
         raise _Captured
 
     def stop_at_flags(main: Callable, doc: str, *_) -> None:
@@ -90,7 +92,9 @@ def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> tuple
     if isinstance(value, tuple):
         value = " ".join(value)
     takes_value = action.nargs != 0
-    return f"{name} {value}".strip() if takes_value else name, (action.help or "") % (vars(action) | {"prog": parser.prog})
+    return f"{name} {value}".strip() if takes_value else name, (action.help or "") % (
+        vars(action) | {"prog": parser.prog}
+    )
 
 
 def _flag(flag: flags.Flag) -> tuple[str, str]:

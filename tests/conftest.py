@@ -63,7 +63,7 @@ SLOW = (
     ),
     *("docstrings", "compare", "holdout", "readers", "file_names", "sweep", "report", "check", "torch_file"),
     *("hostile_weights", "commands", "data", "lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options"),
-    *("weights", "foreign_weights", "calibrate", "calibration", "demo"),
+    *("weights", "foreign_weights", "calibrate", "calibration", "demo", "tutorials"),
     *(
         "clustering",
         "query_scores",
