@@ -23,7 +23,6 @@ root_doc = "docs/index"
 source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 include_patterns = ["*.md", "docs/*.md", "docs/notebooks/*.ipynb", "demo/*.md", "benchmarks/*.md", "tests/golden/*.md"]
 exclude_patterns = ["runs", "build", ".venv", "**/.*"]
-nitpicky = False
 
 # Headings get the anchors that a forge gives them, so that page.md#heading works on both.
 myst_heading_anchors = 3
@@ -39,6 +38,7 @@ autodoc_member_order = "bysource"
 html_theme = "furo"
 html_title = "nrsrd-jax"
 html_copy_source = False
+html_use_index = html_domain_indices = False
 html_show_sphinx = False
 html_static_path = ["site"]
 html_css_files = ["site.css"]
