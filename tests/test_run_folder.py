@@ -53,7 +53,7 @@ def test_folders_that_are_not_steps_of_this_run_are_set_aside(place, finished, t
     train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
     told = capsys.readouterr()
     assert f"resuming {run} after step {good}" in told.out
-    reasons = dict.fromkeys(beyond, f"the run has {last} steps") | {
+    reasons = dict.fromkeys(beyond, f"the run has only {last} steps") | {
         copied: f"it holds the weights of step {good}",
         forged: r"it cannot be read: .*got an unexpected keyword argument '\\x1b\[2J\\nerror: forged'",
     }
