@@ -5,7 +5,7 @@ BIN := .venv/bin
 MAKE_VENV := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAGE := $(BIN)/python demo/stage.py
 
-.PHONY: install demo test quick check lock test-matrix bench soak
+.PHONY: install demo test quick check docs lock test-matrix bench soak
 
 install: .venv/installed
 
@@ -41,6 +41,10 @@ lock:
 test-matrix:
 	$(PYTHON) tests/matrix.py
 
+docs: .venv/documented
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs --doctree-dir build/doctrees . build/docs
+	@echo 'open build/docs/docs/index.html'
+
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/input.py
@@ -55,6 +59,10 @@ soak: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt | python
 	$(MAKE_VENV) --editable '.[test]'
+	touch .venv/installed $@
+
+.venv/documented: pyproject.toml constraints.txt | python
+	$(MAKE_VENV) --editable '.[docs]'
 	touch .venv/installed $@
 
 .PHONY: python

@@ -1,6 +1,6 @@
 """Predict the time of a training step on an H100 from the program that XLA compiles for it. No GPU is needed.
 
-  pip install -c constraints.txt -e '.[cuda]'
+  pip install -c constraints.txt -e '.[cuda13]'
   python benchmarks/h100_program.py [--backbone vit_base_ics …] [--batch 128 …] [--variant nrsrd …] [--plain] [--top 20]
 
 It prints a line per step: GFLOP as in train_step.py; the GB that products (matrices, convolutions, attention) and all
@@ -63,7 +63,7 @@ def pretend_an_h100_is_here() -> Any:
     try:
         return topologies.get_topology_desc(platform="cuda", target_config=H100, topology="1x1x1").devices[0]
     except (NotImplementedError, RuntimeError) as error:
-        raise InputError("no CUDA compiler; install it: pip install -c constraints.txt -e '.[cuda]'") from error
+        raise InputError("no CUDA compiler; install it: pip install -c constraints.txt -e '.[cuda13]'") from error
 
 
 def size(shape: str) -> int:

@@ -23,7 +23,7 @@ from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.data.images import cached_images, decode
 from nrsrd_jax.data.pipeline import Domain, batches
 from nrsrd_jax.data.sampling import BatchPlan
-from nrsrd_jax.options import Augment
+from nrsrd_jax.data_options import Augment
 from nrsrd_jax.step import Preparation
 
 HALF = (0.5, 0.5, 0.5)

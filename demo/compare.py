@@ -19,7 +19,8 @@ from nrsrd_jax.errors import say
 from nrsrd_jax.inputs import read_targets
 from nrsrd_jax.models import initialise
 from nrsrd_jax.options import read_options
-from nrsrd_jax.retrieval.comparison import compare, tables
+from nrsrd_jax.retrieval.comparison import compare
+from nrsrd_jax.retrieval.comparison_tables import tables
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run, table
 from nrsrd_jax.retrieval.scoring import evaluate, headline, score

@@ -20,8 +20,8 @@ from nrsrd_jax.data.protocol import make_target
 from nrsrd_jax.errors import say
 from nrsrd_jax.lowlight import PRESETS, degrade
 from nrsrd_jax.report.ranked import LEFT_OUT, RIGHT, read_ranking
+from nrsrd_jax.retrieval.distances import squared_distances
 from nrsrd_jax.retrieval.embedding import Embedder
-from nrsrd_jax.retrieval.ranking import squared_distances
 from nrsrd_jax.sheet import EDGE, HEIGHT, LEFT, WIDTH, brighten, sheet
 
 ROOT = Path(__file__).parent.parent

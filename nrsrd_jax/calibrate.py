@@ -1,16 +1,19 @@
-"""Measure on labelled crops what a model's similarities mean: how many strangers match, and how many people are missed.
+"""Measure on labelled crops what a model's similarities mean: how often strangers match and people are missed.
 
   nrsrd calibrate --model runs/night --data crops.csv              columns path, person and, if known, camera
-  nrsrd calibrate --model runs/night --data night600 DIR           the query and gallery of a data set, as nrsrd check
+  nrsrd calibrate --model runs/night --data night600 DIR           query and gallery of a data set, as in nrsrd check
   nrsrd calibrate --model X --data crops.csv --fmr 0.01,0.001      thresholds at these false-match rates
-  nrsrd calibrate --model X --data crops.csv --output c.json       otherwise calibration.json beside the model
+  nrsrd calibrate --model X --data crops.csv --output c.json       default: calibration.json beside the model
 
-The file has, for thresholds of similarity, the false-match and false-non-match rates of pairs; for searches of
-galleries of N people, how often a stranger is reported and how often a person is missed (ISO/IEC 19795-1); each with a
-95 % interval over people; the same by brightness and by pair of cameras; and the probability that a pair of such a
-similarity shows one person. A plot of both error rates (DET) lies beside it. A rate that there are too few people for
-is refused, with how many it needs. Give people that the model was not trained on, seen by the cameras that it will be
-used with, and the --feature and --flip of nrsrd embed.
+The file lists thresholds of similarity. For pairs of crops it has the false-match rate and the false-non-match rate at
+each threshold. For searches in galleries of N people it says how often a stranger is reported and how often a person
+is missed (ISO/IEC 19795-1). Each rate has a 95 % interval over people, and the rates of pairs are also split by
+brightness and by pair of cameras. The file also has the probability that a pair of a given similarity shows one
+person. A plot of both error rates (DET) is written beside it. If there are too few people for a rate, the rate is left
+out, and the file says how many people it needs.
+
+Use people that the model was not trained on, seen by the cameras that you will use the model with. Give the same
+--feature and --flip as to nrsrd embed.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from .files import expanded, writable_file, write_whole
 
 def main() -> None:
     arguments = _read_arguments()
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
     from .data.images import joint_digest
     from .report.curves import plot_det
     from .retrieval.calibration import FILE
@@ -48,7 +51,7 @@ def main() -> None:
     written = writable_file(arguments.output or source / FILE, "--output")
     plot = written.with_suffix(".png")
     if written == plot:
-        raise InputError(f"--output {written} is where the plot goes: name a .json file")
+        raise InputError(f"--output {written} is the name of the plot; give a name that ends in .json")
     for path in (plot,) if arguments.output else (written, plot):
         if path.is_symlink():
             raise InputError(f"{path} is a symbolic link; remove it, or name another --output")
@@ -88,7 +91,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Return the rates as lines."""
+    """Return the rates as the lines of a table."""
     lines = [f"{'similarity from':>15}  {'strangers match':>18}  one person is missed"]
     for row in result["pairs"]:
         low, high = (100 * end for end in row["fnmr_interval"])
@@ -107,7 +110,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def closing(result: dict[str, Any]) -> list[str]:
-    """Return how much was compared, and which rates are missing."""
+    """Return lines on how many crops were compared, and on which rates are missing."""
     from .retrieval.error_rates import MOST_CAMERAS
 
     pairs = f"{counted(result['genuine_pairs'], 'genuine pair')}, {counted(result['impostor_pairs'], 'impostor pair')}"
@@ -123,7 +126,10 @@ def closing(result: dict[str, Any]) -> list[str]:
 
 
 def _without_copies(crops: Split, digests: Sequence[bytes]) -> np.ndarray:
-    """Return the indices of the crops without copies: files of the same bytes, person and camera. Print how many."""
+    """Return the indices of the crops that are not copies, and print how many copies were left out.
+
+    Copies are files with the same bytes, person and camera. InputError if files with the same bytes show two people.
+    """
     first: dict[tuple[bytes, int, int], int] = {}
     shown: dict[bytes, int] = {}
     for i, key in enumerate(zip(digests, crops.pids.tolist(), crops.cameras.tolist(), strict=True)):
@@ -139,7 +145,7 @@ def _without_copies(crops: Split, digests: Sequence[bytes]) -> np.ndarray:
 
 
 def rates(text: str) -> tuple[float, ...]:
-    """Return "0.01,0.001" as numbers above 0 and below 1."""
+    """Parse rates such as "0.01,0.001". Raise ArgumentTypeError unless they are above 0 and below 1."""
     numbers = tuple(map(number, text.split(",")))
     if not all(0 < rate < 1 for rate in numbers):
         raise argparse.ArgumentTypeError(f"{text}: give rates above 0 and below 1, like 0.01,0.001")
@@ -150,7 +156,11 @@ def _read_arguments() -> argparse.Namespace:
     parser = Parser(__doc__, "nrsrd calibrate")
     parser.add_argument("--model", required=True, help="a training run or a checkpoint")
     parser.add_argument(
-        "--data", required=True, nargs="+", metavar="DATA", help="a manifest (.csv), or a data set's name and folder"
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DATA",
+        help="a manifest (.csv), or the name and the folder of a data set",
     )
     parser.add_argument(
         "--output", default="", help="the file to write or replace; default: calibration.json beside the model"
@@ -160,13 +170,15 @@ def _read_arguments() -> argparse.Namespace:
         type=rates,
         default=(),
         metavar="RATE,…",
-        help="false-match rates; default: 0.1, 0.01, … as far as people permit",
+        help="false-match rates to find thresholds for; default: 0.1, 0.01, … while there are enough people",
     )
     parser.add_argument(
-        "--same-camera", action="store_true", help="compare crops of a person from one camera too: easier pairs"
+        "--same-camera",
+        action="store_true",
+        help="also compare crops of a person from the same camera, which are easier pairs",
     )
     add_embedding_flags(parser)
-    parser.add_argument("--seed", type=int, default=0, help="draws the crops that are enrolled; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="the seed that draws the crops to enrol; default: 0")
     arguments = parser.parse_args()
     if arguments.seed < 0:
         parser.error(f"argument --seed: {arguments.seed} is negative")

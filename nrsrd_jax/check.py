@@ -2,14 +2,13 @@
 
   nrsrd check night600 data/Night600
   nrsrd check folders DIR --fix-list bad.txt     then train with --config.data.exclude=bad.txt
-  nrsrd check crops DIR                          for a pretraining: crops without labels, in folders or a list (.csv)
+  nrsrd check crops DIR                          for pretraining: crops without labels, in folders or a list (.csv)
   nrsrd check --config night600:nrsrd --config.data.root=DIR
 
-It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and judges as training with these options
-would; without FILE, as night600:baseline. A fault would stop training; a warning would not. The exit status is 0
-if training with these options would start, 1 if there are faults, 2 if the data or the options cannot be read at all.
-With only NAME ROOT, too few people for the default batch give a warning: training then needs a smaller
-train.batch_size.
+It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and checks what training with these options
+would need. Without FILE, it takes night600:baseline. A fault would stop training; a warning would not. The exit status
+is 0 if training would start, 1 if there are faults, and 2 if the data or the options cannot be read. With only NAME
+ROOT, too few people for the default batch give a warning, because a smaller train.batch_size would work.
 """
 
 import argparse
@@ -31,15 +30,17 @@ from .data.check import Findings, check, report
 from .data.crops import CROPS
 from .data.datasets import Dataset, Split
 from .data.readers import LAYOUTS
+from .data_options import Data
 from .errors import InputError, counted, say
+from .eval_options import EvalData
 from .files import expanded, written_whole
-from .options import Data, EvalData, read_options
+from .options import read_options
 
 
 def main() -> None:
     arguments, config, given = _read_arguments()
     options = read_options(config)
-    # Not imported before the flags are parsed, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
     from .inputs import make_domains, make_plans, make_targets, read_crops, read_sources
 
     left_out = datasets.read_exclude(options.data.exclude)
@@ -53,7 +54,7 @@ def main() -> None:
 
     unlabelled = options.dino.enabled or options.data.name == CROPS
     sources = surveyed(options.data)
-    # A pretraining is tested on eval.data only.
+    # A pretraining has no labels, so it can be tested only on eval.data.
     own_tests = {} if unlabelled else sources
     tests = surveyed(options.eval.data) if options.eval.data.name else own_tests
     others = {f"evaluated {label}": data for label, data in tests.items()} if tests is not own_tests else {}
@@ -78,7 +79,7 @@ def main() -> None:
         if given or _refusals(lambda: make_plans(smaller, domains)):
             refused += too_few
         else:
-            # The user did not choose the batch size, and a smaller one would work.
+            # The user did not choose the batch size, and a smaller batch would work.
             total.warnings += too_few
             say(*(f"warning: {text}" for text in too_few))
     if given and not (refused or total.faults):
@@ -91,25 +92,32 @@ def main() -> None:
 
 
 def _read_arguments() -> tuple[argparse.Namespace, Config, bool]:
-    """Return the arguments, the config that they stand for, and whether the user gave --config."""
+    """Return the arguments, the config that they stand for, and whether the user gave --config or --config.KEY."""
     parser = Parser(__doc__, "nrsrd check")
     parser.add_argument("name", nargs="?", metavar="NAME", help=", ".join((*LAYOUTS, CROPS)))
     parser.add_argument(
-        "root", nargs="?", metavar="ROOT", help="its folder; of a manifest or a list of crops the CSV file"
+        "root",
+        nargs="?",
+        metavar="ROOT",
+        help="the folder of the data set, or the CSV file of a manifest or list of crops",
     )
-    parser.add_argument("--protocol", default="", help="of nightreid and knight")
-    parser.add_argument("--exclude", default="", help="a file of paths to leave out, as --fix-list writes it")
+    parser.add_argument("--protocol", default="", help="which test to use of nightreid or knight (data.protocol)")
+    parser.add_argument("--exclude", default="", help="a text file of paths to leave out, as --fix-list writes it")
     parser.add_argument(
-        "--fix-list", type=Path, help="write the paths of unreadable, unnamed, tiny and single-coloured images there"
+        "--fix-list",
+        type=Path,
+        help="the file to write the paths of images to that are unreadable, tiny, of one colour, or named wrongly",
     )
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="as in nrsrd train, with --config.KEY=VALUE")
+    parser.add_argument(
+        "--config", metavar="FILE[:VARIANT]", help="the config, as in nrsrd train; also takes --config.KEY=VALUE"
+    )
     ours, rest = split_config_arguments(sys.argv[1:])
     arguments = parser.parse_args(rest)
     config = read_config(ours)
     if arguments.name and not arguments.root:
         parser.error(f"give the folder of data set {arguments.name} after its name")
     if not (arguments.name or ours):
-        parser.error("give a data set, NAME ROOT, or --config FILE")
+        parser.error("give a data set as NAME ROOT, or give --config FILE")
     if arguments.name:
         config.data.name, config.data.root = arguments.name, arguments.root
     for key in filter(arguments.__dict__.get, ("protocol", "exclude")):
@@ -118,7 +126,7 @@ def _read_arguments() -> tuple[argparse.Namespace, Config, bool]:
 
 
 def _refusals(step: Callable[[], object]) -> list[str]:
-    """Run a step of training. Return [its message] if it refuses, otherwise []."""
+    """Run a part of training. Return its message in a list if it raises InputError, otherwise []."""
     try:
         step()
     except InputError as error:
@@ -127,7 +135,7 @@ def _refusals(step: Callable[[], object]) -> list[str]:
 
 
 def _start(config: Config) -> None:
-    """Do what training does before it decodes images, in a temporary work directory."""
+    """Run the checks of training that need no images to be decoded, in a temporary work directory."""
     from .training import check_run
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -135,13 +143,14 @@ def _start(config: Config) -> None:
 
 
 def _write_fix_list(file: Path, listed: set[str]) -> None:
+    # The list has one path per line, so it cannot hold a path with a line break.
     lines = [os.fsencode(path) for path in sorted(listed) if not {"\n", "\r"} & set(path)]
     with written_whole(expanded(file), follow=True) as partial:
         partial.write_bytes(b"".join(line + b"\n" for line in lines))
     hint = f"; leave them out with --config.data.exclude={file}" if lines else ""
     say(f"{counted(len(lines), 'path', 'paths')} written to {file}{hint}")
     if len(lines) < len(listed):
-        say(f"{len(listed) - len(lines)} have a line break in their names: rename those")
+        say(f"{len(listed) - len(lines)} have a line break in their names and are not listed; rename them")
 
 
 def command() -> None:

@@ -1,8 +1,8 @@
-"""Checkpoints that describe themselves: save, restore onto any device count, load weights.
+"""Save checkpoints, restore them onto any number of devices, and load weights from them.
 
-A checkpoint is a directory of Orbax items: `model` (JSON, a Description), `weights` (params and batch_stats), after
-training `optimizer`, and after a conversion from PyTorch perhaps `torch`, tensors that convert/ gives back. A training
-run keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Hashes reveal a damaged checkpoint.
+A checkpoint is a folder of Orbax items: `model` (a Description as JSON), `weights` (params and batch_stats), after
+training `optimizer`, and after a conversion from PyTorch perhaps `torch` (tensors that the model does not use). A run
+keeps its best and its last two checkpoints under `WORKDIR/checkpoints/`. Hashes reveal a damaged checkpoint.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from .sharding import parameter_shardings, place
 from .state import TrainState
 from .stored import ITEMS, Damaged, check_stored, has_items, read_description, restoring
 
-# Orbax logs every file, and the content of a damaged one; asyncio logs every failed read after the first.
+# Orbax logs every file and the content of damaged files, and asyncio logs every failed read after the first.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
-    """The checkpoints of one training run: the best by `mAP` (if it is evaluated) and the last two."""
+    """Keep the checkpoints of one training run: the best by `mAP` (if there is an evaluation) and the last two."""
 
     def __init__(self, workdir: str | Path):
         policy = AnyPreservationPolicy(
@@ -46,16 +46,15 @@ class Checkpoints:
             best_fn=lambda m: m["mAP"],
             preservation_policy=policy,
             cleanup_tmp_directories=True,
-            # On CPU, saving does not copy the arrays: an asynchronous save would race with the next step, which
-            # donates them.
+            # On CPU, a save does not copy the arrays, so it must end before the next step, which donates them.
             enable_async_checkpointing=jax.default_backend() != "cpu",
         )
-        workdir = Path(workdir)
+        self.workdir = workdir = Path(workdir)
         for step in saved_steps(workdir) if is_first() else ():
             folder = workdir / FOLDER / str(step)
             if folder.is_symlink():
                 continue
-            # Orbax does not open a folder with a damaged score or list, so such files are renamed first.
+            # Orbax refuses a folder with a damaged score or list of items, so rename such files first.
             if os.path.lexists(folder / "metrics") and saved_score(workdir, step) is None:
                 _set_aside(folder / "metrics")
             if (folder / ITEMS).exists() and not has_items(folder):
@@ -67,10 +66,15 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
 
     def save(self, state: TrainState, description: Description, metrics: dict[str, float] | None) -> None:
-        """Hash the state and write it, in the background on an accelerator.
+        """Hash the state and write it; on an accelerator, write in the background.
 
         A checkpoint becomes visible only when it is complete. If the process is killed or the disk fills up, the
         previous checkpoint is kept. Saving an existing step does nothing.
+
+        Args:
+            state: the state to save.
+            description: the description of the model, to write beside the weights.
+            metrics: the scores of the evaluation at this step; None without one.
 
         Raises:
             InputError: the checkpoint cannot be written.
@@ -88,20 +92,20 @@ class Checkpoints:
             if is_first():
                 check_space(self._directory, (state.variables, state.opt_state))
             if not self._manager.save(step, args=items, metrics=metrics):
-                raise OSError(errno.EEXIST, "it holds later steps, another process trains here")
+                raise OSError(errno.EEXIST, "it holds later steps, so another process trains here")
 
     @contextlib.contextmanager
     def _saving(self, what: str) -> Iterator[None]:
-        """Turn whatever Orbax raises while it writes into an InputError that names the last good checkpoint."""
+        """Turn any error that Orbax raises while it writes into an InputError that names the last good checkpoint."""
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            # If the disk is full, TensorStore raises ValueError with one of these words.
+            # If the disk is full, TensorStore raises ValueError with one of these two words.
             full = "RESOURCE_EXHAUSTED" in str(error) or "space" in str(error)
             if not (full or isinstance(error, OSError)):
                 raise
             steps = saved_steps(self._directory.parent)
-            last = f"the last good one is {steps[-1]}" if steps else "there is no other yet"
+            last = f"the last good one is {steps[-1]}" if steps else "no other has been saved yet"
             reason = printable(str(error).partition("\n")[0], 300)
             fix = "Make room" if full else "Fix that"
             raise InputError(
@@ -109,16 +113,19 @@ class Checkpoints:
             ) from error
 
     def restore(self, state: TrainState, shardings: TrainState, description: Description, last_step: int) -> TrainState:
-        """Return the newest state that is not damaged; damaged ones are named in a warning and set aside.
+        """Restore the newest checkpoint that is not damaged; warn about damaged ones and rename them.
 
         Args:
-            state: shapes and types of the state.
-            shardings: where each of its arrays is put.
-            description: the run as it is now; its data and teacher must be those of the checkpoint.
+            state: the shapes and types of the state.
+            shardings: the sharding of each array of the state.
+            description: the description of the run as it is now; its data and teacher must be those of the checkpoint.
             last_step: the number of steps of the whole run.
 
+        Returns:
+            The state.
+
         Raises:
-            InputError: all checkpoints are damaged, the run began with other images or another teacher, or a
+            InputError: all checkpoints are damaged, the run started with other images or another teacher, or a
                 checkpoint does not fit in the free memory.
         """
         damaged = []
@@ -127,7 +134,7 @@ class Checkpoints:
             try:
                 restored = self._restore_step(step, state, shardings, description, last_step)
             except Damaged as error:
-                say(f"warning: {error}; continuing from the one before, if any", error=True)
+                say(f"warning: {error}; continuing from the previous checkpoint, if any", error=True)
             if any_process(restored is None):
                 damaged.append(step)
                 continue
@@ -138,28 +145,28 @@ class Checkpoints:
             wait_for_all("set aside")
             self._manager.reload()
             return restored
-        raise InputError(f"all checkpoints in {self._directory} are damaged; remove the folder to begin anew")
+        raise InputError(f"all checkpoints in {self._directory} are damaged; remove the folder to start the run again")
 
     def _restore_step(
         self, step: int, state: TrainState, shardings: TrainState, description: Description, last_step: int
     ) -> TrainState:
         path = self._directory / str(step)
-        # Orbax cannot remove a link when the checkpoint is no longer needed.
+        # Orbax could not delete a symbolic link later, when the checkpoint is not needed any more.
         if path.is_symlink():
             raise Damaged(f"{path} is damaged: it is a symbolic link")
         saved = read_description(path).provenance
         _check_step(path, saved)
         data, teacher = saved.get("data"), saved.get("teacher")
         if not isinstance(data, dict):
-            raise Damaged(f"{path} is damaged: it does not tell its images")
+            raise Damaged(f"{path} is damaged: it does not say which images it was trained on")
         for name in ("train", "aux_bright", "aux_dark"):
             if data.get(name) != description.provenance["data"].get(name):
-                raise InputError("the images are no longer those that this run began with; choose another --workdir")
+                raise InputError("the images are not those that this run started with; choose another --workdir")
         if teacher != description.provenance["teacher"]:
-            raise InputError("the teacher is no longer the one that this run began with; choose another --workdir")
-        # This check follows those of the data because with other images the run has another number of steps.
+            raise InputError("the teacher is not the one that this run started with; choose another --workdir")
+        # Check the data first: with other images, the run would have another number of steps.
         if step > last_step:
-            raise Damaged(f"{path} is damaged: the run has {last_step} steps")
+            raise Damaged(f"{path} is damaged: the run has only {last_step} steps")
         abstract = _sharded_shapes(state, shardings)
         trees = {"weights": abstract.variables, "optimizer": abstract.opt_state}
         for name, tree in trees.items():
@@ -193,13 +200,13 @@ def _sharded_shapes(tree, shardings):
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint or score, so that it no longer counts."""
+    """Rename a damaged checkpoint or score so that it is not read again."""
     names = (f"damaged-{path.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 1000))))
     path.rename(next(free for free in map(path.with_name, names) if not os.path.lexists(free)))
 
 
 def _check_step(path: Path, provenance: dict[str, Any]) -> None:
-    """Raise Damaged if the folder's name is not the step that was saved; older checkpoints do not record it."""
+    """Raise Damaged if the folder's name is not the step that was saved. Older checkpoints do not record the step."""
     step = provenance.get("step")
     if path.parent.name == FOLDER and path.name.isdecimal() and step is not None and step != int(path.name):
         raise Damaged(f"{path} is damaged: it holds the weights of step {printable(step, 20)}")
@@ -209,14 +216,14 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
     """Load the description and the variables of a checkpoint.
 
     Args:
-        directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
-        mesh: the devices to put the variables on; `sharding.parameter_shardings` lays them out.
+        directory: a checkpoint, or the work directory of a training run, whose best checkpoint is loaded.
+        mesh: the devices to put the variables on, as `sharding.parameter_shardings` says.
 
     Returns:
         The Description, and {"params": …, "batch_stats": …} in float32.
 
     Raises:
-        InputError: `directory` holds no checkpoint, a damaged one, or one that does not fit in the free memory.
+        InputError: `directory` holds no checkpoint, or the checkpoint is damaged or does not fit in the free memory.
 
     Example:
         >>> from nrsrd_jax.checkpoint import load
@@ -243,16 +250,16 @@ def load(directory: str | Path, mesh: jax.sharding.Mesh) -> tuple[Description, d
 def save_weights(directory: Path, description: Description, variables: dict, kept: dict[str, np.ndarray]) -> None:
     """Write a checkpoint without an optimiser. It becomes visible only when it is complete.
 
-    It holds hashes of the tensors, which `load` and `load_kept` compare.
+    It includes hashes of the tensors, which `load` and `load_kept` check.
 
     Args:
-        directory: the checkpoint to write; its parents are made.
-        description: the model.
-        variables: its variables, {"params": …, "batch_stats": …}.
-        kept: {name: array}, tensors that the model does not have and `weights.to_torch.export` gives back.
+        directory: the folder to write; missing parent folders are created.
+        description: the description of the model.
+        variables: the variables of the model, {"params": …, "batch_stats": …}.
+        kept: {name: array}, tensors that the model does not use and that `weights.to_torch.export` gives back.
 
     Raises:
-        InputError: it cannot be written: it exists, the disk is full, or the folder is not writable.
+        InputError: the folder exists or is not writable, or the disk is full.
 
     Example:
         >>> from pathlib import Path
@@ -281,10 +288,10 @@ def save_weights(directory: Path, description: Description, variables: dict, kep
 
 
 def check_space(directory: Path, tree: Any) -> None:
-    """Raise OSError if the arrays of `tree` do not fit on the disk of a directory."""
+    """Raise OSError if the arrays of `tree` do not fit on the disk that holds `directory`."""
     needed, free = sum(array.nbytes for array in jax.tree.leaves(tree)), shutil.disk_usage(directory).free
     if free < needed + 2**20:
-        raise OSError(errno.ENOSPC, f"no space: it takes {needed >> 20} MiB, and {free >> 20} MiB are free")
+        raise OSError(errno.ENOSPC, f"no space: it needs {needed >> 20} MiB, and {free >> 20} MiB are free")
 
 
 def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
@@ -298,12 +305,14 @@ def load_kept(path: Path, description: Description) -> dict[str, np.ndarray]:
             types = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             kept = checkpointer.restore(path / "torch", args=ocp.args.PyTreeRestore(restore_args=types))
     if weights_hash(kept) != expected:
-        raise InputError(f"{path} is damaged: tensors in torch/ are not those that were saved; convert again")
+        raise InputError(
+            f"{path} is damaged: the tensors in torch/ are not those that were saved; convert the PyTorch file again"
+        )
     return kept
 
 
 def weights_hash(variables: Any) -> str:
-    """Return the SHA-256 of the names and bytes of all arrays of a tree."""
+    """Return the SHA-256 of the names and bytes of all arrays in a tree."""
     digest = hashlib.sha256()
     for name, value in jax.tree_util.tree_leaves_with_path(variables):
         if isinstance(value, jax.Array) and not (value.is_fully_addressable or value.is_fully_replicated):
@@ -316,9 +325,16 @@ def weights_hash(variables: Any) -> str:
 def initialise_backbone(
     variables: dict, description: Description, source: Description, source_variables: dict
 ) -> tuple[dict, str]:
-    """Return `variables` with the backbone of another checkpoint of the same architecture, and a note on the changes.
+    """Replace the backbone in a model's variables by that of another checkpoint.
 
-    The necks and classifiers stay as they are.
+    Args:
+        variables: the variables of the new model; its necks and classifiers are kept.
+        description: the description of the new model.
+        source: the description of the other checkpoint, of the same architecture.
+        source_variables: the variables of the other checkpoint.
+
+    Returns:
+        The new variables, and a note on what was taken and how it was changed to fit.
     """
     base, notes = description.spec.start_from(
         *(variables["params"]["base"], source_variables["params"]["base"]),

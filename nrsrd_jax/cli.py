@@ -1,4 +1,4 @@
-"""The command `nrsrd VERB …` of the installed package."""
+"""Run the command `nrsrd VERB …` of the installed package."""
 
 import importlib
 import importlib.metadata
@@ -6,23 +6,23 @@ import sys
 
 from .errors import say
 
-# Verb -> the module whose `command()` runs it, and what it does.
+# Each verb with the module whose `command()` runs it, and its line in `nrsrd --help`.
 VERBS = {
     "train": ("train", "train a model, or continue a run"),
     "pretrain": ("pretrain", "pretrain a backbone on crops without labels"),
-    "select": ("select", "choose the crops for a pretraining that are like a target domain"),
+    "select": ("select", "choose crops for pretraining that resemble a target domain"),
     "eval": ("eval", "evaluate a run or a checkpoint; --report writes a page"),
-    "compare": ("compare", "compare runs, with confidence intervals of their differences"),
+    "compare": ("compare", "compare runs, with confidence intervals of the differences"),
     "convert": ("convert", "import PyTorch weights"),
-    "export": ("export.__main__", "write a model as ONNX, StableHLO or PyTorch, checked"),
+    "export": ("export.__main__", "write a model as ONNX, StableHLO or PyTorch, and check the file"),
     "check": ("check", "check a data set before training"),
-    "embed": ("embed", "embed own crops into a gallery"),
+    "embed": ("embed", "embed your own crops into a gallery"),
     "search": ("search", "search a gallery for people"),
     "index": ("index", "make an index of a large gallery"),
     "cluster": ("cluster", "group the crops of a gallery into people, without labels"),
     "forget": ("forget", "delete crops from a gallery for good"),
-    "calibrate": ("calibrate", "measure what similarities mean, on labelled crops"),
-    "ablation": ("ablation", "train the rows of a table of the paper, and compare them"),
+    "calibrate": ("calibrate", "measure on labelled crops what similarities mean"),
+    "ablation": ("ablation", "train the rows of a table of the paper and compare them"),
     "analysis": ("analysis.__main__", "show what attention does in a checkpoint"),
     "lowlight": ("lowlight.__main__", "show images as they would look in the dark"),
 }

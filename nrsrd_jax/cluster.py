@@ -1,22 +1,24 @@
 """Group the crops of a gallery into people, without labels.
 
   nrsrd cluster --gallery gallery --output groups.csv
-  nrsrd cluster --gallery gallery --report groups.html              also a page, the doubtful groups first
-  nrsrd cluster --gallery gallery --must-link track                 crops of one track (of one camera) stay together
+  nrsrd cluster --gallery gallery --report groups.html              also writes a page, the most doubtful groups first
+  nrsrd cluster --gallery gallery --must-link track                 keeps crops of one track of a camera together
   nrsrd cluster --gallery gallery --where "camera = 'c1'" --method hdbscan --min-size 4
 
 groups.csv has a row for each crop: path, group (a number from 0; empty if the crop is in no group), doubt, camera, time
-and person. Crops of one camera at the same time are never in one group; --same-time says how far apart that may be.
-If one person is seen several times at one time, because times are whole seconds, use --same-time none.
+and person. Crops that one camera took at the same time are never in one group. --same-time sets how many seconds apart
+still count as the same time. If times are whole seconds, so that a person may have several crops with one time, use
+--same-time none.
 
-The doubt of a group, in 0..1, is the distance of its weakest link: without this link it would fall into two.
+The doubt of a group, in 0..1, is the distance of its weakest link. Without this link, the group would split in two.
 
-How to choose: k1 is about the number of crops of a person; if people have many more, they are torn apart. If groups mix
-people, lower --eps; if people are torn apart, raise it. On the demo's 424 night crops, 9 of a person, the mean F of
-pairs of three models was best with k1 20 and eps 0.35 (0.34; 0.23 at 0.50), and better with k1 10, k2 3 and eps 0.50
-(0.39). HDBSCAN, which chooses a distance for each group, had 0.36 and 0.40 with an eps of 0.8 and hardly less with 0.6.
+How to choose the options: set --k1 to about the number of crops of a person; with many more crops, a person is split
+into several groups. If groups mix people, lower --eps; if people are split, raise it. On the demo's 424 night crops, 9
+of each person, the F-measure of pairs, averaged over three models, was 0.34 with --k1 20 and --eps 0.35, the best eps
+for this k1 (0.23 with 0.50), and 0.39 with --k1 10, --k2 3 and --eps 0.50. HDBSCAN, which chooses a distance for each
+group, gave 0.36 and 0.40 for these two k1 with --eps 0.8, and hardly less with 0.6.
 
-If crops have a known person, the groups are compared with them; the result never depends on them.
+If the person of some crops is known, the groups are compared with these people. The groups never depend on them.
 """
 
 import argparse
@@ -38,11 +40,12 @@ SCORES = {"precision": "precision of pairs", "recall": "recall", "f": "F", "nmi"
 
 def main() -> None:
     options = _read_options()
-    # Not imported before the flags are parsed, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
     import jax
 
     from .files import refuse_same_files, writable_file
-    from .gallery.store import PRESENT, Gallery, in_brackets
+    from .gallery.conditions import PRESENT, in_brackets
+    from .gallery.store import Gallery
     from .retrieval.clustering import cluster, memory_bound, scores
 
     output = writable_file(options.output, "--output")
@@ -95,34 +98,46 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = Parser(__doc__, "nrsrd cluster")
-    parser.add_argument("--gallery", required=True, metavar="G", help="a gallery that nrsrd embed made")
-    parser.add_argument("--where", default="", metavar="SQL", help="only these crops, such as \"camera = 'c1'\"")
+    parser.add_argument("--gallery", required=True, metavar="G", help="the gallery, as nrsrd embed made it")
+    parser.add_argument(
+        "--where",
+        default="",
+        metavar="SQL",
+        help="group only crops that meet this condition, such as \"camera = 'c1'\"",
+    )
     parser.add_argument("--output", default="groups.csv", help="the file to write or replace; default: groups.csv")
-    parser.add_argument("--report", default="", metavar="PAGE.html", help="a page of the groups to write or replace")
-    parser.add_argument("--method", choices=("dbscan", "hdbscan"), default="dbscan", help="default: dbscan")
+    parser.add_argument(
+        "--report", default="", metavar="PAGE.html", help="the page to write or replace, which shows the groups"
+    )
+    parser.add_argument(
+        "--method", choices=("dbscan", "hdbscan"), default="dbscan", help="the clustering method; default: dbscan"
+    )
     parser.add_argument(
         "--eps",
         type=float,
-        help="the largest distance that joins two crops, in 0..1; default: 0.35, or 0.8 with hdbscan, which chooses "
-        "smaller ones by itself",
+        help="the largest distance that joins two crops, in 0..1; default: 0.35, or 0.8 with hdbscan, which chooses a "
+        "smaller one for each group",
     )
-    parser.add_argument("--min-size", type=positive, default=2, metavar="N", help="crops of a group; default: 2")
-    parser.add_argument("--k1", type=positive, default=20, help="neighbours of a crop; default: 20")
-    parser.add_argument("--k2", type=positive, default=6, help="crops to average neighbours over; default: 6")
-    parser.add_argument("--must-link", choices=("track",), help="keep the crops of a camera's track in one group")
+    parser.add_argument(
+        "--min-size", type=positive, default=2, metavar="N", help="the fewest crops of a group; default: 2"
+    )
+    parser.add_argument("--k1", type=positive, default=20, help="how many neighbours each crop has; default: 20")
+    parser.add_argument("--k2", type=positive, default=6, help="over how many crops to average neighbours; default: 6")
+    parser.add_argument("--must-link", choices=("track",), help="keep the crops of one track of a camera in one group")
     parser.add_argument(
         "--same-time",
         type=_seconds,
         default=0.0,
         metavar="SECONDS",
-        help="crops of one camera whose times differ by at most SECONDS show different people; default: 0; none: they "
-        "may show one",
+        help="treat crops of one camera as different people if their times differ by at most SECONDS; none: never; "
+        "default: 0",
     )
     parser.add_argument(
         "--normalize",
         choices=NORMALIZE,
         default="none",
-        help="scale features by the mean and deviation of the gallery, or of crops of one camera or of like brightness",
+        help="standardise features by the mean and deviation of the whole gallery, of the crops of the same camera, or "
+        "of crops of similar brightness; default: none",
     )
     options = parser.parse_args()
     if options.eps is None:
@@ -135,17 +150,17 @@ def _read_options() -> argparse.Namespace:
 
 
 def _seconds(text: str) -> float | None:
-    """Return a number of seconds, or None for "none"."""
+    """Parse a number of seconds; "none" gives None."""
     if text == "none":
         return None
     seconds = number(text)
     if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is neither a number of seconds of at least 0 nor none")
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds; give 0 or more, or none")
     return seconds
 
 
 def _known(table: "pa.Table", options: argparse.Namespace) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-    """Return the cameras, times and tracks of crops. InputError if an option needs what is unknown of all of them."""
+    """Return the cameras, times and tracks of crops. InputError if an option needs a column that is empty."""
     import numpy as np
 
     from .retrieval.linking import contested
@@ -157,30 +172,30 @@ def _known(table: "pa.Table", options: argparse.Namespace) -> "tuple[np.ndarray,
     ):
         if needed and not table[name].is_valid().to_numpy().any():
             raise InputError(f"{option}: no crop of {options.gallery} has a {name}; embed crops with {name}s")
-    # A tracker counts anew in each camera.
+    # Trackers number the tracks of each camera from the start, so equal numbers at two cameras are different tracks.
     tracks = np.where(tracks < 0, -1, tracks * (cameras.max() + 2) + cameras + 1)
     if options.same_time is not None:
         apart = contested(cameras, times, options.same_time)
         if len(apart):
             several = counted(len(apart), "crop shares", "crops share")
-            say(f"{several} camera and time with another: they are kept apart, unless you give --same-time none")
+            say(f"{several} camera and time with another: they are kept apart unless you give --same-time none")
         tracked = apart[tracks[apart] >= 0]
         if len(np.unique(np.stack([tracks, times.astype(np.int64)])[:, tracked], axis=1).T) < len(tracked):
             say(
-                "warning: some tracks have several crops at one time, so times seem to be rounded, which tears people "
-                "apart: give --same-time none",
+                "warning: some tracks have several crops with the same time, so the times seem to be rounded, and "
+                "people would be split: give --same-time none",
                 error=True,
             )
     return cameras, times, tracks
 
 
 def _numbered(column: "pa.ChunkedArray") -> "np.ndarray":
-    """Return a number for each different text of a column, −1 for null; int [N]."""
+    """Return int [N]: equal numbers for equal texts of a column, and −1 for null."""
     return column.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy().astype(int)
 
 
 def _normalized(features: "np.ndarray", table: "pa.Table", cameras: "np.ndarray", how: str) -> "np.ndarray":
-    """Return the features, normalised as the user chose. Each number depends on the whole gallery then."""
+    """Return the features, standardised over the gallery, each camera or each level of brightness."""
     import numpy as np
 
     from .retrieval.standardize import brightness_groups, standardize_groups
@@ -195,7 +210,7 @@ def _normalized(features: "np.ndarray", table: "pa.Table", cameras: "np.ndarray"
 
 
 def _write(output: Any, table: "pa.Table", groups: Any) -> None:
-    """Write the CSV file: a row for each crop."""
+    """Write the CSV file, with a row for each crop."""
     from .files import write_csv
 
     rows = [

@@ -1,4 +1,4 @@
-"""What all commands share: they parse flags, and print one line if the user made a mistake."""
+"""Parse the flags of a command, and print one line instead of a traceback if the user made a mistake."""
 
 import argparse
 import contextlib
@@ -23,30 +23,30 @@ from .errors import InputError, Stopped, say
 from .options import OPTIONS
 
 PACKAGE = Path(__file__).parent
-# In an installed package the shipped configs lie inside it, in a clone beside it.
+# The shipped configs lie inside an installed package, and beside the package in a clone.
 CONFIGS = PACKAGE / "configs" if (PACKAGE / "configs").is_dir() else PACKAGE.parent / "configs"
 
 
 def define_config(help_text: str, default: str = "night600") -> flags.FlagHolder:
-    """Define --config FILE[:VARIANT], with the shipped config `default`, and --config.KEY=VALUE for every option."""
+    """Define --config FILE[:VARIANT], by default the shipped `default`, and --config.KEY=VALUE for all options."""
     with _one_line_errors():
         holder = config_flags.DEFINE_config_file("config", str(CONFIGS / f"{default}.py"), help_text)
     return holder
 
 
 def define_preempted_status() -> flags.FlagHolder:
-    """Define --preempted_status, of the commands that train."""
-    text = "Exit status after SIGTERM, which saves a checkpoint first."
+    """Define --preempted_status, for the commands that train."""
+    text = "The exit status after SIGTERM, on which the command saves a checkpoint and stops."
     return flags.DEFINE_integer("preempted_status", 143, text, 0, 255)
 
 
 def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupted") -> NoReturn:
-    """Parse the flags and call `main()` as `one_line` does. A wrong flag also ends in one line and status 2.
+    """Parse the flags, and call `main()` as `one_line` does. A wrong flag also gives one line and status 2.
 
-    --help prints `doc` and the flags that this package defines.
+    --help prints `doc` and the flags that this package defines. Ctrl-C prints `interrupted`.
     """
     logging.set_verbosity(logging.WARNING)
-    # absl's --help shows the docstring and the flags of the script that was started.
+    # absl's --help shows only the docstring and the flags of the script that was started, so make ours look like them.
     sys.modules["__main__"].__doc__ = doc
     ours = [
         each
@@ -66,11 +66,11 @@ def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupt
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that shows a docstring as it stands, and ends with one line where a flag is wrong."""
+    """Parse arguments: show a docstring unchanged as the help, and end with one line if a flag is wrong."""
 
     def __init__(self, doc: str | None, prog: str | None = None):
         layout = argparse.RawDescriptionHelpFormatter
-        # A shortened --config would reach nobody.
+        # `split_config_arguments` would not find a shortened --config.
         super().__init__(prog, description=doc, formatter_class=layout, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
@@ -78,14 +78,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """Return a flag's value as a whole number of at least 1. ArgumentTypeError if it is not one."""
+    """Return a flag's value as a whole number. Raise ArgumentTypeError if it is not a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
 
 
 def number(text: str) -> float:
-    """Return a flag's value as a number, or NaN, which any check of a range refuses."""
+    """Return a flag's value as a number, or NaN if it is not a number; NaN fails every check of a range."""
     try:
         return float(text)
     except ValueError:
@@ -95,9 +95,12 @@ def number(text: str) -> float:
 def add_embedding_flags(parser: Parser) -> None:
     """Add the flags of a command that embeds crops: --feature, --flip, --batch-size and --precision."""
     add_model_flags(parser)
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops at once; default: 256")
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="crops per batch; default: 256")
     parser.add_argument(
-        "--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="default: bfloat16 on a GPU only"
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="the data type of matrix products; default: auto, which is bfloat16 on a GPU and float32 on a CPU",
     )
 
 
@@ -107,21 +110,23 @@ def add_model_flags(parser: Parser) -> None:
         "--feature",
         choices=("auto", "cls", "centred", "neck"),
         default="auto",
-        help="as eval.feature; auto is centred for a trained model, so that similarities spread; default: %(default)s",
+        help="the feature to use, as eval.feature; auto: centred if the model was trained; default: %(default)s",
     )
-    parser.add_argument("--flip", action="store_true", help="average with the features of the mirrored crop")
+    parser.add_argument("--flip", action="store_true", help="average the features of a crop and its mirror image")
 
 
 def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None:
-    """Call `main()` and end the process with one line instead of a traceback where the user or the machine is at fault.
+    """Call `main()`; if the user or the machine is at fault, end the process with one line instead of a traceback.
 
-    The exit status is 2 after an InputError, an error of the file system or too little memory, that of `Stopped`
-    after a signal, and 130 after Ctrl-C, which prints `interrupted`.
+    The exit status is 2 after an InputError, a file system error or too little memory, the status of `Stopped` after a
+    signal, and 130 after Ctrl-C, which prints `interrupted`.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # about odd pictures; what matters raises our own error
+    # Pillow warns about unusual images. If an image cannot be used, this package raises its own error.
+    warnings.filterwarnings("ignore", module="PIL")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # A terminal without Unicode must not end the command.
+            # A terminal without Unicode must not stop the command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -129,17 +134,23 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
         _leave(f"error: {error}", 2)
     except Stopped as end:
         _leave(str(end), end.status, error=False)
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:
+        # The reader of the output, such as `| head`, has stopped reading.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None:
             raise
         _leave(f"error: {error.filename}: {error.strerror}", 2)
     except MemoryError:
-        _leave("error: this machine has too little free memory for that; free some, or give the command less", 2)
-    except RecursionError:  # Our own code does not recurse deeply: a file that was read does.
+        _leave(
+            "error: this machine has too little free memory for this command; free some, or give the command less data",
+            2,
+        )
+    except RecursionError:
+        # This package does not recurse deeply, so a file that was read must be nested too deeply.
         _leave("error: a file is nested too deeply to be one that this program wrote", 2)
-    except RuntimeError as error:  # of JAX, which is not imported here, so that --help is quick
+    except RuntimeError as error:
+        # JAX's own error class is not used here, because importing JAX would make --help slow.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _leave(
@@ -159,17 +170,19 @@ def _parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
         except SystemExit as end:
-            sys.exit(0 if end.code == 1 else end.code)  # absl ends with 1 after --help
-        _ = flags.FLAGS.config.to_dict  # a config file that cannot be read shows only when it is used
+            # absl exits with status 1 after --help.
+            sys.exit(0 if end.code == 1 else end.code)
+        # absl reads the config file only when it is used; use it here, so that its errors are caught.
+        _ = flags.FLAGS.config.to_dict
         return rest
 
 
 def _refuse_repeated(argv: list[str]) -> None:
-    """End the process if an option of several numbers is given twice: absl would append the second ones."""
+    """End the process if an option of several numbers is given twice: absl would join both lists."""
     names = _option_names(argv)
     for name in names:
         if names.count(name) > 1 and name in OPTIONS and typing.get_origin(OPTIONS[name].kind) is tuple:
-            _fail(f"--config.{name} is given {names.count(name)} times; give it once, its numbers joined by commas")
+            _fail(f"--config.{name} is given {names.count(name)} times; give it once, with commas between its numbers")
 
 
 def _option_names(argv: list[str]) -> list[str]:
@@ -179,9 +192,9 @@ def _option_names(argv: list[str]) -> list[str]:
 
 
 def _with_our_configs(argv: list[str]) -> list[str]:
-    """Return the arguments with a shipped config's path for `--config NAME` and for `--config configs/NAME.py`.
+    """Replace `--config NAME` and `--config configs/NAME.py` by the path of the shipped config of that name.
 
-    A file of that name in the current folder comes first.
+    A file of that name in the current folder takes precedence.
     """
 
     def found(value: str) -> str:
@@ -210,10 +223,11 @@ def _with_our_configs(argv: list[str]) -> list[str]:
 def _one_line_errors() -> Iterator[None]:
     try:
         yield
-    except flags.Error as error:  # Its message includes the config file's traceback.
+    except flags.Error as error:
+        # The message may include the traceback of the config file, so take the useful line from it.
         text = str(error)
         if "takes 0 positional arguments" in text:
-            _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants: leave out the colon")
+            _fail(text.partition("--config=")[2].partition(":")[0] + " has no variants; leave out the colon")
         if "InputError: " in text:
             _fail(text.rpartition("InputError: ")[2].strip().splitlines()[0])
         if text.endswith("is not a dict."):
@@ -225,12 +239,13 @@ def _one_line_errors() -> Iterator[None]:
         _fail(_unknown_option(error))
     except OSError as error:
         _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
-    except Exception as error:  # whatever a config file does
+    except Exception as error:
+        # A config file is Python code, so it can raise anything.
         _fail(f"the config file fails{_place(error)}: {type(error).__name__}: {error}")
 
 
 def _unknown_option(error: Exception) -> str:
-    """Return the message about an option that does not exist, on the command line or in a config file."""
+    """Return the message about an unknown option on the command line or in a config file."""
     for name in _option_names(sys.argv[1:]):
         if name not in OPTIONS:
             return f"there is no option --config.{name}; {nearest_option(name)}"
@@ -242,7 +257,7 @@ def _unknown_option(error: Exception) -> str:
 
 
 def nearest_option(name: str) -> str:
-    """Return a hint for an option's name that does not exist: similar names, or else those of its group."""
+    """Return a hint for an unknown option: similar names, or otherwise the options of its group."""
     names, last = sorted(OPTIONS), name.rpartition(".")[2]
     close = difflib.get_close_matches(name, names, 3, 0.75)
     close += [option for option in names if difflib.get_close_matches(last, [option.rpartition(".")[2]], 1, 0.75)]
@@ -252,13 +267,13 @@ def nearest_option(name: str) -> str:
 
 
 def _options_of(group: str) -> str:
-    """Return the names of a group's options, or of all groups if there is no such group."""
+    """Return the names of a group's options, or of all groups if the group is unknown."""
     names = [name for name in sorted(OPTIONS) if name.startswith(f"{group}.")]
     return ", ".join(names or sorted({name.partition(".")[0] for name in OPTIONS}))
 
 
 def _place(error: BaseException) -> str:
-    """Return where in the config file an error arose, " FILE, line N", or "" if it did not arise there."""
+    """Return where in the config file an error was raised, as " (FILE, line N)", or "" if it was raised elsewhere."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
     ours = str(Path(__file__).parent)
     named = [frame for frame in frames if not frame.filename.startswith(ours)]
@@ -266,9 +281,9 @@ def _place(error: BaseException) -> str:
 
 
 def _leave(message: str, status: int, error: bool = True) -> NoReturn:
-    """Print the message and end the process at once.
+    """Print the message and end the process immediately.
 
-    In an orderly exit, threads of XLA and Orbax continue to write, or crash if a signal came in the middle of JAX.
+    In a normal exit, threads of XLA and Orbax would continue to write, or crash if a signal interrupted JAX.
     """
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
@@ -286,7 +301,7 @@ def split_config_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     ours: list[str] = []
     rest: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        # An option that is true or false needs no value.
+        # The argument after a Boolean option is not its value.
         option = OPTIONS.get(before.removeprefix("--config."))
         takes_value = before.startswith("--config") and "=" not in before and not (option and option.kind is bool)
         value_of_ours = takes_value and before in ours and not argument.startswith("--")
@@ -295,15 +310,15 @@ def split_config_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def read_config(arguments: list[str]) -> Config:
-    """Return the config of --config FILE[:VARIANT] and --config.KEY=VALUE, for a command that parses its own flags.
+    """Return the config of --config FILE[:VARIANT] and --config.KEY=VALUE, for a command that parses its other flags.
 
-    Without FILE: the baseline on Night600. A wrong option ends the process with one line and status 2.
+    Without FILE it is the baseline on Night600. A wrong option ends the process with one line and status 2.
     """
     return _config_values(arguments).config
 
 
 def read_overrides(arguments: list[str]) -> tuple[Config | None, dict]:
-    """Return the config as `read_config` does, None without FILE, and its --config.KEY=VALUE as {"data.root": …}."""
+    """Return the config as `read_config` does, or None without FILE, and the overrides as {"data.root": …}."""
     values = _config_values(arguments)
     return values.config if values["config"].present else None, config_flags.get_override_values(values["config"])
 
@@ -323,12 +338,12 @@ def _config_values(arguments: list[str]) -> flags.FlagValues:
 
 
 def config_name() -> str:
-    """Return the name of a run: "night600-nrsrd" for configs/night600.py:nrsrd."""
+    """Return the name of a run, such as "night600-nrsrd" for configs/night600.py:nrsrd."""
     stem = Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]).stem
     variant = flags.FLAGS.config.variant
     return stem if stem == variant else f"{stem}-{variant}"
 
 
 def config_overrides() -> dict:
-    """Return the --config.KEY=VALUE of the command line as {"data.root": …}."""
+    """Return the overrides --config.KEY=VALUE of the command line as {"data.root": …}."""
     return config_flags.get_override_values(flags.FLAGS["config"])

@@ -1,20 +1,19 @@
 """Compare runs or checkpoints on the same query and gallery, with confidence intervals of their differences.
 
-  nrsrd compare runs/a runs/b                                 on the data of the first run, its best checkpoint
-  nrsrd compare runs/a runs/b runs/c --by identity            intervals over people instead of queries
+  nrsrd compare runs/a runs/b                                 each run's best checkpoint, on the data of the first run
+  nrsrd compare runs/a runs/b runs/c --by identity            intervals over identities instead of queries
   nrsrd compare A B --config.data.root=DIR                    data that has moved, or any other option of nrsrd eval
   nrsrd compare A B --config.eval.data.name=night600,folders --config.eval.data.root=DIR1,DIR2
   nrsrd compare plain=a0,a1,a2 nra=b0,b1,b2                   three trainings of each method, seed by seed
   nrsrd compare A B --flips flips.csv                         queries whose first match is right under one run only
 
-Each pair has the difference b − a of mAP and Rank-1, and how far it could change with other queries: the 95 % interval
-of a paired bootstrap, which draws the same queries for both. Queries of one person resemble each other: if a
-person has many queries, use --by identity, which gives wider and more realistic intervals. With NAME=RUN,RUN,… it
-also draws among the trainings, so that the interval covers other seeds; of few trainings it is too narrow. Queries
-without a match are left out.
+For each pair of runs, the table shows the difference b − a of mAP and Rank-1, and its 95 % interval: how far it could
+change with other queries. The interval is that of a paired bootstrap, which draws the same queries for both runs.
+Queries of one person resemble each other, so if people have many queries, use --by identity, which gives wider and
+more realistic intervals. With NAME=RUN,RUN,… the bootstrap also draws among the trainings, so that the interval covers
+other seeds; with few trainings it is too narrow. Queries without a match are left out.
 
-compare.json, in this folder or at --output, has all numbers as fractions in 0..1; compare.png beside it shows the
-differences.
+compare.json (or --output) has all numbers as fractions in 0..1. compare.png beside it shows the differences.
 """
 
 import argparse
@@ -30,12 +29,30 @@ def _read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="a work directory (its best checkpoint), a checkpoint, or NAME=RUN,RUN,…"
     )
-    parser.add_argument("--output", default="", help="the file to write or replace; default: compare.json, here")
-    parser.add_argument("--flips", default="", metavar="FILE.csv", help="write the queries that runs disagree on there")
-    parser.add_argument("--by", choices=("query", "identity"), default="query", help="what is drawn; default: query")
-    parser.add_argument("--resamples", type=positive, default=10_000, help="default: 10,000; at least 100")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples; default: 0")
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="which data; as nrsrd eval, with --config.KEY=VALUE")
+    parser.add_argument(
+        "--output", default="", help="the file to write or replace; default: compare.json in the current folder"
+    )
+    parser.add_argument(
+        "--flips",
+        default="",
+        metavar="FILE.csv",
+        help="the file to write the queries to whose first match is right under one run only",
+    )
+    parser.add_argument(
+        "--by", choices=("query", "identity"), default="query", help="what the bootstrap draws; default: query"
+    )
+    parser.add_argument(
+        "--resamples",
+        type=positive,
+        default=10_000,
+        help="how many times the bootstrap draws, at least 100; default: 10,000",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the bootstrap; default: 0")
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="the data to compare on, as in nrsrd eval; also takes --config.KEY=VALUE",
+    )
     ours, rest = split_config_arguments(sys.argv[1:])
     options = parser.parse_intermixed_args(rest)
     if options.resamples < 100:
@@ -47,8 +64,9 @@ def _read_options() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     options, ours = _read_options()
-    # Not imported before the flags are parsed, so that --help is quick.
-    from .retrieval.comparison import compare, tables
+    # Import these after reading the arguments, so that --help is quick.
+    from .retrieval.comparison import compare
+    from .retrieval.comparison_tables import tables
 
     config, overrides = read_overrides(ours)
     result, files = compare(

@@ -1,6 +1,6 @@
-"""The ConfigDict that the command line and `configs/` set options on, and its file, config.json.
+"""Make the ConfigDict that the command line and `configs/` set options on, and read and write it as config.json.
 
-options.py has the options themselves. `configs/` holds the runs of the paper as changes to the defaults.
+options.py defines the options. `configs/` holds the runs of the paper as changes to the defaults.
 """
 
 import dataclasses
@@ -15,11 +15,11 @@ from .errors import InputError, printable
 from .files import read_bounded, write_whole
 from .options import OPTIONS, Options, flatten
 
-# A ConfigDict, which checks names and types when options are set. It is Any because pyright cannot know its fields;
+# A ConfigDict checks names and types when options are set. The type is Any because pyright cannot know its fields;
 # `options.read_options` turns it into typed Options.
 Config = Any
 
-# What each row of the paper's table 2 switches on, and `nrsrd_plus`, this project's own.
+# The modules that each row of the paper's table 2 switches on. `nrsrd_plus` is this project's own variant.
 VARIANTS = {
     "baseline": (),
     "nra": ("norm_ratio",),
@@ -29,13 +29,14 @@ VARIANTS = {
     "nrsrd": ("norm_ratio", "aux", "teacher"),
     "nrsrd_plus": (),
 }
-# What nrsrd_plus is made of, which won on people held out (docs/evidence.md): images as bright as in the pretraining,
-# mirrored test images, and features that do not become parallel. With these the paper's modules brought nothing.
+# The options of nrsrd_plus, which scored best on held-out identities (docs/evidence.md): images as bright as in the
+# pretraining, features averaged with those of mirrored images, and a loss that keeps features from becoming parallel.
+# With these options, the paper's modules gave no further gain.
 PLUS = {"data.brighten": 0.4, "eval.flip": True, "loss.spread_real": 5.0}
 
 
 def get_config(variant: str = "nrsrd") -> Config:
-    """Return the defaults, the paper's run on Night600, as one of the variants of its table 2 or as nrsrd_plus."""
+    """Return the default config, the paper's run on Night600, in one of VARIANTS. InputError for an unknown variant."""
     if variant not in VARIANTS:
         raise InputError(f"there is no variant {variant!r}; choose one of {', '.join(VARIANTS)}")
     config: Config = ConfigDict()
@@ -58,12 +59,12 @@ def get_config(variant: str = "nrsrd") -> Config:
 
 
 def save_config(options: Options, path: Path) -> None:
-    """Write config.json, which `load_config` reads."""
+    """Write the options as JSON, for `load_config`."""
     write_whole(path, json.dumps(dataclasses.asdict(options), indent=1) + "\n")
 
 
 def load_config(path: Path) -> Config:
-    """Return the config that `save_config` wrote. InputError if the file is not such a config."""
+    """Return the config that `save_config` wrote. Raise InputError if the file does not hold a config."""
     config = get_config()
     try:
         config.update(json.loads(read_bounded(path, 2**20)))
@@ -79,12 +80,12 @@ def load_config(path: Path) -> Config:
 
 
 def config_of(run: Path | None) -> Config:
-    """Return the config of a run, or the defaults without a run. InputError as `load_config`."""
+    """Return the config of a run, or the default config if `run` is None. Raises as `load_config` does."""
     return load_config(run / "config.json") if run else get_config()
 
 
 def differences(old: Options, new: Options) -> list[str]:
-    """Return each option that differs and must not change on resume, as "name: old -> new"."""
+    """Return each difference in an option that a resumed run must not change, as "name: old -> new"."""
     before, after = flatten(old), flatten(new)
     return [
         f"{name}: {before[name]} -> {after[name]}"

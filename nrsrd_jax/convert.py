@@ -2,11 +2,11 @@
 
   nrsrd convert ckpt.pth [--output DIR] [--image_size 256,128] [--brighten 0.4] [--dry_run]
 
-Prints a row for each tensor and writes a checkpoint for nrsrd eval --checkpoint, --config.init.checkpoint and
---config.teacher.checkpoint. If a tensor is missing, unknown or of a wrong shape, that is an error and nothing is
-written.
-Reads .pth (zip and legacy) and .safetensors, also in shards (their index, or the folder), and the names of
-TransReID-SSL, PersonViT, DINO, timm and Hugging Face. PyTorch is not needed, and nothing in the file is run.
+It prints a row for each tensor and writes a checkpoint, for nrsrd eval --checkpoint, --config.init.checkpoint and
+--config.teacher.checkpoint. If a tensor is missing, unknown or of a wrong shape, it reports an error and writes
+nothing.
+It reads .pth (zip and legacy) and .safetensors files, also in shards (give their index, or the folder), with the tensor
+names of TransReID-SSL, PersonViT, DINO, timm or Hugging Face. PyTorch is not needed, and no code in the file is run.
 In a clone, `python convert/from_torch.py` does the same.
 """
 
@@ -24,11 +24,12 @@ from .models.vit import PATCH
 from .options import OPTIONS
 from .weights.from_torch import convert, summary
 
-MAX_LISTED = 20  # faults in the error; all of them are in the report
+# How many faults the error lists; the report has all of them.
+MAX_LISTED = 20
 
 
 def size(text: str) -> tuple[int, int]:
-    """Return "256,128" as (256, 128): height and width."""
+    """Parse height and width: "256,128" gives (256, 128)."""
     match = re.fullmatch(r"(\d{1,5}),(\d{1,5})", text)
     sides = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(sides) < PATCH:
@@ -37,7 +38,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def cameras(text: str) -> tuple[int, ...]:
-    """Return "1,2,3" as (1, 2, 3)."""
+    """Parse camera numbers: "1,2,3" gives (1, 2, 3)."""
     parts = text.split(",")
     if not all(re.fullmatch(r"\d{1,9}", part) for part in parts) or len(set(parts)) < len(parts):
         raise argparse.ArgumentTypeError(f"{text} is not a list of different cameras, like 1,2,3")
@@ -45,80 +46,86 @@ def cameras(text: str) -> tuple[int, ...]:
 
 
 def level(text: str) -> float:
-    """Return a value for data.brighten."""
+    """Parse a value for data.brighten."""
     try:
         OPTIONS["data.brighten"].check(value := float(text))
     except (ValueError, InputError) as error:
-        raise argparse.ArgumentTypeError(f"{text} is not a mean of pixels, at least 0 and below 1") from error
+        raise argparse.ArgumentTypeError(
+            f"{text} is not a mean of pixels; give a number of at least 0 and below 1"
+        ) from error
     return value
 
 
 def default_output(file: Path) -> Path:
-    """Return the path without its ending, or with "-jax" behind it if that is the path itself."""
+    """Return the path of a file without its ending, or with "-jax" added if the file has no ending."""
     whole = file.resolve() if file.is_dir() else file
     stem = whole.with_name(whole.name.removesuffix(".index.json")).with_suffix("") if whole.name else whole
     return stem if stem != whole else stem.with_name(f"{stem.name or 'weights'}-jax")
 
 
 def with_cameras(description: Description, names: tuple[int, ...]) -> Description:
-    """Return the description with other names of its cameras. InputError if they do not fit it."""
+    """Return the description with other numbers for its cameras. InputError if there are not as many, or not sorted."""
     if len(names) != len(description.cameras):
-        raise InputError(f"--cameras names {len(names)} cameras; the weights know {len(description.cameras)}")
+        raise InputError(
+            f"--cameras names {len(names)} cameras, but the weights have {len(description.cameras)}; name as many"
+        )
     if list(names) != sorted(names):
-        raise InputError("--cameras must be in ascending order, as official codes number the cameras of training")
+        raise InputError(
+            "--cameras must be in ascending order, because the official code numbers the training cameras in that order"
+        )
     return dataclasses.replace(description, cameras=names)
 
 
 def main() -> None:
     parser = Parser(__doc__, "nrsrd convert")
-    parser.add_argument("file", type=Path, help="the checkpoint, the index of its shards, or the folder with either")
+    parser.add_argument("file", type=Path, help="the checkpoint file, the index of its shards, or the folder of either")
     parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
     parser.add_argument(
         "--image_size",
         type=size,
         metavar="H,W",
-        help="of the images that the model will take, in "
-        "pixels, multiples of 16 unless patches overlap: the position embedding is resized to them; default: as it is",
+        help="the size of the images that the model will take, in pixels: multiples of 16 unless patches overlap. The "
+        "position embedding is resized to it; default: the size in the file",
     )
     parser.add_argument(
         "--source_size",
         type=size,
         metavar="H,W",
-        help="of the images that the file's position embedding is for, where the number of patches cannot tell",
+        help="the image size that the file's position embedding is for; needed if the number of patches is ambiguous",
     )
     parser.add_argument(
-        "--key", default="", help="which network to take, where the file holds several: as the error lists them"
+        "--key", default="", help="the network to take, if the file holds several; the error message lists them"
     )
     parser.add_argument(
         "--backbone",
         default="",
         metavar="NAME",
-        help="of a ResNet whose tensors do not tell everything, like "
-        "bot_resnet50_relu; nrsrd train --options lists all; default: the first one with such tensors",
+        help="the backbone, for a ResNet whose tensors fit several, like bot_resnet50_relu; nrsrd train --options "
+        "lists all; default: the first backbone that fits",
     )
     parser.add_argument(
         "--ignore",
         action="append",
         default=[],
         metavar="PATTERN",
-        help="leave out the tensors without a rule whose name, in the report or the file, fits; "
-        "for example 'criterion.*'; can be repeated",
+        help="leave out unknown tensors whose name, in the report or in the file, matches this pattern, for example "
+        "'criterion.*'; can be repeated",
     )
     parser.add_argument(
         "--brighten",
         type=level,
         metavar="LEVEL",
-        help="brighten each image that is darker than this mean, in 0..1, before the model sees it (data.brighten); "
-        "0.4 suits a backbone that was pretrained in daylight; default: as in the file, or not at all",
+        help="brighten each image whose mean, in 0..1, is lower than this before the model sees it (data.brighten); "
+        "0.4 suits a backbone that was pretrained in daylight; default: as the file says, otherwise not at all",
     )
     parser.add_argument(
         "--cameras",
         type=cameras,
         metavar="1,2,…",
-        help="what your data calls the cameras of a model with camera embedding (SIE), in the order of its training; "
+        help="the camera numbers of your data, for a model with camera embedding (SIE), in the order of its training; "
         "default: 0,1,2,…",
     )
-    parser.add_argument("--dry_run", action="store_true", help="only report")
+    parser.add_argument("--dry_run", action="store_true", help="print the report, but write nothing")
     options = parser.parse_args()
     if not options.file.is_file() and not options.file.is_dir():
         raise InputError(f"there is no file {options.file}")

@@ -1,4 +1,4 @@
-"""The description of a model: the JSON beside its weights."""
+"""Describe a model in the JSON file beside its weights."""
 
 import dataclasses
 import hashlib
@@ -21,26 +21,26 @@ MAX_DEPTH = 64
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What it takes to rebuild a model and feed it: written beside the weights."""
+    """Everything that is needed to build a model again and to prepare its input. It is written beside the weights."""
 
     backbone: str
     depth: int
     image_size: tuple[int, int]  # height, width in pixels
-    mean: tuple[float, ...]  # of pixels in 0..1, per channel
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # subtracted from each channel of pixels in 0..1
+    std: tuple[float, ...]  # each channel is divided by it
     classes: int = 0
     aux_classes: int = 0
     norm_ratio: NormRatio | None = None
-    identities: tuple[int, ...] = ()  # the identity of each class, where known
-    cameras: tuple[int, ...] = ()  # the cameras of the training images, where known, sorted
-    stride: int = 0  # from a patch of a ViT to the next, in pixels; 0: the backbone's own
+    identities: tuple[int, ...] = ()  # the identity of each class, if known
+    cameras: tuple[int, ...] = ()  # the cameras of the training images, sorted, if known
+    stride: int = 0  # between the patches of a ViT, in pixels; 0: the backbone's own
     jpm: bool = False  # whether it has TransReID's local features
-    sie: bool = False  # whether it has a vector for each of `cameras`
-    brighten: float = 0.0  # the mean that dark images are brightened to before normalisation; 0: they are not
+    sie: bool = False  # whether it has a camera embedding, a vector for each of `cameras`
+    brighten: float = 0.0  # the mean to brighten dark images to before normalisation; 0: none
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
     def create_model(self, **options) -> ReID:
-        """Return the described model, not initialised; `options` such as dtype and drop_path are create_model's."""
+        """Return the described model, not initialised. `options`, such as dtype, are further ones of `create_model`."""
         return create_model(
             self.backbone,
             classes=self.classes,
@@ -56,26 +56,27 @@ class Description:
 
     @property
     def spec(self) -> Spec:
-        """The backbone's spec; InputError for an unknown backbone."""
+        """Return the backbone's spec. InputError for an unknown backbone."""
         return find_spec(self.backbone, self.depth, self.stride, self.jpm, self.sie)
 
     def camera_ranks(self, cameras: Any) -> np.ndarray:
-        """Return the rank of each camera [N] among those of training, −1 if it was not one of them; int32 [N]."""
+        """Return the rank of each camera [N] among the training cameras, int32 [N]; −1 for other cameras."""
         known = {camera: rank for rank, camera in enumerate(self.cameras)}
         return np.array([known.get(int(camera), -1) for camera in cameras], np.int32)
 
     def abstract_variables(self) -> dict:
-        """Return shapes and types of the model's variables; nothing is computed."""
+        """Return the shapes and types of the model's variables, without computing them."""
         self.spec.check_size(self.image_size)
         return jax.eval_shape(lambda key: initialise(self.create_model(), key, self.image_size), jax.random.key(0))
 
     def to_json(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """Return what `from_json` reads.
+        """Return the description as JSON values, for `from_json`.
 
         Args:
             saved: entries to add to the provenance: hashes of the tensors, and the step of training. A hash of the
-                whole description, with these entries, is added too.
+                whole description, with these entries, is also added.
         """
+        # Through JSON, tuples become lists, as they will be when the file is read: the hash must be the same then.
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         values["provenance"] |= saved
         values["provenance"]["model_sha256"] = description_hash(values)
@@ -83,10 +84,11 @@ class Description:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Description":
-        """Return the Description that `to_json` wrote. ValueError if the values are not such a Description."""
+        """Return the Description that `to_json` wrote. ValueError if the values are damaged or do not fit together."""
         try:
             tuples: dict[str, Any] = {name: tuple(values[name]) for name in ("image_size", "mean", "std", "identities")}
-            tuples["cameras"] = tuple(values.get("cameras", ()))  # Older checkpoints do not have it.
+            # Older checkpoints have no cameras.
+            tuples["cameras"] = tuple(values.get("cameras", ()))
             norm_ratio = values["norm_ratio"] and NormRatio(**values["norm_ratio"])
             known_hash = values["provenance"].get("model_sha256") in (None, description_hash(values))
             made = cls(**{**values, **tuples, "norm_ratio": norm_ratio})
@@ -100,7 +102,8 @@ class Description:
         return made
 
     def _fits(self) -> bool:
-        """Return whether every value is of its type and in its range."""
+        """Return whether every value has its type and is in its range."""
+        # A damaged or hostile file must not reach the code that builds the model.
         ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
         numbers = (*self.mean, *self.std, self.brighten, ratio.init, ratio.epsilon)
         whole = (self.depth, self.stride, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)
@@ -109,7 +112,7 @@ class Description:
             and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
             and all(type(number) is int and abs(number) < 2**63 for number in whole)
             and ratio.epsilon > 0
-            and max(map(abs, self.mean)) <= 10  # of pixels in 0..1, with room for other conventions
+            and max(map(abs, self.mean)) <= 10  # room for pixels that are not in 0..1
             and 0 <= self.brighten < 1
             and 1e-6 <= min(self.std) <= max(self.std) <= 10
             and ratio.scope in OPTIONS["norm_ratio.scope"].choices
@@ -127,12 +130,12 @@ class Description:
 
     @property
     def architecture(self) -> tuple:
-        """Return what decides the shapes of the weights, except the image size."""
+        """Return the values that decide the shapes of the weights, except the image size."""
         heads = self.classes, self.aux_classes, len(self.cameras) if self.sie else 0
         return self.backbone, self.depth, self.stride, self.jpm, self.sie, *heads, bool(self.norm_ratio)
 
 
 def description_hash(values: dict[str, Any]) -> str:
-    """Return the SHA-256 of a description as JSON, without this hash itself."""
+    """Return the SHA-256 of a description in JSON, leaving out its own entry of this hash."""
     provenance = {name: value for name, value in values["provenance"].items() if name != "model_sha256"}
     return hashlib.sha256(json.dumps(values | {"provenance": provenance}, sort_keys=True).encode()).hexdigest()

@@ -1,13 +1,14 @@
-r"""Embed crops of people, and keep their features in a gallery that `nrsrd search` and `nrsrd cluster` read.
+r"""Embed crops of people, and store their features in a gallery for `nrsrd search` and `nrsrd cluster`.
 
   nrsrd embed crops/ --model runs/night --gallery gallery
   nrsrd embed crops/ more/ one.jpg list.csv --model runs/night --gallery gallery
-  nrsrd embed crops/ … --pattern '(?P<camera>c\d+)_(?P<time>\d{14})' --check     shows what names tell, embeds nothing
-  nrsrd embed crops/ … --shard 3/16                                       the third of 16 processes, here or elsewhere
+  nrsrd embed crops/ … --pattern '(?P<camera>c\d+)_(?P<time>\d{14})' --check     shows what it reads from names
+  nrsrd embed crops/ … --shard 3/16                                       the third of 16 processes, on any machine
 
-Crops are images in folders at any depth, or rows of a manifest: a CSV file with the column path (relative to it), and
-if you have them camera, time, person, track and columns of your own. A second call embeds only files that are new or
-have changed, and marks those that are gone. If it is killed, the same command goes on. A gallery belongs to one model.
+Crops are images in folders at any depth, or rows of a manifest. A manifest is a CSV file with the column path (relative
+to the manifest) and, if known, camera, time, person, track and columns of your own. A second call embeds only files
+that are new or have changed, and marks those that are gone. If the command is killed, run it again to continue. A
+gallery belongs to one model.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from .command import Parser, add_embedding_flags, one_line
 from .data.crops import KNOWN, Source, crops_of, make_source, warn_links
 from .errors import counted, say
 
-SHOWN = 5  # rows of --check
+# How many crops --check shows.
+SHOWN = 5
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
         say(*check(sources))
         warn_links(sources)
         return
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
     from .gallery.embed import about, describe, embed, make_plan, warn_unreadable
     from .gallery.lock import writing
     from .gallery.store import Gallery, summary
@@ -54,7 +56,7 @@ def main() -> None:
         start = time.perf_counter()
         faults = embed(plan.embed, gallery, embedder, known)
         unreadable = [*plan.unreadable, *faults.values()]
-        # The picture that such a feature is of is gone.
+        # The file of such a crop can no longer be read, so its stored feature shows a picture that is gone.
         plan.gone += [path for path in faults if path in known and not known[path].vanished]
         seconds = time.perf_counter() - start
         describe(plan.describe, gallery)
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def check(sources: Sequence[Source]) -> list[str]:
-    """Return lines that show which crops there are and what is known of them."""
+    """Return lines that list the first crops and how many crops have each column."""
     lines, filled = [], dict.fromkeys(map(str, KNOWN), 0)
     crops = crops_of(sources)
     for crop in crops.values():
@@ -94,7 +96,7 @@ def check(sources: Sequence[Source]) -> list[str]:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Return "3/16" as (3, 16)."""
+    """Parse a shard: "3/16" gives (3, 16)."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     number, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= count:
@@ -105,21 +107,26 @@ def shard(text: str) -> tuple[int, int]:
 def _read_arguments() -> argparse.Namespace:
     parser = Parser(__doc__, "nrsrd embed")
     parser.add_argument("crops", nargs="+", type=Path, metavar="CROPS", help="folders, images or manifests (.csv)")
-    parser.add_argument("--model", help="a training run or a checkpoint")
+    parser.add_argument("--model", help="the training run or checkpoint to embed with")
     parser.add_argument("--gallery", help="the folder of the gallery, or a LanceDB address such as s3://bucket/gallery")
     parser.add_argument(
         "--pattern",
         default="",
-        help="a regular expression that is searched for in each path below its folder; its named groups are columns: "
-        "camera, time, person, track, or your own",
+        help="a regular expression to search for in each path, relative to its folder; its named groups become "
+        "columns: camera, time, person, track, or your own",
     )
     parser.add_argument(
         "--time-format",
         default="",
-        help="of times, as in Python's strptime; default: ISO 8601, 20261127193000 or seconds",
+        help="the format of times, as in Python's strptime; default: ISO 8601, 20261127193000 or seconds",
     )
-    parser.add_argument("--check", action="store_true", help="only show what is known of the crops")
-    parser.add_argument("--shard", type=shard, metavar="I/N", help="embed only this part of the crops, by their paths")
+    parser.add_argument("--check", action="store_true", help="only show what is known of the crops, and embed nothing")
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="embed only part I of N of the crops, which are divided by their paths",
+    )
     add_embedding_flags(parser)
     arguments = parser.parse_args()
     if not arguments.check and not (arguments.model and arguments.gallery):
@@ -129,7 +136,7 @@ def _read_arguments() -> argparse.Namespace:
 
 def command() -> None:
     """Run `nrsrd embed` with the arguments of the process."""
-    one_line(main, "interrupted; crops that were embedded are kept, and the same command goes on")
+    one_line(main, "interrupted; embedded crops are kept, and the same command continues")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
-"""Exceptions that commands print as one line, and the one way to print: foreign text is escaped."""
+"""Define exceptions that commands print as one line, and print messages with untrusted text escaped."""
 
 import sys
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message says what, where, and what to do.
+    """Report a mistake of the user. The message says what is wrong, where, and what to do.
 
-    Commands print it without a traceback. Any other exception is a fault of the program.
+    Commands print it without a traceback. Any other exception is a bug in this package.
     """
 
 
 class Stopped(BaseException):
-    """The run was told to stop (SIGTERM) and has saved its state. The message says how to continue.
+    """Report that a run received SIGTERM and has saved its state. The message says how to continue.
 
-    Like KeyboardInterrupt it is not an Exception, because it may be raised anywhere.
+    Like KeyboardInterrupt, this is not an Exception, so that `except Exception` does not catch it.
 
     Attributes:
-        status: the exit status of the command. A scheduler must see a preempted run as a failure, or it does not
-            start the run again: 143 is what the shell reports for a process that SIGTERM ended.
+        status: the exit status of the command. A scheduler starts a preempted run again only if it sees a failure;
+            143 is what the shell reports for a process that SIGTERM ended.
     """
 
     def __init__(self, message: str, status: int = 143):
@@ -26,11 +26,14 @@ class Stopped(BaseException):
 
 
 def printable(text: object, limit: int = 0) -> str:
-    """Return text from a file, safe for one line of a terminal: control characters and line breaks are escaped.
+    """Return text that is safe to print as one line: escape control characters and line breaks.
 
     Args:
-        text: any object; its `str` is taken.
-        limit: the most characters to keep, 0 for all of them. A cut text ends in "…".
+        text: any object, of which `str` is printed.
+        limit: the largest number of characters to keep; 0 for all. A cut text ends in "…".
+
+    Returns:
+        The escaped text.
     """
     whole = str(text)
     cut = whole[:limit] + "…" if limit and len(whole) > limit else whole
@@ -38,10 +41,10 @@ def printable(text: object, limit: int = 0) -> str:
 
 
 def say(*lines: object, error: bool = False) -> None:
-    """Print each argument as exactly one line, escaped by `printable`, to stdout or with `error` to stderr.
+    """Print each argument as exactly one line, escaped by `printable`, to stdout, or to stderr with `error`.
 
-    Every message goes through here. A file name with a line break or an escape sequence can then neither forge a
-    line nor control the terminal.
+    Every message of this package is printed here, so that a file name with a line break or an escape sequence can
+    neither forge a line nor control the terminal.
     """
     stream = sys.stderr if error else sys.stdout
     stream.write("".join(printable(line) + "\n" for line in lines))
@@ -49,5 +52,5 @@ def say(*lines: object, error: bool = False) -> None:
 
 
 def counted(number: int, one: str, several: str = "") -> str:
-    """Return a number with its noun: counted(1, "query", "queries") is "1 query"; without `several` an s is added."""
+    """Return a number with its noun: counted(1, "query", "queries") is "1 query". The default plural adds an s."""
     return f"{number:,} {one if number == 1 else several or one + 's'}"

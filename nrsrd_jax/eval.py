@@ -1,27 +1,28 @@
-"""Evaluate a training run or a checkpoint on a data set's query and gallery; print a table and write a result.
+"""Evaluate a training run or a checkpoint on the query and gallery of a data set; print a table and write a result.
 
   nrsrd eval                                       the newest run under runs/
   nrsrd eval --workdir runs/x [--output r.json]    a run's best checkpoint, on its own data set
   nrsrd eval --checkpoint DIR --config night600 --config.data.root=DIR
-  nrsrd eval --onnx FILE --config night600 --config.data.root=DIR       a file of nrsrd export
-  nrsrd eval --workdir A --also B [--weights 1,0.5]  the features of both, one after the other (EDA)
-  nrsrd eval --rerank                              re-ranks by k-reciprocal neighbours; shows both results
-  nrsrd eval --illumination 1,0.5,0.2,0.1,0.05     also on test images degraded to these shares of their light
+  nrsrd eval --onnx FILE --config night600 --config.data.root=DIR       a file that nrsrd export wrote
+  nrsrd eval --workdir A --also B [--weights 1,0.5]  the concatenated features of both models (EDA)
+  nrsrd eval --rerank                              re-ranks by k-reciprocal neighbours, and shows both results
+  nrsrd eval --illumination 1,0.5,0.2,0.1,0.05     also on test images that are darkened to these light intensities
   nrsrd eval --report out                          also writes a page with ranked lists and attention, out/index.html
-  nrsrd eval --gallery G [--queries "camera = 'c1'"]    the labelled crops of a gallery of nrsrd embed
+  nrsrd eval --gallery G [--queries "camera = 'c1'"]    the labelled crops of a gallery that nrsrd embed made
 
 --config.KEY=VALUE changes single options, for example --config.data.root of a run whose data has moved,
 --config.eval.protocol=all-cameras for data without cameras, --config.eval.flip=True to embed mirrored images too,
---config.eval.expand=3 to average each query with its 3 nearest. Features are kept in the cache; a second evaluation of
-the same weights and images takes seconds.
+--config.eval.expand=3 to average each query with its 3 nearest gallery images. Features are cached, so a second
+evaluation of the same weights and images takes seconds.
 
-RUN/result.json is the plain evaluation. Each other data set or option has its own file, RUN/result-….json, so that no
-evaluation replaces the result of another; those of FILE.onnx are FILE.result.json and FILE.result-….json beside it.
---output names a file, which is replaced if it exists. In a clone, `python eval.py` does the same.
+RUN/result.json has the plain evaluation. An evaluation on another data set or with other options has its own file,
+RUN/result-….json, so that it does not replace the result of another. The results of FILE.onnx are FILE.result.json and
+FILE.result-….json beside it. --output names another file, which is replaced if it exists. In a clone, `python eval.py`
+does the same.
 
-With --gallery, the crops with a person are compared by the features that the gallery has, and a file is written only
-where --output says. Each of them is a query; with --queries, a condition in SQL, those that fit it are, and the others
-are searched, so that a query's person may be missing there (open set).
+With --gallery, the labelled crops of the gallery are compared by their stored features, and a file is written only if
+--output names one. By default each labelled crop is a query. With --queries, an SQL condition, only the labelled crops
+that meet it are queries, and the others are the gallery, so the person of a query may be missing there (open set).
 """
 
 import json
@@ -32,29 +33,43 @@ from absl import flags
 from .command import config_overrides, define_config, run
 from .errors import InputError, counted, say
 
-# What a gallery leaves to choose; the rest has been decided by what nrsrd embed was told.
+# The options that still have an effect on the stored features of a gallery; nrsrd embed has decided the others.
 OF_GALLERY = "eval.protocol", "eval.normalize", "eval.expand", "eval.rerank"
 
 
 def command() -> None:
     """Run `nrsrd eval` with the arguments of the process."""
-    workdir = flags.DEFINE_string("workdir", "", "A training run; default: the newest under runs/.")
-    checkpoint = flags.DEFINE_string("checkpoint", "", "A checkpoint to take the weights from.")
+    workdir = flags.DEFINE_string(
+        "workdir", "", "The work directory of a training run; default: the newest under runs/."
+    )
+    checkpoint = flags.DEFINE_string("checkpoint", "", "A checkpoint to evaluate, instead of a run.")
     onnx = flags.DEFINE_string(
-        "onnx", "", "A file of nrsrd export to evaluate; it decides image size, feature and flip."
+        "onnx", "", "An ONNX file of nrsrd export to evaluate. It decides image size, feature and flip."
     )
-    output = flags.DEFINE_string("output", "", "The file to write; default: beside the weights, named after the test.")
-    rerank = flags.DEFINE_bool("rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank has k1, k2, λ.")
+    output = flags.DEFINE_string(
+        "output", "", "The file to write; default: a file beside the weights, named after the test."
+    )
+    rerank = flags.DEFINE_bool(
+        "rerank", False, "Re-rank by k-reciprocal neighbours; config.eval.rerank sets k1, k2 and λ."
+    )
     features = flags.DEFINE_string("features", "", "A .npz file to write features, identities, cameras and paths to.")
-    lights = flags.DEFINE_string("illumination", "", "Light intensities in 0..1, with commas: a curve and a plot.")
-    report = flags.DEFINE_string("report", "", "A folder to write index.html to: a page that needs no other file.")
-    also = flags.DEFINE_multi_string("also", [], "A run or checkpoint whose features stand beside; can be repeated.")
-    weights = flags.DEFINE_list("weights", [], "With --also, the weight of each model's features; default: 1.")
-    gallery = flags.DEFINE_string("gallery", "", "A gallery of nrsrd embed: its labelled crops are evaluated.")
-    queries = flags.DEFINE_string(
-        "queries", "", "With --gallery, a condition in SQL: which labelled crops are queries."
+    lights = flags.DEFINE_string(
+        "illumination", "", "Also evaluate at these light intensities in 0..1, separated by commas; adds a plot."
     )
-    config = define_config("Which data; default: that of the training run; for a converted checkpoint, night600.")
+    report = flags.DEFINE_string("report", "", "A folder to write index.html to, a page that needs no other file.")
+    also = flags.DEFINE_multi_string("also", [], "Another run or checkpoint whose features to append; can be repeated.")
+    weights = flags.DEFINE_list(
+        "weights", [], "With --also: the weight of each model's features, in order; default: 1 each."
+    )
+    gallery = flags.DEFINE_string(
+        "gallery", "", "A gallery of nrsrd embed whose labelled crops to evaluate, instead of a data set."
+    )
+    queries = flags.DEFINE_string(
+        "queries", "", "With --gallery: an SQL condition on the labelled crops that are queries; default: all."
+    )
+    config = define_config(
+        "The data to evaluate on; default: that of the training run, or night600 for a converted checkpoint."
+    )
 
     def main() -> None:
         from .retrieval.illumination import read_lights
@@ -65,7 +80,7 @@ def command() -> None:
             _evaluate_gallery(gallery.value, queries.value, output.value, rerank.value)
             return
         if queries.value:
-            raise InputError("--queries chooses among the crops of a gallery: give --gallery")
+            raise InputError("--queries chooses among the crops of a gallery; give --gallery too")
         chosen = config.value if flags.FLAGS["config"].present else None
         result, files = evaluate_run(
             *(workdir.value, checkpoint.value, output.value, chosen, config_overrides()),
@@ -87,7 +102,7 @@ def command() -> None:
 
 
 def _read_weights(texts: list[str]) -> list[float]:
-    """Return the numbers of --weights. InputError if one is not above 0."""
+    """Return the numbers of --weights. InputError if they are not all above 0."""
     try:
         weights = [float(text) for text in texts]
     except ValueError:
@@ -98,7 +113,7 @@ def _read_weights(texts: list[str]) -> list[float]:
 
 
 def _evaluate_gallery(gallery: str, queries: str, output: str, rerank: bool) -> None:
-    """Print and write the evaluation of a gallery's labelled crops."""
+    """Evaluate a gallery's labelled crops, print the result, and write it if `output` names a file."""
     from .config import get_config
     from .files import writable_file, write_whole
     from .gallery.evaluation import evaluate_gallery
@@ -107,10 +122,10 @@ def _evaluate_gallery(gallery: str, queries: str, output: str, rerank: bool) -> 
 
     overrides = config_overrides()
     if flags.FLAGS["config"].present:
-        raise InputError("--gallery decides which data and features are compared: leave --config out")
+        raise InputError("--gallery decides which data and features are compared; leave out --config")
     if fixed := [name for name in overrides if not name.startswith(OF_GALLERY)]:
         raise InputError(
-            f"--config.{fixed[0]} changes nothing with --gallery; it takes those of {', '.join(OF_GALLERY)}"
+            f"--config.{fixed[0]} has no effect with --gallery, which takes only {', '.join(OF_GALLERY)}; leave it out"
         )
     config = get_config()
     config.update_from_flattened_dict(overrides)
@@ -129,9 +144,9 @@ def _evaluate_gallery(gallery: str, queries: str, output: str, rerank: bool) -> 
 
 
 def _refuse_others(*given: flags.FlagHolder) -> None:
-    """Raise InputError if a flag is given that an evaluation of a gallery does not take."""
+    """Raise InputError if one of these flags is given, which an evaluation of a gallery does not take."""
     if named := [flag.name for flag in given if flag.value]:
-        raise InputError(f"--{named[0]} is not for --gallery, whose features are compared as they are; leave it out")
+        raise InputError(f"--{named[0]} does not apply to --gallery, whose stored features are compared; leave it out")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and never through a link that the user did not name."""
+"""Write files completely or not at all, and never through a symbolic link that the user did not name."""
 
 import contextlib
 import csv
@@ -15,21 +15,21 @@ from .errors import InputError
 
 
 def expanded(path: str | Path) -> Path:
-    """Return the path with ~ replaced by the home folder. InputError if there is no such user."""
+    """Return the path with ~ replaced by the home folder. InputError if the user in ~user is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{path}: there is no such user's home folder") from error
+        raise InputError(f"{path}: the home folder of this user is unknown; give the path without ~") from error
 
 
 def absolute(path: str | Path) -> Path:
-    """Return the absolute path without "..", which TensorStore refuses. InputError as `expanded`."""
+    """Return the absolute path without "..", which TensorStore refuses. Raises as `expanded` does."""
     path = expanded(path).absolute()
     return path.resolve() if ".." in path.parts else path
 
 
 def writable_folder(folder: str | Path, option: str) -> Path:
-    """Return the folder, created if missing. InputError names the option if it is a file or cannot be written in."""
+    """Return the folder, and create it if missing. InputError names the option if the folder is not writable."""
     folder = expanded(folder)
     if folder.is_file():
         raise InputError(f"{option} {folder} is a file; name a folder")
@@ -43,16 +43,16 @@ def writable_folder(folder: str | Path, option: str) -> Path:
 
 
 def refuse_same_files(files: Collection[Path]) -> None:
-    """Raise InputError if two of the files to read or write are the same, perhaps by a link."""
+    """Raise InputError if two of the files to read or write are the same file, also through links."""
     if len(set(map(os.path.realpath, files))) < len(files):
         raise InputError(f"two files to read or write are the same: {', '.join(map(str, files))}; name others")
 
 
 def writable_file(path: str | Path, option: str) -> Path:
-    """Return a file's path and create its folder. InputError names the option if it is a folder or not writable."""
+    """Return a file's path, and create its folder. InputError names the option if the file cannot be written."""
     path = expanded(path)
     if path.exists() and not path.is_file():
-        raise InputError(f"{option} {path} is {'a folder' if path.is_dir() else 'no regular file'}; name a file")
+        raise InputError(f"{option} {path} is {'a folder' if path.is_dir() else 'not a regular file'}; name a file")
     return writable_folder(path.parent, option) / path.name
 
 
@@ -67,14 +67,17 @@ def readable(image: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
-    """Yield a new file beside `path` to write to, which then replaces `path`.
+    """Yield a new file beside `path` to write to, which replaces `path` at the end of the block.
 
-    After a kill or a power cut, `path` holds either the old content or all of the new one.
+    After a kill or a power cut, `path` has either all of the old content or all of the new content.
 
     Args:
         path: the file to write.
-        follow: whether `path` may be a symbolic link, whose target is then replaced. Only for a file that the user
-            named with an option: a link found in a folder could replace any of the user's files.
+        follow: whether `path` may be a symbolic link, whose target is then replaced. Set it only for a file that the
+            user named with an option: a link that lies in a folder could point to any of the user's files.
+
+    Yields:
+        The path of the new file.
 
     Raises:
         InputError: `path` is a symbolic link (without `follow`), a folder or a device, or cannot be written.
@@ -85,6 +88,7 @@ def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: it is a link that leads to itself") from error
     if os.path.lexists(path) and not path.is_file():
         raise InputError(f"cannot write {path}: it is not a regular file; name another")
+    # A random name, so that two processes that write the same file do not share it.
     partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,8 @@ def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
         yield partial
         _flush(partial)
         os.replace(partial, path)
-        with contextlib.suppress(OSError):  # Some network file systems cannot flush a folder.
+        # Some network file systems cannot flush a folder.
+        with contextlib.suppress(OSError):
             _flush(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
@@ -102,7 +107,7 @@ def written_whole(path: Path, follow: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str, follow: bool = False) -> None:
-    """Write a text file in UTF-8 as `written_whole` does; characters that UTF-8 lacks are escaped."""
+    """Write a text file in UTF-8 as `written_whole` does. Characters that UTF-8 cannot encode are escaped."""
     with written_whole(path, follow) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -110,11 +115,15 @@ def write_whole(path: Path, text: str, follow: bool = False) -> None:
 def write_csv(
     path: Path, rows: Sequence[Mapping[str, object]], follow: bool = False, columns: Sequence[str] = ()
 ) -> None:
-    """Write rows with the same keys as a CSV file, with a header, as `write_whole` does.
+    """Write rows as a CSV file with a header, as `write_whole` does.
 
-    `columns` are these keys, needed where there may be no rows.
+    A text that a spreadsheet would run as a formula (`=…`, `+…`, `-…`, `@…`) gets a `'` in front. Numbers do not.
 
-    A text that a spreadsheet would run as a formula (`=…`, `+…`, `-…`, `@…`) gets a `'` in front; numbers stay.
+    Args:
+        path: the file to write.
+        rows: the rows; all have the same keys, which are the columns.
+        follow: as in `written_whole`.
+        columns: the keys, needed only if there may be no rows.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -137,14 +146,14 @@ def locked_open(path: Path) -> TextIO:
     """Open a lock file for reading and writing without changing it; create it if it is missing.
 
     Raises:
-        InputError: it is a symbolic link, has a second name (a hard link), or is not a regular file.
-        OSError: it cannot be opened.
+        InputError: the file is a symbolic link, has a second name (a hard link), or is not a regular file.
+        OSError: the file cannot be opened.
     """
     return _open_own(path, "r+")
 
 
 def append_open(path: Path) -> TextIO:
-    """Open a text file in UTF-8 for appending; create it if it is missing. Raises as `locked_open` does."""
+    """Open a UTF-8 text file for appending; create it if it is missing. Raises as `locked_open` does."""
     return _open_own(path, "a")
 
 
@@ -152,20 +161,20 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """Return a regular file's bytes.
 
     Raises:
-        InputError: it is not a regular file, or holds more than `limit` bytes.
-        OSError: it cannot be read.
+        InputError: the file is not a regular file, or has more than `limit` bytes.
+        OSError: the file cannot be read.
     """
     with open(path, "rb", opener=at_once) as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise InputError(f"{path} is not a regular file")
-        # Reading with `limit` would allocate that many bytes, also for a small file.
+        # Read only as many bytes as the file has: `read(limit)` would allocate `limit` bytes even for a small file.
         size = min(about.st_size, limit)
         content = file.read(size + 1)
         if len(content) > size:
             content += file.read(limit - size)
     if len(content) > limit:
-        raise InputError(f"{path} has more than {limit} bytes; that is not what belongs there")
+        raise InputError(f"{path} has more than {limit} bytes, so it cannot be the file that belongs there; replace it")
     return content
 
 
@@ -176,7 +185,7 @@ def _no_link(path: Path) -> Path:
 
 
 def at_once(path: str, flags: int) -> int:
-    """Open a file, for `open(…, opener=at_once)`. A plain `open` of a named pipe waits for its other end."""
+    """Open a file without waiting, for `open(…, opener=at_once)`. A plain `open` of a named pipe waits for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -184,6 +193,7 @@ def _open_own(path: Path, mode: Literal["r+", "a"]) -> TextIO:
     _no_link(path)
     own = os.O_CREAT | os.O_NOFOLLOW
     file = open(path, mode, encoding="utf-8", opener=lambda name, flags: at_once(name, flags | own))  # noqa: SIM115
+    # Check the opened file, not its path, which could be replaced in between. A hard link may be any file of the user.
     about = os.fstat(file.fileno())
     if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
         file.close()

@@ -4,9 +4,9 @@
   nrsrd forget gallery --before 2026-10-01
   nrsrd forget gallery --path crops/0007.jpg --yes
 
-Without --yes it only says how many crops it would delete. Deleted are the features and all that is known of the crops,
-also in older versions of the gallery, which is written anew: that takes as much free space. The image files stay, and
-`nrsrd embed` takes them in again: delete them too.
+Without --yes it only says how many crops it would delete. It deletes the features of the crops and everything that is
+known of them, also in older versions of the gallery. For this it writes the gallery again, which needs as much free
+space as the gallery takes. It does not delete the image files. Delete them too, or `nrsrd embed` embeds them again.
 """
 
 from pathlib import Path
@@ -18,17 +18,18 @@ from .files import absolute
 
 def main() -> None:
     parser = Parser(__doc__, "nrsrd forget")
-    parser.add_argument("gallery", help="as nrsrd embed made it")
-    parser.add_argument("--where", metavar="SQL", help="a condition on columns")
-    parser.add_argument("--before", metavar="TIME", help="crops from before that time (UTC), for a retention date")
-    parser.add_argument("--path", type=Path, action="append", default=[], help="a crop; can be repeated")
-    parser.add_argument("--vanished", action="store_true", help="crops whose files are gone")
-    parser.add_argument("--yes", action="store_true", help="delete them")
+    parser.add_argument("gallery", help="the gallery, as nrsrd embed made it")
+    parser.add_argument("--where", metavar="SQL", help="delete crops that meet this condition on columns")
+    parser.add_argument("--before", metavar="TIME", help="delete crops from before this time (UTC)")
+    parser.add_argument("--path", type=Path, action="append", default=[], help="delete this crop; can be repeated")
+    parser.add_argument("--vanished", action="store_true", help="delete crops whose files are gone")
+    parser.add_argument("--yes", action="store_true", help="really delete the crops")
     arguments = parser.parse_args()
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
+    from .gallery.conditions import in_brackets, one_of, time_condition
     from .gallery.lock import writing
     from .gallery.matching import FEWEST, has_index, make_index
-    from .gallery.store import Gallery, in_brackets, one_of, time_condition
+    from .gallery.store import Gallery
 
     parts = [in_brackets(arguments.where)] if arguments.where else []
     if arguments.before:
@@ -38,12 +39,12 @@ def main() -> None:
     if arguments.vanished:
         parts.append("vanished IS NOT NULL")
     if not parts:
-        parser.error("say which crops: --where, --before, --path or --vanished")
+        parser.error("say which crops to delete: --where, --before, --path or --vanished")
     gallery = Gallery.open(arguments.gallery)
     where = " AND ".join(parts)
     count, total = gallery.count(where), gallery.count()
     if arguments.before and (unknown := gallery.count("time IS NULL")):
-        say(f"warning: {counted(unknown, 'crop has', 'crops have')} no time, so --before leaves them", error=True)
+        say(f"warning: {counted(unknown, 'crop has', 'crops have')} no time, so --before keeps them", error=True)
     if not arguments.yes:
         say(f"{count:,} of {counted(total, 'crop')} would be deleted: {where}; --yes deletes them")
         return
@@ -54,13 +55,13 @@ def main() -> None:
         if indexed and gallery.count() >= FEWEST:
             make_index(gallery)
     if count:
-        say("image files that still exist stay, and nrsrd embed takes them in again: delete them too")
+        say("image files are not deleted: delete them too, or nrsrd embed embeds them again")
     say(f"{counted(count, 'crop')} deleted from {arguments.gallery}; {total - count:,} are left")
 
 
 def command() -> None:
     """Run `nrsrd forget` with the arguments of the process."""
-    one_line(main, "interrupted; give the same command again: deleted features may still be in files of the gallery")
+    one_line(main, "interrupted; run the same command again: deleted features may still be in files of the gallery")
 
 
 if __name__ == "__main__":

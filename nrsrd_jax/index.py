@@ -2,8 +2,9 @@
 
   nrsrd index gallery [--check-recall]
 
-An exact search reads every feature: a gallery of a million crops takes seconds. The index finds most of the same crops
-in milliseconds. --check-recall searches for crops of the gallery both ways and tells what the index loses.
+An exact search reads every feature, which takes seconds for a gallery of a million crops. The index finds most of the
+same crops in milliseconds. --check-recall searches for crops of the gallery in both ways, and prints what share of the
+matches the index finds.
 """
 
 from .command import Parser, one_line, positive
@@ -12,11 +13,13 @@ from .errors import InputError, counted, say
 
 def main() -> None:
     parser = Parser(__doc__, "nrsrd index")
-    parser.add_argument("gallery", help="as nrsrd embed made it")
+    parser.add_argument("gallery", help="the gallery, as nrsrd embed made it")
     parser.add_argument("--check-recall", action="store_true", help="compare the index with the exact search")
-    parser.add_argument("--queries", type=positive, default=100, help="of --check-recall; default: 100")
+    parser.add_argument(
+        "--queries", type=positive, default=100, help="how many queries --check-recall makes; default: 100"
+    )
     arguments = parser.parse_args()
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
     from .gallery.lock import writing
     from .gallery.matching import FEWEST, make_index, recall
     from .gallery.store import Gallery
@@ -25,8 +28,8 @@ def main() -> None:
     total = gallery.count()
     if total < FEWEST:
         raise InputError(
-            f"{arguments.gallery} has {counted(total, 'crop')}; an index needs {FEWEST}, and below a million crops the "
-            "exact search is quick"
+            f"{arguments.gallery} has {counted(total, 'crop')}; an index needs {FEWEST}. Use the exact search, "
+            "which is quick below a million crops"
         )
     with writing(arguments.gallery):
         make_index(gallery)

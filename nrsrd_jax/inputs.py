@@ -1,4 +1,4 @@
-"""From a run's options to the images it learns from and is tested on."""
+"""Turn a run's options into the images that it trains on and is tested on."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
@@ -21,26 +21,34 @@ from .data.images import (
 )
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan
+from .data_options import Aux, Data
 from .errors import InputError, say
+from .eval_options import EvalData
 from .files import absolute, expanded
-from .options import Aux, Data, EvalData, Options, Train, fixed_statistic
+from .options import Options, Train, fixed_statistic
 
 Statistic = tuple[float, ...]
-HELD_OUT = "held-out people"  # the name of the test on them
+# The name of the test on the identities that data.holdout keeps out of training.
+HELD_OUT = "held-out people"
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What is on disk, and the batch plans.
+    """The file lists of a run, and its batch plans.
 
-    `targets` are the tests to do while training, by data set; `bright` and `dark` the auxiliary domain's images.
+    Attributes:
+        train: the real images to train on.
+        targets: the tests to evaluate on during training, by data set.
+        bright: the bright images of the auxiliary domain; None without it.
+        dark: their dark versions; None if the training step darkens the bright images.
+        plans: the batch plan of each domain: "real", and "aux" with an auxiliary domain.
     """
 
     train: datasets.Split
     targets: dict[str, Target]
     bright: datasets.Split | None
     dark: datasets.Split | None
-    plans: dict[str, Plan]  # "real", and "aux" with an auxiliary domain
+    plans: dict[str, Plan]
 
     @property
     def domains(self) -> dict[str, datasets.Split]:
@@ -56,12 +64,13 @@ class Records:
 
 
 def read_records(options: Options) -> Records:
-    """List the files and plan the batches. InputError for every fault that shows without decoding."""
+    """List the files and plan the batches. InputError for every fault that can be found without decoding images."""
     exclude = datasets.read_exclude(options.data.exclude)
     if options.dino.enabled:
         return _read_unlabelled(options, exclude)
     sources = read_sources(options.data, exclude)
     splits, dark = make_domains(options.aux, sources, exclude)
+    # Tests on held-out identities choose the best checkpoint without looking at the test data.
     if options.data.holdout:
         splits["real"], target = hold_out(splits["real"], options.data.holdout)
         if "aux" in splits and (both := set(target.gallery.paths) & set(splits["aux"].paths)):
@@ -79,7 +88,7 @@ def read_records(options: Options) -> Records:
 
 
 def _read_unlabelled(options: Options, exclude: Collection[Path]) -> Records:
-    """List the images of a pretraining, whose identities are not used; eval.data may name a test."""
+    """List the images of a pretraining, which does not use identities. It is tested on eval.data, if that is set."""
     if options.data.name == CROPS:
         train = read_crops(options.data, exclude)
     else:
@@ -92,7 +101,7 @@ def _read_unlabelled(options: Options, exclude: Collection[Path]) -> Records:
 
 
 def read_crops(data: Data, exclude: Collection[Path]) -> datasets.Split:
-    """Return the crops in the folders and lists of data.root. InputError if there are none, or a list is wrong."""
+    """Return the crops in the folders and lists of data.root. InputError if no crop is found, or a list is wrong."""
     sources = _crop_sources(data.root)
     paths = [Path(path) for path in crops_of(sources)]
     warn_links(sources)
@@ -100,7 +109,7 @@ def read_crops(data: Data, exclude: Collection[Path]) -> datasets.Split:
 
 
 def _unlabelled(paths: Sequence[Path], data: Data, exclude: Collection[Path]) -> datasets.Split:
-    """Return the images of data.include, or all, that are not excluded; their identity and camera is 0."""
+    """Return the images that are not excluded and, if data.include is set, listed there. Identity and camera are 0."""
     excluded = {absolute(path) for path in exclude}
     kept = tuple(path for path in paths if path not in excluded)
     if data.include:
@@ -109,32 +118,38 @@ def _unlabelled(paths: Sequence[Path], data: Data, exclude: Collection[Path]) ->
 
 
 def _crop_sources(root: str) -> list[Source]:
-    """Return the folders and lists that data.root names: it as a whole if it exists, else its parts between commas."""
+    """Return the folders and lists that data.root names.
+
+    A path that exists may contain commas. Otherwise commas separate several paths.
+    """
+    # The name of an existing folder may contain a comma.
     roots = [root] if expanded(root).exists() and root.strip() else [part.strip() for part in root.split(",")]
     if not all(roots):
-        raise InputError(f"data.root is {root!r}: a part of it is empty; give folders or lists, separated by commas")
+        raise InputError(
+            f"data.root is {root!r}: a part between commas is empty; give folders or lists, separated by commas"
+        )
     sources = [make_source(Path(part), "", "") for part in roots]
     if lost := [source.path for source in sources if not source.path.exists()]:
-        raise InputError(f"data.root: {lost[0]} does not exist; it is folders or lists (.csv), separated by commas")
+        raise InputError(f"data.root: {lost[0]} does not exist; give folders or lists (.csv), separated by commas")
     return sources
 
 
 def _included(paths: tuple[Path, ...], data: Data) -> tuple[Path, ...]:
-    """Return the paths that data.include lists. InputError if it is no list, or a crop of it is missing there."""
+    """Return the paths that data.include lists. InputError if it is not a list, or lists crops that `paths` lacks."""
     source = make_source(Path(data.include), "", "")
     if not source.is_manifest:
         raise InputError(f"data.include {data.include} is not a list (.csv) with a column path")
     chosen = {Path(path) for path in crops_of([source])}
     if lost := sorted(chosen - set(paths)):
         raise InputError(
-            f"data.include: {len(lost)} of its {len(chosen)} crops are not among those of data.root {data.root}, such "
-            f"as {lost[0]}; make the list again, or give the data.root that it is of"
+            f"data.include: {len(lost)} of its {len(chosen)} crops are not in data.root {data.root}, such as "
+            f"{lost[0]}; make the list again, or set data.root to the folders that it was made from"
         )
     return tuple(path for path in paths if path in chosen)
 
 
 def read_targets(options: Options) -> dict[str, Target]:
-    """Return the tests, by data set. InputError if there are no queries, or no query has a match."""
+    """Return the tests, by data set. InputError if the data has no queries, or no query has a match."""
     choice = test_data(options)
     targets = make_targets(options, read_sources(choice, datasets.read_exclude(options.data.exclude)))
     if not targets:
@@ -143,14 +158,15 @@ def read_targets(options: Options) -> dict[str, Target]:
 
 
 def test_data(options: Options) -> Data | EvalData:
-    """Return the options of the data to evaluate on: eval.data, or data if that is not set."""
+    """Return the options of the data to evaluate on: eval.data if it is set, otherwise data."""
     return options.eval.data if options.eval.data.name else options.data
 
 
 def make_targets(options: Options, sources: dict[str, datasets.Dataset]) -> dict[str, Target]:
-    """Make the tests on the data sets with queries, and print how many have a match. InputError if no query has one.
+    """Make the tests on the data sets with queries, and print how many queries have a match.
 
-    InputError also if eval.data names data sets without queries.
+    Raises:
+        InputError: no query of a data set has a match, or eval.data names only data sets without queries.
     """
     protocol = options.eval.protocol
     targets = {name: make_target(data, protocol) for name, data in sources.items() if len(data.query)}
@@ -174,7 +190,10 @@ def _no_queries(choice: Data | EvalData) -> str:
 def make_domains(
     aux: Aux, sources: dict[str, datasets.Dataset], exclude: Collection[Path]
 ) -> tuple[dict[str, datasets.Split], datasets.Split | None]:
-    """Return the images to learn from, "real", and with an auxiliary domain "aux", and the dark twins of the latter."""
+    """Return the images to train on, by domain, and the dark versions of the auxiliary domain's images.
+
+    The domains are "real" and, with an auxiliary domain, "aux". Without a folder of dark versions, they are None.
+    """
     splits, dark = {"real": datasets.join([data.train for data in sources.values()])}, None
     if aux.enabled:
         splits["aux"], dark = _read_aux(aux.bright_root, aux.dark_root, exclude)
@@ -182,11 +201,12 @@ def make_domains(
 
 
 def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, Plan]:
-    """Plan the batches of each domain. InputError if they cannot be drawn."""
+    """Plan the batches of each domain. InputError if a domain has too few images or identities for a batch."""
     sizes = train.batch_size, train.instances, train.seed
     plans: dict[str, Plan] = {
         name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())
     }
+    # Draw the first epoch now, so that a plan that fails stops the run before images are decoded.
     for plan in plans.values():
         plan.steps(1)
     return plans
@@ -195,9 +215,22 @@ def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, Pla
 def read_sources(
     choice: Data | EvalData, exclude: Collection[Path], read: Callable[..., datasets.Dataset] = datasets.read_dataset
 ) -> dict[str, datasets.Dataset]:
-    """Return the data sets that name, root and protocol stand for, by name; a repeated name gets a number."""
+    """Read the data sets that name, root and protocol list, separated by commas.
+
+    Args:
+        choice: the options with the names, roots and protocols.
+        exclude: paths to leave out.
+        read: the function that reads one data set.
+
+    Returns:
+        The data sets by name. If a name repeats, its protocol or a number is added.
+
+    Raises:
+        InputError: the numbers of names, roots and protocols differ, or a data set cannot be read.
+    """
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
     roots = [root.strip() for root in choice.root.split(",")] if len(names) > 1 else [choice.root]
+    # Without a protocol, each data set uses its own default.
     if choice.protocol == "":
         protocols *= len(names)
     if not len(names) == len(roots) == len(protocols):
@@ -205,6 +238,7 @@ def read_sources(
             f"{len(names)} data sets ({choice.name}), but {len(roots)} roots ({choice.root}) and {len(protocols)} "
             f"protocols ({choice.protocol}); give as many of each"
         )
+    # A data set may be listed with several protocols: make the names in results different.
     labels = [f"{n}-{p}" if p and names.count(n) > 1 else n for n, p in zip(names, protocols, strict=True)]
     labels = [f"{n}-{i}" if labels.count(n) > 1 else n for i, n in enumerate(labels, start=1)]
     parts = zip(labels, names, roots, protocols, strict=True)
@@ -220,12 +254,15 @@ def _read_aux(
     paired, dark = datasets.find_dark_twins(bright, dark_root, exclude)
     if len(paired) < len(bright):
         lost = len(bright) - len(paired)
-        say(f"warning: {lost} of {len(bright)} bright images have no twin in {dark_root}: left out", error=True)
+        say(
+            f"warning: {lost} of {len(bright)} bright images have no dark version in {dark_root} and are left out",
+            error=True,
+        )
     return paired, dark
 
 
 def read_domains(options: Options, records: Records) -> dict[str, pipeline.Domain]:
-    """Return the training domains with their images, decoded into the cache unless data.cache is "none"."""
+    """Return the training domains with their images, which are decoded into the cache unless data.cache is none."""
     splits = {"real": {"images": records.train}}
     if records.bright:
         splits["aux"] = {"images": records.bright} | ({"dark_images": records.dark} if records.dark else {})
@@ -257,9 +294,10 @@ def read_test_images(options: Options, split: datasets.Split) -> np.ndarray:
 
 
 def stamps(options: Options, target: Target) -> dict[str, str]:
-    """Return what distinguishes test images from others of the same names: the version, and hashes of the files.
+    """Return the version and the hashes of pixels that identify the images of a test.
 
-    The lists' hashes cover only names, identities and cameras. InputError if an image cannot be read.
+    The hashes of the file lists cover only names, identities and cameras, so other images of the same names would go
+    unnoticed. InputError if an image cannot be read.
     """
 
     def pixels(split: datasets.Split) -> str:
@@ -273,21 +311,27 @@ def stamps(options: Options, target: Target) -> dict[str, str]:
 
 
 def pixel_statistics(data: Data, images: pipeline.Images) -> tuple[Statistic, Statistic]:
-    """Return data.mean and data.std as numbers; "dataset" measures them on at most 512 (brightened) training images."""
+    """Return data.mean and data.std as numbers.
+
+    "dataset" measures them on at most 512 training images, after brightening (data.brighten).
+    """
     mean, std = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
     if mean and std:
         return mean, std
+    # Neighbouring images often show the same person, so take the sample at even distances.
     sample = images[np.linspace(0, len(images) - 1, min(len(images), 512)).astype(int)]
     if data.brighten:
         brightened = augment.brighten(jnp.asarray(sample, jnp.float32) / 255, data.brighten)
         sample = np.asarray(brightened * 255).round().astype(np.uint8)
+    # Compute the moments from histograms of the 256 values, which is exact and needs little memory.
     shares = np.stack([np.bincount(sample[..., c].ravel(), minlength=256) for c in range(3)]) / sample[..., 0].size
     measured_mean, measured_std = moments(shares)
-    measured_std = np.maximum(measured_std, 1 / 255)  # at least one grey level
+    # At least one grey level, so that images of a single colour do not give a division by zero.
+    measured_std = np.maximum(measured_std, 1 / 255)
     rounded = [tuple(round(float(x), 4) for x in values) for values in (measured_mean, measured_std)]
     return mean or rounded[0], std or rounded[1]
 
 
 def reading_threads(options: Options) -> int:
-    """Return how many threads read batches ahead: one suffices unless they decode."""
+    """Return how many threads read batches ahead. One is enough unless they decode images."""
     return THREADS if options.data.cache == "none" else 1

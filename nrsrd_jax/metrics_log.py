@@ -1,4 +1,4 @@
-"""The log of a training run: metrics.jsonl, with a line per logged step, and the trackers that get the same numbers."""
+"""Write and read the log of a training run: metrics.jsonl, and the trackers that get the same numbers."""
 
 import contextlib
 import json
@@ -22,21 +22,21 @@ from .trackers import Trackers
 TITLES = {"mAP": "mAP", "mINP": "mINP", "rank1": "Rank-1", "rank5": "Rank-5", "rank10": "Rank-10"}
 NAME = "metrics.jsonl"
 LOG_BYTES = 2**30
-# The numbers of a line that describe the machine and not the training: they differ from run to run.
+# These entries of a line describe the machine, not the training, so they differ between runs of the same training.
 MACHINE = ("time", "images_per_second", "host_peak_gib", "device_peak_gib")
 
 
 class MetricsLog:
     """Append to WORKDIR/metrics.jsonl and send the same numbers to the trackers, if `active`.
 
-    Lines that an earlier, killed run wrote after `start` steps are dropped: the resumed run writes them again.
+    Lines that an interrupted run wrote after step `start` are removed, because the resumed run writes them again.
 
     Args:
-        workdir: the run.
-        start: the steps that are done, 0 for a new run.
+        workdir: the folder of the run.
+        start: the number of steps done.
         loggers: the option train.loggers.
         options: all options by name, for the trackers.
-        active: False in processes that write nothing.
+        active: whether to write at all; only one of several processes does.
 
     Raises:
         InputError: metrics.jsonl or a tracker's folder is a symbolic link, or a tracker cannot start.
@@ -56,12 +56,12 @@ class MetricsLog:
             opened.pop_all()
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
-        """Write {"step": …, name: value, …, "time": …}: the numbers, the time and the memory taken so far.
+        """Write a line {"step": …, name: value, …, "time": …} with the numbers, the time and the peak memory.
 
         Args:
-            step: steps of training done.
+            step: the number of steps done.
             values: the numbers by name.
-            prefix: groups the names in trackers.
+            prefix: the group of the names in trackers.
 
         Raises:
             InputError: the disk is full.
@@ -84,16 +84,18 @@ class MetricsLog:
         if self._active:
             stopped = error is not None and issubclass(error, (Stopped, KeyboardInterrupt))
             self._trackers.close("KILLED" if stopped else "FAILED" if error else "FINISHED")
-            with contextlib.suppress(OSError):  # `write` has reported a full disk.
+            # If the disk is full, `write` has reported it already.
+            with contextlib.suppress(OSError):
                 self._file.close()
 
 
 def machine_figures() -> dict[str, float]:
     """Return the time and the peak memory: {"time", "host_peak_gib", "device_peak_gib"}.
 
-    `time` is in Unix seconds. `host_peak_gib` is of this process; `device_peak_gib`, of the fullest of its devices, is
-    missing where devices do not report it.
+    `time` is in Unix seconds. `host_peak_gib` is the peak of this process, and `device_peak_gib` that of the fullest of
+    its devices. The latter is missing if the devices do not report it.
     """
+    # macOS reports bytes, Linux KiB.
     unit = 1 if sys.platform == "darwin" else 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     figures = {"time": round(time.time(), 1), "host_peak_gib": round(peak / 2**30, 3)}
@@ -103,12 +105,12 @@ def machine_figures() -> dict[str, float]:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return what a run logged: per line `step` and finite numbers by name; [] if there is no log.
+    """Return the lines that a run logged, each with `step` and finite numbers by name; [] without a log.
 
     Skips lines that are not valid JSON, such as one truncated by a kill.
 
     Raises:
-        InputError: the log is not a regular file, or larger than LOG_BYTES.
+        InputError: the log is not a regular file, or is larger than LOG_BYTES.
     """
     try:
         lines = read_bounded(workdir / NAME, LOG_BYTES).decode(errors="replace").splitlines()
@@ -130,14 +132,14 @@ def is_number(value: Any) -> bool:
 
 
 def logged_scores(workdir: Path, epoch: int) -> dict[str, float]:
-    """Return the scores that a run logged after this many epochs; {} if it was not evaluated then."""
+    """Return the scores that a run logged after `epoch` epochs; {} if it was not evaluated then."""
     found = [row for row in read_metrics(workdir) if row.get("epoch") == epoch and row.keys() >= TITLES.keys()]
     last = found[-1] if found else {}
     return {name: value for name, value in last.items() if name not in ("step", "epoch", *MACHINE)}
 
 
 def logged_accuracy(workdir: Path, epoch: int) -> float | None:
-    """Return the mean accuracy in 0..1 on the training batches of an epoch, from 1 on; None if it was not logged."""
+    """Return the mean accuracy, in 0..1, on the training batches of a 1-based epoch; None if it was not logged."""
     rows = [row for row in read_metrics(workdir) if row.get("epoch") == epoch]
     found = [row["accuracy_real"] for row in rows if "accuracy_real" in row]
     return float(np.mean(found)) if found else None

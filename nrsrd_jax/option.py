@@ -1,4 +1,4 @@
-"""One option: its description, and the check of its value. options.py lists all of them."""
+"""Describe one option and check its value. options.py lists all options."""
 
 import dataclasses
 import math
@@ -29,14 +29,17 @@ def option(
     """Return a dataclass field of an option.
 
     Args:
-        default: its value unless it is set. None means that the value follows from another option.
-        text: what it does, in a sentence.
+        default: the value if the user does not set one. None means that the value follows from another option.
+        text: what the option does, in a sentence; `nrsrd train --options` prints it.
         unit: the unit of a number.
         low, high: the smallest and the largest valid number; `high` and `below` need `low`.
-        below: numbers from this one on are invalid.
-        positive: only numbers above 0 are valid.
+        below: the upper limit, which itself is not valid.
+        positive: whether a number must be above 0.
         choices: the valid texts.
-        resumable: whether it may change when a run is resumed, because it changes results by rounding only.
+        resumable: whether a resumed run may change it, because it changes results only by rounding.
+
+    Returns:
+        The field. Its declared type is that of `default`, so that type checkers know the option's type.
     """
     known = {"text": text, "unit": unit, "low": low, "high": high, "below": below, "positive": positive}
     return dataclasses.field(default=default, metadata=known | {"choices": choices, "resumable": resumable})
@@ -57,7 +60,8 @@ def _is_text(value: Any) -> bool:
         return False
 
 
-# The types of options: in words, and the test of a value. ml_collections lets None and numbers of any size through.
+# Each type of option, with its name in messages and a check of a value. The check is needed because ml_collections
+# accepts None and numbers of any size.
 TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
     int: ("a whole number of less than 64 bits", _is_whole),
@@ -74,7 +78,10 @@ TYPES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """The description of an option, as `option` takes it. `kind` is a key of TYPES, `name` is like "train.epochs"."""
+    """The description of an option, with the arguments of `option`.
+
+    `kind` is a key of TYPES; `name` is the full name, such as "train.epochs".
+    """
 
     name: str
     kind: Any
@@ -90,7 +97,7 @@ class Option:
 
     @property
     def range(self) -> str:
-        """Return the condition on a value, such as "must be positive"; "" for an option without a range."""
+        """Return the condition on a value, such as "must be positive", or "" if every value of the type is valid."""
         if self.high is not None:
             return f"must lie in {self.low}..{self.high}"
         if self.below is not None:
@@ -102,7 +109,7 @@ class Option:
         return f"must be one of {', '.join(self.choices)}" if self.choices else ""
 
     def check(self, value: Any) -> None:
-        """Raise InputError unless a value is of the option's type and in its range."""
+        """Raise InputError if a value is not of the option's type or not in its range."""
         if (value, self.default) == (None, None):
             return
         shown = f"{self.name} is {printable(repr(value), 100)}"
@@ -122,13 +129,14 @@ class Option:
 
 
 def listed(group: type, prefix: str = "") -> Iterator[Option]:
-    """Yield the options of a dataclass and of the dataclasses in it."""
+    """Yield the options of a dataclass and of the dataclasses nested in it."""
     types_of = typing.get_type_hints(group)
     for field in dataclasses.fields(group):
         kind = types_of[field.name]
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             yield from listed(kind, f"{prefix}{field.name}.")
         else:
-            if isinstance(kind, types.UnionType):  # float | None
+            # An optional type, such as float | None: check the type itself.
+            if isinstance(kind, types.UnionType):
                 kind = typing.get_args(kind)[0]
             yield Option(prefix + field.name, kind, field.default, **field.metadata)

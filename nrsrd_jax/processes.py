@@ -1,4 +1,4 @@
-"""Several processes that train as one: they join at the start, compute alike, and the first of them writes."""
+"""Let several processes train together: they join at the start, compute the same, and only the first one writes."""
 
 import contextlib
 import hashlib
@@ -14,18 +14,19 @@ from jax.experimental import multihost_utils
 
 from .errors import InputError, say
 
-PATIENCE = 120  # seconds for all processes to come
+# Seconds to wait until all processes have joined.
+PATIENCE = 120
 
 
 def join() -> None:
-    """Join the processes that SLURM, Kubernetes or JAX_COORDINATOR_ADDRESS names; do nothing in a single process.
+    """Join the processes that SLURM, Kubernetes or JAX_COORDINATOR_ADDRESS names; do nothing for a single process.
 
-    Call it before JAX is used. Without a scheduler, set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID in each process. A line says which processes it waits for. If one does not come in time, JAX aborts
-    with its own text. All processes except the first print only errors.
+    Call this before using JAX. Without a scheduler, set JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID in each process. Prints a line on the processes that it waits for. If a process does not join within
+    PATIENCE seconds, JAX aborts with its own message. Afterwards, all processes except the first print only errors.
 
     Raises:
-        InputError: the variables name no address, or the port is in use.
+        InputError: the variables are invalid, or the port is in use.
     """
     by_hand: dict[str, Any] = {}
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
@@ -61,7 +62,7 @@ def join() -> None:
 
 
 def _check_port(port: int) -> None:
-    """Raise InputError if the first process cannot listen on a port: JAX would crash without a message."""
+    """Raise InputError if the first process cannot listen on a port, because JAX would crash without a message."""
     both = socket.has_dualstack_ipv6()
     with socket.socket(socket.AF_INET6 if both else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -74,42 +75,44 @@ def _check_port(port: int) -> None:
 
 
 def is_first() -> bool:
-    """Return whether this is the process that writes files and logs."""
+    """Return whether this is the first process, which writes files and logs."""
     return jax.process_index() == 0
 
 
 def any_process(flag: bool) -> bool:
-    """Return whether the flag is set in any process. Every process must call it."""
+    """Return whether the flag is set in any process. Every process must call this."""
     return bool(np.any(multihost_utils.process_allgather(np.array(flag)))) if jax.process_count() > 1 else flag
 
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Run a block in each process. If it fails in one, the others raise InputError."""
+    """Run a block in each process. If it fails in one process, the others raise InputError."""
     failed = None
     try:
         yield
     except Exception as error:
         failed = error
     if any_process(failed is not None):
-        jax.distributed.shutdown()  # No process leaves while others still talk to the first.
+        # Leave together: a process must not exit while others still communicate with the first.
+        jax.distributed.shutdown()
         raise failed or InputError("another process has failed; its own message says why")
 
 
 def check_alike(text: str) -> None:
-    """Raise InputError in every process unless all give the same text, which says what they are about to do."""
+    """Raise InputError in every process unless all pass the same text, which describes what they will do."""
+    # Processes that run different programs would wait for each other forever.
     if jax.process_count() > 1:
         text += os.environ.get("JAX_NUM_PROCESSES", "")
         digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
         if (digests != digests[0]).any():
             jax.distributed.shutdown()
             raise InputError(
-                "the processes were given different options, data, work directories or numbers of processes, or not "
-                "all can use cuDNN's attention (a note above says so); give all the same"
+                "the processes differ in their options, data, work directories or number of processes, or some cannot "
+                "use cuDNN's attention (see the note above); start all processes alike"
             )
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process has reached the point of this name."""
+    """Wait until every process has called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

@@ -1,4 +1,4 @@
-"""Run folders: the lock that one process holds, and which checkpoints a folder has."""
+"""Find the checkpoints and scores in the work directory of a run, and lock it for one process."""
 
 import contextlib
 import fcntl
@@ -22,14 +22,14 @@ def owned(workdir: Path) -> Iterator[None]:
     """Create the folder, and lock it until the end of the block or of the process.
 
     Raises:
-        InputError: it cannot be created, its lock is a symbolic link, or another process holds it; the message names
-            that process.
+        InputError: the folder cannot be created, its lock is a symbolic link, or another process holds the lock. The
+            message names that process.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = locked_open(workdir / LOCK)
     except OSError as error:
-        raise InputError(f"cannot make the work directory {workdir}: {error.strerror}") from error
+        raise InputError(f"cannot create the work directory {workdir}: {error.strerror}") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -37,12 +37,12 @@ def owned(workdir: Path) -> Iterator[None]:
             owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
             raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
         except OSError as error:
-            # The file system has no locks.
+            # The file system does not support locks.
             say(
                 f"warning: {workdir} cannot be locked ({error.strerror}): run only one training in it at a time",
                 error=True,
             )
-        # On a full disk the lock is held without the name of its owner.
+        # If the disk is full, hold the lock without writing the name of its owner.
         with contextlib.suppress(OSError):
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -50,12 +50,12 @@ def owned(workdir: Path) -> Iterator[None]:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Return the steps of a run's complete checkpoints, in order."""
+    """Return the steps of a run's complete checkpoints, in ascending order."""
     return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
 
 
 def saved_score(workdir: Path, step: int) -> float | None:
-    """Return the mAP that a checkpoint was saved with; None if there was no evaluation, or it is unreadable."""
+    """Return the mAP that was saved with a checkpoint; None if it was not evaluated, or the score is unreadable."""
     path = workdir / FOLDER / str(step) / "metrics" / "metrics"
     try:
         score = json.loads(read_bounded(path, 2**16))["mAP"]
@@ -67,7 +67,7 @@ def saved_score(workdir: Path, step: int) -> float | None:
 def known_score(workdir: Path, step: int) -> float | None:
     """Return the mAP that training measured for a checkpoint; None if it was not evaluated.
 
-    Only the log has it if the first evaluation failed.
+    If the evaluation failed at first and succeeded in a rerun, only the log has the score.
     """
     saved = saved_score(workdir, step)
     if saved is not None:
@@ -77,22 +77,28 @@ def known_score(workdir: Path, step: int) -> float | None:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the work directory that a checkpoint lies in; None if it does not belong to a run."""
+    """Return the work directory of the run that a checkpoint belongs to; None if it does not belong to a run."""
     home = checkpoint.parents[1] if checkpoint.parent.name == FOLDER else checkpoint
     return home if (home / "config.json").is_file() else None
 
 
 def newest_run(runs: Path = Path("runs")) -> Path:
-    """Return the work directory under `runs` whose checkpoints changed last. InputError if there are no checkpoints."""
+    """Return the work directory under `runs` with the newest checkpoint. InputError if none has a checkpoint."""
     homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
     found = [home for home in homes if saved_steps(home)]
     if not found:
-        raise InputError(f"there is no run with a checkpoint under {runs}/; train one, or give --checkpoint")
+        raise InputError(f"no run under {runs}/ has a checkpoint; train a model, or give --checkpoint")
     return max(found, key=lambda home: (home / FOLDER).stat().st_mtime)
 
 
 def find_checkpoint(directory: str | Path) -> Path:
-    """Return `directory` if it is a checkpoint, otherwise the best (or else the last) checkpoint of the run in it."""
+    """Return `directory` if it is a checkpoint, otherwise the best checkpoint of the run in it.
+
+    The best has the highest mAP. If no checkpoint was evaluated, it is the last one.
+
+    Raises:
+        InputError: the directory does not exist, or holds no checkpoint.
+    """
     directory = absolute(directory)
     if (directory / "model").is_dir():
         return directory
@@ -104,8 +110,9 @@ def find_checkpoint(directory: str | Path) -> Path:
     if not steps and (directory / "config.json").is_file():
         raise InputError(f"{directory} is a run without a checkpoint yet; the same nrsrd train command continues it")
     if not steps:
-        raise InputError(f"{directory} holds no checkpoint: it is neither one itself nor the work directory of a run")
+        raise InputError(f"{directory} holds no checkpoint: it is neither a checkpoint nor the work directory of a run")
 
+    # A checkpoint without a score ranks below all others; among equal scores the later checkpoint ranks higher.
     def score(step: int) -> tuple[float, int]:
         known = known_score(directory, step)
         return -1.0 if known is None else known, step

@@ -5,9 +5,9 @@ r"""Search a gallery of crops for people: rank its crops by their similarity to 
   nrsrd search --like crops/0007.jpg --gallery gallery --camera c3 --since 2026-11-27T18:00
   nrsrd search queries/ --gallery gallery --not-same-camera --pattern '(?P<camera>c\d+)' --threshold calibration.json
 
-Queries are images, folders or manifests, as in `nrsrd embed`, or with --like crops of the gallery itself. A crop that
-is a query too is not its own match. The search is exact, unless --approximate asks for the index of `nrsrd index`.
-Similarity is a cosine in -1..1. It is no probability: `nrsrd calibrate` measures what it means for a model.
+Queries are images, folders or manifests, as in `nrsrd embed`, or crops of the gallery itself, with --like. A crop never
+matches itself. The search is exact unless you use the index of `nrsrd index`, with --approximate. The similarity is a
+cosine in -1..1, not a probability: `nrsrd calibrate` measures what it means for a model.
 """
 
 import argparse
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .retrieval.calibration import Calibration
 
 SHOWN = 10  # queries in the table on the terminal
-FMR = 0.01  # of --threshold FILE
-LISTED = 3  # matches of each there
+FMR = 0.01  # the default false-match rate of --threshold FILE
+LISTED = 3  # matches of each query in the table
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         if (path := getattr(arguments, name))
     }
     refuse_same_files(files.values())
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
     from .gallery.matching import search, search_approximately, search_whole
     from .gallery.store import Gallery
 
@@ -55,7 +55,7 @@ def main() -> None:
     if arguments.not_same_camera and None in queries.cameras:
         path = queries.paths[queries.cameras.index(None)]
         raise InputError(
-            f"--not-same-camera: the query {path} has no camera; give a --pattern that finds it in its name"
+            f"--not-same-camera: the query {path} has no camera; give a --pattern that finds the camera in its name"
         )
     limits = {"top": arguments.top, "where": where, "other_cameras": arguments.not_same_camera}
     whole = {"normalize": arguments.normalize, "rerank": (20, 6, 0.3) if arguments.rerank else None}
@@ -79,10 +79,12 @@ def main() -> None:
         "model": gallery.about.model,
         **gallery.about.identity,
     }
+    # All files have the same matches; the JSON file also says how they were found.
     if "output" in files:
         write_whole(files["output"], json.dumps({**how, "queries": lists}, indent=1) + "\n", follow=True)
     if "csv" in files:
         matches = [(each["path"], rank, match) for each in lists for rank, match in enumerate(each["matches"], 1)]
+        # Matches may have different columns: the header needs each of them once.
         columns = list(dict.fromkeys(["path", "similarity", *(name for *_, match in matches for name in match)]))
         flat = [
             {"query": path, "rank": rank} | {name: match.get(name, "") for name in columns}
@@ -101,8 +103,8 @@ def main() -> None:
 
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
-    """Return the condition in SQL that the arguments put on crops. InputError if a column or a time is not one."""
-    from .gallery.store import PRESENT, in_brackets, one_of, time_condition
+    """Return the arguments' condition on crops in SQL. InputError if it is invalid, or no crop meets it."""
+    from .gallery.conditions import PRESENT, in_brackets, one_of, time_condition
 
     parts = [] if arguments.vanished else [PRESENT]
     if arguments.camera:
@@ -111,6 +113,7 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
         if text := getattr(arguments, name):
             parts.append(time_condition(f"--{name}", sign, text))
     if arguments.where:
+        # Check the user's condition alone first, so that an error message shows only what the user wrote.
         gallery.count(arguments.where)
         parts.append(in_brackets(arguments.where))
     where = " AND ".join(parts)
@@ -121,26 +124,29 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
 
 
 def _hint(arguments: argparse.Namespace, gallery: "Gallery") -> str:
-    """Return what to do if no crop fits the condition."""
+    """Return advice for a condition that no crop meets."""
     if (arguments.since or arguments.until) and not gallery.count("time IS NOT NULL"):
-        return "no crop has a time: embed the crops again with --pattern or a manifest that has it"
+        return "no crop has a time: embed the crops again with a --pattern or a manifest that gives times"
     batches = gallery.batches(columns=("camera",), vectors=False) if arguments.camera else ()
     cameras = {camera for batch in batches for camera in batch["camera"].to_pylist()} - {None}
     if arguments.camera and not cameras:
-        return "no crop has a camera: embed the crops again with --pattern or a manifest that has it"
+        return "no crop has a camera: embed the crops again with a --pattern or a manifest that gives cameras"
     if arguments.camera and cameras.isdisjoint(arguments.camera):
         return f"its cameras are {', '.join(sorted(cameras)[:20])}"
     return "loosen the condition"
 
 
 def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Calibration | None":
-    """Return the calibration that --threshold names, or the one beside the model. InputError if it does not fit."""
+    """Return the calibration of --threshold, or otherwise the one beside the model, if any.
+
+    With --normalize it is None. InputError if the calibration of --threshold is of another model.
+    """
     from .retrieval.calibration import calibration_beside, load_calibration
 
     named = isinstance(arguments.threshold, Path)
     if arguments.normalize != "none":
         if named:
-            raise InputError("a calibration is of similarities that are not normalised: leave --normalize out")
+            raise InputError("a calibration does not apply to normalised similarities; leave out --normalize")
         return None
     if not named:
         return calibration_beside(expanded(arguments.model or gallery.about.model), gallery.about.identity)
@@ -150,7 +156,7 @@ def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Cali
 
 
 def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries":
-    """Return the queries with their features. InputError if one is unreadable or unknown."""
+    """Return the queries with their features. InputError if a query is unreadable or not in the gallery."""
     import numpy as np
 
     from .data.images import decode_many, mean_luminance
@@ -166,7 +172,9 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     try:
         embedder = Embedder.load(model, feature=identity["feature"], flip=identity["flip"])
     except InputError as error:
-        raise error if arguments.model else InputError(f"the gallery's model: {error}; --model names it") from error
+        raise (
+            error if arguments.model else InputError(f"the gallery's model: {error}; name the model with --model")
+        ) from error
     gallery.check_model(embedder.identity())
     images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
     decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images, advice="")
@@ -183,12 +191,13 @@ def match_lists(
     threshold: float | None,
     calibration: "Calibration | None",
 ) -> list[dict[str, Any]]:
-    """Return what is written of each query: its path, and its matches from the threshold on."""
+    """Return a dict for each query, as written to the output: its path, and its matches above the threshold."""
     rows = gallery.rows(sorted({int(row) for each in found for row in each.rows}), gallery.columns)
     lists = []
     for path, each in zip(paths, found, strict=True):
         matches = [_match(rows[int(row)], cosine) for row, cosine in zip(each.rows, each.similarity, strict=True)]
-        for match, distance in zip(matches, each.distance, strict=False):  # There are distances after re-ranking only.
+        # Only re-ranking gives distances; otherwise `each.distance` is empty.
+        for match, distance in zip(matches, each.distance, strict=False):
             match["reranked_distance"] = round(float(distance), 6)
         matches = [match for match in matches if threshold is None or match["similarity"] >= threshold]
         if calibration:
@@ -200,7 +209,7 @@ def match_lists(
 
 
 def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:
-    """Return what is written of a match: its path, similarity, and the columns that are known of it."""
+    """Return a match as written to the output: its path, similarity, and the columns that have a value."""
     left = {
         name: value for name, value in row.items() if name not in ("path", "size", "modified") and value is not None
     }
@@ -214,7 +223,7 @@ def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:
 
 
 def table(lists: list[dict[str, Any]]) -> list[str]:
-    """Return lines with the best matches of the first queries."""
+    """Return the lines of a table with the best matches of the first queries."""
     lines = []
     for each in lists[:SHOWN]:
         lines.append(each["path"])
@@ -233,22 +242,38 @@ def table(lists: list[dict[str, Any]]) -> list[str]:
 def _read_arguments() -> argparse.Namespace:
     parser = Parser(__doc__, "nrsrd search")
     parser.add_argument("queries", nargs="*", type=Path, metavar="QUERY", help="images, folders or manifests (.csv)")
-    parser.add_argument("--gallery", required=True, help="as nrsrd embed made it")
-    parser.add_argument("--like", type=Path, action="append", metavar="PATH", help="search for a crop of the gallery")
-    parser.add_argument("--model", help="the checkpoint, if it is no longer where the gallery says")
-    parser.add_argument("--top", type=positive, default=10, metavar="K", help="matches of each query; default: 10")
-    parser.add_argument("--camera", action="append", help="only crops of this camera; can be repeated")
-    parser.add_argument("--not-same-camera", action="store_true", help="only crops of other cameras than the query's")
-    parser.add_argument("--since", metavar="TIME", help="only crops from then on, such as 2026-11-27T18:00 (UTC)")
-    parser.add_argument("--until", metavar="TIME", help="only crops before")
-    parser.add_argument("--where", metavar="SQL", help="a condition on columns, such as \"floor = '2'\"")
-    parser.add_argument("--vanished", action="store_true", help="also crops whose files are gone")
-    parser.add_argument("--pattern", default="", help="as in nrsrd embed, for the names of the queries")
+    parser.add_argument("--gallery", required=True, help="the gallery, as nrsrd embed made it")
+    parser.add_argument(
+        "--like",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="use this crop of the gallery as a query; can be repeated",
+    )
+    parser.add_argument("--model", help="the model of the gallery, if it is not where the gallery says")
+    parser.add_argument(
+        "--top", type=positive, default=10, metavar="K", help="how many matches to find for each query; default: 10"
+    )
+    parser.add_argument("--camera", action="append", help="search only crops of this camera; can be repeated")
+    parser.add_argument(
+        "--not-same-camera", action="store_true", help="search only crops of other cameras than the query's"
+    )
+    parser.add_argument(
+        "--since", metavar="TIME", help="search only crops from this time on, such as 2026-11-27T18:00 (UTC)"
+    )
+    parser.add_argument("--until", metavar="TIME", help="search only crops from before this time")
+    parser.add_argument(
+        "--where", metavar="SQL", help="search only crops that meet this condition, such as \"floor = '2'\""
+    )
+    parser.add_argument("--vanished", action="store_true", help="also search crops whose files are gone")
+    parser.add_argument(
+        "--pattern", default="", help="a regular expression for the names of the queries, as in nrsrd embed"
+    )
     parser.add_argument(
         "--threshold",
         type=_threshold,
         metavar="T|FILE",
-        help="leave out matches that are less similar than T, in -1..1, or than the threshold of --fmr in a FILE of "
+        help="leave out matches whose similarity is below T, in -1..1, or below the threshold for --fmr in a FILE of "
         "nrsrd calibrate",
     )
     parser.add_argument(
@@ -257,20 +282,23 @@ def _read_arguments() -> argparse.Namespace:
         metavar="RATE",
         help=f"the false-match rate of --threshold FILE; default: {FMR}",
     )
-    parser.add_argument("--rerank", action="store_true", help="order by k-reciprocal neighbours (transductive)")
+    parser.add_argument(
+        "--rerank", action="store_true", help="re-rank matches by k-reciprocal neighbours (transductive)"
+    )
     parser.add_argument(
         "--normalize",
         choices=("none", "gallery", "camera", "brightness"),
         default="none",
-        help="compare features relative to those of all crops, of their camera, or of their brightness (transductive)",
+        help="standardise features over the whole gallery, over crops of the same camera, or over crops of similar "
+        "brightness (transductive); default: none",
     )
     parser.add_argument("--approximate", action="store_true", help="use the index that nrsrd index made")
     parser.add_argument("--output", metavar="FILE", help="write all matches as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write all matches as CSV")
-    parser.add_argument("--report", metavar="FILE", help="write a page to look at, such as page.html")
+    parser.add_argument("--report", metavar="FILE", help="write an HTML page that shows the matches, such as page.html")
     arguments = parser.parse_args()
     if bool(arguments.queries) == bool(arguments.like):
-        parser.error("give queries, or crops of the gallery with --like")
+        parser.error("give either queries, or crops of the gallery with --like")
     if arguments.fmr is not None and not isinstance(arguments.threshold, Path):
         parser.error("--fmr needs a calibration: give --threshold FILE")
     if arguments.approximate and (arguments.rerank or arguments.normalize != "none"):
@@ -279,13 +307,13 @@ def _read_arguments() -> argparse.Namespace:
 
 
 def _threshold(text: str) -> float | Path:
-    """Return a similarity, or the path of a calibration."""
+    """Parse --threshold: a similarity, or otherwise the path of a calibration."""
     try:
         value = float(text)
     except ValueError:
         return Path(text)
     if not -1 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a similarity, in -1..1")
+        raise argparse.ArgumentTypeError(f"{text} is not a similarity; give a number in -1..1")
     return value
 
 

@@ -1,12 +1,13 @@
-"""Choose the crops for a pretraining that are closest to a target domain, by their catastrophic forgetting score (CFS).
+"""Choose crops for pretraining that are close to a target domain, by their catastrophic forgetting score (CFS).
 
   nrsrd select DIR… --source runs/dino --tuned runs/mine --keep 0.6 --output list.csv
   nrsrd pretrain --config dino --config.data.root=DIR --config.data.include=list.csv
 
---source is a model before, --tuned the same model after fine-tuning on the target's labelled images. A crop's score is
-the cosine, in −1..1, of its features under both: where fine-tuning hardly moved a feature, the model forgot little, so
-that the crop is like the target. The list has a column path and a column score, best first. The tuned model has seen
-labels: a pretraining on such a list is not label-free, and a table should say so.
+--source is a model before fine-tuning on labelled images of the target domain, and --tuned is the same model after it.
+The score of a crop is the cosine, in −1..1, of its features under both models. If fine-tuning hardly changed the
+feature, the model forgot little, so the crop resembles the target domain. The list has the columns path and score, and
+is sorted from the best score down. The tuned model has seen labels, so a pretraining on such a list is not label-free;
+say so when you report results.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from .files import expanded, refuse_same_files, writable_file, write_csv
 
 def main() -> None:
     arguments = _read_arguments()
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import these after reading the arguments, so that --help is quick.
+    from .retrieval.distances import unit_rows
     from .retrieval.embedding import Embedder
     from .retrieval.files import embed_all
-    from .retrieval.ranking import unit_rows
     from .runs import find_checkpoint
 
     output = writable_file(arguments.output, "--output")
@@ -39,16 +40,20 @@ def main() -> None:
     models = [Embedder.load(checkpoint, **options) for checkpoint in checkpoints]
     first, second = (model.description for model in models)
     if (first.backbone, first.depth, first.image_size) != (second.backbone, second.depth, second.image_size):
-        raise InputError("--source and --tuned differ in their backbone or image size: give one model before and after")
+        raise InputError(
+            "--source and --tuned differ in backbone or image size; give one model before and after tuning"
+        )
     if models[0].fingerprint() == models[1].fingerprint():
-        raise InputError("--source and --tuned have the same weights, so that every crop would have the score 1")
+        raise InputError(
+            "--source and --tuned have the same weights, so every crop would have the score 1; give two models"
+        )
 
     features = []
     for name, model in zip(("source", "tuned"), models, strict=True):
         say(f"{name}: {checkpoints[name == 'tuned']}")
         features.append(unit_rows(embed_all(model, paths).features))
     scores = (features[0] * features[1]).sum(1)
-    # Crops of equal scores are ordered by their names.
+    # Sort crops of equal scores by their names, so that the list does not depend on the order of the files.
     best = np.lexsort((np.array([str(path) for path in paths]), -scores))[: math.ceil(arguments.keep * len(paths))]
     write_csv(output, [{"path": str(paths[i]), "score": round(float(scores[i]), 6)} for i in best], follow=True)
     say(
@@ -58,7 +63,7 @@ def main() -> None:
 
 
 def share(text: str) -> float:
-    """Return a flag's value as a number above 0 and at most 1. ArgumentTypeError if it is not one."""
+    """Parse a share. Raise ArgumentTypeError if it is not a number above 0 and at most 1."""
     value = number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share above 0 and at most 1, like 0.6")
@@ -67,13 +72,15 @@ def share(text: str) -> float:
 
 def _read_arguments() -> argparse.Namespace:
     parser = Parser(__doc__, "nrsrd select")
-    parser.add_argument("crops", nargs="+", type=Path, metavar="DIR", help="folders of crops, or lists of them (.csv)")
+    parser.add_argument("crops", nargs="+", type=Path, metavar="DIR", help="folders of crops, or lists of crops (.csv)")
     parser.add_argument("--source", required=True, metavar="MODEL", help="the model before fine-tuning")
-    parser.add_argument("--tuned", required=True, metavar="MODEL", help="the model after it")
+    parser.add_argument("--tuned", required=True, metavar="MODEL", help="the same model after fine-tuning")
     parser.add_argument(
         "--keep", type=share, default=0.6, help="the share of crops to keep; default: 0.6, as published"
     )
-    parser.add_argument("--output", default="list.csv", metavar="FILE", help="default: list.csv")
+    parser.add_argument(
+        "--output", default="list.csv", metavar="FILE", help="the list to write or replace; default: list.csv"
+    )
     add_embedding_flags(parser)
     parser.set_defaults(feature="cls")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The layout of arrays over devices: batches are split over the axis `data`, parameters over `model` if asked."""
+"""Lay out arrays over devices: split batches over the axis `data`, and parameters over the axis `model` if asked."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[An
     """Return a mesh of devices with the axes `data` and `model`.
 
     Args:
-        batch_size: images that must divide evenly over the axis `data`; 0 for no such check.
+        batch_size: the number of images that must divide evenly over the axis `data`; 0 for no check.
         model_parallel: the length of the axis `model`, at least 1.
         devices: the devices to use; None for all devices of all processes.
 
@@ -22,7 +22,7 @@ def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[An
         The mesh, of shape (number of devices / model_parallel, model_parallel).
 
     Raises:
-        InputError: the devices, or the batch, do not divide evenly.
+        InputError: the devices or the batch do not divide evenly.
 
     Example:
         >>> import jax
@@ -63,6 +63,7 @@ def place(tree: Any, shardings: Any) -> Any:
     def one(x: Any, sharding: NamedSharding) -> jax.Array:
         if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return jax.device_put(x, sharding)
+        # Each process puts only its own part of the array on its devices.
         values = np.asarray(x)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
@@ -72,13 +73,13 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """Return a mesh for a computation that each process does by itself.
+    """Return a mesh for a computation that each process runs on its own.
 
     Args:
         mesh: the mesh of the run.
 
     Returns:
-        `mesh`; with several processes, a mesh of this process's own devices.
+        `mesh`, or with several processes a mesh of this process's devices.
 
     Example:
         >>> from nrsrd_jax.sharding import make_mesh, own_mesh
@@ -124,15 +125,15 @@ def over_data(mesh: Mesh) -> NamedSharding:
 
 
 def parameter_shardings(tree, mesh: Mesh):
-    """Return a sharding for each parameter: its last axis that the axis `model` divides is split over `model`.
+    """Return a sharding for each parameter: split its last axis that the length of the axis `model` divides.
 
     Args:
         tree: a tree of arrays, or of their shapes (`jax.ShapeDtypeStruct`).
         mesh: the mesh of the devices.
 
     Returns:
-        A tree of shardings like `tree`. An array without such an axis is replicated, as is every array if the axis
-        `model` has the length 1.
+        A tree of shardings like `tree`. An array without such an axis is replicated. If the axis `model` has length 1,
+        every array is replicated.
 
     Example:
         >>> import jax, numpy as np

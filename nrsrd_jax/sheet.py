@@ -1,13 +1,14 @@
-"""Sheets of small images: one PNG or JPEG to look at instead of many files."""
+"""Draw many small images as one sheet, to look at one PNG or JPEG instead of many files."""
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-HEIGHT, WIDTH, EDGE, LEFT = 128, 64, 3, 110  # of an image, the gap between two, and the column of names; pixels
+# In pixels: height and width of an image, the gap between images, and the width of the column of names.
+HEIGHT, WIDTH, EDGE, LEFT = 128, 64, 3, 110
 
 
 def sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Rows of images, uint8 [N, HEIGHT, WIDTH, 3] each, with their names on the left."""
+    """Draw rows of images, uint8 [N, HEIGHT, WIDTH, 3] each, with the names of the rows on the left."""
     columns = max(len(images) for _, images in rows)
     canvas = Image.new("RGB", (LEFT + columns * (WIDTH + EDGE), len(rows) * (HEIGHT + EDGE)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -19,6 +20,6 @@ def sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 
 def brighten(images: np.ndarray) -> np.ndarray:
-    """Stretches each image so that its 98th percentile is white: night crops are black on screen."""
+    """Scale each image so that its 98th percentile is white, because night crops look black on a screen."""
     top = np.percentile(images, 98, axis=(1, 2, 3), keepdims=True)
     return np.clip(images / np.maximum(top, 1) * 255, 0, 255).astype(np.uint8)

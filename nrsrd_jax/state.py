@@ -1,4 +1,4 @@
-"""What training changes from step to step."""
+"""Hold the values that training changes in each step."""
 
 from typing import Any
 
@@ -10,7 +10,14 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32, steps done; params and batch_stats: the model's variables; opt_state: the optimiser's memory."""
+    """Hold the values that a training step reads and returns.
+
+    Attributes:
+        step: the number of steps done, int32.
+        params: the parameters of the model, a tree of arrays.
+        batch_stats: the running statistics of the model's normalisations.
+        opt_state: the state of the optimiser.
+    """
 
     step: jax.Array
     params: Any

@@ -1,4 +1,4 @@
-"""Signals: a run that is asked to stop saves what it learned first."""
+"""Handle signals, so that a run that is asked to stop saves its state first."""
 
 import contextlib
 import os
@@ -14,20 +14,20 @@ from .errors import Stopped
 
 
 class Termination:
-    """Handle SIGTERM (from a cluster), SIGHUP (the terminal was closed) and Ctrl-C within `with`.
+    """Handle SIGTERM (from a cluster), SIGHUP (the terminal was closed) and Ctrl-C within a `with` block.
 
-    Before the first step there is nothing to save: SIGTERM raises Stopped, and Ctrl-C KeyboardInterrupt, at once. Later
-    a second Ctrl-C does too. Call `told()` after each step: it returns whether a signal came. With several processes
-    JAX handles SIGTERM, and all stop after the same step. Outside the main thread, signals are not handled; the caller
-    decides when to stop.
+    Call `told()` after each step: it returns whether a signal came. Before the first step there is nothing to save, so
+    SIGTERM immediately raises Stopped, and Ctrl-C raises KeyboardInterrupt. After that, only a second Ctrl-C stops the
+    run immediately. With several processes, JAX handles SIGTERM, and all processes stop after the same step. Outside
+    the main thread, signals are not handled, and the caller decides when to stop.
 
     Args:
-        status: the exit status that Stopped carries.
+        status: the exit status that `Stopped` carries.
     """
 
     def __init__(self, status: int = 143):
         self._status = status
-        self._steps = 0  # of this process, not of the run
+        self._steps = 0  # steps of this process; a resumed run has done more
         self._came: int | None = None
 
     def __enter__(self) -> "Termination":
@@ -55,11 +55,12 @@ class Termination:
         if not self._steps:
             self.end("stopped before the first step; the same command continues from there")
         hint = b"; Ctrl-C again ends at once" if number == signal.SIGINT else b""
-        # `os.write` because the signal may have come in the middle of a print.
+        # Use `os.write`, because the signal may have interrupted a print.
         with contextlib.suppress(OSError):
             os.write(2, b"\nsaving after the next logged step (train.log_every), then stopping" + hint + b"\n")
         if number in (signal.SIGINT, signal.SIGHUP):
-            # Ctrl-C ends `| tee` too, and at SIGHUP the terminal is gone: the run must save although nobody reads it.
+            # Ctrl-C also ends `| tee`, and after SIGHUP the terminal is gone. The run must save although nobody reads
+            # its output, so send the output to /dev/null.
             for output in (1, 2):
                 with contextlib.suppress(OSError):
                     if number == signal.SIGHUP or stat.S_ISFIFO(os.fstat(output).st_mode):

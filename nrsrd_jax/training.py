@@ -1,72 +1,65 @@
-"""The training run: how it starts or continues, and the loop around the step."""
+"""Start or continue a training run; loop.py runs its steps."""
 
 import contextlib
 import dataclasses
 import functools
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from . import checkpoint, runs, trackers
 from .build import architecture, degradation_options, load_initial_backbone, load_teacher, sharded
 from .checkpoint import Checkpoints
-from .compiled import CompiledStep, is_finite, keep_compiled
+from .compiled import CompiledStep, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
-from .data import pipeline
 from .data.images import check_readable
 from .description import Description
 from .errors import InputError, say
-from .files import expanded, write_whole
+from .files import expanded
 from .inputs import (
     Records,
     pixel_statistics,
     read_domains,
     read_records,
     read_test_images,
-    reading_threads,
     stamps,
 )
+from .loop import Loop
 from .method import Method, choose_method
-from .metrics_log import MetricsLog, logged_scores
 from .models import find_spec
 from .options import Options, read_options
 from .precision import compute_dtype
 from .processes import check_alike, is_first, together
-from .retrieval.embedding import Embedder
-from .retrieval.scoring import evaluate, headline
 from .runs import owned
-from .sharding import make_mesh, over_data, place, replicated
-from .state import TrainState
+from .sharding import make_mesh, place
 from .step import Teacher
 from .termination import Termination
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What a run begins from, after its config, file lists and checkpoints were checked."""
+    """What a run starts from, after checks of its config, file lists and checkpoints."""
 
     options: Options
     method: Method
     mesh: Mesh
     degradation: dict[str, Any]
     records: Records
-    done: int  # steps of the last checkpoint, 0 for a new run
-    source: tuple[Description, dict] | None  # of a new run, the checkpoint whose backbone it starts from
+    done: int  # the step of the newest checkpoint, 0 for a new run
+    source: tuple[Description, dict] | None  # the checkpoint that a new run takes its backbone from
     teacher: Teacher | None
     teacher_variables: dict | None
 
 
 def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = None) -> Start:
-    """Return what a run of `config` in `workdir` begins from. InputError if config, data or checkpoints are wrong."""
+    """Return what a run of `config` in `workdir` starts from. InputError if config, data or checkpoints are wrong."""
+    # A fault in one process must stop all of them, or the others would wait for it forever.
     with together():
         options = read_options(config)
         method = choose_method(options)
@@ -81,7 +74,7 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         cameras = len(np.unique(records.train.cameras))
         done = max(runs.saved_steps(workdir), default=0)
         method.check(options)
-    # Processes must also agree on how the attention is computed, which depends on their devices.
+    # How attention is computed depends on the devices, so processes on different machines could differ in it.
     module = repr(spec.module(dtype=compute_dtype(options.train.precision), cameras=cameras))
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
@@ -92,33 +85,37 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
 def train(
     config: Config, workdir: str | Path, devices: Sequence[Any] | None = None, preempted_status: int = 143
 ) -> dict[str, float]:
-    """Train, or continue a killed run of the same config from its last checkpoint.
+    """Train, or continue an interrupted run of the same config from its last checkpoint.
 
     Args:
-        config: the run.
-        workdir: receives config.json, metrics.jsonl, the files of trackers and checkpoints/.
-        devices: what to train on; all devices if None.
+        config: the config of the run.
+        workdir: the folder to write config.json, metrics.jsonl, the files of trackers and checkpoints/ to.
+        devices: the devices to train on; None for all devices.
         preempted_status: the exit status that `Stopped` carries.
 
     Returns:
-        The last evaluation's numbers; without queries {"training_accuracy": …} of the last epoch, in 0..1, or of a
-        pretraining {"loss": …, "teacher_information": …}.
+        The scores of the last evaluation. Without queries, {"training_accuracy": …} of the last epoch, in 0..1. For a
+        pretraining, also {"loss": …, "teacher_information": …}.
 
     Raises:
-        InputError: something is wrong with the config, the data or the checkpoints it names. Almost all faults are
-            found before the first compile.
-        Stopped: SIGTERM came, and what was learned is saved.
+        InputError: the config, the data or a checkpoint that it names is wrong. Almost all faults are found before the
+            first compilation.
+        Stopped: SIGTERM came, and the state was saved.
     """
     workdir = expanded(workdir)
+    # Compiling for an accelerator takes long, so a resumed run reuses the compiled program.
     keep_compiled()
     with contextlib.ExitStack() as held:
         termination = held.enter_context(Termination(preempted_status))
         start = check_run(config, workdir, devices)
         with together():
             if is_first():
+                # Another training may have used the folder between the check above and this lock.
                 held.enter_context(owned(workdir))
                 if start.done != max(runs.saved_steps(workdir), default=0):
-                    raise InputError(f"another process has just trained in {workdir}; the same command continues")
+                    raise InputError(
+                        f"another process has just trained in {workdir}; run the same command again to continue"
+                    )
         return _train(workdir, start, termination)
 
 
@@ -127,7 +124,8 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
     method, teacher, teacher_variables = start.method, start.teacher, start.teacher_variables
     with together():
         domains = read_domains(options, records)
-        for name, data in records.targets.items():  # An unreadable test image shows now, not after the first epochs.
+        # Read the test images now, so that an unreadable one is found before training, not at the first evaluation.
+        for name, data in records.targets.items():
             for split in (data.query, data.gallery):
                 if options.data.cache == "none":
                     check_readable(split.paths)
@@ -138,8 +136,9 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
     description = method.make_description(options, records, mean, std, teacher_variables)
     abstract, shardings, create = sharded(functools.partial(method.make_state, options, description), mesh)
     checkpoints = Checkpoints(workdir)
-    # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. from random weights.
+    # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. start from random weights.
     total = records.plans["real"].steps(options.train.epochs)
+    # `restore` may fall back to an older checkpoint, so take the number of steps from the state.
     if done:
         state = checkpoints.restore(abstract, shardings, description, total)
         done = int(state.step)
@@ -153,7 +152,7 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
             state = method.start_from(state, variables)
             say(f"starting from {options.init.checkpoint}: {taken}")
         else:
-            say("starting from random weights (init.checkpoint names none)")
+            say("starting from random weights (init.checkpoint is empty)")
     if teacher:
         say(f"the teacher is {options.teacher.checkpoint}")
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)) / 1e6
@@ -175,9 +174,10 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
 
 
 def check_same_run(options: Options, workdir: Path) -> None:
-    """Raise InputError if the work directory holds a run that learns something else."""
+    """Raise InputError if the work directory holds a run with other options, or its checkpoints cannot lie there."""
     folder = workdir / runs.FOLDER
-    if folder.is_symlink():  # Training removes old checkpoints in it, and must not remove what a link points to.
+    # Training removes old checkpoints from the folder, and must not remove files that a link points to.
+    if folder.is_symlink():
         raise InputError(f"{folder} is a symbolic link; remove it, or choose another --workdir")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --workdir, or remove it")
@@ -187,179 +187,3 @@ def check_same_run(options: Options, workdir: Path) -> None:
     if changed:
         shown = "; ".join(changed[:5]) + (f"; and {len(changed) - 5} more" if len(changed) > 5 else "")
         raise InputError(f"{workdir} holds a run with other options ({shown}); choose another --workdir, or remove it")
-
-
-class Rate:
-    """Count the images of the steps since it was made, and the time they took."""
-
-    def __init__(self):
-        self.images, self._begin = 0, time.perf_counter()
-
-    def figures(self) -> dict[str, float]:
-        """Return {"images_per_second": …}, or {} without images."""
-        seconds = time.perf_counter() - self._begin
-        return {"images_per_second": round(self.images / seconds, 1)} if self.images else {}
-
-
-@dataclasses.dataclass
-class Loop:
-    """Steps, and between epochs the log, the evaluation and the checkpoints."""
-
-    options: Options
-    method: Method
-    records: Records
-    description: Description
-    domains: dict[str, pipeline.Domain]
-    mesh: Mesh
-    checkpoints: Checkpoints
-    termination: Termination
-
-    def run(self, state: TrainState, done: int, step: Callable, workdir: Path) -> dict[str, float]:
-        """Train from `done` steps to the last by `step(state, batch)`. Returns what `train` does."""
-        options, plan = self.options, self.records.plans["real"]
-        total = plan.steps(options.train.epochs)
-        images = options.train.batch_size * len(self.domains)
-        scores: dict[str, float] = {}
-        pending: list[dict] = []
-        ending, begin = False, done
-        with together():
-            opened = MetricsLog(workdir, done, options.train.loggers, flatten(options), is_first())
-        with opened as log, progress_bar(done, total, images) as bar:
-            if done == total:
-                scores = logged_scores(workdir, options.train.epochs)
-                scores = scores or self.evaluate(state, options.train.epochs, log, bar)
-                return self.method.conclude(options, self.description, workdir, scores)
-            rate = Rate()
-            for batch in self.batches(done, total):
-                state, metrics = step(state, batch)
-                rate.images += images
-                if done == begin:  # The rate leaves out the compile.
-                    bar.unpause()
-                    rate = Rate()
-                if pending:  # Check the step before, while this one runs.
-                    self.check_finite(pending[-1], done, workdir)
-                pending.append(metrics)
-                done += 1
-                epoch, index = plan.locate(done)
-                if done % options.train.log_every == 0 or index == 0:
-                    self.check_finite(metrics, done, workdir)
-                    values = {name: float(np.mean([float(x[name]) for x in pending])) for name in metrics}
-                    current = epoch if index == 0 else epoch + 1
-                    log.write(done, {"epoch": current} | values | rate.figures())
-                    bar.set_description(f"epoch {current}/{options.train.epochs}", refresh=False)
-                    bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
-                    bar.update(len(pending) * images)
-                    pending, rate = [], Rate()
-                if index == 0:
-                    scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
-                    rate = Rate()
-                ending = self.termination.told() or ending
-                # Stop after a logged step, so that the log has the lines of a run that was not stopped.
-                if ending and not pending and done < total:
-                    self.checkpoints.save(state, self.description, None)
-                    self.checkpoints.close()
-                    jax.distributed.shutdown()  # No process leaves while others still talk to it.
-                    self.termination.end(
-                        f"stopped after step {done} of {total}, saved; the same command continues from there"
-                    )
-        return self.method.conclude(options, self.description, workdir, scores)
-
-    def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
-        """Raise InputError if the loss or gradient norm of step `step` is not finite; list the batch in a file."""
-        if is_finite(metrics):
-            return
-        values = {name: float(value) for name, value in metrics.items()}
-        files = {
-            name: [str(split.paths[i]) for i in self.records.plans[name].batch(step - 1)]
-            for name, split in self.records.domains.items()
-        }
-        report = workdir / "not_finite.json"
-        numbers = {name: str(value) for name, value in values.items()}
-        if is_first():
-            write_whole(report, json.dumps({"step": step, "metrics": numbers, "files": files}, indent=1) + "\n")
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        first = ", ".join(f"{name} {names[0]}, …" for name, names in files.items())
-        raise InputError(
-            f"not finite at step {step}: {terms}; the batch ({first}) is listed in {report}. Checkpoints, if any, are "
-            "as they were; try a lower optim.lr or a longer optim.warmup_epochs, or look for the operation with "
-            "--config.train.debug_nans=True"
-        )
-
-    def batches(self, start: int, stop: int):
-        """Yield batches on the devices, split over the mesh."""
-        options, sharding = self.options, over_data(self.mesh)
-        on_device = options.data.cache == "device"
-        if on_device:
-            everywhere = replicated(self.mesh)
-            images = {
-                name: {key: place(np.asarray(source), everywhere) for key, source in domain.sources.items()}
-                for name, domain in self.domains.items()
-            }
-            gather = jax.jit(lambda array, index: array[index], out_shardings=sharding)
-        batches = pipeline.batches(self.domains, start, stop, pixels=not on_device, threads=reading_threads(options))
-        for batch in batches:
-            for name in self.domains:
-                if on_device:
-                    index = place(batch[name]["images"], everywhere)
-                    batch[name] |= {key: gather(array, index) for key, array in images[name].items()}
-                batch[name] = place(batch[name], sharding)
-            yield batch
-
-    def end_epoch(self, state: TrainState, epoch: int, last: bool, log: MetricsLog, bar: tqdm) -> dict[str, float]:
-        """Evaluate and save after `epoch` epochs, if it is time. Return the evaluation's numbers, if any."""
-        options = self.options
-        scores: dict[str, float] = {}
-        if last or (options.eval.every and epoch % options.eval.every == 0):
-            try:
-                scores = self.evaluate(state, epoch, log, bar)
-            except Exception:
-                self.checkpoints.save(state, self.description, None)  # A failed evaluation must not lose the weights.
-                raise
-        if scores or last or epoch % options.train.save_every == 0:
-            self.checkpoints.save(state, self.description, scores or None)
-        return scores
-
-    def evaluate(self, state: TrainState, epoch: int, log: MetricsLog, bar: tqdm) -> dict[str, float]:
-        """Evaluate the state after `epoch` epochs, log the numbers and return them; {} without queries."""
-        if not self.records.targets:
-            return {}
-        bar.set_description("evaluating")
-        embedder = self.embedder
-        embedder.variables = state.variables
-        results = evaluate(embedder, self.options, self.records.targets)
-        scores = headline(results)
-        several = {
-            f"{name}/{key}": x
-            for name, row in results.items()
-            for key, x in row.metrics.summary().items()
-            if len(results) > 1
-        }
-        log.write(int(state.step), {"epoch": epoch} | scores | several, prefix="eval/")
-        bar.set_description(f"epoch {epoch}/{self.options.train.epochs}")
-        bar.write(f"epoch {epoch}: mAP {scores['mAP']:.3f} Rank-1 {scores['rank1']:.3f}", file=sys.stdout)
-        return scores
-
-    @functools.cached_property
-    def embedder(self) -> Embedder:
-        model = self.description.create_model(dtype=compute_dtype(self.options.train.precision))
-        chosen = self.options.eval
-        return Embedder(
-            *(model, {}, self.description, self.mesh),
-            batch_size=chosen.batch_size,
-            flip=chosen.flip,
-            feature=chosen.feature,
-        )
-
-
-def progress_bar(done: int, total: int, images: int) -> tqdm:
-    """Return a bar with images per second and the time left, for steps of `images`; without a terminal it is slow."""
-    interval = 0.5 if sys.stderr.isatty() else 15
-    return tqdm(
-        desc="compiling the step, once",
-        total=total * images,
-        initial=done * images,
-        unit=" images",
-        mininterval=interval,
-        smoothing=0.1,
-        disable=done == total or not is_first(),
-    )

@@ -63,8 +63,17 @@ SLOW = (
     ),
     *("docstrings", "compare", "holdout", "readers", "file_names", "sweep", "report", "check", "torch_file"),
     *("hostile_weights", "commands", "data", "lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options"),
-    *("weights", "foreign_weights", "calibrate", "calibration", "demo"),
-    *("clustering", "cluster_command", "export", "export_features", "deploy", "search_order", "eval_gallery"),
+    *("weights", "foreign_weights", "calibrate", "calibration", "demo", "tutorials"),
+    *(
+        "clustering",
+        "query_scores",
+        "cluster_command",
+        "export",
+        "export_features",
+        "deploy",
+        "search_order",
+        "eval_gallery",
+    ),
 )
 
 

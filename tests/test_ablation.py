@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from people import ROOT, run, write_images, write_night
 
-from nrsrd_jax import ablation
-from nrsrd_jax.ablation import latex, markdown, run_ablation, statistics
+from nrsrd_jax import ablation, ablation_tables
+from nrsrd_jax.ablation import run_ablation
+from nrsrd_jax.ablation_tables import latex, markdown, statistics
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
@@ -134,7 +135,7 @@ def test_rows_with_different_test_options_are_not_compared(file, tmp_path, monke
     """If all rows hold out people, the table says so. If only some rows do, nothing is trained."""
     monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.5)[0])
     run_ablation(file, ROWS, 1, tmp_path / "w", {"data.holdout": 0.2, "train.batch_size": 8})
-    assert "Of the test: people held out of training are tested." in (tmp_path / "w/ablation.md").read_text()
+    assert "Note on the test: people held out of training are tested." in (tmp_path / "w/ablation.md").read_text()
     rows = (ROWS[0], parse_row("other=nra,eval.normalize=camera"))
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError, match=r"rows differ in data.holdout or eval.normalize"):
@@ -225,7 +226,7 @@ def test_rows_of_your_own_are_compared_with_the_baseline_and_have_no_paper_colum
 def test_the_latex_table_is_a_plain_tabular_with_special_characters_escaped():
     rows = (ROWS[0], parse_row("lower_lr=baseline,optim.lr=1e-4"))
     lines = latex({"baseline": scores(0.2, 0.4), "lower_lr": scores(0.1, 0.2)}, rows).splitlines()
-    assert lines[0].startswith(r"% In per cent, of the last epoch: mean $\pm$ standard")
+    assert lines[0].startswith(r"% Scores of the last epoch in per cent: mean $\pm$ standard")
     assert lines[1:3] == [rf"\begin{{tabular}}{{l{'r' * len(TITLES)}rr}}", r"\hline"]
     assert lines[3] == rf" & seeds & {' & '.join(TITLES.values())} & mAP $-$ baseline \\"
     assert lines[6].startswith(r"lower\_lr & 2 & 15.0 $\pm$ 7.1 &")
@@ -261,7 +262,7 @@ def test_parallel_rows_make_the_same_runs_as_sequential_rows(file, tmp_path, mon
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["configs/demo.py:nra"], "name the file alone, the variants are the rows"),
+    (["configs/demo.py:nra"], "leave out the variant, because each row has its own"),
     (["configs/teacher.py"], "has no variants"),
     (["configs/demo.py", "--seeds=0"], "seeds"),
     (["configs/demo.py", "--table=none", "--row=a=nra,optim.rate=1"], "row a: optim.rate is not an option"),
@@ -292,7 +293,7 @@ def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, 
     rows = tuple(row for row in TABLES["1"] if row.name in ("ide", "transreid_ssl", "nrsrd"))
     monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.25)[0])
     cells = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
-    monkeypatch.setattr(ablation.costs, "costs", lambda run: cells)
+    monkeypatch.setattr(ablation_tables.costs, "costs", lambda run: cells)
     results, missing = run_ablation(file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
     assert list(results) == ["ide", "transreid_ssl"]
     assert "train a teacher with" in missing["nrsrd"]
@@ -304,7 +305,7 @@ def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, 
 
 def test_the_costs_of_a_model_are_listed(finished):
     """The model is a ViT of one block on 32×16 pixels, from random weights."""
-    backbone, start, parameters, operations, minutes = ablation.costs.costs(finished)
+    backbone, start, parameters, operations, minutes = ablation_tables.costs.costs(finished)
     assert (backbone, start, parameters) == ("vit_tiny", "random", "0.6")
     assert 0 < float(operations) < 0.1
     assert float(minutes) >= 0

@@ -259,7 +259,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
     (["--images", "nowhere.jpg"], "--images nowhere.jpg: no such file or folder"),
     (["--images", "."], "no images"),
     ([], "does not belong to a run; name the images with --images"),
-    (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities in 0..1"),
+    (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities above 0"),
     (["--images", "a.png", "--limit", "0"], "take 1 to 500 images"),
     (["--images", "a.png", "--masks", "lost"], "--masks lost is not a folder"),
     (["--images", "a.png", "--output", "a.png"], "--output a.png is a file; name a folder"),

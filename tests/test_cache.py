@@ -69,7 +69,7 @@ def declared(path, shape, dtype):
 
 DAMAGE = {
     "some bytes are zero": (zeroed, "its content is not what was written"),
-    "cut off": (lambda path, *_: os.truncate(path, path.stat().st_size - 9), "cut off"),
+    "truncated": (lambda path, *_: os.truncate(path, path.stat().st_size - 9), "truncated"),
     "longer": (lambda path, *_: path.write_bytes(path.read_bytes() + b"\0"), "bytes, not"),
     "empty": (scribbled(b""), "it has 0 bytes"),
     "a zip file": (scribbled(b"PK\3\4" + bytes(9)), "bytes, not"),

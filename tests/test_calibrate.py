@@ -120,7 +120,7 @@ def test_without_cameras_all_pairs_of_a_persons_crops_count(place, monkeypatch):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (lambda path, person, camera: f"{path},one,{camera}", "the crops show 1 person: false matches need at least two"),
+    (lambda path, person, camera: f"{path},one,{camera}", "the crops show 1 person: add crops of another"),
     (lambda path, person, camera: f"{path},{person},1", "no person has crops of two cameras.*--same-camera"),
     (lambda path, person, camera: f"{path},{path},1", "no person has crops of two cameras"),
     (lambda path, person, camera: f"{path},{path},", "no person has more than one crop"),
@@ -159,7 +159,7 @@ def test_an_image_labelled_as_two_people_is_named(place, monkeypatch):
     (["--model", "model", "--data", "empty.csv"], "lists no crops"),
     (["--model", "model", "--data", "crops.csv", "--feature", "neck"], "the neck of these weights was never trained"),
     (["--model", "model", "--data", "crops.csv", "--fmr", "0.001"], r"12 people are too few .* it needs 78"),
-    (["--model", "model", "--data", "crops.csv", "--output", "o.png"], "is where the plot goes: name a .json"),
+    (["--model", "model", "--data", "crops.csv", "--output", "o.png"], "is the name of the plot; give a name"),
     (["--model", "model", "--data", "crops.csv", "--output", "crops"], "crops is a folder; name a file"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(place, monkeypatch, arguments, message):

@@ -280,7 +280,7 @@ def test_strangers_and_thresholds_follow_the_false_match_rate_as_far_as_the_data
         found.threshold_at(1e-5)
     with pytest.raises(InputError, match="it needs 1,000,000,000,000,000"):
         found.threshold_at(1e-320)
-    with pytest.raises(InputError, match="give one above 0"):
+    with pytest.raises(InputError, match="give a number above 0"):
         found.threshold_at(0)
 
 

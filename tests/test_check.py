@@ -83,11 +83,11 @@ def test_each_fault_is_one_line_and_training_works_without_the_listed_images(pla
     for kind, part in [
         ("fault", "0001_c1_zero.jpg"), ("fault", "0001_c1_cut.jpg"), ("fault", "0001_c1_text.jpg"),
         ("fault", "0001_c1_big.png: 6000×9000 pixels are more than"), ("fault", "nobody.jpg: no identity and camera"),
-        ("fault", "0001_c1_loop.jpg"), ("warning", "0001_c1_dot.jpg: 1×1 pixels show nobody"),
+        ("fault", "0001_c1_loop.jpg"), ("warning", "0001_c1_dot.jpg: 1×1 pixels are too few to show a person"),
         ("warning", "train: identities with a single image: 1 (77)"),
         ("warning", "not read: 1 hidden or of the system (Thumbs.db)"),
-        ("warning", "0300_c1_000000.jpg: a query without a match"),
-        ("warning", "the published ones, in brackets: train images 42 (14462), query images 5 (2180), gallery"),
+        ("warning", "0300_c1_000000.jpg: this query has no match"),
+        ("warning", "the published ones (in brackets): train images 42 (14462), query images 5 (2180), gallery"),
         ("warning", "9 identities, but a batch of 64 takes 16 with 4 images each"),
         ("warning", "identities in training and in test: 1 (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
         ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
@@ -229,7 +229,7 @@ def test_wrong_and_missing_arguments_are_refused(tmp_path):
 
 def test_a_tuple_option_that_is_given_twice_is_refused(tmp_path, capsys):
     check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
-    message = "error: --config.image_size is given 2 times; give it once, its numbers joined by commas\n"
+    message = "error: --config.image_size is given 2 times; give it once, with commas between its numbers\n"
     assert capsys.readouterr().err == message
 
 

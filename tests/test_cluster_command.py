@@ -102,7 +102,7 @@ def test_tracks_stay_together_and_several_crops_of_a_track_at_one_time_are_repor
     gallery.add(rows, np.eye(6))
     errors = command(tmp_path, "--gallery", "gallery", "--k1", "1", "--k2", "1", "--must-link", "track")[1]
     assert [row["group"] for row in read(tmp_path / "groups.csv")] == ["0", "0", "0", "1", "1", "1"]
-    assert "warning: some tracks have several crops at one time" in errors
+    assert "warning: some tracks have several crops with the same time" in errors
 
 
 @pytest.mark.parametrize("how", ["gallery", "camera", "brightness"])
@@ -120,7 +120,7 @@ def test_features_can_be_normalised(gallery, tmp_path, how):
         (["--gallery", "gallery", "--where", "person IS NULL", "--output", "crops"], "crops is a folder"),
         (["--gallery", "gallery", "--report", "groups.csv"], "two files to read or write are the same"),
         (["--gallery", "gallery", "--eps", "1"], "argument --eps: 1 is not between 0 and 1"),
-        (["--gallery", "gallery", "--same-time", "soon"], "argument --same-time: soon is neither a number of seconds"),
+        (["--gallery", "gallery", "--same-time", "soon"], "argument --same-time: soon is not a number of seconds"),
         (["--gallery", "gallery", "--k1", "0"], "argument --k1: 0 is not a whole number of at least 1"),
         (["--gallery", "gallery", "--min-size", "1"], "a group has at least 2 crops"),
     ],

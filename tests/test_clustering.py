@@ -213,7 +213,7 @@ def test_without_constraints_groups_stay_as_they_are(situation):
 def test_scores_equal_those_worked_out_by_hand():
     """The group is a, a, b; another b, b and c are alone.
 
-    Of 3 joined pairs 1 shows one person, and of the 4 pairs that show one person 1 is joined.
+    One of the 3 joined pairs shows one person, and one of the 4 pairs that show one person is joined.
     """
     labels, names = np.array([0, 0, 0, -1, -1, -1]), np.array(["a", "a", "b", "b", "b", "c"])
     found = scores(labels, names)

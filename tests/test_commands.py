@@ -75,7 +75,7 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     ("train.py", ["--config", "configs/teacher.py:x"], "configs/teacher.py has no variants"),
     ("eval.py", ["--workdir", "nowhere"], "nowhere does not exist"),
     ("eval.py", ["--workdir", "a", "--checkpoint", "b"], "give one of them"),
-    ("eval.py", [], "there is no run with a checkpoint under runs/; train one"),
+    ("eval.py", [], "no run under runs/ has a checkpoint; train a model"),
 ])  # fmt: skip
 def test_a_mistake_gives_one_line_and_writes_nothing(tmp_path, script, arguments, message):
     absolute = [ROOT / a if a.startswith("configs/") else a for a in arguments]

@@ -17,7 +17,8 @@ from nrsrd_jax.checkpoint import load, save_weights
 from nrsrd_jax.command import read_overrides, split_config_arguments
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.options import read_options
-from nrsrd_jax.retrieval.comparison import compare, paired_differences, tables
+from nrsrd_jax.retrieval.comparison import compare, paired_differences
+from nrsrd_jax.retrieval.comparison_tables import tables
 from nrsrd_jax.retrieval.ranking import RankMetrics
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
@@ -265,7 +266,7 @@ def test_the_command_says_what_differs_and_what_is_wrong(place, here):
 
 def test_only_files_of_earlier_comparisons_are_replaced(place, here):
     (here / "mine.png").write_text("mine")
-    with pytest.raises(InputError, match=r"mine.png exists, and is of no earlier comparison"):
+    with pytest.raises(InputError, match=r"mine.png exists without a comparison beside it"):
         compare(runs(place, "a", "b"), output="mine.json")
     for name in ({"output": str(place / "runs/a/config.json")}, {"flips": str(place / "runs/a/config.json")}):
         with pytest.raises(InputError, match="belongs to a run or a checkpoint"):

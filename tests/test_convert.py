@@ -18,7 +18,7 @@ from people import run
 from nrsrd_jax.checkpoint import save_weights, weights_hash
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.weights import from_torch, state_dict, to_torch, torch_file, torch_names
+from nrsrd_jax.weights import from_torch, identify, state_dict, to_torch, torch_file, torch_names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -178,10 +178,10 @@ def test_all_faults_are_listed_at_once_and_nothing_is_written(tmp_path, whole):
     done = run("convert/from_torch.py", tmp_path / "in.pth", "--output", tmp_path / "jax", status=2)
     for fault in (
         "error: ", ": 7 faults, nothing was written",
-        "base.blocks.2.mlp.fc1.bias: missing; the model has it with shape (768,)",
-        "base.blocks.0.norm1.weight: has shape (191,); the model has (192,)", "base.norm.bias: is int64",
-        "base.blocks.1.norm1.bias: holds numbers that are not finite", "fcneck.weight: unknown",
-        "base.blocks.1.attn.relative_position: unknown", "base.norm.weight: stands there twice",
+        "base.blocks.2.mlp.fc1.bias: missing; the model expects shape (768,)",
+        "base.blocks.0.norm1.weight: has shape (191,); the model expects (192,)", "base.norm.bias: is int64",
+        "base.blocks.1.norm1.bias: contains numbers that are not finite", "fcneck.weight: unknown",
+        "base.blocks.1.attn.relative_position: unknown", "base.norm.weight: occurs twice",
     ):  # fmt: skip
         assert fault in done.stderr
     assert not (tmp_path / "jax").exists()
@@ -189,8 +189,8 @@ def test_all_faults_are_listed_at_once_and_nothing_is_written(tmp_path, whole):
 
 @pytest.mark.parametrize(("change", "faults"), [
     (lambda w: without(jpm_of(w), "b1.0.mlp.fc1.bias"), ["b1.0.mlp.fc1.bias: missing"]),
-    (lambda w: w | {"base.fc.bias": np.zeros((0, 3), np.float32)}, ["base.fc.bias: an empty tensor"]),
-    (lambda w: w | {"b2.\x1b[31m": np.ones(3, np.float32)}, ["b2.\\x1b[31m: a name that cannot be shown"]),
+    (lambda w: w | {"base.fc.bias": np.zeros((0, 3), np.float32)}, ["base.fc.bias: is empty"]),
+    (lambda w: w | {"b2.\x1b[31m": np.ones(3, np.float32)}, ["b2.\\x1b[31m: its name has characters that"]),
     (lambda w: jpm_of(w) | {"b1.0.attn.scale": np.ones(1)}, ["b1.0.attn.scale: unknown"]),
     (lambda w: {n: v for n, v in w.items() if "bott" not in n}, ["bias", "running_mean", "running_var", "weight"]),
 ])  # fmt: skip
@@ -209,9 +209,9 @@ def without(tensors, name):
     (lambda w: w | {"base.cls_token": np.float32(1)}, "unknown kind: cls_token has shape ()"),
     (lambda w: w | {"base.pos_embed": np.ones((1, 0, 192), np.float32)}, "unknown kind"),
     (lambda w: {"conv1.weight": np.ones(3, np.float32)}, "no ViT and no ResNet: .* names are conv1.weight"),
-    (lambda w: w | {"base.cls_token": np.ones((1, 1, 1024), np.float32)}, "a ViT of width 1024"),
-    (lambda w: w | {"base.pos_embed": np.ones((1, 212, 192), np.float32)}, "211 patches are not a .* --source_size"),
-    (lambda w: w | {"base.blocks.900.norm1.weight": np.ones(192, np.float32)}, "901 blocks; no more than 64"),
+    (lambda w: w | {"base.cls_token": np.ones((1, 1, 1024), np.float32)}, "its ViT has width 1024"),
+    (lambda w: w | {"base.pos_embed": np.ones((1, 212, 192), np.float32)}, "211 patches do not form .* --source_size"),
+    (lambda w: w | {"base.blocks.900.norm1.weight": np.ones(192, np.float32)}, "901 blocks are too many; at most 64"),
     (lambda w: {}, "no state dict"),
 ])  # fmt: skip
 def test_an_unknown_model_is_refused_in_one_line(tmp_path, whole, change, message):
@@ -225,7 +225,7 @@ def test_an_unknown_model_is_refused_in_one_line(tmp_path, whole, change, messag
     (1, (16, 16)), (2, (32, 16)),
 ])  # fmt: skip
 def test_the_image_size_is_guessed_from_the_number_of_patches(patches, size):
-    assert from_torch.guess_grid(patches, None, 0) == (size, 16)
+    assert identify.guess_grid(patches, None, 0) == (size, 16)
 
 
 def test_old_layouts_are_read_as_by_the_official_loader(tmp_path, whole, official_weights):

@@ -58,7 +58,7 @@ def test_a_converted_model_gives_the_same_features_and_can_be_evaluated(tmp_path
     run("convert/to_torch.py", tmp_path / "own")
     shown = run("convert/from_torch.py", tmp_path / "own.pth", "--output", tmp_path / "jax").stdout.splitlines()
     assert shown[-1] == f"written to {tmp_path / 'jax'}"
-    assert shown[-2] == "its classifier knows 17 identities, so it can be a teacher, or initialise"
+    assert shown[-2] == "it classifies 17 identities, so it can be a teacher or start a training"
     features = Embedder.load(tmp_path / "jax")(np.zeros((3, 32, 16, 3), np.uint8))
     np.testing.assert_array_equal(features, Embedder.load(tmp_path / "own")(np.zeros((3, 32, 16, 3), np.uint8)))
     saved, _ = load(tmp_path / "jax", make_mesh())
@@ -108,14 +108,14 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     shown = run("convert/from_torch.py", tmp_path / "in.pth", "--dry_run", "--image_size", "128,64").stdout
     assert "14×7 → 8×4 patches" in shown
     assert "53 mapped, 1 resized, 4 new, 14 ignored, 0 FAULT" in shown
-    assert shown.splitlines()[-1].endswith("so it can initialise, but not be a teacher")
+    assert shown.splitlines()[-1].endswith("so it can start a training, but not be a teacher")
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
 @pytest.mark.parametrize(("script", "arguments", "message"), [
     ("from_torch.py", ["nowhere.pth"], "error: there is no file nowhere.pth"),
     ("from_torch.py", ["."], "error: .: this is a folder with 0 files of weights"),
-    ("from_torch.py", [GOLDEN / "plain_zip.pth"], "it holds no ViT and no ResNet"),
+    ("from_torch.py", [GOLDEN / "plain_zip.pth"], "it contains no ViT and no ResNet"),
     ("from_torch.py", [GOLDEN / "README.md", "--output", "x"], "README.md: this is not a PyTorch checkpoint"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "multiples of 16"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),

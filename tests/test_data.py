@@ -169,7 +169,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path):
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot keep decoded images in .*file.*set data.cache_dir"):
+    with pytest.raises(InputError, match=r"cannot write decoded images to .*file.*set data.cache_dir"):
         images.cached_images(paths_in(tmp_path / "images"), (32, 16), "bicubic", tmp_path / "file" / "cache")
 
 

@@ -23,7 +23,7 @@ def test_the_commands_run_and_the_lines_for_onnx_runtime_give_the_models_feature
         monkeypatch.setattr(sys, "argv", shlex.split(command)[1:])
         verb = {"export": "export.__main__"}.get(sys.argv[0], sys.argv[0])
         importlib.import_module(f"nrsrd_jax.{verb}").main()
-    assert "the nearest crop is another for 0 of 64" in capsys.readouterr().out
+    assert "the nearest crop differs for 0 of 64" in capsys.readouterr().out
     lines = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     names: dict = {}
     exec(lines, names)

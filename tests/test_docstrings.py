@@ -19,6 +19,7 @@ from nrsrd_jax.models import attention, enhance, position, spec
 from nrsrd_jax.retrieval import (
     calibration,
     clustering,
+    distances,
     embedding,
     error_rates,
     illumination,
@@ -67,7 +68,7 @@ PUBLIC = (
     enhance.enhancement_loss,
     ranking.rank_metrics,
     ranking.rank_features,
-    ranking.squared_distances,
+    distances.squared_distances,
     ranking.rank_by,
     rerank.k_reciprocal,
     rerank.reranked_distances,

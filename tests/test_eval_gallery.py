@@ -84,13 +84,13 @@ def test_a_condition_that_leaves_nothing_to_compare_is_named(made, tmp_path, que
 def test_a_gallery_without_labels_says_how_to_label_it(made, tmp_path):
     gallery = shutil.copytree(made[0], tmp_path / "g")
     Gallery.open(gallery).table.delete("person != 'unknown'")
-    with pytest.raises(InputError, match=r"of none of the 5 crops of .* the person is known: label some in a table"):
+    with pytest.raises(InputError, match=r"no person is known among the 5 crops of .*: label some crops in a table"):
         evaluate_gallery(str(gallery), "", options(tmp_path))
 
 
 @pytest.mark.parametrize(("flag", "message"), [
-    ("--workdir=runs/x", "--workdir is not for --gallery"),
-    ("--config.eval.flip=True", "--config.eval.flip changes nothing with --gallery"),
+    ("--workdir=runs/x", "--workdir does not apply to --gallery"),
+    ("--config.eval.flip=True", "--config.eval.flip has no effect with --gallery"),
 ])  # fmt: skip
 def test_options_that_have_no_effect_on_a_gallery_are_refused(made, flag, message):
     assert message in run("eval.py", "--gallery", made[0], flag, status=2).stderr

@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_written_as_onnx_is_named(place, monkeypatch):
     (["absent", "--output", "x.onnx"], "absent does not exist; give a checkpoint"),
     (["model", "--output", "crops"], "--output crops is a folder; name a file"),
     (["model", "--output", "/proc/x.onnx"], "--output: cannot write in /proc: .*; name another folder"),
-    (["model", "--output", "x.onnx", "--crops", "absent"], "absent does not exist; give folders of crops"),
+    (["model", "--output", "x.onnx", "--crops", "absent"], "absent does not exist; give a folder of crops"),
     (["model", "--output", "x.onnx", "--crops", "model"], "model has no crops"),
 ])  # fmt: skip
 def test_bad_paths_are_refused_and_nothing_is_written(place, monkeypatch, arguments, message):
@@ -300,4 +300,4 @@ def test_the_calibration_beside_a_model_is_exported_if_it_is_for_these_features(
     assert (kept["people"], kept["curve"]) == (40, curve["curve"])
     assert "calibration" not in entries(other, place / "calibrated", {})
     (warned,) = capsys.readouterr().err.splitlines()
-    assert re.search(r"^warning: .*calibration.json calibrates another model .*; it is not used$", warned)
+    assert re.search(r"^warning: .*calibration.json calibrates another model .*; the calibration is not used$", warned)

@@ -167,12 +167,12 @@ def test_the_error_names_the_data_folder_inside_an_unpacked_archive(tmp_path, na
     home = touch(tmp_path / outside, *inside)
     touch(tmp_path / "__MACOSX" / outside, *inside)
     with pytest.raises(
-        InputError, match=rf"{tmp_path} is not the folder of data set {name}: it is in {home}; give that"
+        InputError, match=rf"{tmp_path} is not the folder of data set {name}: it is in {home}; give that folder"
     ):
         datasets.read_dataset(name, tmp_path)
     if "/" not in outside:
         touch(tmp_path / "Copy", *inside)
-        with pytest.raises(InputError, match=rf"2 folders in it are: {home}, {tmp_path / 'Copy'}; give one"):
+        with pytest.raises(InputError, match=rf"2 folders in it look like one: {home}, {tmp_path / 'Copy'}; give one"):
             datasets.read_dataset(name, tmp_path)
 
 

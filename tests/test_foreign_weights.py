@@ -86,7 +86,7 @@ def test_heads_of_timm_and_of_pretraining_are_ignored(tmp_path, bare, extra):
 def test_a_model_that_averages_its_patches_is_read_with_a_warning(tmp_path, bare):
     pooled = {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: v for name, v in bare.items()}
     shown = run("convert/from_torch.py", save(tmp_path / "in.pth", pooled), "--dry_run").stdout
-    assert "the last norm is from fc_norm, which normalises the mean of the patches there" in shown
+    assert "the last norm is from fc_norm, which in the file normalises the mean of the patches" in shown
 
 
 def personvit(bare):
@@ -124,12 +124,12 @@ def test_personvit_is_read_before_and_after_training_on_people(tmp_path, bare, w
 ])  # fmt: skip
 def test_the_error_names_a_model_that_is_not_supported(tmp_path, names, what):
     save(tmp_path / "in.pth", {"teacher": {name: np.ones(3, np.float32) for name in names}, "epoch": 1})
-    with pytest.raises(InputError, match=f"it holds {what}") as caught:
+    with pytest.raises(InputError, match=f"it contains {what}") as caught:
         from_torch.convert(tmp_path / "in.pth")
-    assert "only a ViT with a class token is read" in str(caught.value)
+    assert "supported are a ViT with a class token" in str(caught.value)
 
 
 def test_a_resnet_with_other_stages_is_refused(tmp_path):
     save(tmp_path / "in.pth", {name: np.ones(3, np.float32) for name in ("conv1.weight", "layer1.0.conv1.weight")})
-    with pytest.raises(InputError, match="a ResNet with other stages or heads than bot_resnet50"):
+    with pytest.raises(InputError, match="its ResNet has other stages or heads than bot_resnet50"):
         from_torch.convert(tmp_path / "in.pth")

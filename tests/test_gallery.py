@@ -154,14 +154,14 @@ embed.command()
 
 
 def test_two_writers_at_once_are_refused(crops, model, nrsrd, tmp_path):
-    with writing(tmp_path / "g"), pytest.raises(InputError, match="another process writes"):
+    with writing(tmp_path / "g"), pytest.raises(InputError, match="another process is writing"):
         nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
     with writing(tmp_path / "g", "1-of-2"):
-        with pytest.raises(InputError, match="another process writes"):
+        with pytest.raises(InputError, match="another process is writing"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/2")
         nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "2/2")
         # Shard 1/3 shares crops with shard 1/2.
-        with pytest.raises(InputError, match="another process writes"):
+        with pytest.raises(InputError, match="another process is writing"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/3")
 
 
@@ -192,14 +192,14 @@ def test_unreadable_crops_are_named_and_the_others_are_embedded(crops, model, nr
     (lambda place: {"crops": empty(place)}, "has no crops"),
     (lambda place: {"--pattern": "("}, "is not a regular expression"),
     (lambda place: {"--pattern": r"c\d"}, "has no named group"),
-    (lambda place: {"--pattern": r"(?P<vector>c\d)"}, "the column \"vector\" is the gallery's own"),
+    (lambda place: {"--pattern": r"(?P<vector>c\d)"}, "the column \"vector\" is reserved by the gallery"),
     (lambda place: {"--pattern": r"c(?P<time>\d)"}, "is not a time like"),
     (lambda place: {"--pattern": r"_(?P<time>\d{6})", "--time-format": "%Y"}, "is not a time of the form %Y"),
     (lambda place: {"crops": manifest(place, "path,time\ncrops/0000_c1_000000.jpg,yesterday\n")}, "line 2: .*a time"),
-    (lambda place: {"crops": manifest(place, "path,Floor No\na.jpg,1\n")}, "small letters, digits and _"),
-    (lambda place: {"crops": manifest(place, "path,similarity\na.jpg,1\n")}, "\"similarity\" is the gallery's own"),
+    (lambda place: {"crops": manifest(place, "path,Floor No\na.jpg,1\n")}, "a-z, digits and _"),
+    (lambda place: {"crops": manifest(place, "path,similarity\na.jpg,1\n")}, "\"similarity\" is reserved"),
     (lambda place: {"crops": manifest(place, "file\na.jpg\n")}, "has no column path"),
-    (lambda place: {"crops": manifest(place, "path,person,,\na.jpg,1,,\na.jpg,2,,\n")}, "lines 2 and 3 say different"),
+    (lambda place: {"crops": manifest(place, "path,person,,\na.jpg,1,,\na.jpg,2,,\n")}, "lines 2 and 3 differ about"),
     (lambda place: {"--pattern": r"_(?P<time>\d{6})", "--time-format": "%Y%Y"}, "is not a time of the form %Y%Y"),
     (lambda place: {"crops": manifest(place, "path,time\na.jpg,0001-01-01T00:00+14:00\n")}, "is not a time like"),
     (lambda place: {"--model": place / "nowhere"}, "nowhere does not exist"),
@@ -228,7 +228,7 @@ def test_forget_deletes_crops_for_good_but_only_with_yes(gallery, nrsrd):
     assert len(paths_in(gallery)) == 12
     shown = nrsrd("forget", gallery, "--where", "person = '0001'", "--yes")
     assert "4 crops deleted" in shown
-    assert "nrsrd embed takes them in again" in shown
+    assert "nrsrd embed embeds them again" in shown
     assert not [path for path in paths_in(gallery) if "/0001_" in path]
     content = b"".join(path.read_bytes() for path in gallery.rglob("*") if path.is_file())
     assert b"0001_c1_000000" not in content
@@ -303,7 +303,7 @@ def test_a_gallery_in_object_storage_works_and_keeps_one_row_of_crops_embedded_t
     gallery.add(table.to_pylist()[:5], features[:5])
     assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
     assert "12 with matches among 12 crops" in nrsrd("search", crops, "--gallery", place)
-    with pytest.raises(InputError, match="a LanceDB server, which nrsrd cannot make delete crops for good"):
+    with pytest.raises(InputError, match="a LanceDB server, on which nrsrd cannot delete crops permanently"):
         Gallery.open("db://night")
 
 

@@ -109,14 +109,14 @@ def test_random_pickles_are_read_or_refused_cleanly(program):
 def test_a_file_with_thousands_of_vits_is_refused_quickly(tmp_path, name):
     path = safetensors(tmp_path / "a.safetensors", {name.format(i): described([0]) for i in range(20_000)})
     begin = time.monotonic()
-    with pytest.raises(InputError, match=r"it holds 20000 networks: .*, …; no more than 64 are read") as caught:
+    with pytest.raises(InputError, match=r"it contains 20000 networks: .*, …; at most 64 are allowed") as caught:
         from_torch.convert(path)
     assert time.monotonic() - begin < 10
     assert len(str(caught.value)) < 300
 
 
 def test_vits_are_counted_over_all_parts_of_a_file(tmp_path):
-    for count, said in ((64, "choose one with --key"), (65, "it holds 65 networks: 0, 1, 2, 3, …; no more than 64")):
+    for count, said in ((64, "choose one with --key"), (65, "it contains 65 networks: 0, 1, 2, 3, …; at most 64")):
         parts = b"".join(item(str(i), b"}" + item("cls_token")) for i in range(count))
         with pytest.raises(InputError, match=said):
             from_torch.convert(archive(tmp_path / "a.pth", b"\x80\x02}" + parts + b".", FOUR))
@@ -133,7 +133,7 @@ def test_a_huge_name_is_refused_quickly(tmp_path, where):
     values = {"a tensor": (), "a number beside tensors": (b"K\x01",), "a list": (b"]",)}
     content = b"\x80\x02}" + b"".join(item(name, *values[where]) for name in names) + item("cls_token") + b"."
     begin = time.monotonic()
-    with pytest.raises(InputError, match=r"a name in it has \d+ characters, and may have 1000: 0\.+…") as caught:
+    with pytest.raises(InputError, match=r"a name has \d+ characters; the limit is 1000: 0\.+…") as caught:
         from_torch.convert(archive(tmp_path / "a.pth", content, FOUR))
     assert time.monotonic() - begin < 10
     assert len(str(caught.value)) < 300

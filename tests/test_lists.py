@@ -53,7 +53,7 @@ def test_a_manifest_is_read_however_it_was_saved(folder, old, new, encoding):
     ("file;who\n1;2\n", r'has no column path, pid, split in its first line "file;who"; it takes the columns path,pid'),
     ("path,pid,PID,split\n", "has the column pid twice"), (TABLE + "img/x,1.jpg,7,1,train\n", "line 5 has 5 cells"),
     (TABLE + "img/x.jpg,7,1,test\n", 'line 5: .*train, query or gallery, not "test"'),
-    (TABLE + "img/x.jpg,7,,train\n", "line 5: .* is not a camera, other rows have one"),
+    (TABLE + "img/x.jpg,7,,train\n", "line 5: .* is not a camera, but other rows have one"),
     (TABLE + "img/x.jpg,7,unknown,train\n", 'line 5: "unknown" is not a camera'),
     (TABLE + "img/x.jpg,7,-1,train\n", 'line 5: "-1" is not a camera'),
     (TABLE + "C:\\img\\x.jpg,7,1,train\n", "is a path on a Windows drive: write paths relative"),

@@ -17,7 +17,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.lowlight import PRESETS
 from nrsrd_jax.models import MODELS
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.options import OPTIONS, NormRatioOptions, Options, describe, read_options
+from nrsrd_jax.options import OPTIONS, NormRatioOptions, Options, read_options
+from nrsrd_jax.train import describe
 
 RANGED = [option for option in OPTIONS.values() if option.range]
 

@@ -101,7 +101,7 @@ def test_filters_show_the_chosen_queries(tab, report):
         expect(browser.locator(".row")).to_have_count(int(mask.sum()))
         expect(browser.get_by_role("status")).to_have_text(f"{mask.sum()} of {len(first)} queries")
     browser.get_by_label("Outcome").select_option("beyond")
-    expect(browser.locator("article")).to_contain_text("No query is like this")
+    expect(browser.locator("article")).to_contain_text("No query matches")
     browser.get_by_label("Outcome").select_option("all")
     browser.get_by_label("Camera").select_option("2")
     expect(browser.locator(".row")).to_have_count(int((cameras == 2).sum()))

@@ -204,7 +204,7 @@ HOSTILE = {
     "BMP upside down, with too many pixels": (
         lambda: BMP[:18] + struct.pack("<ii", 2**30, -(2**30)) + BMP[26:], "1073741824×1073741824 pixels"),
     "BMP with an odd header": (lambda: BMP[:14] + struct.pack("<I", 2**31) + BMP[18:], "cannot read"),
-    "truncated BMP": (lambda: BMP[:30], "cut off"),
+    "truncated BMP": (lambda: BMP[:30], "truncated"),
     "a large file": (lambda: bytes(MAX_BYTES + 1), f"more than {MAX_BYTES} bytes"),
     "an empty file": (lambda: b"", "not JPEG"),
 }  # fmt: skip

@@ -200,9 +200,9 @@ def test_options_that_cannot_work_are_refused_before_training_starts(crops, tmp_
 @pytest.mark.parametrize(
     ("root", "message"),
     [
-        ("", "a part of it is empty"),
-        ("{crops},", "a part of it is empty"),
-        ("{crops},/nowhere", "/nowhere does not exist; it is folders or lists"),
+        ("", "a part between commas is empty"),
+        ("{crops},", "a part between commas is empty"),
+        ("{crops},/nowhere", "/nowhere does not exist; give folders or lists"),
     ],
 )
 def test_a_data_root_with_an_empty_or_missing_part_is_refused(crops, root, message):
@@ -220,7 +220,7 @@ def test_folders_with_spaces_and_commas_in_their_names_are_read(crops):
 def test_a_list_of_other_crops_and_a_folder_as_a_list_are_refused(crops):
     (crops / "other.csv").write_text("path\nelsewhere.jpg\n")
     for given, message in (
-        ("other.csv", "1 of its 1 crops are not among those of data.root"),
+        ("other.csv", "1 of its 1 crops are not in data.root"),
         ("crops", "is not a list"),
     ):
         options = read_options(unlabelled(crops, data__include=str(crops / given)))

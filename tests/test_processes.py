@@ -86,7 +86,7 @@ def test_two_processes_give_the_losses_of_one(place, alone, tmp_path):
 def test_processes_with_different_options_stop_at_once(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 3}, {"train__epochs": 4}) as processes:
         assert [process.wait(timeout=150) for process in processes] == [2, 2]
-    assert "the processes were given different options" in (tmp_path / "run-0.log").read_text()
+    assert "the processes differ in their options" in (tmp_path / "run-0.log").read_text()
 
 
 def test_an_error_in_one_process_stops_both(place, tmp_path):

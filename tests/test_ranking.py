@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrsrd_jax.retrieval import ranking
-from nrsrd_jax.retrieval.ranking import rank_by, rank_features, rank_metrics, squared_distances
+from nrsrd_jax.retrieval.distances import squared_distances, unit_rows
+from nrsrd_jax.retrieval.ranking import rank_by, rank_features, rank_metrics
 from nrsrd_jax.sharding import make_mesh
 
 
@@ -231,7 +232,7 @@ def test_distances_of_the_wrong_shape_or_with_nan_are_refused():
 
 def test_features_that_cannot_be_ranked_are_refused():
     labels = [1], [1, 2], [0], [1, 1]
-    with pytest.raises(ValueError, match=r"\(1, 3\), of the gallery \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"\(1, 3\), the gallery \(2, 4\)"):
         rank_features(np.ones((1, 3)), np.ones((2, 4)), *labels)
     with pytest.raises(ValueError, match="1 of 1 features are not finite"):
         rank_features(np.full((1, 4), np.inf), np.ones((2, 4)), *labels)
@@ -282,5 +283,5 @@ def test_a_zero_feature_has_finite_distances():
 
 
 def test_huge_and_tiny_features_are_scaled():
-    rows = ranking.unit_rows(np.array([[3e30, 4e30], [3e-30, 4e-30], [0, 0]]))
+    rows = unit_rows(np.array([[3e30, 4e30], [3e-30, 4e-30], [0, 0]]))
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0.6, 0.8], [0, 0]], rtol=1e-6)

@@ -60,9 +60,9 @@ def test_knight_trains_on_even_identities_and_tests_on_a_pair_of_cameras(tmp_pat
 
 def test_an_unknown_protocol_is_refused(tmp_path):
     write_night(tmp_path)
-    with pytest.raises(InputError, match=r"data.protocol is '9'; of night600 choose one of: it has none"):
+    with pytest.raises(InputError, match=r"data.protocol is '9'; the protocols of night600 are: none, so leave"):
         datasets.read_dataset("night600", tmp_path, protocol="9")
-    with pytest.raises(InputError, match="of knight choose one of: 1-2, 1-3, 2-3"):
+    with pytest.raises(InputError, match="protocols of knight are: 1-2, 1-3, 2-3"):
         datasets.read_dataset("knight", tmp_path, protocol="9")
 
 
@@ -113,9 +113,9 @@ def test_a_manifest_may_lack_cameras(tmp_path):
 @pytest.mark.parametrize(("text", "message"), [
     ("path,pid,camera\n", "m.csv has no column split in its first line .*takes the columns path"),
     ("", "has no column"),
-    ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it takes a path, .* not \"test\""),
+    ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it needs a path .* not \"test\""),
     ("path,pid,camera,split\na\0,1,1,train\n", "line 2"),
-    ("path,pid,camera,split\na,1\n", "line 2: it takes a path"), ('path,pid,camera,split\n"a', "cannot read"),
+    ("path,pid,camera,split\na,1\n", "line 2: it needs a path"), ('path,pid,camera,split\n"a', "cannot read"),
 ])  # fmt: skip
 def test_an_error_in_a_manifest_names_the_line(tmp_path, text, message):
     with pytest.raises(InputError, match=message):

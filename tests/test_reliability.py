@@ -182,7 +182,7 @@ def test_if_all_checkpoints_are_damaged_training_does_not_start(finished, tmp_pa
         lose_a_folder(run / "checkpoints" / str(step))
     # The second attempt stands for a cluster that restarts the job.
     for _ in range(2):
-        with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to begin anew"):
+        with pytest.raises(InputError, match=r"all checkpoints in .* are damaged; remove the folder to start"):
             train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
 
 
@@ -250,7 +250,7 @@ def test_the_error_for_a_loss_that_is_not_finite_names_the_batch(place, tmp_path
 
 def test_too_little_device_memory_is_an_error_before_the_first_step(place, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "free_memory", lambda: 2**10)
-    with pytest.raises(InputError, match=r"takes 0\.0 GiB of each device, of which 0\.0 are free: lower train"):
+    with pytest.raises(InputError, match=r"needs 0\.0 GiB on each device, and 0\.0 GiB are free: lower train"):
         train(small_config(place), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run/metrics.jsonl").read_text()
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nrsrd_jax.retrieval import neighbours as neighbour_search
 from nrsrd_jax.retrieval import rerank
-from nrsrd_jax.retrieval.ranking import centred_rows, distances_of, rank_by, rank_metrics, squared_distances
+from nrsrd_jax.retrieval.distances import centred_rows, distances_of, squared_distances
+from nrsrd_jax.retrieval.ranking import rank_by, rank_metrics
 from nrsrd_jax.retrieval.rerank import expand_queries, k_reciprocal, reranked_distances
 from nrsrd_jax.sharding import make_mesh
 
@@ -85,7 +87,7 @@ def test_blocks_do_not_change_the_distances(golden, monkeypatch):
     g = golden("metrics")
     expected = k_reciprocal(g["qf"][:50], g["gf"][:300])
     monkeypatch.setattr(rerank, "BLOCK", 3)
-    monkeypatch.setattr(rerank, "PAIRS", 64)
+    monkeypatch.setattr(neighbour_search, "PAIRS", 64)
     np.testing.assert_allclose(k_reciprocal(g["qf"][:50], g["gf"][:300]), expected, atol=1e-6)
 
 
@@ -112,9 +114,9 @@ def test_the_quick_search_finds_the_neighbours_that_float64_finds(spread, quick)
     exact = np.square(rows[:, None] - rows[None]).sum(-1).astype(np.float32)
     expected = np.argsort(exact, axis=1, kind="stable")[:, :9]
     mesh = make_mesh()
-    found = rerank._quick_search(rows, 9, 64, mesh)(np.arange(64))
+    found = neighbour_search._quick_search(rows, 9, 64, mesh)(np.arange(64))
     assert (found is not None) == quick
-    neighbours, farthest = rerank._nearest(rows, distances_of(rows, rows, mesh), 9, 64, mesh, None)
+    neighbours, farthest = neighbour_search._nearest(rows, distances_of(rows, rows, mesh), 9, 64, mesh, None)
     if quick:
         np.testing.assert_array_equal(neighbours, expected)
         np.testing.assert_array_equal(farthest, exact.max(1))

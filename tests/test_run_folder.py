@@ -53,7 +53,7 @@ def test_folders_that_are_not_steps_of_this_run_are_set_aside(place, finished, t
     train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
     told = capsys.readouterr()
     assert f"resuming {run} after step {good}" in told.out
-    reasons = dict.fromkeys(beyond, f"the run has {last} steps") | {
+    reasons = dict.fromkeys(beyond, f"the run has only {last} steps") | {
         copied: f"it holds the weights of step {good}",
         forged: r"it cannot be read: .*got an unexpected keyword argument '\\x1b\[2J\\nerror: forged'",
     }
@@ -121,7 +121,7 @@ def test_arrays_that_unpack_to_far_more_than_their_size_on_disk_are_refused_befo
 def test_weights_that_do_not_fit_in_the_free_memory_are_refused_before_they_are_read(small_checkpoint, monkeypatch):
     assert 0 < stored.free_host_memory() <= psutil.virtual_memory().total
     monkeypatch.setattr(stored, "free_host_memory", lambda: 2**20)
-    with pytest.raises(InputError, match=r"small/weights takes 0\.0 GiB of memory, of which 0\.0 are free: free some"):
+    with pytest.raises(InputError, match=r"small/weights needs 0\.0 GiB of memory, and 0\.0 GiB are free: free some"):
         checkpoint.load(small_checkpoint, make_mesh())
 
 
@@ -201,7 +201,7 @@ def test_a_checkpoint_is_found_by_a_path_with_dots(finished, tmp_path, monkeypat
 def test_the_error_says_why_a_folder_has_no_checkpoint(finished, tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         runs.find_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="is neither one itself nor the work directory"):
+    with pytest.raises(InputError, match="is neither a checkpoint nor the work directory"):
         runs.find_checkpoint(tmp_path)
     shutil.copy(finished / "config.json", tmp_path)
     with pytest.raises(InputError, match=r"a run without a checkpoint yet; the same nrsrd train command continues it"):

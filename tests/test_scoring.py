@@ -208,7 +208,7 @@ def test_less_light_gives_darker_images():
 
 @pytest.mark.parametrize("text", ["dark", "0.5,", "0", "1.5", "nan", "-1,1"])
 def test_an_invalid_light_intensity_is_refused(text):
-    with pytest.raises(InputError, match="give intensities in"):
+    with pytest.raises(InputError, match="give intensities above 0 and at most 1"):
         read_lights(text)
 
 

@@ -41,7 +41,7 @@ def paths_in(gallery):
     (["--where", "1=1) OR (1=1"], "the brackets .* do not match"),
     (["--where", "camera = c1"], "does not fit the gallery.*with texts in single quotes"),
     (["--camera", "c7"], "none of the 12 crops .* fits .*; its cameras are c1, c2$"),
-    (["--since", "2026-11-01"], "no crop has a time: embed the crops again with --pattern"),
+    (["--since", "2026-11-01"], "no crop has a time: embed the crops again with a --pattern"),
     (["--since", "yesterday"], "--since: .*is not a time"),
     (["--approximate"], "has no index"),
     (["--not-same-camera"], "has no camera"),
@@ -154,7 +154,7 @@ def test_a_calibration_gives_the_threshold_and_how_rare_similar_strangers_are(ga
     # Without a calibration --fmr would have no effect.
     with pytest.raises(SystemExit):
         nrsrd("search", crops, "--gallery", gallery, "--threshold", "0.5", "--fmr", "0.1")
-    with pytest.raises(InputError, match="leave --normalize out"):
+    with pytest.raises(InputError, match="leave out --normalize"):
         nrsrd(*arguments, "--normalize", "gallery")
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from people import small_config, write_images, write_night
 
+from nrsrd_jax.data_options import Data
 from nrsrd_jax.inputs import pixel_statistics
 from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
-from nrsrd_jax.options import Data
 from nrsrd_jax.step import Preparation, Teacher, make_objective
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}

@@ -90,13 +90,13 @@ def test_the_option_key_chooses_one_of_several_models(tmp_path, bare, form, keys
         _, variables, _, report = from_torch.convert(tmp_path / "in.pth", key=key)
         assert not report.faults
         assert bool(variables["params"]["base"]["pos_embed"].any()) is not empty
-    with pytest.raises(InputError, match="--key nothing names no network in it; there are: "):
+    with pytest.raises(InputError, match="--key nothing names no network in it; choose one of: "):
         from_torch.convert(tmp_path / "in.pth", key="nothing")
 
 
 @pytest.mark.parametrize("content", [3, "text", None, [1, [2]], {}, np.ones(3, np.float32), [np.ones(3, np.float32)]])
 def test_a_file_without_names_for_its_tensors_is_refused(tmp_path, content):
-    with pytest.raises(InputError, match="it holds no state dict"):
+    with pytest.raises(InputError, match="it contains no state dict"):
         from_torch.convert(save(tmp_path / "in.pth", content))
 
 
@@ -128,7 +128,7 @@ def test_shards_are_read_by_their_index_or_their_folder(tmp_path, bare, suffix):
         from_torch.convert(index)
     (tmp_path / "away").rename(folder / shards[1])
     index.write_text(json.dumps({"weight_map": places | {"more": shards[1]}}))
-    with pytest.raises(InputError, match="disagree about more"):
+    with pytest.raises(InputError, match="differ about more"):
         from_torch.convert(index)
 
 
@@ -154,7 +154,7 @@ def test_float64_is_rounded_with_a_note(tmp_path, whole, suffix):
     assert "from float64, rounded to float32" in shown
     doubled["base.cls_token"][0, 0, 0] = 1e300
     report = from_torch.convert(save(tmp_path / "big.pth", doubled))[-1]
-    assert report.faults == ["base.cls_token: holds numbers that are not finite, or beyond float32"]
+    assert report.faults == ["base.cls_token: contains numbers that are not finite, or beyond float32"]
 
 
 def test_safetensors_in_bfloat16_are_read(tmp_path, bare):
@@ -189,7 +189,7 @@ def test_ignore_leaves_out_tensors_without_a_rule_and_shows_them(tmp_path, bare)
 @pytest.mark.parametrize("pattern", ["nothing.*", "base.blocks.*", "base.cls_token"])
 def test_ignore_does_not_apply_to_tensors_of_the_model(tmp_path, bare, pattern):
     report = from_torch.convert(save(tmp_path / "in.pth", bare), ignored=[pattern])[-1]
-    assert report.faults == [f"--ignore {pattern}: matches no tensor without a rule"]
+    assert report.faults == [f"--ignore {pattern}: matches no unknown tensor"]
 
 
 BESIDE = {

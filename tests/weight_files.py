@@ -11,7 +11,7 @@ from people import small_model
 
 from nrsrd_jax.checkpoint import weights_hash
 from nrsrd_jax.weights import torch_file, torch_names
-from nrsrd_jax.weights.tensor_pickle import Refused, Tensor
+from nrsrd_jax.weights.pickle_types import Refused, Tensor
 
 # The golden files in the two formats of torch.save.
 FORMATS = ["plain_zip", "plain_legacy"]

@@ -1,6 +1,6 @@
-"""What is wrong or odd in a data set: `check` looks at every image and label, `report` prints what it found.
+"""Validate a data set: `check` examines every image and label, `report` turns the findings into lines of text.
 
-`nrsrd check NAME ROOT` and `python -m nrsrd_jax.data.check NAME ROOT` are the command.
+The commands `nrsrd check NAME ROOT` and `python -m nrsrd_jax.data.check NAME ROOT` run both.
 """
 
 import collections
@@ -18,29 +18,39 @@ from .listing import SPLITS
 from .protocol import make_target
 from .readers import LAYOUTS
 
-DARK = 0.25  # a mean of training pixels, in 0..1, that daylight crops exceed
-SMALLEST_SIDE = 8  # pixels; a smaller image shows nobody
-SHOWN = 5  # examples in a line
-MANY = 50  # cameras; few data sets have more
-LISTED = 20  # queries without a match that get a line each
+# Daylight crops have a mean pixel, in 0..1, above this.
+DARK = 0.25
+# In an image with fewer pixels on one side, a person cannot be recognised.
+SMALLEST_SIDE = 8
+SHOWN = 5  # examples per line
+# Few data sets have more cameras. With more, the numbers in the file names may not be those of cameras.
+MANY = 50
+LISTED = 20  # queries without a match that get their own line
 
 
 @dataclasses.dataclass
 class Pixels:
-    """What the images look like: the levels of training images, for data.mean and data.std; the brightness of all."""
+    """Pixel statistics of a data set's images.
 
-    levels: list[np.ndarray] = dataclasses.field(default_factory=list)  # of a training image [3, 256], in shares
-    brightness: list[float] = dataclasses.field(default_factory=list)  # mean of each image, 0..255
-    digests: dict[Path, bytes] = dataclasses.field(default_factory=dict)  # of each readable image's file
+    Attributes:
+        levels: for each training image, the share of its pixels at each level, [3, 256]. They give data.mean and
+            data.std.
+        brightness: the mean pixel of each image, 0..255.
+        digests: {path: SHA-256 of the file} of each readable image.
+    """
+
+    levels: list[np.ndarray] = dataclasses.field(default_factory=list)
+    brightness: list[float] = dataclasses.field(default_factory=list)
+    digests: dict[Path, bytes] = dataclasses.field(default_factory=dict)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation per channel of pixels in 0..1; every training image counts alike."""
+        """Return mean and standard deviation per channel of pixels in 0..1; every training image has equal weight."""
         return moments(np.mean(self.levels, axis=0) if self.levels else np.zeros((3, 256)))
 
 
 @dataclasses.dataclass
 class Findings:
-    """Lines to print: faults stop training, warnings do not; `offending` are the files to leave out."""
+    """Lines to print: faults, which stop training, and warnings, which do not; `offending` lists files to exclude."""
 
     faults: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -48,7 +58,14 @@ class Findings:
 
 
 def check(data: Dataset) -> tuple[Findings, Pixels]:
-    """Return every fault and oddity of a data set by itself, and what its pixels are like."""
+    """Examine every image and label of a data set.
+
+    Args:
+        data: the data set, as `survey` returns it.
+
+    Returns:
+        Every fault and warning, and the pixel statistics.
+    """
     findings = Findings(warnings=list(data.notes))
     for path in data.unnamed:
         findings.faults.append(f"{path}: no identity and camera in its name")
@@ -62,7 +79,7 @@ def check(data: Dataset) -> tuple[Findings, Pixels]:
 
 
 def _skipped(data: Dataset) -> dict[str, str]:
-    """Return, by reason, a line that says how many files are not read, with examples."""
+    """Return {reason: line}. A line says how many files are not read for this reason, and names some."""
     return {
         reason: f"not read: {len(paths)} {reason} ({examples([path.name for path in paths])})"
         for reason, paths in data.skipped.items()
@@ -77,7 +94,7 @@ def _check_published(data: Dataset, findings: Findings) -> None:
     counts |= {("cameras", len(cameras)): source.cameras} if source.cameras else {}
     others = [f"{what} {found} ({published})" for (what, found), published in counts.items() if found != published]
     if others:
-        findings.warnings.append(f"counts differ from the published ones, in brackets: {', '.join(others)}")
+        findings.warnings.append(f"the counts differ from the published ones (in brackets): {', '.join(others)}")
 
 
 def _check_images(data: Dataset, findings: Findings) -> Pixels:
@@ -103,10 +120,10 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
             pixels.levels.append(levels)
         pixels.brightness.append(float(levels.mean(0) @ np.arange(256)))
         if min(width, height) < SMALLEST_SIDE:
-            findings.warnings.append(f"{path}: {width}×{height} pixels show nobody")
+            findings.warnings.append(f"{path}: {width}×{height} pixels are too few to show a person")
             findings.offending.append(path)
         elif (levels == 1).any(axis=1).all():
-            findings.warnings.append(f"{path}: a single colour throughout")
+            findings.warnings.append(f"{path}: all pixels have the same colour")
             findings.offending.append(path)
     for mode, found in modes.items():
         if mode not in ("RGB", "L"):
@@ -119,13 +136,13 @@ def _check_identities(data: Dataset, findings: Findings) -> None:
     source = LAYOUTS[data.source]
     twice = [path for split in splits for path, n in collections.Counter(split.paths).items() if n > 1]
     if twice:
-        findings.warnings.append(f"{len(twice)} images stand twice in a split ({twice[0]})")
+        findings.warnings.append(f"{len(twice)} images are listed twice in a split ({twice[0]})")
     single = [pid for pid, count in collections.Counter(train.pids.tolist()).items() if count == 1]
     if single:
         findings.warnings.append(f"train: identities with a single image: {len(single)} ({examples(single)})")
     cameras, images = len(np.unique(np.concatenate([split.cameras for split in splits]))), sum(map(len, splits))
     if cameras > MANY and cameras > images / 10:
-        findings.warnings.append(f"{cameras} cameras for {images} images: is the number behind c a camera's?")
+        findings.warnings.append(f"{cameras} cameras for {images} images: check that the number after c is a camera")
     if source.same_numbers:
         both = set(train.pids.tolist()) & {*query.pids.tolist(), *gallery.pids.tolist()} - {source.distractor}
         if both:
@@ -133,17 +150,18 @@ def _check_identities(data: Dataset, findings: Findings) -> None:
     match = make_target(data, "cross-camera").matched
     lost = np.flatnonzero(~match) if match.any() else ()
     for index in lost[:LISTED]:
-        findings.warnings.append(f"{query.paths[index]}: a query without a match from another camera")
+        findings.warnings.append(f"{query.paths[index]}: this query has no match from another camera")
     if len(lost) > LISTED:
-        findings.warnings.append(f"and {len(lost) - LISTED} more queries without a match")
+        findings.warnings.append(f"and {len(lost) - LISTED} more queries that have no match")
 
 
 def examples(values: Sequence[object]) -> str:
+    """Return the first values as text, followed by "…" if there are more than SHOWN."""
     return ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")
 
 
 def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
-    """Return the table, the findings and the pixels as lines."""
+    """Return the counts, the findings and the pixel statistics as lines of text."""
     lines = _counts(data)
     lines += [line for reason, line in _skipped(data).items() if reason == OF_JUNK]
     lines += [f"fault: {text}" for text in findings.faults] + [f"warning: {text}" for text in findings.warnings]
@@ -158,7 +176,7 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
         bar = "█" * round(40 * count / max(counts.max(), 1))
         lines.append(f"{16 * index:>4}–{16 * index + 15:<4}{count:>7} {bar}")
     if pixels.levels and np.mean(mean) < DARK:
-        lines.append("the training images are dark: data.brighten=0.4 may help much (docs/evidence.md)")
+        lines.append("the training images are dark: data.brighten=0.4 may improve the results a lot (docs/evidence.md)")
     if data.version:
         lines.append(f"the version is {data.version}")
     for split in SPLITS:
@@ -171,7 +189,7 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
 
 
 def _counts(data: Dataset) -> list[str]:
-    """Return the table of images, identities and cameras, or the count of crops without labels."""
+    """Return a table of the images, identities and cameras per split; for unlabelled crops, only their count."""
     if data.source == CROPS:
         return [f"{counted(len(data.train), 'crop')} without labels"]
     lines = [f"{'':8}{'images':>9}{'identities':>12}{'cameras':>9}"]

@@ -1,4 +1,4 @@
-"""The crops that a user wants to embed: files in folders or rows of a manifest, with what is known of each."""
+"""A user's own crops: image files in folders or rows of a manifest, with the metadata of each crop."""
 
 import dataclasses
 import datetime
@@ -12,12 +12,16 @@ from ..files import absolute
 from .listing import IMAGE_SUFFIXES, is_hidden
 from .lists import path_in, quoted, read_table
 
-CROPS = "crops"  # data.name of crops without labels, which is not one of readers.LAYOUTS
-KNOWN = ("camera", "time", "person", "track")  # columns that commands understand; others are kept as text
-# Columns that the gallery fills itself, and what search says of a match.
+# The data.name of crops without labels. Crops have no entry in readers.LAYOUTS.
+CROPS = "crops"
+# Columns that commands use. Other columns are kept as text.
+KNOWN = ("camera", "time", "person", "track")
+# Columns that the gallery fills itself, and fields that search adds to each match. A user's columns may not have these
+# names, except for "path".
 OWN = ("path", "vector", "brightness", "size", "modified", "vanished")
 SAID = ("query", "rank", "similarity", "reranked_distance", "strangers", "meaning")
-STAMP = re.compile(r"\d{10}(?:\d{3})?")  # seconds or milliseconds since 1970
+# Seconds or milliseconds since 1970.
+STAMP = re.compile(r"\d{10}(?:\d{3})?")
 COLUMN = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
@@ -26,8 +30,8 @@ class Crop:
     """One picture of a person.
 
     Attributes:
-        path: of the file, absolute.
-        values: the columns that are known of it, None where they are not. "time" is a datetime, others are text.
+        path: the absolute path of the file.
+        values: {column: value}, None where the value is unknown. "time" is a datetime; other values are text.
     """
 
     path: str
@@ -36,13 +40,15 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A folder, an image or a manifest, and how to read what its names say.
+    """A folder, an image or a manifest, and how to read metadata from the names of its files.
 
     Attributes:
-        path: absolute.
-        pattern: what is searched for in each path below a folder; its named groups are columns.
-        time_format: of times, as in `strptime`; "" for ISO 8601, 20261127193000, or seconds since 1970.
-        links: folders below that are symbolic links, which are not followed; known when all crops were read.
+        path: the absolute path of the folder, image or manifest.
+        pattern: a regular expression that is searched for in each path below the folder. Its named groups become
+            columns.
+        time_format: the format of times, as in `strptime`; "" for the formats that `parse_time` knows.
+        links: folders below that are symbolic links, which are not followed. The list is complete when all crops
+            have been read.
     """
 
     path: Path
@@ -52,11 +58,15 @@ class Source:
 
     @property
     def is_manifest(self) -> bool:
-        """Return whether the crops are listed in a CSV file."""
+        """Return whether the source is a table that lists crops."""
         return self.path.suffix.lower() in (".csv", ".tsv")
 
     def crops(self) -> Iterator[Crop]:
-        """Yield the crops in the order of their names. InputError if the source is missing or a time cannot be read."""
+        """Yield the crops, in the order of a manifest's rows, or of the names in each folder.
+
+        Raises:
+            InputError: the source does not exist or cannot be read, or a time cannot be parsed.
+        """
         if self.is_manifest:
             yield from self._rows()
         elif self.path.is_dir():
@@ -64,7 +74,7 @@ class Source:
         elif self.path.is_file():
             yield Crop(str(self.path), self._named(self.path.name))
         else:
-            raise InputError(f"{self.path} does not exist; give folders of crops, crops, or a manifest (.csv)")
+            raise InputError(f"{self.path} does not exist; give a folder of crops, an image, or a manifest (.csv)")
 
     def _files(self) -> Iterator[Crop]:
         self.links.clear()
@@ -80,17 +90,19 @@ class Source:
         table = read_table(self.path, ("path",), None)
         lines: dict[str, tuple[int, dict[str, str]]] = {}
         for number, row in table:
-            row.pop("", None)  # a separator too many at the end of the first line
+            # A separator at the end of the first line makes a column without a name.
+            row.pop("", None)
+            # Manifests of data sets call the column pid.
             if "pid" in row and "person" not in row:
                 row["person"] = row.pop("pid")
             if row is table[0][1]:
                 check_columns(row, str(self.path))
             if not row["path"]:
-                raise InputError(f"{self.path}, line {number} has no path")
+                raise InputError(f"{self.path}, line {number}: the path is empty; write the crop's file there")
             path = str(absolute(path_in(self.path.parent, row.pop("path"))))
             first, same = lines.setdefault(path, (number, row))
             if row != same:
-                raise InputError(f"{self.path}, lines {first} and {number} say different things of {path}; correct one")
+                raise InputError(f"{self.path}, lines {first} and {number} differ about {path}; correct one of them")
             yield Crop(path, self._read(row, f"{self.path}, line {number}"))
 
     def _named(self, name: str) -> dict[str, str | datetime.datetime | None]:
@@ -110,10 +122,12 @@ class Source:
 
 
 def crops_of(sources: Iterable[Source]) -> dict[str, Crop]:
-    """Return the crops of all sources by path. If several sources have a crop, what each of them says is joined.
+    """Return the crops of all sources by path.
+
+    If several sources list a crop, their columns are merged. A later source overrides an earlier one.
 
     Raises:
-        InputError: a source has no crop, or as `Source.crops`.
+        InputError: a source has no crops, or cannot be read (`Source.crops`).
     """
     found: dict[str, Crop] = {}
     for source in sources:
@@ -127,7 +141,7 @@ def crops_of(sources: Iterable[Source]) -> dict[str, Crop]:
 
 
 def each_crop(sources: Sequence[Source]) -> Iterator[Crop]:
-    """Yield the crops of all sources, as `crops_of`; those of a single source without holding them in memory."""
+    """Yield the crops of all sources, merged as by `crops_of`. A single source is streamed, which saves memory."""
     if len(sources) > 1:
         yield from crops_of(sources).values()
         return
@@ -146,11 +160,16 @@ def warn_links(sources: Sequence[Source]) -> None:
     """Print a warning if folders were not followed because they are symbolic links."""
     if links := [path for source in sources for path in source.links]:
         what = counted(len(links), "linked folder was", "linked folders were")
-        say(f"warning: {what} not followed, such as {links[0]}; give what is to be embedded by name", error=True)
+        say(f"warning: {what} not followed, such as {links[0]}; to include a linked folder, give its path", error=True)
 
 
 def make_source(path: Path, pattern: str, time_format: str) -> Source:
-    """Return the Source that the user names. InputError if the pattern is not one, or names a column wrongly."""
+    """Return the Source for a path that the user gave.
+
+    Raises:
+        InputError: the pattern is not a regular expression, has no named group, names a column that `check_columns`
+            rejects, or is given for a manifest.
+    """
     compiled = None
     if pattern:
         try:
@@ -162,24 +181,27 @@ def make_source(path: Path, pattern: str, time_format: str) -> Source:
         check_columns(compiled.groupindex, "--pattern")
     source = Source(absolute(path), compiled, time_format)
     if source.is_manifest and compiled:
-        raise InputError(f"{path} is a manifest, whose columns say what --pattern would: leave --pattern out")
+        raise InputError(f"{path} is a manifest, whose columns replace --pattern: leave --pattern out")
     return source
 
 
 def check_columns(names: Iterable[str], where: str) -> None:
-    """Raise InputError if a column's name is one of the gallery's own, or more than letters, digits and "_"."""
+    """Raise InputError if a column's name is reserved, or is not made of lower-case letters, digits and "_"."""
     for name in names:
         if name in (*OWN[1:], *SAID) or not COLUMN.fullmatch(name):
-            reason = "is the gallery's own" if name in (*OWN, *SAID) else "is not made of small letters, digits and _"
+            reason = "is reserved by the gallery" if name in (*OWN, *SAID) else "is not made of a-z, digits and _"
             raise InputError(f"{where}: the column {quoted(name)} {reason}; name it differently")
 
 
 def parse_time(text: str, time_format: str = "") -> datetime.datetime:
-    """Return the time that a text says; without a time zone in it, it is taken as UTC.
+    """Parse a time. A text without a time zone is taken as UTC.
 
     Args:
         text: ISO 8601 (2026-11-27T19:30:00+01:00), 14 digits (20261127193000), or seconds or milliseconds since 1970.
-        time_format: as in `strptime`, instead of these.
+        time_format: a format as in `strptime`, which is used instead of these.
+
+    Returns:
+        The time, with a time zone.
 
     Raises:
         ValueError: the text is not such a time.
@@ -200,7 +222,7 @@ def parse_time(text: str, time_format: str = "") -> datetime.datetime:
         else:
             time = datetime.datetime.fromisoformat(text)
         return time.astimezone(utc) if time.tzinfo else time.replace(tzinfo=utc)
-    # strptime turns its format into a regular expression.
+    # strptime turns its format into a regular expression, so a wrong format raises re.error.
     except (ValueError, OverflowError, OSError, re.error) as error:
         wanted = f"of the form {time_format}" if time_format else "like 2026-11-27T19:30:00 or 20261127193000"
         raise ValueError(f"{quoted(text)} is not a time {wanted}") from error

@@ -1,4 +1,4 @@
-"""The images of a data set, with identity and camera: files on disk -> records."""
+"""Read a data set from disk: the images of each split, with identity and camera."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,13 @@ from .lists import path_in, read_lines
 from .naming import JUNK
 from .readers import LAYOUTS, Layout
 
-QUOTES = ' \t"'  # what may stand around a path in a list
+QUOTES = ' \t"'  # characters that may surround a path in a list
 OF_JUNK = f"of identity {JUNK} (junk)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images of one split: paths, and per image the identity and the camera, int64 [N]."""
+    """The images of one split: their paths, and the identity and camera of each, int64 [N]."""
 
     paths: tuple[Path, ...]
     pids: np.ndarray
@@ -56,15 +56,16 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The splits, and what was not read.
+    """The splits of a data set, and the files that were not read.
 
     Attributes:
-        unnamed: images whose names tell no identity and camera.
-        skipped: by reason, files that are left out. The reason follows a count: "3 hidden".
-        notes: what the user must know about how the names were read.
-        source: the kind of data set, one of LAYOUTS.
-        protocol: how it is tested.
-        version: of the data set, where it has several.
+        train, query, gallery: the splits.
+        unnamed: images whose file names contain no identity and camera.
+        skipped: {reason: files that are left out}. Messages write a number in front of the reason, as in "3 hidden".
+        notes: remarks for the user about how the names were interpreted.
+        source: the kind of data set: a key of LAYOUTS, or CROPS.
+        protocol: the layout's test protocol; "" if it has only one.
+        version: the version of the data set; "" if it has only one.
     """
 
     train: Split
@@ -84,10 +85,19 @@ class Dataset:
 
 
 def read_dataset(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
-    """Return a data set's splits, and print which files were not read. InputError if it or a name cannot be understood.
+    """Read a data set, and print which files were not read.
 
-    `name` is one of LAYOUTS, `root` its folder (of a manifest: the file), `exclude` are images to leave out. Images
-    named for junk (identity −1) are dropped; distractors (identity 0) stay.
+    Args:
+        name: the kind of data set, a key of LAYOUTS.
+        root: its folder, or the manifest's file.
+        protocol: one of the layout's protocols; "" for the first.
+        exclude: images to leave out.
+
+    Returns:
+        The data set. Junk images (identity −1) are left out; distractors (identity 0) stay.
+
+    Raises:
+        InputError: the data set cannot be read, or an image's name contains no identity and camera.
     """
     data = survey(name, root, protocol=protocol, exclude=exclude)
     if data.unnamed:
@@ -101,7 +111,7 @@ def read_dataset(name: str, root: str | Path, *, protocol: str = "", exclude: Co
 
 
 def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
-    """Return what `load` does without printing; images without identity and camera are in `unnamed`."""
+    """Read a data set as `read_dataset` does, but print nothing and put images without an identity into `unnamed`."""
     if name not in LAYOUTS:
         raise InputError(f"data.name is {name!r}; choose one of {', '.join(LAYOUTS)}")
     source = LAYOUTS[name]
@@ -110,14 +120,16 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
     root = expanded(root)
     if not root.exists():
         raise InputError(
-            f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root, or fix that"
+            f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root, or correct "
+            "the path"
         )
     protocol = protocol or source.protocols[0]
     if protocol not in source.protocols:
-        choices = ", ".join(filter(None, source.protocols)) or "it has none"
-        raise InputError(f"data.protocol is {protocol!r}; of {name} choose one of: {choices}")
+        choices = ", ".join(filter(None, source.protocols)) or "none, so leave it empty"
+        raise InputError(f"data.protocol is {protocol!r}; the protocols of {name} are: {choices}")
     _refuse_another_place(name, source, root)
     listing = source.read(root, protocol)
+    # Compare real paths, so that links and relative paths in the list match too.
     left_out = {os.path.realpath(path) for path in exclude}
 
     def wanted(path: Path) -> bool:
@@ -126,8 +138,8 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
     nested = list(filter(wanted, dict.fromkeys(listing.nested)))
     if nested:
         raise InputError(
-            f"{len(nested)} images lie in sub-folders, where {name} has none, and would not be read ({nested[0]}, …): "
-            "move them up, or give the folder that they belong to"
+            f"{len(nested)} images lie in sub-folders, where {name} has no images, so they would not be read "
+            f"({nested[0]}, …): move them into the folder above, or give the data set's own folder"
         )
 
     def split(rows: Rows) -> Split:
@@ -144,30 +156,35 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
 
 
 def _refuse_another_place(name: str, source: Layout, root: Path) -> None:
-    """Raise InputError if the data set lies in a sub-folder of `root`, such as an archive's own, or is not unpacked."""
+    """Raise InputError if the data set is not in `root` itself, but in a sub-folder of it or in a packed archive."""
     if root.is_file() and name != "manifest":
         raise InputError(f"{root} is a file: unpack it, and give the folder of data set {name}")
     if source.here(root):
         return
     found = found_below(root, source.here)
     if len(found) == 1:
-        raise InputError(f"{root} is not the folder of data set {name}: it is in {found[0]}; give that")
+        raise InputError(f"{root} is not the folder of data set {name}: it is in {found[0]}; give that folder")
     if found:
         some = ", ".join(map(str, found[:5])) + (", …" if len(found) > 5 else "")
         raise InputError(
-            f"{root} is not the folder of data set {name}; {len(found)} folders in it are: {some}; give one of them"
+            f"{root} is not the folder of data set {name}; {len(found)} folders in it look like one: {some}; give one "
+            "of them"
         )
 
 
 def read_bright(root: str | Path, option: str = "aux.bright_root", exclude: Collection[Path] = ()) -> Split:
-    """Return the images of a bright auxiliary folder, from `root/bounding_box_train` or from `root` itself."""
+    """Read the images of a bright auxiliary folder, from `root/bounding_box_train` or else from `root` itself.
+
+    Raises:
+        InputError: `root`, the value of `option`, is not such a folder.
+    """
     if not str(root) or not expanded(root).is_dir():
         raise InputError(f"{option} is {str(root)!r}, not a folder: {LAYOUTS['bright'].download}")
     return read_dataset("bright", root, exclude=exclude).train
 
 
 def join(splits: Sequence[Split]) -> Split:
-    """Join several data sets' splits. Identities and cameras are renumbered so that no two data sets share one."""
+    """Join splits of several data sets. Renumber identities and cameras, so that no two data sets share a number."""
     if len(splits) == 1:
         return splits[0]
     numbers: list[list[np.ndarray]] = [[], []]
@@ -182,20 +199,28 @@ def join(splits: Sequence[Split]) -> Split:
 
 
 def find_dark_twins(bright: Split, dark_root: str | Path, exclude: Collection[Path] = ()) -> tuple[Split, Split]:
-    """Return the bright images that have a dark image of the same file name, and those dark images."""
+    """Return the bright images that have a dark image of the same file name, and these dark images.
+
+    Raises:
+        InputError: no bright image has one, or `dark_root` cannot be read.
+    """
     if not len(bright):
         raise InputError("there are no bright images: data.exclude leaves out all of them")
     dark = {path.name: path for path in read_bright(dark_root, "aux.dark_root", exclude).paths}
     kept = [i for i, path in enumerate(bright.paths) if path.name in dark]
     if not kept:
-        raise InputError(f"no image in {dark_root} has the file name of a bright one ({bright.paths[0].name}, …)")
+        raise InputError(f"no image in {dark_root} has the file name of a bright image ({bright.paths[0].name}, …)")
     pids, cameras = bright.pids[kept], bright.cameras[kept]
     paths = [bright.paths[i] for i in kept]
     return Split(tuple(paths), pids, cameras), Split(tuple(dark[p.name] for p in paths), pids, cameras)
 
 
 def read_exclude(file: str | Path) -> frozenset[Path]:
-    """Return the paths in a file, one a line, as `check --fix-list` writes them; no paths if `file` is ""."""
+    """Read the paths in a file, one per line, as `check --fix-list` writes them; return no paths if `file` is "".
+
+    Raises:
+        InputError: the file cannot be read, is not UTF-8, or none of its paths exists.
+    """
     if not str(file):
         return frozenset()
     try:
@@ -220,6 +245,6 @@ def read_exclude(file: str | Path) -> frozenset[Path]:
 
 
 def _excluded(line: str) -> Path:
-    """Return the file that a line names, without spaces and quotes around the name unless they are part of it."""
+    """Return the path in a line. Remove spaces and quotes around it, unless a file with exactly that name exists."""
     exact = path_in(Path(), line)
     return exact if os.path.lexists(exact) else path_in(Path(), line.strip(QUOTES))

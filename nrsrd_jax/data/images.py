@@ -1,4 +1,4 @@
-"""Image files as uint8 arrays, decoded once into a memory map on disk."""
+"""Decode image files into uint8 arrays, and cache them in a memory map on disk."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,14 @@ from .picture import MAX_BYTES, take_apart
 Result = TypeVar("Result")
 Name = TypeVar("Name")
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# Raise this when the same file would decode to other pixels, so that old caches are not read.
+# Increase this when the same file would decode to other pixels, so that old caches are not read.
 CACHE_VERSION = 2
-DATA_SET = "; `nrsrd check` lists them, data.exclude leaves them out"  # the advice on unreadable images of data sets
-# These are the weights of red, green and blue (ITU-R BT.601).
+# The advice that follows an error about unreadable images of a data set.
+DATA_SET = "; `nrsrd check` lists them, data.exclude leaves them out"
+# The weights of red, green and blue in luminance (ITU-R BT.601).
 LUMINANCE = 0.299, 0.587, 0.114
 THREADS = os.cpu_count() or 1
-# For each orientation in EXIF, the operation that turns the picture upright.
+# The operation that turns a picture of each EXIF orientation upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,8 +48,8 @@ class Read:
     """An image that was read from a file.
 
     Attributes:
-        image: in RGB, upright.
-        mode: Pillow's name of the kind of pixels in the file, such as "L".
+        image: the image in RGB, upright.
+        mode: Pillow's name for the type of pixels in the file, such as "L".
         digest: the SHA-256 of the file's bytes.
     """
 
@@ -73,7 +74,7 @@ def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
         uint8 [height, width, 3], RGB in 0..255, upright.
 
     Raises:
-        InputError: as `read_picture`.
+        InputError: `read_picture` rejects the file.
         KeyError: `resampling` is unknown.
 
     Source:
@@ -90,16 +91,18 @@ def decode(path: Path, size: tuple[int, int], resampling: str) -> np.ndarray:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Return only the image that `read_picture` reads."""
+    """Read an image file as `read_picture` does, and return only the image."""
     return read_picture(path).image
 
 
 def read_picture(path: Path) -> Read:
-    """Read an image as RGB, turned upright by its EXIF; 16-bit grey becomes 8-bit, transparent pixels go on black.
+    """Read an image file as RGB, turned upright by its EXIF orientation.
+
+    16-bit grey values are reduced to 8 bits. Transparent pixels are blended over black.
 
     Raises:
         InputError: the file is unreadable, is not JPEG, PNG, WebP or BMP, has more than MAX_PIXELS pixels, or would
-            cost its decoder more memory or time than such a picture does.
+            take its decoder more memory or time than such a picture does.
     """
     try:
         content = _content(path)
@@ -135,9 +138,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def decode_many(
     paths: Sequence[Path], size: tuple[int, int], resampling: str, out: np.ndarray, advice: str = DATA_SET
 ) -> bytes:
-    """Decode images into `out` [N, height, width, 3] with all cores, and return their files' `joint_digest`.
+    """Decode images on all cores.
 
-    One InputError reports all unreadable files, with `advice`.
+    Args:
+        paths: N image files.
+        size: (height, width) in pixels.
+        resampling: "bicubic" or "bilinear".
+        out: the pixels are written here, uint8 [N, height, width, 3].
+        advice: the end of the error message: what to do about unreadable files.
+
+    Returns:
+        The `joint_digest` of the files.
+
+    Raises:
+        InputError: files are unreadable. One error reports all of them.
     """
 
     def read(path: Path) -> tuple[np.ndarray, bytes]:
@@ -159,7 +173,7 @@ def check_readable(paths: Sequence[Path]) -> None:
 def pixels_sha256(paths: Sequence[Path]) -> str:
     """Return a hash of the files' bytes, in this order; it does not depend on their names or folders.
 
-    MSMT17 V2 has the file names of V1, with faces blurred: their hashes differ.
+    It tells versions of a data set apart: MSMT17 V2 has the file names of V1, but blurred faces.
 
     Raises:
         InputError: a file is unreadable.
@@ -185,7 +199,7 @@ def joint_digest(digests: Sequence[bytes]) -> bytes:
 def _all(
     function: Callable[[Path], Result], paths: Sequence[Path], title: str, advice: str = DATA_SET
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the results of `in_parallel` without the errors; at the end raise one InputError for all of them."""
+    """Yield the results of `in_parallel` that are not errors; at the end, raise one InputError for all errors."""
     faults = []
     for index, result in in_parallel(function, paths, title):
         if isinstance(result, InputError):
@@ -200,7 +214,10 @@ def _all(
 def in_parallel(
     function: Callable[[Name], Result], paths: Sequence[Name], title: str
 ) -> Iterator[tuple[int, Result | InputError]]:
-    """Yield (index, function(path)) for all paths, on all cores, with a progress bar. An InputError is a result too."""
+    """Yield (index, function(path)) for all paths in order, on all cores, with a progress bar.
+
+    An InputError of the function is yielded as its result, not raised.
+    """
 
     def call(index: int) -> tuple[int, Result | InputError]:
         try:
@@ -214,7 +231,7 @@ def in_parallel(
 
 
 def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of pixels in 0..1 from the shares of 256 levels, [..., 256] -> [...] each."""
+    """Return mean and standard deviation of pixels, in 0..1, given each level's share: [..., 256] -> [...] each."""
     levels = np.arange(256) / 255
     mean = shares @ levels
     return mean, np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
@@ -223,16 +240,26 @@ def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def cached_images(paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path) -> np.ndarray:
     """Return all images as a read-only uint8 memory map [N, height, width, 3], decoded on the first call.
 
-    The file is named by a hash of the list (paths, sizes and times of change), the size and the filter, and sealed. If
-    it is damaged, the images are decoded again, with a warning. Its writer holds a lock and renames the complete file
-    into place: a second process waits, and after a killed one the next starts again. `cache_dir` defaults to
-    $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
+    The cache file is sealed (`sealed.py`). Its name is a hash of the files (paths, sizes and modification times), the
+    image size and the filter. If the cache file is damaged, a warning is printed and the images are decoded again.
+
+    The process that decodes holds a lock and renames the complete file into place. Other processes wait for it. If it
+    is killed, the next process starts again.
+
+    Args:
+        paths: N image files.
+        size: (height, width) in pixels.
+        resampling: "bicubic" or "bilinear".
+        cache_dir: the folder of the cache file; "" for $XDG_CACHE_HOME/nrsrd_jax, or ~/.cache/nrsrd_jax.
+
+    Raises:
+        InputError: images are unreadable, or the cache file cannot be written.
     """
     return _cached(paths, size, resampling, cache_dir)[0]
 
 
 def cached_pixels_sha256(paths: Sequence[Path], size: tuple[int, int], resampling: str, cache_dir: str | Path) -> str:
-    """Return `pixels_sha256` of the files as they were when `cached_images` decoded them."""
+    """Return the `pixels_sha256` that the files had when `cached_images` decoded them."""
     return _cached(paths, size, resampling, cache_dir)[1].hex()
 
 
@@ -243,25 +270,28 @@ def _cached(
     target = directory / f"{decoding_key(paths, size, resampling)}.npy"
     shape = len(paths), *size, 3
     try:
+        # A complete file needs no lock.
         with contextlib.suppress(ValueError):
             if kept := sealed.read(target, np.uint8, shape):
                 return kept
         directory.mkdir(parents=True, exist_ok=True)
         with locked_open(target.with_suffix(".lock")) as lock:
             _lock(lock, target)
+            # Look again, because another process may have written the file while this one waited.
             try:
                 kept = sealed.read(target, np.uint8, shape)
             except ValueError as error:
-                say(f"warning: the decoded images in {target} are not taken: {error}; decoding again", error=True)
+                say(f"warning: the decoded images in {target} are not used: {error}; decoding again", error=True)
                 kept = None
             return kept or sealed.write(target, np.uint8, shape, lambda out: decode_many(paths, size, resampling, out))
     except (OSError, InputError) as error:
+        # An InputError that an OSError caused is about the cache file. Any other is about an image.
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError):
             raise
         raise InputError(
-            f"cannot keep decoded images in {directory}: {cause.strerror or cause}; set data.cache_dir, or "
-            "data.cache=none"
+            f"cannot write decoded images to {directory}: {cause.strerror or cause}; set data.cache_dir to another "
+            "folder, or set data.cache=none"
         ) from error
 
 
@@ -281,12 +311,12 @@ def _lock(file, target: Path) -> None:
 
 
 def mean_luminance(images: np.ndarray) -> np.ndarray:
-    """Return the mean luminance of uint8 images [N, H, W, 3], in 0..255; [N]."""
+    """Return the mean luminance of each image, in 0..255: uint8 [N, H, W, 3] -> [N]."""
     return np.array([image.mean((0, 1)) @ LUMINANCE for image in images])
 
 
 def decoding_key(paths: Sequence[Path], size: tuple[int, int], resampling: str) -> str:
-    """Return a hash of the files' paths, sizes and times of change, the image size and the filter.
+    """Return a hash of the files' paths, sizes and modification times, the image size and the filter.
 
     Raises:
         InputError: a file is missing.

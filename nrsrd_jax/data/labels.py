@@ -1,4 +1,4 @@
-"""Labelled crops that are not split into training and test: the manifest of `nrsrd calibrate`."""
+"""Labelled crops that are not split into training and test, as `nrsrd calibrate` takes them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +16,17 @@ PERSON = ("person", "pid")
 
 
 def read_labelled(data: Sequence[str]) -> tuple[Split, bool, list[str]]:
-    r"""Read labelled crops, of a manifest or a data set.
+    r"""Read labelled crops from a manifest or a data set.
 
     Args:
-        data: a manifest, as `read_labels` reads it; or the name of a data set and its folder. Of a data set the query
-            and gallery are taken, or the training images if it has no query and gallery.
+        data: a manifest, as `read_labels` reads it; or the name of a data set and its folder. From a data set the
+            query and gallery are taken, or the training images if it has no gallery.
 
     Returns:
-        The crops, each path once and without distractors; whether they have cameras; remarks on what was read.
+        The crops, each path once and without distractors; whether they have cameras; and remarks for the user.
 
     Raises:
-        InputError: the data cannot be read, or shows nobody known.
+        InputError: the data cannot be read, or no crop shows a known person.
 
     Example:
         >>> from pathlib import Path
@@ -67,24 +67,25 @@ def _of_data_set(name: str, root: str) -> tuple[Split, list[str]]:
             first.setdefault(path, (label[0], label[1]))
     known = {path: label for path, label in first.items() if label[0] != LAYOUTS[name].distractor}
     pids, cameras = (np.array([label[i] for label in known.values()], np.int64) for i in (0, 1))
-    remarks = [f"{name} has no query and gallery: its training images are taken"] if len(splits) == 1 else []
+    remarks = [f"{name} has no query and gallery: its training images are used"] if len(splits) == 1 else []
     if left_out := len(first) - len(known):
-        remarks.append(f"{counted(left_out, 'distractor')} left out: they show nobody in particular")
+        remarks.append(f"{counted(left_out, 'distractor')} left out: they show no known person")
     return Split(tuple(known), pids, cameras), remarks
 
 
 def read_labels(file: Path) -> tuple[Split, bool, int]:
-    r"""Read a table with the columns path (relative to it), person or pid, and perhaps camera.
+    r"""Read a table with the columns path, person or pid, and optionally camera.
 
     Args:
-        file: a CSV file as any editor or spreadsheet saves it. Other columns, such as split, are not read.
+        file: a CSV file as any editor or spreadsheet saves it. Paths are relative to its folder. Other columns, such
+            as split, are not read.
 
     Returns:
-        The crops; whether they have cameras (otherwise every camera is 0); how many rows are left out because they
-        show an unknown person.
+        The crops; whether they have cameras (otherwise every camera is 0); and the number of crops that are left out
+        because they show an unknown person.
 
     Raises:
-        InputError: the file is not such a table, names no people, or gives one path to two people.
+        InputError: the file is not such a table, has no labels, or lists one path with two labels.
 
     Example:
         >>> from pathlib import Path

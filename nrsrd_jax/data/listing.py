@@ -1,4 +1,4 @@
-"""The images that a reader finds in folders, and the files that it leaves out, each with its reason."""
+"""List the images in folders, and the files that are not read, each with its reason."""
 
 import collections
 import dataclasses
@@ -10,12 +10,12 @@ from ..errors import InputError, printable
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp"}
 SPLITS = ("train", "query", "gallery")
-# Files and folders of systems and network drives that do not begin with a dot.
+# Files and folders that operating systems and network drives create, and whose names do not begin with a dot.
 SYSTEM_NAMES = {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "#recycle", "$recycle.bin"}
 Rows = list[tuple[Path, int, int]]  # path, identity, camera
 
 HIDDEN = "hidden or of the system"
-NO_FOLDER = "beside the identities' folders"
+NO_FOLDER = "outside the identities' folders"
 OTHER_FOLDER = "in folders other than train, query and gallery"
 WITHOUT_IMAGES = "sub-folders without images"
 NOBODY = "of unknown identity"
@@ -23,15 +23,15 @@ NOBODY = "of unknown identity"
 
 @dataclasses.dataclass
 class Listing:
-    """What a reader finds.
+    """The images and other files that a reader finds.
 
     Attributes:
-        rows: per split, the images with identity and camera.
-        unnamed: images whose names tell no identity and camera.
-        nested: images in sub-folders, where the layout has none.
-        skipped: by reason, what is not read. The reason follows a count: "3 hidden".
-        notes: what the user must know about how the names were read.
-        version: of the data set, where it has several.
+        rows: {split: its images, each with identity and camera}.
+        unnamed: images whose file names contain no identity and camera.
+        nested: images in sub-folders, where the layout has no images.
+        skipped: {reason: files that are not read}. Messages write a number in front of the reason, as in "3 hidden".
+        notes: remarks for the user about how the names were interpreted.
+        version: the version of the data set; "" if it has only one.
     """
 
     rows: dict[str, Rows] = dataclasses.field(default_factory=lambda: {split: [] for split in SPLITS})
@@ -42,9 +42,10 @@ class Listing:
     version: str = ""
 
     def images(self, folder: Path, required: bool = True) -> list[Path]:
-        """Return a folder's images, sorted, and note its other files and the images in its sub-folders.
+        """Return a folder's images, sorted. Record its other files, and the images in its sub-folders.
 
-        InputError if images are `required` and there are none, not even in sub-folders.
+        Raises:
+            InputError: images are `required`, and neither the folder nor its sub-folders contain any.
         """
         images, folders = self.entries(folder)
         nested = [path for inner in folders for path in self.images_below(inner)]
@@ -54,7 +55,7 @@ class Listing:
         return images
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """Return a folder's images and its sub-folders, sorted, and note its other files."""
+        """Return a folder's images and its sub-folders, sorted, and record its other files."""
         images, folders = [], []
         for path, is_folder in _scan(folder):
             if is_hidden(path.name):
@@ -68,7 +69,7 @@ class Listing:
         return images, folders
 
     def images_below(self, folder: Path) -> list[Path]:
-        """Return the images in a folder at any depth; note the folder itself if it has no images."""
+        """Return the images in a folder at any depth; record the folder itself if it contains no images."""
         found = []
         for place, folders, files in os.walk(folder, onerror=_raise):
             folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -80,7 +81,7 @@ class Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is never data."""
+    """Return whether a file or folder with this name is hidden or belongs to the system, so that it is not read."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
 
 
@@ -90,10 +91,11 @@ def sub_folders(folder: Path) -> list[Path]:
 
 
 def found_below(root: Path, here: Callable[[Path], bool]) -> list[Path]:
-    """Return the folders that `here` takes for a data set: one level below `root`, or else two levels."""
+    """Return the folders for which `here` is true: those one level below `root`, or else those two levels below."""
     level = [root]
     for _ in range(2):
-        # Looking into a thousand folders is enough to find an archive's own.
+        # Look into at most 1000 folders: enough for the folder that an archive was unpacked into, and quick in any
+        # other.
         level = [inner for folder in level for inner in sub_folders(folder)][:1000]
         if found := [folder for folder in level if here(folder)]:
             return found
@@ -101,8 +103,10 @@ def found_below(root: Path, here: Callable[[Path], bool]) -> list[Path]:
 
 
 def _scan(folder: Path) -> list[tuple[Path, bool]]:
+    """Return (path, whether it is a folder) of everything in a folder, sorted."""
+
     def is_folder(entry: os.DirEntry) -> bool:
-        # A link that leads to itself is no folder; DirEntry.is_dir raises an error for it.
+        # For a link that leads to itself, DirEntry.is_dir raises an error, and Path.is_dir returns False.
         return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()
 
     with os.scandir(folder) as entries:

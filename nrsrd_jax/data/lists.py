@@ -1,4 +1,4 @@
-"""The one reader of text lists: manifests, MSMT17's lists and data.exclude, as any editor or spreadsheet saves them."""
+"""Read text lists as any editor or spreadsheet saves them: manifests, MSMT17's lists and data.exclude."""
 
 import csv
 import io
@@ -11,9 +11,9 @@ from pathlib import Path
 from ..errors import InputError, printable
 from ..files import read_bounded
 
-MAX_BYTES = 2**28  # of a list: 268 MB, two million long paths
+MAX_BYTES = 2**28  # of a list; two million long paths fit
 MAX_LINE = 10_000  # characters; a path has at most 4,096 bytes
-SHOWN = 80  # characters of a foreign line in a message
+SHOWN = 80  # characters of the user's text in a message
 BYTE_ORDER_MARKS = {
     b"\xef\xbb\xbf": "utf-8-sig",
     b"\xff\xfe\0\0": "utf-32",
@@ -26,14 +26,17 @@ BYTE_ORDER_MARKS = {
 def read_lines(file: Path, any_bytes: bool = False) -> Iterator[tuple[int, str]]:
     """Yield (line number, line) of a text file in UTF-8 or UTF-16, with or without a byte order mark.
 
-    Lines end in LF, CR LF or CR, which is removed. Unicode's other line breaks may be part of file names, and stay.
+    Lines end in LF, CR LF or CR, which is removed. Unicode's other line breaks stay, because file names may contain
+    them.
 
     Args:
         file: the list.
-        any_bytes: whether it may hold bytes that are not UTF-8, as file names may (os.fsdecode).
+        any_bytes: whether to accept bytes that are not UTF-8, which file names may contain. They are decoded as
+            os.fsdecode does.
 
     Raises:
-        InputError: it cannot be read, is not a regular file, is not text, or is longer than MAX_BYTES or MAX_LINE.
+        InputError: the file cannot be read, is not a regular file or not text, is larger than MAX_BYTES, or has a
+            line longer than MAX_LINE.
     """
     try:
         content = read_bounded(file, MAX_BYTES)
@@ -50,6 +53,7 @@ def read_lines(file: Path, any_bytes: bool = False) -> Iterator[tuple[int, str]]
                 "save it as UTF-8"
             ) from error
         raise InputError(f"{file} is damaged {encoding.upper()} text: save it as UTF-8") from error
+    # Unlike str.splitlines, newline=None splits at LF, CR LF and CR only.
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         line = line.removesuffix("\n")
         if len(line) > MAX_LINE:
@@ -63,7 +67,7 @@ def _encoding(content: bytes) -> str:
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if content.startswith(mark):
             return encoding
-    # UTF-16 without a mark: every second byte of Latin text is zero.
+    # Detect UTF-16 without a byte order mark: every second byte of Latin text is zero.
     head = content[:1000]
     if head.count(0) > len(head) / 4:
         return "utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"
@@ -71,21 +75,28 @@ def _encoding(content: bytes) -> str:
 
 
 def read_table(file: Path, required: Sequence[str], optional: Sequence[str] | None) -> list[tuple[int, dict[str, str]]]:
-    """Return (line number, {column: cell}) of a table whose cells are separated by commas, semicolons or tabs.
+    """Read a table whose cells are separated by commas, semicolons or tabs.
 
-    The first line that is not blank names the columns, in any case; before it Excel's "sep=;" may stand. Blank rows
-    are left out, cells are stripped; a cell that is missing at the end of a row is "". Columns that are neither
-    required nor optional are left out. If `optional` is None, all columns stay.
+    The first line that is not blank names the columns, in upper or lower case. Excel's line "sep=;" may precede it.
+    Blank rows are left out. Spaces around a cell are removed. A cell that is missing at the end of a row is "".
+
+    Args:
+        file: the table.
+        required: columns that must exist.
+        optional: columns that may exist. Other columns are left out. None keeps all columns.
+
+    Returns:
+        (line number, {column: cell}) of each row.
 
     Raises:
-        InputError: as `read_lines` does, or a required column is missing, a column is there twice, or a row has more
-            cells than there are columns.
+        InputError: `read_lines` cannot read the file, a required column is missing, a column occurs twice, or a row
+            has more cells than the first line.
     """
     lines = read_lines(file)
     takes = f"it takes the columns {','.join((*required, *(optional or ())))}"
     filled = ((n, line) for n, line in lines if line.strip(" ,;\t"))
     start, header = next(filled, (0, ""))
-    # Excel's way to say what separates cells; editors that do not know it put quotes or more separators around it.
+    # Excel writes such a line to name the separator. Editors that do not know it add quotes or separators to it.
     said = re.fullmatch(r'"?sep=([,;|:\t])"?[ ,;\t]*', header, re.IGNORECASE)
     if said:
         start, header = next(filled, (0, ""))
@@ -106,8 +117,8 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str] | No
             cells = [cell.strip() for cell in row]
             if any(cells[len(names) :]):
                 raise InputError(
-                    f"{file}, line {number} has {len(cells)} cells, its first line {len(names)}: put a path with "
-                    f"{separator!r} in double quotes"
+                    f"{file}, line {number} has {len(cells)} cells, but its first line has {len(names)}: put a path "
+                    f"that contains {separator!r} in double quotes"
                 )
             if any(cells):
                 table.append((number, {k: cells[i] if i < len(cells) else "" for k, i in places.items()}))
@@ -117,10 +128,12 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str] | No
 
 
 def path_in(folder: Path, text: str) -> Path:
-    """Return the path of a list's entry, relative to `folder`.
+    """Return the path of a list's entry, which is relative to `folder`.
 
-    Backslashes separate folders, as on Windows, unless a file of that very name exists. InputError for a Windows
-    drive.
+    A backslash separates folders, as on Windows, unless a file with exactly that name exists.
+
+    Raises:
+        InputError: the entry is a path on a Windows drive.
     """
     path = folder / text
     if "\\" not in text or os.path.lexists(path):
@@ -131,5 +144,5 @@ def path_in(folder: Path, text: str) -> Path:
 
 
 def quoted(text: str) -> str:
-    """Return foreign text for a message, in quotes, escaped and cut."""
+    """Return the user's text for a message: in quotes, escaped, and cut after SHOWN characters."""
     return f'"{printable(text, SHOWN)}"'

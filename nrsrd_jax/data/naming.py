@@ -1,4 +1,4 @@
-"""Identities and cameras as people write them, in file names and lists -> numbers."""
+"""Turn identities and cameras, as people write them in file names and lists, into numbers."""
 
 import re
 import unicodedata
@@ -7,30 +7,34 @@ from collections.abc import Sequence
 from ..errors import InputError
 from .lists import quoted
 
-JUNK = -1  # Market-1501's identity of detections that count neither for nor against
+# Market-1501 gives this identity to detections that count neither as right nor as wrong.
+JUNK = -1
+# Names that stand for nobody.
 UNKNOWN = {
     *("", "unknown", "nan", "none", "null", "n/a", "<na>", "#n/a"),
     *("undefined", "unidentified", "unlabeled", "unlabelled"),
 }
+# `camera_in` returns these if a name contains no camera, or several different ones.
 NO_CAMERA, UNCLEAR = -1, -2
-# In the official layouts an underscore ends a camera: with "-2" or ".5" behind it, it is half a camera.
+# In the official layouts, an underscore ends the camera. A letter, a digit, or a part such as "-2" or ".5" behind it
+# means that the pattern has matched only half of a camera.
 WHOLE = r"(?![^\W_]|[-.,+&]\d)"
-# Elsewhere a field of its own has no letter or digit beside it; "-" and "." separate fields too.
+# In other layouts, the camera is a separate field: no letter or digit touches it. "-" and "." also separate fields.
 CAMERA_FIELD = re.compile(r"(?<![^\W_])c(?:am)?(\d{1,9})(?![^\W_])", re.IGNORECASE)
-# UUIDs and MAC addresses hold such fields by chance.
+# UUIDs and MAC addresses contain such fields by chance, so they are removed first.
 ADDRESS = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     r"|(?<![^\W_])(?:[0-9a-f]{2}(?:[-:][0-9a-f]{2}){5}|[0-9a-f]{4}(?:\.[0-9a-f]{4}){2})(?![^\W_])",
     re.IGNORECASE,
 )
-# Spreadsheets keep leading zeros of '001 and ="001".
+# Spreadsheets write '001 or ="001" to keep leading zeros.
 MARKED_AS_TEXT = re.compile(r"=\"(.*)\"|'([+-]?\d[^']*)'?")
-# Without the sign, 1e3 may be a name.
+# Numbers that a spreadsheet shows in scientific notation. 1e3, without a sign or a decimal point, may be a name.
 ROUNDED = re.compile(r"[+-]?\d+(?:[.,]\d*E[+-]?|E\+)\d+", re.IGNORECASE)
 
 
 def plain(name: str) -> str:
-    """Return a name as it shows: without invisible characters, any space as " ", without a spreadsheet's text mark."""
+    """Return a name as it looks: no invisible characters, every space as " ", no mark that a spreadsheet adds."""
     kinds = ((c, unicodedata.category(c)) for c in name)
     shown = "".join(" " if kind == "Zs" else c for c, kind in kinds if kind != "Cf").strip()
     marked = MARKED_AS_TEXT.fullmatch(shown)
@@ -38,7 +42,7 @@ def plain(name: str) -> str:
 
 
 def doubt(name: str, what: str = "name") -> str:
-    """Return why a name may be another number than the one it shows, "" if there is no doubt."""
+    """Return why a name may mean another number than it shows; "" if there is no doubt."""
     if ROUNDED.fullmatch(plain(name)):
         return f"a spreadsheet has rounded the {what} {quoted(name)}: save the column as text"
     if re.fullmatch(r"[+-]?\d+[.,]000", plain(name)):
@@ -48,20 +52,26 @@ def doubt(name: str, what: str = "name") -> str:
 
 def is_unknown(name: str) -> bool:
     """Return whether a name stands for nobody: empty, "?", "unknown", "NaN", "none", in any case, or "NA"."""
-    # Only in capitals: Na is a name.
+    # "NA" counts in capitals only, because Na is a name.
     return plain(name).strip(" ?._-").casefold() in UNKNOWN or plain(name) == "NA"
 
 
 def manifest_label(where: str, pid: str, camera: str, with_cameras: bool) -> tuple[str, str]:
-    """Return the identity and camera of a manifest's row as they show; the camera is "0" if the rows have none.
+    """Return the identity and camera of a manifest's row as `plain` text.
 
-    InputError, which begins with `where`, for a name in `doubt`, or for a row without a camera where others have one.
+    Args:
+        where: the file and line, with which error messages begin.
+        pid, camera: the cells of the row.
+        with_cameras: whether the rows have cameras; otherwise the camera is "0".
+
+    Raises:
+        InputError: the row has no camera but others do, or a name is in `doubt`.
     """
     pid, camera = plain(pid), plain(camera)
     if with_cameras and (is_unknown(camera) or camera.startswith("-")):
         raise InputError(
-            f"{where}: {quoted(camera)} is not a camera, other rows have one: give one in every row, or leave the "
-            "column out"
+            f"{where}: {quoted(camera)} is not a camera, but other rows have one: give one in every row, or leave "
+            "the column out"
         )
     if reason := doubt(pid, "pid") or doubt(camera, "camera"):
         raise InputError(f"{where}: {reason}")
@@ -69,16 +79,19 @@ def manifest_label(where: str, pid: str, camera: str, with_cameras: bool) -> tup
 
 
 def as_numbers(names: Sequence[str]) -> list[int]:
-    """Return names as numbers: their values if all are whole numbers, otherwise the rank of each among them.
+    """Return names as numbers: their values if all are whole numbers, otherwise the rank of each sorted name.
 
-    "1", "001" and "1.0" are one number, and so are a name's composed and decomposed accents. -1 stays JUNK.
-    InputError for a name in `doubt`.
+    "1", "001" and "1.0" are the same number. Composed and decomposed accents are the same name. "-1" stays JUNK.
+
+    Raises:
+        InputError: a name is in `doubt`.
     """
     keys = [_key(name) for name in names]
     if all(isinstance(key, int) for key in keys):
         return [int(key) for key in keys]
     spelling: dict[int | str, str] = {}
     for key, name in zip(keys, names, strict=True):
+        # Choose a spelling that does not depend on the order of the rows.
         spelling[key] = min(name, spelling.get(key, name))
     people = sorted((key for key in spelling if key != JUNK), key=lambda key: spelling[key])
     ranks = {key: rank for rank, key in enumerate(people)} | {JUNK: JUNK}
@@ -92,14 +105,14 @@ def _key(name: str) -> int | str:
     if not whole:
         return unicodedata.normalize("NFC", plain(name))
     number = int(whole[1])
-    # Larger numbers do not fit the arrays: they are ranked, as names are.
+    # A larger number does not fit an int64 array. Rank it, like a name.
     return number if abs(number) < 10**18 else str(number)
 
 
 def camera_in(stem: str) -> int:
-    """Return the camera in a file name's stem, a field of its own as c3 or cam03.
+    """Return the camera in a file name's stem, which is a separate field such as c3 or cam03.
 
-    NO_CAMERA if there is none, UNCLEAR if there are several different ones.
+    Returns NO_CAMERA without such a field, UNCLEAR if several fields differ.
     """
     cameras = {int(digits) for digits in CAMERA_FIELD.findall(ADDRESS.sub("", stem))}
     if not cameras:

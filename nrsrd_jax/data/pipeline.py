@@ -1,4 +1,4 @@
-"""Batches for the training loop: the plan's indices, and where the host serves them, the pixels."""
+"""Batches for the training loop: image indices from the plan, or pixels if the host loads the images."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from .sampling import Plan
 
 
 class Images(Protocol):
-    """Images by index: source[indices [B]] -> uint8 [B, H, W, 3]. A numpy array or memory map is one."""
+    """Images by index: source[indices [B]] -> uint8 [B, H, W, 3]. A NumPy array or memory map qualifies."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, indices: np.ndarray, /) -> np.ndarray: ...
@@ -21,7 +21,7 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Images that are decoded at every access, for sets that neither memory nor disk can hold decoded."""
+    """Images that are decoded at every access, for data sets too large to keep decoded in memory or on disk."""
 
     paths: Sequence[Path]
     size: tuple[int, int]
@@ -40,8 +40,8 @@ class Domain:
 
     Attributes:
         plan: which images each batch takes.
-        labels, cameras: the class and the rank of the camera of each image, int32 [N].
-        sources: the images by name, "images" and perhaps "dark_images".
+        labels, cameras: the class of each image, and the rank of its camera, int32 [N].
+        sources: {"images": …}, and {"dark_images": …} if the domain has dark versions.
     """
 
     plan: Plan
@@ -51,15 +51,15 @@ class Domain:
 
 
 def batches(domains: dict[str, Domain], start: int, stop: int, *, pixels: bool, threads: int = 1) -> Iterator[dict]:
-    """Yield the batches of steps start..stop−1, read ahead.
+    """Yield the batches of steps start..stop−1. Threads prepare the next batches in advance.
 
     A batch is {"epoch": int32, domain: {"labels": [B], "cameras": [B], "images": [B, H, W, 3], …}}.
 
     Args:
-        domains: the training domains. The epoch is that of the first one.
-        start, stop: the steps.
-        pixels: False puts image indices [B] in the place of the images, for images that lie on the device.
-        threads: how many threads read ahead; 1 suffices unless a source decodes.
+        domains: the training domains by name. The first one determines the epoch.
+        start, stop: the first step, and the one after the last.
+        pixels: whether to load images. False yields indices [B] in their place, for images that are on the device.
+        threads: the number of threads; 1 suffices unless a source decodes files.
     """
     epochs = next(iter(domains.values())).plan
 

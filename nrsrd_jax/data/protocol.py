@@ -18,22 +18,30 @@ Views = tuple[np.ndarray, np.ndarray]  # a number per query [Q] and per gallery 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is evaluated. A gallery image of a query's identity and view is left out of that query's ranking."""
+    """The queries and the gallery of a test.
+
+    A gallery image with the same identity and view as a query is left out of that query's ranking.
+
+    Attributes:
+        query, gallery: Q queries and G gallery images.
+        query_views, gallery_views: the view of each, int [Q] and [G]: its camera, or what the protocol makes of it.
+        version: the version of the data set; "" if it has only one.
+    """
 
     query: Split
     gallery: Split
-    query_views: np.ndarray  # int [Q]
-    gallery_views: np.ndarray  # int [G]
-    version: str = ""  # of the data set, where it has several
+    query_views: np.ndarray
+    gallery_views: np.ndarray
+    version: str = ""
 
     @property
     def labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return identities of queries and gallery, then their views, as `evaluation.rank_metrics` takes them."""
+        """Return the identities of queries and gallery, then their views, in the order of `rank_metrics`' arguments."""
         return self.query.pids, self.gallery.pids, self.query_views, self.gallery_views
 
     @property
     def matched(self) -> np.ndarray:
-        """Return for each query whether the gallery holds its identity from another view; bool [Q]."""
+        """Return for each query whether the gallery has its identity in another view; bool [Q]."""
         people = collections.Counter(self.gallery.pids.tolist())
         left_out = collections.Counter(zip(self.gallery.pids.tolist(), self.gallery_views.tolist(), strict=True))
         pairs = zip(self.query.pids.tolist(), self.query_views.tolist(), strict=True)
@@ -43,12 +51,13 @@ class Target:
 def hold_out(train: Split, share: float) -> tuple[Split, Target]:
     """Split training images by identity into training images and a test.
 
-    People with images from several cameras are drawn, always the same ones. Of each, the first image from every camera
-    is a query, and all images are in the gallery. A query's gallery images from its own camera are left out.
+    The test's people are drawn from those with images from several cameras; the draw is always the same. The first
+    image of a person from each camera is a query. All images of these people are in the gallery. Gallery images from
+    the query's own camera do not count.
 
     Args:
         train: the training images.
-        share: the share of the people to hold out, in 0..1; at least two people are.
+        share: the share of the people to hold out, in 0..1; at least two people are held out.
 
     Returns:
         The remaining training images, and the test.
@@ -63,9 +72,11 @@ def hold_out(train: Split, share: float) -> tuple[Split, Target]:
             f"data.holdout={share:g} needs {count} people with images from several cameras, and 2 more to learn from; "
             f"there are {len(train.identities)} people, {len(several)} of them with several cameras"
         )
+    # A fixed seed gives every run the same test, so that their results can be compared.
     held = np.isin(train.pids, np.random.default_rng(0).permutation(several)[:count])
     gallery = train.subset(np.flatnonzero(held))
     pairs = np.stack([gallery.pids, gallery.cameras], axis=1)
+    # np.unique returns the index of the first image of each person from each camera.
     query = gallery.subset(np.sort(np.unique(pairs, axis=0, return_index=True)[1]))
     return train.subset(np.flatnonzero(~held)), Target(query, gallery, query.cameras, gallery.cameras)
 
@@ -78,14 +89,19 @@ class Protocol(NamedTuple):
 
 
 def make_target(data: Dataset, protocol: str) -> Target:
-    """Return the test on a data set by one of PROTOCOLS. InputError if an image cannot be read."""
+    """Return the test on a data set by one of PROTOCOLS.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
     return Target(data.query, data.gallery, *PROTOCOLS[protocol].views(data.query, data.gallery), data.version)
 
 
 def advice(data: Dataset) -> str:
-    """Return what to do if no query has a match. Only for data without cameras it is the protocol all-cameras.
+    """Return what to do if no query has a match.
 
-    With cameras, that protocol would also count the easy matches from the query's own camera.
+    Only for data without cameras this is the protocol all-cameras. With cameras, that protocol would also count the
+    easy matches from the query's own camera.
     """
     cameras = np.unique(np.concatenate([split.cameras for split in (data.train, data.query, data.gallery)]))
     if len(cameras) == 1:
@@ -98,8 +114,9 @@ def _cameras(query: Split, gallery: Split) -> Views:
 
 
 def _copies(query: Split, gallery: Split) -> Views:
-    """Return equal numbers for files of one identity with the same bytes, as Night600's queries and gallery have."""
+    """Return views that are equal for identical files of one identity, which Night600's queries and gallery contain."""
     sizes = [[(pid, _size(path)) for pid, path in zip(s.pids.tolist(), s.paths, strict=True)] for s in (query, gallery)]
+    # Only files with the same identity and size can be copies. Reading all others would be slow.
     perhaps = set(sizes[0]) & set(sizes[1])
     numbers: dict[bytes | Path, int] = {}
 

@@ -1,7 +1,7 @@
-"""The readers of each kind of data set: where its splits are, and where identity and camera are written.
+"""Readers for each kind of data set. They know where its splits are, and where identity and camera are written.
 
-Camera numbers are as in the file names, or the rank of a camera's name; only their equality matters. A name is read
-completely or refused: half a number would be another identity or camera.
+A camera's number is the one in the file names, or the rank of its name. The program only compares cameras for equality.
+A name is read completely or refused, because half a number would be another identity or camera.
 """
 
 import dataclasses
@@ -30,12 +30,15 @@ class Layout:
     """A kind of data set.
 
     Attributes:
-        read: read(root, protocol) lists it.
+        read: read(root, protocol) returns the Listing of the data set.
         here: here(root) returns whether `root` looks like its folder.
-        download: how to get the data.
-        published, identities, cameras: the published counts, where known: images by protocol and split, identities by
-            split, and all cameras.
+        download: how to get the data, for error messages.
+        published: {protocol: {split: number of images}} as published; {} if unknown.
+        identities: {split: number of identities} as published; {} if unknown.
+        cameras: the published number of cameras; None if unknown.
         protocols: its test protocols; the first is the default.
+        distractor: the identity of gallery images that show nobody of the data set; None if there are no such images.
+        same_numbers: whether a number means the same person in training and test.
     """
 
     read: Callable[[Path, str], Listing]
@@ -45,11 +48,11 @@ class Layout:
     identities: dict[str, int] = dataclasses.field(default_factory=dict)
     cameras: int | None = None
     protocols: tuple[str, ...] = ("",)
-    distractor: int | None = 0  # the identity of gallery images of nobody in particular
-    same_numbers: bool = True  # whether an identity's number is of the same person in training and test
+    distractor: int | None = 0
+    same_numbers: bool = True
 
     def images(self, protocol: str) -> dict[str, int]:
-        """Return the published numbers of images of a protocol ("" for the default), where known."""
+        """Return {split: published number of images} of a protocol ("" for the default); {} if unknown."""
         return self.published.get(protocol or self.protocols[0], {})
 
 
@@ -60,9 +63,12 @@ def _holds(*names: str) -> Callable[[Path], bool]:
 def _folders(
     train: str, query: str, gallery: str, pattern: str, cameras: tuple[str, ...] = ()
 ) -> Callable[[Path, str], Listing]:
-    """Return a reader of one folder per split; `a|b` is the first that exists.
+    """Return a reader of data sets with one folder per split.
 
-    File names begin with `pattern`, whose groups are identity and camera.
+    Args:
+        train, query, gallery: the folder of each split; "a|b" for the first that exists, "" for no folder.
+        pattern: a regular expression for the beginning of file names. Its groups are identity and camera.
+        cameras: the names of the cameras; () if they are numbers.
     """
 
     def read(root: Path, protocol: str) -> Listing:
@@ -95,7 +101,7 @@ def _read_nightreid(root: Path, protocol: str) -> Listing:
 
 
 def _read_msmt17(root: Path, protocol: str) -> Listing:
-    """List V1 (train/, test/) or V2 (mask_*_v2/) by its lists of "path pid"; the camera is the name's third field."""
+    """Read V1 (train/, test/) or V2 (mask_*_v2/) by its lists of "path pid"; the camera is a name's third field."""
     train = _first_folder(root, ("train", "mask_train_v2"))
     test = _first_folder(root, ("test", "mask_test_v2"))
     versions = ["V2" if folder.name.startswith("mask_") else "V1" for folder in (train, test)]
@@ -105,11 +111,11 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
     for split, name, folder in lists:
         file = root / f"list_{name}.txt"
         if not file.is_file():
-            raise InputError(f"{file} is missing; MSMT17 comes with it")
+            raise InputError(f"{file} is missing; copy it from the archive of MSMT17")
         for number, line in read_lines(file):
             if not (line := line.strip()):
                 continue
-            # The identity stands behind the last separator, so that a path may hold spaces.
+            # The identity follows the last separator, because a path may contain spaces.
             identity = re.split(r"[\s,;]", line)[-1]
             entry = line.removesuffix(identity).rstrip(" \t,;")
             path = path_in(folder, entry)
@@ -127,18 +133,18 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
 
 
 def _lies_hidden(entry: str) -> bool:
-    """Return whether a listed path is hidden, or in a hidden folder below the list's."""
+    """Return whether a listed path is hidden, or lies in a hidden folder below the list's folder."""
     parts = entry.replace("\\", "/").split("/")
     return any(is_hidden(part) for part in (parts if parts[0] else parts[-1:]) if part not in (".", ".."))
 
 
 def _read_knight(root: Path, protocol: str) -> Listing:
-    """List <id>/camX_NNN.jpg: even identities train, odd ones test; query and gallery are the protocol's cameras."""
+    """Read <id>/camX_NNN.jpg. Even identities are for training, odd ones for testing on the protocol's two cameras."""
     listing, cameras = Listing(), [int(camera) for camera in protocol.split("-")]
     people: dict[int, Rows] = {}
     for folder in _identity_folders(_first_folder(root, ("NightPerson/Person", "Person", ".")), listing):
         if not re.fullmatch(r"\d{1,18}", folder.name):
-            raise InputError(f"{folder}: Knight's folders are called by identity numbers")
+            raise InputError(f"{folder}: the names of Knight's folders must be identity numbers")
         rows = people.setdefault(int(folder.name), [])
         for path in listing.images(folder, required=False):
             if match := re.match(rf"cam(\d{{1,9}}){WHOLE}", path.name):
@@ -158,26 +164,30 @@ def _identity_folders(folder: Path, listing: Listing) -> list[Path]:
     images, found = listing.entries(folder)
     listing.skipped[NO_FOLDER] += images
     if not found:
-        raise InputError(f"{folder} has no folders, one per identity")
+        raise InputError(f"{folder} has no sub-folders; put the images of each identity into one")
     return found
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Return those of the folders train, query and gallery that exist, in upper or lower case."""
+    """Return {split: folder} for those of train, query and gallery that exist, in upper or lower case.
+
+    Raises:
+        InputError: two folders differ only in case.
+    """
     homes: dict[str, Path] = {}
     for folder in sub_folders(root):
         split = folder.name.casefold()
         if split in homes:
-            raise InputError(f"{homes[split]} and {folder} both are a split of that name: keep one")
+            raise InputError(f"{homes[split]} and {folder} are folders of the same split: keep one")
         if split in SPLITS:
             homes[split] = folder
     return homes
 
 
 def _read_identity_folders(root: Path, protocol: str) -> Listing:
-    """List train/, query/ and gallery/, in each a folder per identity. Without these, `root` itself is for training.
+    """Read train/, query/ and gallery/, each with a folder per identity; without these, `root` as the training folder.
 
-    The camera is a field of its own in a file's name, c3 or cam3. If no name has one, every image has camera 0.
+    The camera is a separate field of a file's name, such as c3 or cam3. If no name has one, every image has camera 0.
     """
     listing = Listing()
     homes = _split_folders(root)
@@ -199,7 +209,7 @@ def _read_identity_folders(root: Path, protocol: str) -> Listing:
         raise InputError(f"{root} has no images in its folders")
     cameras = _cameras_in_names([path for *_, path in found], root)
     if found and cameras is None:
-        listing.notes.append("no file name has a camera as a field of its own (c3, cam3): every image has camera 0")
+        listing.notes.append("no file name has a camera as a separate field (c3, cam3): every image has camera 0")
     numbers = as_numbers([name for _, name, _ in found])
     for (split, _, path), pid, camera in zip(found, numbers, cameras or [0] * len(found), strict=True):
         listing.rows[split].append((path, pid, camera))
@@ -207,7 +217,11 @@ def _read_identity_folders(root: Path, protocol: str) -> Listing:
 
 
 def _cameras_in_names(paths: Sequence[Path], root: Path) -> list[int] | None:
-    """Return the camera in each file's name; None if no name has one. InputError if only some have one."""
+    """Return the camera in each file's name; None if no name has one.
+
+    Raises:
+        InputError: only some of the names have a camera.
+    """
     cameras = [camera_in(path.stem) for path in paths]
     if all(camera == NO_CAMERA for camera in cameras):
         return None
@@ -215,19 +229,19 @@ def _cameras_in_names(paths: Sequence[Path], root: Path) -> list[int] | None:
     if without:
         others = next((f", others have ({p}, camera {c})" for p, c in zip(paths, cameras, strict=True) if c >= 0), "")
         raise InputError(
-            f"{root}: {len(without)} of {len(paths)} file names do not have one camera as a field of its own "
-            f"({without[0]}){others}: rename them so that all have it (c3 or cam3 between underscores) or none, or "
-            "list the images in a manifest"
+            f"{root}: {len(without)} of {len(paths)} file names do not have one camera as a separate field "
+            f"({without[0]}){others}: rename them so that all or none have a camera (c3 or cam3 between "
+            "underscores), or list the images in a manifest"
         )
     return cameras
 
 
 def _read_manifest(file: Path, protocol: str) -> Listing:
-    """Read a table with the columns path (relative to it), pid, split (train, query or gallery) and perhaps camera."""
+    """Read a table with the columns path, pid, split (train, query or gallery), and optionally camera."""
     listing = Listing()
     if not file.is_file():
         inside = sorted(path.name for path in file.glob("*.[ct]sv"))
-        raise InputError(f"{file} is not a file; a manifest is a CSV file ({', '.join(inside[:5]) or 'none is in it'})")
+        raise InputError(f"{file} is not a file; a manifest is a CSV file ({', '.join(inside[:5]) or 'it has none'})")
     table = read_table(file, ("path", "pid", "split"), ("camera",))
     with_cameras = any(not is_unknown(row.get("camera", "")) for _, row in table)
     rows = []
@@ -235,7 +249,8 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
         split = row["split"].casefold()
         if not row["path"] or split not in SPLITS:
             raise InputError(
-                f"{file}, line {number}: it takes a path, a pid and train, query or gallery, not {quoted(row['split'])}"
+                f"{file}, line {number}: it needs a path and a split, which is train, query or gallery, not "
+                f"{quoted(row['split'])}"
             )
         pid, camera = manifest_label(f"{file}, line {number}", row["pid"], row.get("camera", ""), with_cameras)
         path = path_in(file.parent, row["path"])
@@ -253,9 +268,10 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
     return listing
 
 
-# A camera is all digits of its field, which may end in a sequence as Market-1501's "c1s1" does.
+# The camera is all digits of its field. A sequence may follow, as in Market-1501's "c1s1".
 MARKET_PATTERN = rf"(-?\d{{1,18}})_c(\d{{1,9}})(?:s\d{{1,9}})?{WHOLE}"
-NIGHTREID = {  # by protocol: query and gallery folder, and how many images they hold
+# {protocol: (query folder, gallery folder, number of queries, number of gallery images)}
+NIGHTREID = {
     "528": ("query", "bounding_box_test", 1394, 26111),
     "528-no-distractors": ("query", "bounding_box_test-528-noDistractors", 1394, 14300),
     "1000": ("query-1000", "bounding_box_test_withDistractors", 2637, 37725),
@@ -285,7 +301,8 @@ LAYOUTS = {
         {"": {"train": 32621, "query": 11659, "gallery": 82161}},
         identities={"train": 1041, "query": 3060},
         cameras=15,
-        same_numbers=False,  # the test identities begin at 0 again
+        # The numbers of the test identities begin at 0 again.
+        same_numbers=False,
     ),
     "rgbnt201": Layout(
         _folders("train_171/RGB", "test/RGB", "test/RGB", rf"(\d{{1,18}})_cam(\d{{1,9}}){WHOLE}"),

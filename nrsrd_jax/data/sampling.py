@@ -1,4 +1,4 @@
-"""The batch plans: which images make the batch of a step, as a pure function of (seed, step)."""
+"""Batch plans: the images of each step's batch, as a pure function of (seed, step)."""
 
 import bisect
 import functools
@@ -12,13 +12,24 @@ from ..errors import InputError
 class BatchPlan:
     """Batches of P identities × K images, with the epochs of the official RandomIdentitySampler.
 
-    In an epoch every identity's images are shuffled and cut into groups of K (an identity with fewer is drawn with
-    replacement up to K, a remainder is left out); batches draw P identities at random until fewer than P have groups
-    left. Epochs therefore differ a little in length.
+    In an epoch, the images of every identity are shuffled and cut into groups of K; a remainder is left out. An
+    identity with fewer than K images is sampled with replacement. Each batch takes a group of each of P random
+    identities, until fewer than P identities have groups left. Therefore epochs differ a little in length.
     """
 
     def __init__(self, labels: np.ndarray, batch_size: int, instances: int, seed: int, stream: int = 0):
-        """labels [N]: class per image; batch_size = P·K; instances = K; `stream` tells domains of one seed apart."""
+        """Plan the batches.
+
+        Args:
+            labels: the class of each image, [N].
+            batch_size: P·K.
+            instances: K.
+            seed: the seed of the run.
+            stream: a number for each domain, so that domains with the same seed draw differently.
+
+        Raises:
+            InputError: there are too few images or identities, or P·K is not a multiple of K.
+        """
         if instances < 1 or batch_size < 1 or batch_size % instances:
             raise InputError(
                 f"train.batch_size {batch_size} is not a multiple of train.instances {instances} (images per identity)"
@@ -29,19 +40,21 @@ class BatchPlan:
         if not self.members:
             raise InputError("there are no training images: data.exclude leaves out all of them, or the list is empty")
         if len(self.members) < 2:
-            raise InputError("the training images show a single identity; to tell people apart takes at least 2")
+            raise InputError("the training images show a single identity; training needs at least 2")
         if len(self.members) < self.identities:
             raise InputError(
                 f"the training images show {len(self.members)} identities, but a batch of {batch_size} takes "
                 f"{self.identities} with {instances} images each; add images, or lower train.batch_size to "
                 f"{len(self.members) * instances} or less"
             )
-        self.epoch = functools.lru_cache(maxsize=2)(self._draw)  # steps come in order
-        self._ends: list[int] = []  # steps up to and including each epoch
+        # Steps come in order, so that two epochs in memory suffice.
+        self.epoch = functools.lru_cache(maxsize=2)(self._draw)
+        self._ends: list[int] = []  # the number of steps up to the end of each epoch
+        # Threads that prepare batches share this plan.
         self._lock = threading.RLock()
 
     def _draw(self, epoch: int) -> np.ndarray:
-        """The image indices of 0-based `epoch`, [batches, P·K]."""
+        """Return the image indices of 0-based `epoch`, [batches, P·K]."""
         rng = np.random.default_rng([self.seed, self.stream, epoch])
         groups = []
         for members in self.members:
@@ -59,14 +72,14 @@ class BatchPlan:
         return np.stack(batches)
 
     def steps(self, epochs: int) -> int:
-        """How many steps the first `epochs` epochs take."""
+        """Return the number of steps in the first `epochs` epochs."""
         while len(self._ends) < epochs:
             previous = self._ends[-1] if self._ends else 0
             self._ends.append(previous + len(self.epoch(len(self._ends))))
         return self._ends[epochs - 1] if epochs else 0
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The 0-based epoch of 0-based `step`, and the batch within it."""
+        """Return the 0-based epoch of 0-based `step`, and the number of its batch within the epoch."""
         with self._lock:
             while not self._ends or self._ends[-1] <= step:
                 self.steps(len(self._ends) + 1)
@@ -74,14 +87,14 @@ class BatchPlan:
             return epoch, step - self.steps(epoch)
 
     def batch(self, step: int) -> np.ndarray:
-        """Image indices of the batch of `step`, [P·K], identity by identity."""
+        """Return the image indices of the batch of `step`, [P·K], identity by identity."""
         epoch, index = self.locate(step)
         with self._lock:
             return self.epoch(epoch)[index]
 
 
 class ShuffledPlan:
-    """Batches of images in random order, each image at most once in an epoch; what fills no batch is left out."""
+    """Batches of images in random order, each image at most once in an epoch. An incomplete batch is left out."""
 
     def __init__(self, images: int, batch_size: int, seed: int):
         if images < batch_size:
@@ -93,15 +106,15 @@ class ShuffledPlan:
         return np.random.default_rng([self.seed, epoch]).permutation(self.images)
 
     def steps(self, epochs: int) -> int:
-        """How many steps the first `epochs` epochs take."""
+        """Return the number of steps in the first `epochs` epochs."""
         return epochs * (self.images // self.batch_size)
 
     def locate(self, step: int) -> tuple[int, int]:
-        """The 0-based epoch of 0-based `step`, and the batch within it."""
+        """Return the 0-based epoch of 0-based `step`, and the number of its batch within the epoch."""
         return divmod(step, self.steps(1))
 
     def batch(self, step: int) -> np.ndarray:
-        """Image indices of the batch of `step`, [B]."""
+        """Return the image indices of the batch of `step`, [B]."""
         epoch, index = self.locate(step)
         return self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
 

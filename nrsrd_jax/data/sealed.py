@@ -1,7 +1,7 @@
-"""Arrays kept on disk under a seal: .npy files that end in a digest of their content, their shape and their name.
+"""Sealed arrays on disk: .npy files that end in a digest of their content, shape and name.
 
-The seal detects a file that is damaged, truncated or of another array before any of its numbers is used. It detects
-accidents. It is not a signature: whoever may write in the folder can make one.
+The seal detects a file that is damaged, truncated or of another array, before any of its numbers is used. It protects
+against accidents. It is not a signature: anyone who may write in the folder can make a valid seal.
 """
 
 import contextlib
@@ -22,21 +22,23 @@ import numpy.typing as npt
 from ..files import at_once, written_whole
 
 BLOCK = 2**20  # bytes that are checked at a time
-NOTE = 32  # bytes that the writer may add, such as a hash of what the array was made from
-SEAL = 32
-ABANDONED = 24 * 3600  # seconds since a partial file was written to, after which its writer is dead
+NOTE = 32  # bytes that the writer may add, such as a hash of the files that the array was made from
+SEAL = 32  # bytes
+# If nothing was written to a partial file for this many seconds, its writer was killed.
+ABANDONED = 24 * 3600
 
 Shape = tuple[int, ...]
-_seen: set[tuple] = set()  # files that this process has checked
+# The files that this process has checked.
+_seen: set[tuple] = set()
 
 
 def read(path: Path, dtype: npt.DTypeLike, shape: Shape) -> tuple[np.ndarray, bytes] | None:
-    """Return the array in a file, as a read-only memory map, and its note; None if there is no such file.
+    """Return the array in a file, as a read-only memory map, and its note; None if the file does not exist.
 
-    Each process checks a file's content once.
+    A process checks the content of a file once.
 
     Raises:
-        ValueError: the file does not hold what was written for this name, type and shape.
+        ValueError: the file does not hold what `write` wrote for this name, type and shape.
     """
     try:
         file = open(path, "rb", opener=at_once)  # noqa: SIM115
@@ -50,7 +52,7 @@ def read(path: Path, dtype: npt.DTypeLike, shape: Shape) -> tuple[np.ndarray, by
         if not stat.S_ISREG(about.st_mode):
             raise ValueError("it is not a regular file")
         if about.st_size != end + NOTE + SEAL:
-            raise ValueError(f"it has {about.st_size} bytes, not {end + NOTE + SEAL}: cut off, or of an old version")
+            raise ValueError(f"it has {about.st_size} bytes, not {end + NOTE + SEAL}: truncated, or of an old version")
         seen = (path.name, about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
         try:
             note, seal = (os.pread(file.fileno(), size, at) for size, at in ((NOTE, end), (SEAL, end + NOTE)))
@@ -67,13 +69,15 @@ def read(path: Path, dtype: npt.DTypeLike, shape: Shape) -> tuple[np.ndarray, by
 def write(
     path: Path, dtype: npt.DTypeLike, shape: Shape, fill: Callable[[np.ndarray], bytes]
 ) -> tuple[np.ndarray, bytes]:
-    """Write an array, and return what `read` would.
+    """Write an array, and return what `read` would return.
 
     Args:
-        fill: puts the values into the array that it is given, and returns the note.
+        path: the file.
+        dtype, shape: the type and shape of the array.
+        fill: a function that writes the values into the array that it gets, and returns the note.
 
     Raises:
-        InputError: it cannot be written, or the file is a symbolic link.
+        InputError: the file cannot be written, or is a symbolic link.
     """
     _sweep(path.parent)
     header = _header(dtype, shape)
@@ -81,7 +85,8 @@ def write(
     with written_whole(path) as partial, open(partial, "r+b") as file:
         file.write(header)
         file.flush()
-        # A full disk raises OSError here; without this it would be a bus error while the array is filled.
+        # Reserve the space first: a full disk then raises OSError here. Otherwise it would kill the process by a bus
+        # error while the array is filled.
         os.posix_fallocate(file.fileno(), 0, end + NOTE + SEAL)
         array = np.memmap(file, dtype, "r+", len(header), shape)
         note = fill(array).ljust(NOTE, b"\0")
@@ -105,7 +110,7 @@ def _size(dtype: npt.DTypeLike, shape: Shape) -> int:
 def _digest(file: int, name: str, header: bytes, end: int, note: bytes) -> bytes:
     """Return the SHA-256 of the name, the header, the note and the CRC-32 of each block of the array."""
 
-    # Read instead of map: a disk error is then an OSError, and does not kill the process.
+    # Read the file instead of mapping it: a disk error then raises OSError, and does not kill the process.
     def check(start: int) -> bytes:
         return zlib.crc32(os.pread(file, min(BLOCK, end - start), start)).to_bytes(4, "big")
 
@@ -115,7 +120,7 @@ def _digest(file: int, name: str, header: bytes, end: int, note: bytes) -> bytes
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the partial files of writers that were killed."""
+    """Remove partial files that killed writers have left behind."""
     for partial in folder.glob("*.partial"):
         with contextlib.suppress(OSError):
             if time.time() - partial.lstat().st_mtime > ABANDONED:

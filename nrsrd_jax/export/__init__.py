@@ -1,4 +1,4 @@
-"""Models as files for other programs (ONNX, StableHLO, PyTorch), compared with ours before they are written."""
+"""Export models as files for other programs (ONNX, StableHLO, PyTorch), after comparing their features with ours."""
 
-# The first opset has LayerNormalization. No runtime needs operators newer than the last opset's yet.
+# The first opset introduced LayerNormalization. No runtime requires an opset newer than the last one.
 OPSETS = range(17, 24)

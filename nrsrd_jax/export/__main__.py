@@ -7,15 +7,15 @@
   nrsrd export runs/night --format stablehlo --output night.stablehlo
   nrsrd export runs/night --format torch --output night.pth     the official model's state dict
 
-The file holds the weights and, except for PyTorch, all that comes before the network: it takes crops at the model's
-size (--input says in which form), brightens them if the model wants that, and normalises them. Its metadata has the
-size, the resize filter, the kind of features, the hash of the weights, the comparison, and the calibration beside the
-model.
+The file contains the weights. ONNX and StableHLO files also contain the preparation of images: they take crops at the
+model's size, in the form that --input names, brighten them if the model needs that, and normalise them. The metadata
+has the size, the resize filter, the kind of features, the hash of the weights, the result of the comparison, and the
+calibration in the model's folder.
 
-Before the file is written, it embeds crops in batches of 1, 2, 7 and 32. If a number of a feature differs from the
-model's own by more than --limit, nothing is written. float16 and int8 always differ, so they need --data, labelled
-crops as in nrsrd calibrate; if their mAP falls by more than --loss, nothing is written. docs/deploy.md shows how to use
-the files.
+For the comparison, the file embeds crops in batches of 1, 2, 7 and 32. If a number of a feature differs from the
+model's own by more than --limit, nothing is written. float16 and int8 always differ. They need --data, labelled crops
+as in nrsrd calibrate; if the mAP falls by more than --loss, nothing is written. docs/deploy.md shows how to use the
+files.
 """
 
 import argparse
@@ -25,8 +25,9 @@ from ..errors import InputError
 from ..files import writable_file
 from . import OPSETS
 
-INPUTS = ("uint8-nhwc", "float-nchw", "bgr-nchw", "boxmot")  # layouts.LAYOUTS, which is imported late
-# The flags of the comparison, and those of each format. A PyTorch file is compared only where NRA is left out.
+# The keys of layouts.LAYOUTS, which is imported only when it is needed.
+INPUTS = ("uint8-nhwc", "float-nchw", "bgr-nchw", "boxmot")
+# The flags of the comparison, and those of each format. A PyTorch file is compared only if NRA is left out.
 COMPARISON = {"feature", "flip", "crops", "limit"}
 TAKEN = {
     "onnx": COMPARISON | {"input", "batch", "opset", "precision", "openvino", "data", "loss"},
@@ -40,7 +41,7 @@ def main() -> None:
     output = writable_file(arguments.output, "--output")
     if arguments.format == "onnx" and output.suffix != ".onnx":
         raise InputError(f"--output {output}: name a .onnx file")
-    # Not imported before the arguments are read, so that --help is quick.
+    # Import this only after the arguments are read, so that --help is quick.
     from . import write
 
     {"onnx": write.write_onnx, "stablehlo": write.write_stablehlo, "torch": write.write_torch}[arguments.format](
@@ -49,19 +50,19 @@ def main() -> None:
 
 
 def batch(text: str) -> int | None:
-    """Return the number of crops of a call; None for "dynamic"."""
+    """Parse the number of crops per call; None for "dynamic"."""
     return None if text == "dynamic" else positive(text)
 
 
 def opset(text: str) -> int:
-    """Return a version of ONNX's operators."""
+    """Parse a version of ONNX's operators."""
     if not text.isdecimal() or int(text) not in OPSETS:
         raise argparse.ArgumentTypeError(f"{text} is not an opset from {OPSETS[0]} to {OPSETS[-1]}")
     return int(text)
 
 
 def non_negative(text: str) -> float:
-    """Return a number, at least 0."""
+    """Parse a number of at least 0."""
     value = number(text)
     if not value >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
@@ -74,37 +75,45 @@ def _read_arguments() -> argparse.Namespace:
         "model", metavar="MODEL", help="a training run, whose best checkpoint is taken, or a checkpoint"
     )
     parser.add_argument("--output", required=True, help="the file to write or replace")
-    parser.add_argument("--format", choices=("onnx", "stablehlo", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "--format", choices=("onnx", "stablehlo", "torch"), default="onnx", help="the file's format; default: onnx"
+    )
     add_model_flags(parser)
     parser.add_argument(
         "--input",
         choices=INPUTS,
         default="uint8-nhwc",
-        help="how crops are fed: uint8-nhwc, the default, RGB; float-nchw, RGB in 0..255; bgr-nchw, the same in BGR; "
-        "boxmot, RGB normalised by ImageNet's mean and deviation",
+        help="the form of the crops: uint8-nhwc (default), RGB; float-nchw, RGB in 0..255; bgr-nchw, BGR in 0..255; "
+        "boxmot, RGB normalised by ImageNet's mean and standard deviation",
     )
-    parser.add_argument("--batch", type=batch, metavar="N", help="crops of a call: a number, or dynamic, the default")
-    parser.add_argument("--opset", type=opset, default=17, metavar="N", help="17, the default, to 23")
+    parser.add_argument("--batch", type=batch, metavar="N", help="the number of crops per call, or dynamic (default)")
+    parser.add_argument(
+        "--opset", type=opset, default=17, metavar="N", help="the version of ONNX's operators, 17 (default) to 23"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "float16", "int8"),
         default="float32",
-        help="of the weights and products; int8 quantises the linear layers by the crops of --crops; default: float32",
+        help="the type of weights and products; int8 quantises the linear layers, with ranges measured on --crops; "
+        "default: float32",
     )
-    parser.add_argument("--crops", default="", help="a folder of crops to compare on; default: generated pictures")
+    parser.add_argument("--crops", default="", help="a folder of crops for the comparison; default: generated pictures")
     parser.add_argument(
-        "--limit", type=non_negative, default=1e-4, help="the largest difference permitted in float32; default: 0.0001"
+        "--limit", type=non_negative, default=1e-4, help="the largest difference allowed in float32; default: 0.0001"
     )
-    parser.add_argument("--openvino", action="store_true", help="compare in OpenVINO as well, if it is installed")
-    parser.add_argument("--data", nargs="+", default=[], metavar="DATA", help="a manifest (.csv), or NAME DIR")
+    parser.add_argument("--openvino", action="store_true", help="also compare in OpenVINO, which must be installed")
     parser.add_argument(
-        "--loss", type=non_negative, default=0.005, help="the most mAP to lose, in 0..1; default: 0.005"
+        "--data", nargs="+", default=[], metavar="DATA", help="labelled crops: a manifest (.csv), or NAME DIR"
+    )
+    parser.add_argument(
+        "--loss", type=non_negative, default=0.005, help="the largest fall of mAP allowed, in 0..1; default: 0.005"
     )
     parser.add_argument(
         "--without-nra", action="store_true", help="torch: leave NRA out, if the features are the same without it"
     )
     arguments = parser.parse_args()
-    # The second parsing fills a namespace of None, which has no defaults: a flag with a value there is given.
+    # Parse again into a namespace in which every flag is None. Argparse sets no defaults there, so that a flag with a
+    # value was given by the user.
     marked = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(arguments))))
     given = [name for name, value in vars(marked).items() if value is not None]
     lossy = arguments.precision != "float32"
@@ -114,13 +123,13 @@ def _read_arguments() -> argparse.Namespace:
         flag = unused[0].replace("_", "-")
         parser.error(f"--{flag} has no effect with --format {arguments.format}{without}; leave it out")
     if "loss" in given and not arguments.data:
-        parser.error("--loss has no effect without --data, labelled crops whose mAP may fall by it; give --data too")
+        parser.error("--loss has no effect without --data, the labelled crops whose mAP it limits; give --data too")
     if "limit" in given and lossy:
         parser.error(f"--limit has no effect with --precision {arguments.precision}: give --loss instead")
     if lossy and not arguments.data:
-        parser.error(f"--precision {arguments.precision} needs --data, labelled crops that say how much mAP it costs")
+        parser.error(f"--precision {arguments.precision} needs --data, labelled crops to measure how far mAP falls")
     if arguments.precision == "int8" and not arguments.crops:
-        parser.error("--precision int8 needs --crops, a folder of crops that its ranges are measured on")
+        parser.error("--precision int8 needs --crops, a folder of crops to measure its ranges on")
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""How programs feed crops to a network: type, order of axes and colours, and normalisation."""
+"""The forms in which programs feed crops to a network: type, order of axes and colours, and normalisation."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way to feed crops. A pixel p in 0..255 arrives as (p / 255 − mean) / std.
+    """A form of crops. A float32 layout has (p / 255 − mean) / std for a pixel p in 0..255; uint8 has p itself.
 
     Attributes:
         kind: "uint8" or "float32".
-        channels_first: whether the axes are [B, 3, h, w]; otherwise [B, h, w, 3].
+        channels_first: whether the axes are [B, 3, h, w]; otherwise they are [B, h, w, 3].
         colours: "RGB" or "BGR".
-        mean, std: by channel, in the order red, green, blue.
-        used_by: which programs feed crops so.
+        mean, std: the normalisation of red, green and blue.
+        used_by: the programs that use this layout.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Layout:
     used_by: str
 
     def feed(self, images: np.ndarray) -> np.ndarray:
-        """Return crops, uint8 RGB [B, h, w, 3], as the program feeds them."""
+        """Convert crops, uint8 RGB [B, h, w, 3], to this layout."""
         if self.kind == "uint8":
             return images
         values = (images.astype(np.float32) / 255 - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
@@ -39,22 +39,23 @@ class Layout:
         return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if self.channels_first else values)
 
     def shape(self, image_size: tuple[int, int], batch: int | str) -> list[int | str]:
-        """Return the shape of the input."""
+        """Return the input's shape for images of (height, width) pixels."""
         height, width = image_size
         return [batch, 3, height, width] if self.channels_first else [batch, height, width, 3]
 
 
-PIXELS = (0.0,) * 3, (1 / 255,) * 3  # 0..255 as they are
+# With this mean and standard deviation, pixels stay in 0..255.
+PIXELS = (0.0,) * 3, (1 / 255,) * 3
 LAYOUTS = {
     "uint8-nhwc": Layout("uint8", False, "RGB", *PIXELS, "Pillow, and any program that can choose"),
     "float-nchw": Layout("float32", True, "RGB", *PIXELS, "DeepStream with netScaleFactor 1 and offsets 0"),
     "bgr-nchw": Layout("float32", True, "BGR", *PIXELS, "OpenVINO's demos, and OpenCV's blobFromImage"),
-    "boxmot": Layout("float32", True, "RGB", *IMAGENET, "BoxMOT, normalised by ImageNet's mean and deviation"),
+    "boxmot": Layout("float32", True, "RGB", *IMAGENET, "BoxMOT, normalised by ImageNet's mean and std"),
 }
 
 
 def add_preparation(graph: Graph, layout: Layout, description: Description, x: str) -> str:
-    """Add what `augment.prepared` does: the input -> normalised images [B, 3, h, w], float32."""
+    """Add the operations of `augment.prepared`: the input `x` -> normalised images [B, 3, h, w], float32."""
     if layout.kind != "float32":
         x = graph.convert(x, np.float32)
     if not layout.channels_first:
@@ -62,7 +63,7 @@ def add_preparation(graph: Graph, layout: Layout, description: Description, x: s
     if layout.colours == "BGR":
         x = graph.add("Gather", x, graph.numbers(2, 1, 0), axis=1)
     if any(layout.mean):
-        # Undo the program's normalisation. Round, because brightening would lift a black pixel that arrives as 1e-7.
+        # Undo the program's normalisation. Then round: a black pixel arrives as 1e-7, which brightening would amplify.
         x = graph.add("Mul", x, _by_channel(graph, "input_std", [255 * std for std in layout.std]))
         x = graph.add("Add", x, _by_channel(graph, "input_mean", [255 * mean for mean in layout.mean]))
         x = graph.add("Clip", graph.add("Round", x), graph.constant(0), graph.constant(255))
@@ -78,8 +79,8 @@ def _by_channel(graph: Graph, name: str, values: Sequence[float]) -> str:
 
 
 def _brightened(graph: Graph, x: str, level: float) -> str:
-    """Add `augment.brighten`."""
-    # Runtimes add one number after the other. Over a whole image at once, the sum loses two digits.
+    """Add the operations of `augment.brighten`."""
+    # Average one axis at a time. Runtimes add numbers one by one, so a sum over a whole image would lose two digits.
     mean = x
     for axis in (3, 2, 1):
         mean = graph.reduce("ReduceMean", mean, axis)

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: how to feed it, whose features they are, and how it was checked."""
+"""The metadata of an exported file: its input, the model that it computes, and how it was checked."""
 
 import importlib.metadata
 import json
@@ -11,7 +11,8 @@ from ..retrieval.calibration import MOST_BYTES, calibration_beside
 from ..retrieval.embedding import Embedder
 
 RESIZE = "bilinear with antialiasing, as Pillow's Image.resize(…, BILINEAR)"
-CALIBRATION = "model", "people", "pairs", "searches", "curve", "probability"  # what is taken of its file
+# The fields of calibration.json that are copied.
+CALIBRATION = "model", "people", "pairs", "searches", "curve", "probability"
 LICENCE = (
     "The code that wrote this file is under Apache-2.0. The weights are under the licences of the pretrained weights "
     "and of the images that they come from."
@@ -19,12 +20,12 @@ LICENCE = (
 
 
 def entries(embedder: Embedder, source: Path, written_as: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metadata of a file, a text for each name.
+    """Return {name: text}, the metadata of an exported file.
 
     Args:
-        embedder: the model's own.
-        source: the run or checkpoint that the user named; a calibration beside it is taken along.
-        written_as: how the file is fed and what it computes in, by name.
+        embedder: the Embedder of the exported model.
+        source: the run or checkpoint that the user named. A calibration in its folder is copied.
+        written_as: more entries: the file's input, format and precision.
     """
     description = embedder.description
     model = {

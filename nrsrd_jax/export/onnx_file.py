@@ -1,4 +1,4 @@
-"""A model as an ONNX file: the whole way from the pixels that a program feeds to the features that it compares."""
+"""Write a model as an ONNX file, which takes a program's pixels and returns features to compare."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,8 @@ from .layouts import LAYOUTS, add_preparation
 from .vit_graph import add_vit, affine
 
 INPUT, OUTPUT = "images", "features"
-# The function that adds a backbone to a graph, by the exact type of its spec: a subclass may compute something else.
+# {type of a backbone's spec: the function that adds the backbone to a graph}. Subclasses do not count, because they may
+# compute something else.
 WRITERS: dict[type[Spec], Callable[..., str]] = {ViTSpec: add_vit}
 
 
@@ -36,18 +37,18 @@ def build(
     Args:
         description: the model.
         variables: its variables.
-        layout: how it is fed, a name of LAYOUTS.
+        layout: the form of the crops, a key of LAYOUTS.
         feature: "cls", "neck" or "centred", as in `Embedder`.
-        flip: whether to average with the features of the mirror image.
+        flip: whether to average the features of an image and of its mirror image.
         opset: the version of ONNX's operators, in OPSETS.
-        batch: the number of crops of a call; None for any.
-        float_type: "float32" or "float16", of the weights and products.
+        batch: the number of crops per call; None for any number.
+        float_type: the type of the weights and products, "float32" or "float16".
 
     Returns:
         The model. Its input is called "images" and its output "features", float32 [batch, D], not normalised.
 
     Raises:
-        InputError: no function here writes this backbone, or the file would be larger than ONNX permits.
+        InputError: this backbone cannot be written, or the file would be larger than ONNX permits.
 
     Example:
         >>> from nrsrd_jax.checkpoint import load
@@ -78,6 +79,7 @@ def build(
     graph, fed = Graph(opset, float_type), LAYOUTS[layout]
     image = add_preparation(graph, fed, description, INPUT)
     if flip:
+        # A slice with step −1 mirrors the last axis.
         mirrored = graph.add("Slice", image, *(graph.numbers(n) for n in (-1, -(2**31), 3, -1)))
         image = graph.add("Concat", image, mirrored, axis=0)
     parts = params["base"], batch_stats.get("base", {})
@@ -98,10 +100,10 @@ def build(
 
 
 def with_metadata(model: "onnx.ModelProto", entries: Mapping[str, Any]) -> bytes:
-    """Return the file of a checked model with entries of metadata, a text for each.
+    """Check a model, and return the content of its file with metadata {name: text}.
 
     Raises:
-        onnx.checker.ValidationError: the model is not valid, which is a fault of this program.
+        onnx.checker.ValidationError: the model is not valid, which is a bug of this program.
     """
     del model.metadata_props[:]
     for name, value in entries.items():

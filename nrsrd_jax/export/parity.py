@@ -1,4 +1,4 @@
-"""How far features of an exported file are from the model's own, and what that changes in rankings."""
+"""Compare the features of an exported file with the model's own, and the rankings that follow from them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ class Parity:
     """The comparison of features on a few crops.
 
     Attributes:
-        runtime: what ran the file.
-        crops: what was compared, in words.
-        largest: the largest difference of a number of a feature, by size of batch.
-        scale: the root of the mean square of the model's own numbers.
-        nearest_changed: for how many crops the nearest other crop is another one.
-        count: of how many crops.
+        runtime: the program that ran the file.
+        crops: the crops that were compared, in words.
+        largest: {batch size: the largest difference of a number of a feature}.
+        scale: the root mean square of the numbers in the model's own features.
+        nearest_changed: the number of crops whose nearest other crop differs.
+        count: the number of crops.
     """
 
     runtime: str
@@ -41,14 +41,14 @@ class Parity:
 
     @property
     def worst(self) -> float:
-        """Return the largest difference at any size of batch; NaN if a number is NaN."""
+        """Return the largest difference at any batch size; NaN if a number is NaN."""
         return float(np.max(list(self.largest.values())))
 
     def __str__(self) -> str:
         each = ", ".join(f"{batch}: {value:.1e}" for batch, value in self.largest.items())
         return (
-            f"{self.runtime}, {self.crops}: largest difference {self.worst:.1e} by batch ({each}), of numbers around "
-            f"{self.scale:.2g}; the nearest crop is another for {self.nearest_changed} of {self.count}"
+            f"{self.runtime}, {self.crops}: largest difference {self.worst:.1e} by batch size ({each}), of numbers "
+            f"around {self.scale:.2g}; the nearest crop differs for {self.nearest_changed} of {self.count}"
         )
 
 
@@ -60,15 +60,15 @@ def compare(
     runtime: str,
     batches: Sequence[int],
 ) -> Parity:
-    """Compare the features of crops.
+    """Compare the features of a file with the model's own.
 
     Args:
         own: the model's own features [N, D].
         run: a function that returns the file's features of a batch of crops.
         crops: uint8 [N, h, w, 3], RGB.
-        about: what the crops are, in words.
-        runtime: what `run` uses, in words.
-        batches: the sizes of batches to try. Each has all crops, if necessary some of them again.
+        about: the crops in words.
+        runtime: the program behind `run`, in words.
+        batches: the batch sizes to try. All crops are compared at each; the first crops fill up the last batch.
 
     Returns:
         The Parity.
@@ -87,18 +87,18 @@ def compare(
         index = whole_batches(len(crops), size)
         features = np.concatenate([np.asarray(run(crops[rows])) for rows in index])
         largest[size] = float(np.abs(features - own[index.ravel()]).max())
-    # Compare the ranking at the last batch size only; the numbers above cover the others.
+    # Compare the ranking at the last batch size only. The differences above cover the other sizes.
     changed = int((nearest(features[: len(crops)]) != nearest(own)).sum())
     return Parity(runtime, about, largest, float(np.sqrt(np.square(own).mean())), changed, len(crops))
 
 
 def whole_batches(count: int, size: int) -> np.ndarray:
-    """Return the indices [batches, size] of `count` crops; if the last batch is not full, the first come again."""
+    """Return the indices [batches, size] of `count` crops. The first crops fill up the last batch."""
     return (np.arange(-(-count // size) * size) % count).reshape(-1, size)
 
 
 def nearest(features: np.ndarray) -> np.ndarray:
-    """Return for each feature the index of the nearest other one, by their cosine."""
+    """Return the index of the nearest other feature, by cosine, of each feature: [N, D] -> [N]."""
     squared = np.square(features).sum(1, dtype=np.float64)
     units = features.astype(np.float64) / np.sqrt(np.maximum(squared, 1e-30))[:, None]
     cosines = units @ units.T
@@ -107,12 +107,12 @@ def nearest(features: np.ndarray) -> np.ndarray:
 
 
 def read_crops(folder: str, size: tuple[int, int], most: int = MOST_CROPS) -> tuple[np.ndarray, str]:
-    """Return pictures at the model's size, uint8 [N, h, w, 3], and what they are, in words.
+    """Return pictures at the model's size, uint8 [N, h, w, 3], and a description of them in words.
 
     Args:
-        folder: of crops, or a manifest; "" for generated pictures.
-        size: (height, width).
-        most: from a larger folder, this many crops are taken at even distances.
+        folder: a folder of crops or a manifest; "" for generated pictures.
+        size: (height, width) in pixels.
+        most: the largest number of crops. From a larger folder, crops at even distances are taken.
 
     Raises:
         InputError: the folder has no crops, or one of them cannot be read.
@@ -127,7 +127,7 @@ def read_crops(folder: str, size: tuple[int, int], most: int = MOST_CROPS) -> tu
 
 
 def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
-    """Return pictures of soft coloured spots, from bright to nearly black, always the same."""
+    """Return pictures of soft coloured spots, from bright to nearly black. They are the same in every call."""
     rng, pictures = np.random.default_rng(0), []
     for light in np.linspace(1, 0.05, count):
         spots = Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8))
@@ -137,11 +137,17 @@ def generated(size: tuple[int, int], count: int = MOST_CROPS) -> np.ndarray:
 
 
 def scores(embedder: Any, crops: Split, with_cameras: bool) -> float:
-    """Return the mAP of labelled crops, each a query against all others; same person and camera are left out."""
+    """Return the mAP of labelled crops, each as a query against all others.
+
+    Crops with the query's person and camera do not count.
+
+    Raises:
+        InputError: no crop has a match.
+    """
     features = embed_all(embedder, crops.paths).features
-    # Without cameras, give each crop its own camera: then only the crop itself is left out.
+    # Without cameras, give each crop its own camera, so that only the crop itself is left out.
     cameras = crops.cameras if with_cameras else np.arange(len(crops))
     found = rank_features(features, features, crops.pids, crops.pids, cameras, cameras)
     if not found.valid.any():
-        raise InputError("no labelled crop has another of the same person to be found, seen by another camera")
+        raise InputError("no labelled crop has another crop of the same person from another camera")
     return float(found.mAP)

@@ -1,4 +1,4 @@
-"""Static quantisation: the linear layers of an ONNX graph in eight-bit integers instead of floats."""
+"""Static quantisation: compute the linear layers of an ONNX graph in eight-bit integers instead of floats."""
 
 import contextlib
 import logging
@@ -17,11 +17,11 @@ try:
 except ImportError as missing:
     raise InputError(PACKAGES) from missing
 
-AT_ONCE = 8  # crops
+AT_ONCE = 8  # crops per batch, if the model takes any number
 
 
 class _Crops(quantization.CalibrationDataReader):
-    """What the ranges of activations are measured on."""
+    """The crops on which the ranges of activations are measured."""
 
     def __init__(self, name: str, fed: np.ndarray, size: int):
         self._batches: Iterator[np.ndarray] = iter(fed[whole_batches(len(fed), size)])
@@ -34,7 +34,7 @@ class _Crops(quantization.CalibrationDataReader):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out the advice to optimise the graph first, which the linear layers here do not need."""
+    """Suppress the advice to optimise the graph first, which these linear layers do not need."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -46,14 +46,14 @@ def _quiet() -> Iterator[None]:
 def quantized(model: "onnx.ModelProto", fed: np.ndarray, batch: int | None) -> "onnx.ModelProto":
     """Return the model with its linear layers in eight bits.
 
-    A layer's weights have a scale for each output; its input has one scale, from the smallest and largest number that
-    the crops give. Attention, norms, convolutions and what comes before the network stay in float32: they are a tenth
-    of the work, and the last query's logits decide by thousandths.
+    The weights of a layer have a scale for each output. Its input has one scale, which the smallest and the largest
+    number for the crops determine. Attention, norms, convolutions and the preparation of images stay in float32: they
+    are a tenth of the work, and differences of thousandths in the last query's logits matter.
 
     Args:
-        model: in float32.
-        fed: crops as the model takes them.
-        batch: the number of crops of a call; None for any.
+        model: the model in float32.
+        fed: crops in the layout of the model's input.
+        batch: the number of crops per call; None for any number.
 
     Returns:
         The model with QuantizeLinear and DequantizeLinear nodes, which ONNX Runtime, OpenVINO and TensorRT fuse.
@@ -61,7 +61,7 @@ def quantized(model: "onnx.ModelProto", fed: np.ndarray, batch: int | None) -> "
     linear = [node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1].endswith(".weight")]
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "quantized.onnx"
-        # quantize_static moves the weights of its model to a file that it then deletes, so give it a copy.
+        # quantize_static moves the weights of its model into a file that it then deletes. Therefore pass a copy.
         taken = onnx.ModelProto()
         taken.CopyFrom(model)
         quantization.quantize_static(

@@ -1,4 +1,4 @@
-"""An exported ONNX file that is run as an `Embedder` is called: for parity, evaluation and benchmarks."""
+"""Run an exported ONNX file in place of an `Embedder`: for the comparison, evaluation and benchmarks."""
 
 import hashlib
 import json
@@ -23,7 +23,8 @@ except ImportError as missing:
     raise InputError(PACKAGES) from missing
 
 RUNTIME = f"ONNX Runtime {onnxruntime.__version__}"
-ERRORS_ONLY = 3  # onnxruntime warns of each constant that it folds
+# Report errors only: onnxruntime warns about each constant that it folds.
+ERRORS_ONLY = 3
 
 
 class OnnxEmbedder:
@@ -31,13 +32,13 @@ class OnnxEmbedder:
 
     Args:
         source: the file, or its bytes.
-        batch_size: the most images at once, where the file does not fix their number.
+        batch_size: the largest number of images at once, unless the file fixes the number.
 
     Attributes:
-        description: what the file says of its model; `provenance` is empty.
+        description: the Description of the model, from the file's metadata; `provenance` is empty.
         notes: the file's metadata, {name: text}.
-        sha256: of the file.
-        mesh: of the devices that rank the features.
+        sha256: the SHA-256 of the file.
+        mesh: the devices that rank the features.
 
     Raises:
         InputError: the file cannot be read, or `nrsrd export` did not write it.
@@ -57,7 +58,7 @@ class OnnxEmbedder:
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        # The runtime raises its own exceptions, which have no common base.
+        # The runtime raises exceptions that have no common base class.
         except Exception as error:
             reason = printable(str(error).partition("\n")[0], 200)
             raise InputError(f"{_named(source)} is not an ONNX file that can be run: {reason}") from error
@@ -84,7 +85,7 @@ class OnnxEmbedder:
         progress: str = "",
         alter: Callable[[int, np.ndarray], np.ndarray] | None = None,
     ) -> np.ndarray:
-        """Compute the features of images, as `Embedder` does; `cameras` has no effect, as no ONNX file reads them."""
+        """Compute the features of images, as `Embedder` does. `cameras` has no effect, because ONNX files take none."""
         del cameras
         features = [np.empty((0, self.width), np.float32)]
         for batch in host_batches(images, self.batch_size, progress, alter):
@@ -93,39 +94,46 @@ class OnnxEmbedder:
         return np.concatenate(features)
 
     def run(self, fed: np.ndarray) -> Any:
-        """Return the features of one batch that is laid out as the file takes it."""
+        """Return the features of one batch in the layout of the file's input."""
         return self.session.run(None, {self._input.name: fed})[0]
 
     def identity(self) -> dict[str, Any]:
-        """Return what `Embedder.identity` returns of the checkpoint that the file was written from."""
+        """Return the `Embedder.identity` of the checkpoint from which the file was written."""
         identity: dict[str, Any] = {name: self.notes[name] for name in ("weights_sha256", "model_sha256", "feature")}
         return identity | {"flip": self.notes["flip"] == "True"}
 
     def fingerprint(self) -> str:
-        """Return a hash of what features depend on: the file, and what runs it."""
+        """Return a hash of everything that features depend on: the file and the version of its runtime."""
         return hashlib.sha256(f"{self.sha256} {RUNTIME}".encode()).hexdigest()
 
 
 def openvino_function(content: bytes) -> tuple[Callable[[np.ndarray], Any], str]:
-    """Return what OpenVINO computes of a batch that is laid out as an ONNX file takes it, and its name.
+    """Return a function by which OpenVINO computes the features of a batch, and OpenVINO's name and version.
+
+    The function takes a batch in the layout of the ONNX file's input.
 
     Raises:
         InputError: OpenVINO is not installed.
     """
     try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # It forks, and JAX warns of that.
+        # OpenVINO forks when it is imported, and JAX warns about forks.
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
             import openvino  # pyright: ignore[reportMissingImports]
     except ImportError as missing:
         raise InputError("--openvino needs the package: pip install openvino") from missing
     core = openvino.Core()
-    # Otherwise it computes in bfloat16 on a processor that can.
+    # By default, OpenVINO computes in bfloat16 if the processor supports it.
     exact = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
     compiled = core.compile_model(core.read_model(content), "CPU", exact)
     return lambda fed: compiled([fed])[0], f"OpenVINO {openvino.__version__.partition('-')[0]}"
 
 
 def _read(path: str | Path) -> bytes:
-    """Return the content of a file. InputError if there is no such file."""
+    """Return the content of a file.
+
+    Raises:
+        InputError: the file does not exist.
+    """
     path = absolute(path)
     if not path.is_file():
         raise InputError(f"there is no file {path}; nrsrd export MODEL --output {path.name} writes one")
@@ -133,7 +141,11 @@ def _read(path: str | Path) -> bytes:
 
 
 def described(notes: dict[str, str]) -> Description:
-    """Return what is needed to feed and name a model, from the metadata of its file. LookupError, ValueError if not."""
+    """Return the Description of a file's model, from the file's metadata.
+
+    Raises:
+        LookupError, ValueError, TypeError: the metadata is missing or damaged.
+    """
     values = json.loads(notes["model"])
     height, width = values["image_size"]
     made = Description(

@@ -1,4 +1,4 @@
-"""A model as a StableHLO program by `jax.export`: it needs JAX to run, and nothing of this package."""
+"""Write a model as a StableHLO program by `jax.export`. Running it needs JAX, but not this package."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,21 @@ PLATFORMS = "cpu", "cuda", "tpu"
 
 
 def build(embedder: Embedder, batch: int | None) -> bytes:
-    """Return the program of an Embedder, with its weights, for a number of crops, or None for any.
+    """Return the serialised program of an Embedder, with its weights.
 
-    It takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS.
-    InputError if the model needs cameras.
+    The program takes uint8 RGB crops [batch, h, w, 3] and returns float32 features [batch, D], on each of PLATFORMS.
+
+    Args:
+        embedder: the model.
+        batch: the number of crops per call; None for any number.
+
+    Raises:
+        InputError: the model needs cameras.
     """
     description, options = embedder.description, embedder.options
     if description.spec.needs_cameras:
         raise InputError(
-            "a model with model.sie needs the camera of each image, and an exported file takes images alone"
+            "a model with model.sie needs the camera of each image, but an exported file takes only images"
         )
     model = description.create_model()
     forward = make_forward(model, description, options["flip"], embedder.identity()["feature"])
@@ -37,5 +43,5 @@ def build(embedder: Embedder, batch: int | None) -> bytes:
 
 
 def load(content: bytes) -> Callable[[np.ndarray], jax.Array]:
-    """Return the function that a program computes."""
+    """Return the function of a serialised program."""
     return jax.export.deserialize(bytearray(content)).call

@@ -18,23 +18,24 @@ from .graph import Graph
 def add_vit(
     graph: Graph, spec: ViTSpec, norm_ratio: NormRatio | None, params: dict, batch_stats: dict, image: str
 ) -> str:
-    """Add the backbone.
+    """Add the backbone to a graph.
 
     Args:
-        graph: it is added to this.
+        graph: the graph.
         spec: the backbone.
         norm_ratio: the settings of NRA in the last block, or None.
         params, batch_stats: the backbone's variables, as NumPy arrays.
-        image: the normalised images [B, 3, h, w], float32.
+        image: the name of the normalised images, float32 [B, 3, h, w].
 
     Returns:
-        The features [B, D], float32.
+        The name of the features, float32 [B, D].
 
     Raises:
-        InputError: the form of NRA is unknown here.
+        InputError: this form of NRA cannot be written.
     """
     x = _patches(graph, spec, params["patch_embed"], batch_stats.get("patch_embed", {}), graph.narrow(image))
-    # A zero in front of the patches, and the CLS token in front of the positions, need no size of the batch.
+    # Put a zero in front of the patches, and add the CLS token to the first position. This also works for a batch of
+    # unknown size, because nothing is repeated for each image.
     position = np.array(params["pos_embed"])
     position[:, :1] += np.asarray(params["cls_token"])
     x = graph.add("Pad", x, graph.numbers(0, 1, 0, 0, 0, 0))  # [B, N, D]
@@ -47,7 +48,7 @@ def add_vit(
 
 
 def _patches(graph: Graph, spec: ViTSpec, params: dict, batch_stats: dict, x: str) -> str:
-    """Embed patches row by row, [B, 3, h, w] -> [B, N − 1, D]."""
+    """Embed the patches in row-major order, [B, 3, h, w] -> [B, N − 1, D]."""
     patch = PATCH
     if spec.stem:
         x = _conv(graph, "conv.0", params["conv_0"], x, stride=2, batch_norm=_second_half(params, batch_stats, 1))
@@ -64,7 +65,7 @@ def _patches(graph: Graph, spec: ViTSpec, params: dict, batch_stats: dict, x: st
 
 
 def affine(params: dict, batch_stats: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Return a BatchNorm of evaluation as a factor and a shift: y = x·factor + shift."""
+    """Return BatchNorm in evaluation as a factor and a shift: y = x·factor + shift."""
     mean, var, scale, bias = (
         np.asarray(values, np.float64)
         for values in (batch_stats["mean"], batch_stats["var"], params["scale"], params["bias"])
@@ -74,7 +75,7 @@ def affine(params: dict, batch_stats: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _second_half(params: dict, batch_stats: dict, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the BatchNorm of an IBN's second half as a factor and a shift of all channels; 1 and 0 for the first."""
+    """Return factor and shift of all channels for the BatchNorm of IBN's second half; 1 and 0 for the first half."""
     factor, shift = affine(params[f"conv_{index}"]["BN"], batch_stats[f"conv_{index}"]["BN"])
     return np.concatenate([np.ones_like(factor), factor]), np.concatenate([np.zeros_like(shift), shift])
 
@@ -82,7 +83,7 @@ def _second_half(params: dict, batch_stats: dict, index: int) -> tuple[np.ndarra
 def _conv(
     graph: Graph, name: str, params: dict, x: str, *, batch_norm: tuple[np.ndarray, np.ndarray], stride: int = 1
 ) -> str:
-    """Convolve, and normalise by a BatchNorm that is part of the kernel."""
+    """Convolve, and apply a BatchNorm, whose factor becomes part of the kernel."""
     factor, shift = batch_norm
     kernel = np.transpose(params["kernel"], (3, 2, 0, 1)) * factor[:, None, None, None]
     size = kernel.shape[-1]
@@ -91,6 +92,7 @@ def _conv(
 
 
 def _half_instance_norm(graph: Graph, name: str, params: dict, x: str) -> str:
+    """Apply instance norm to the first half of the channels."""
     half = len(params["scale"])
     first, second = graph.add_several("Split", x, graph.numbers(half, half), results=2, axis=1)
     weights = (graph.weight(f"{name}.{leaf}", params[leaf], "float32") for leaf in ("scale", "bias"))
@@ -104,7 +106,7 @@ def _layer_norm(graph: Graph, name: str, params: dict, x: str, float_type: str =
 
 
 def _block(graph: Graph, name: str, params: dict, x: str, last: bool, norm_ratio: NormRatio | None) -> str:
-    """Apply a transformer block, [B, N, D] -> [B, M, D]; the last one for CLS alone, M = 1."""
+    """Apply a transformer block, [B, N, D] -> [B, M, D]. The last block updates only CLS, M = 1."""
     normal = _layer_norm(graph, f"{name}.norm1", params["norm1"], x)
     asking = graph.first(normal, 1) if last else normal
     x = graph.first(x, 1) if last else x
@@ -116,7 +118,7 @@ def _block(graph: Graph, name: str, params: dict, x: str, last: bool, norm_ratio
 
 
 def _gelu(graph: Graph, x: str) -> str:
-    """Compute x·Φ(x) by erf, in the form that runtimes recognise and fuse."""
+    """Compute x·Φ(x) by erf, in the form that runtimes recognise and fuse into one operation."""
     root, one, half = (graph.narrow(graph.constant(value)) for value in (np.sqrt(2), 1, 0.5))
     y = graph.add("Add", graph.add("Erf", graph.add("Div", x, root)), one)
     return graph.add("Mul", graph.add("Mul", x, y), half)
@@ -127,7 +129,7 @@ def _attention(
 ) -> str:  # [B, M, D], [B, N, D] -> [B, M, D]
     width = params["proj"]["kernel"].shape[0]
     kernels, biases = (np.split(np.asarray(params["qkv"][leaf]), 3, axis=-1) for leaf in ("kernel", "bias"))
-    # The scale is a power of two, so that it changes no digit.
+    # Scaling the query's kernel by a power of two rounds nothing.
     scales = HEAD_WIDTH**-0.5, 1.0, 1.0
     q, k, v = (
         graph.reshape(graph.linear(y, f"{name}.{letter}", kernel * scale, bias * scale), 0, 0, -1, HEAD_WIDTH)
@@ -143,7 +145,7 @@ def _attention(
 
 
 def _penalty(graph: Graph, strength: Any, norm_ratio: NormRatio, q: str, k: str) -> str:
-    """Return γ, which NRA subtracts from the logits [B, H, M, N], of q [B, H, M, K], scaled, and k [B, H, K, N]."""
+    """Return γ, which NRA subtracts from the logits [B, H, M, N]; q [B, H, M, K] is scaled, k is [B, H, K, N]."""
     q, k = graph.wide(q), graph.wide(k)
     heads = (1,) if norm_ratio.scope == "token" else ()
     k_norm = graph.reduce("ReduceL2", k, *heads, 2)  # [B, H or 1, 1, N]

@@ -1,4 +1,4 @@
-"""Files of each format, written after a comparison with the model's own features."""
+"""Write a file of each format, after comparing its features with the model's own."""
 
 import argparse
 import dataclasses
@@ -25,9 +25,10 @@ def write_onnx(arguments: argparse.Namespace, output: Path) -> None:
     """Write an ONNX file as the arguments of `nrsrd export` say.
 
     Raises:
-        InputError: the model cannot be written, or the file computes something else.
+        InputError: the model cannot be written, or the file's features differ too much.
     """
-    from .layouts import LAYOUTS  # needs packages that only ONNX takes
+    # These modules need packages that only ONNX files require.
+    from .layouts import LAYOUTS
     from .onnx_file import build, with_metadata
     from .quantize import quantized
     from .runtime import RUNTIME, OnnxEmbedder, openvino_function
@@ -67,7 +68,11 @@ def write_onnx(arguments: argparse.Namespace, output: Path) -> None:
 
 
 def write_stablehlo(arguments: argparse.Namespace, output: Path) -> None:
-    """Write a StableHLO program, and its metadata beside it. Raises as `write_onnx`."""
+    """Write a StableHLO program, and its metadata into a .json file beside it.
+
+    Raises:
+        InputError: the model cannot be written, or the file's features differ too much.
+    """
     from . import stablehlo
 
     about_it = output.with_name(output.name + ".json")
@@ -84,10 +89,10 @@ def write_stablehlo(arguments: argparse.Namespace, output: Path) -> None:
 
 
 def write_torch(arguments: argparse.Namespace, output: Path) -> None:
-    """Write a PyTorch state dict, as convert/to_torch.py does, perhaps without NRA.
+    """Write a PyTorch state dict as convert/to_torch.py does, without NRA if `--without-nra` is given.
 
     Raises:
-        InputError: the official code cannot compute the model's features, or as `to_torch.export`.
+        InputError: the official code cannot compute the model's features, or `to_torch.export` fails.
     """
     checkpoint = find_checkpoint(expanded(arguments.model))
     tensors, description = to_torch.export(checkpoint)
@@ -96,15 +101,15 @@ def write_torch(arguments: argparse.Namespace, output: Path) -> None:
         tensors = {name: value for name, value in tensors.items() if not name.endswith(".norm_ratio")}
         description = dataclasses.replace(description, norm_ratio=None)
     elif description.norm_ratio:
-        say("NRA's λ is in the file: the official code needs NRA to load it; --without-nra leaves it out where it can")
+        say("NRA's λ is in the file, so the official code needs NRA to load it; --without-nra tries to leave it out")
     to_torch.write(output, tensors, description)
 
 
 def _check_without_nra(arguments: argparse.Namespace) -> None:
-    """Raise InputError if the features without NRA's penalty are others.
+    """Raise InputError if the features without NRA's penalty differ from those with it.
 
-    γ = λ‖K‖/(‖Q‖+ε) is a product of a number of the query and one of the key, so that a coordinate more for each would
-    carry it. But the official code computes queries and keys by one linear layer, and a norm is not linear.
+    γ = λ‖K‖/(‖Q‖+ε) is the product of a number for the query and one for the key. One more coordinate of queries and
+    keys could represent it. But the official code computes them by a linear layer, and a norm is not linear.
     """
     embedder, _ = _load(arguments)
     base = embedder.variables["params"]["base"]
@@ -131,7 +136,7 @@ def _check_without_nra(arguments: argparse.Namespace) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Embedder, tuple[Split, bool] | None]:
-    """Return the model in float32, and the labelled crops if there are any."""
+    """Return the model in float32; and the labelled crops and whether they have cameras, or None without --data."""
     labelled = None
     if arguments.data:
         crops, with_cameras, remarks = read_labelled(arguments.data)
@@ -155,11 +160,15 @@ def _check(
     about: str,
     runtime: str,
 ) -> dict[str, Any]:
-    """Compare, print and return. InputError if a number differs by more than the limit, which is float32's."""
+    """Compare the features, print the result and return it.
+
+    Raises:
+        InputError: a number differs by more than --limit. The limit is for float32 only.
+    """
     sizes = (arguments.batch,) if arguments.batch else BATCHES
     parity = compare(embedder(crops), run, crops, about, runtime, sizes)
     say(str(parity))
-    # NaN is not within the limit either.
+    # `not … <=` also rejects NaN.
     if arguments.precision == "float32" and not parity.worst <= arguments.limit:
         raise InputError(
             f"nothing is written: a number of a feature differs by {parity.worst:.2g}, more than --limit "
@@ -171,13 +180,17 @@ def _check(
 def _check_scores(
     arguments: argparse.Namespace, embedder: Embedder, tried: Any, labelled: tuple[Split, bool]
 ) -> dict[str, Any]:
-    """Print and return the mAP of labelled crops before and after. InputError if too much is lost."""
+    """Print and return the mAP of labelled crops by the model and by the file.
+
+    Raises:
+        InputError: the file's mAP is lower by more than --loss.
+    """
     before, after = (scores(each, *labelled) for each in (embedder, tried))
     data, count = " ".join(Path(part).name for part in arguments.data), len(labelled[0])
     say(f"mAP of {count} labelled crops, {data}: {before:.4f} in float32 by JAX, {after:.4f} by the file")
     if not before - after <= arguments.loss:
         raise InputError(
             f"nothing is written: {before - after:.4f} of mAP would be lost, more than --loss {arguments.loss:g}; "
-            "permit more, or take float32"
+            "raise --loss, or export in float32"
         )
     return {"data": data, "labelled": count, "mAP": before, "mAP_of_the_file": after}

@@ -1,1 +1,1 @@
-"""Own crops: their features in a gallery (store.Gallery), to search and to group."""
+"""A user's own crops: their features are kept in a gallery (store.Gallery), to be searched and grouped."""

@@ -1,4 +1,4 @@
-"""Embedding crops into a gallery: what is to do, and doing it a chunk at a time."""
+"""Embed crops into a gallery: plan what to do, then do it one chunk at a time."""
 
 import dataclasses
 import hashlib
@@ -12,21 +12,24 @@ from ..errors import say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
 from ..retrieval.files import embed_files
-from .store import About, Gallery, Known, one_of
+from .about import About
+from .conditions import one_of
+from .store import Gallery, Known
 
-CHUNK = 1024  # crops that are written at once; a kill loses no more
+# How many crops are written at once. If the process is killed, at most this many are lost.
+CHUNK = 1024
 
 
 @dataclasses.dataclass
 class Plan:
-    """What there is to do.
+    """What has to be done to bring a gallery up to date.
 
     Attributes:
-        embed: new crops, and those whose file has changed.
-        describe: crops whose file is as it was, but whose columns are not.
-        back: paths that had vanished and are there again.
-        gone: paths in the gallery, below the given folders, without a file.
-        unchanged: how many crops need nothing.
+        embed: new crops, and crops whose file has changed.
+        describe: crops whose file is unchanged, but whose columns have changed.
+        back: paths that had vanished and exist again.
+        gone: paths in the gallery, below the given folders, whose file is missing.
+        unchanged: how many crops are up to date.
         unreadable: what is wrong with files that cannot be embedded.
     """
 
@@ -39,7 +42,7 @@ class Plan:
 
 
 def about(embedder: Embedder, model: str | Path) -> About:
-    """Return what a gallery remembers of a model."""
+    """Return the record that a gallery keeps of its model."""
     return About(
         model=str(absolute(model)),
         identity=embedder.identity(),
@@ -50,15 +53,18 @@ def about(embedder: Embedder, model: str | Path) -> About:
 
 
 def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[int, int] | None = None) -> Plan:
-    """Compare the crops with what a gallery has.
+    """Compare the crops in `sources` with the crops that a gallery has.
 
     Args:
         sources: where the crops are.
-        known: `Gallery.known()`.
-        shard: (number from 1, count): plan only the crops that are this shard's, by a hash of their paths.
+        known: the gallery's crops, as `Gallery.known()`.
+        shard: (number from 1, count): plan only the crops of this shard, chosen by a hash of their paths.
+
+    Returns:
+        The Plan.
 
     Raises:
-        InputError: as `crops_of`.
+        InputError: as `each_crop`.
     """
     plan = Plan()
     folders = tuple(f"{source.path}{os.sep}" for source in sources if source.path.is_dir())
@@ -97,7 +103,7 @@ def _place(crop: Crop, known: dict[str, Known], plan: Plan) -> None:
 
 
 def _is_of(path: str, shard: tuple[int, int] | None) -> bool:
-    """Return whether a path belongs to a shard, or there are no shards."""
+    """Return whether a path belongs to `shard`; without shards, every path does."""
     if not shard:
         return True
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
@@ -107,7 +113,7 @@ def _is_of(path: str, shard: tuple[int, int] | None) -> bool:
 def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: dict[str, Known]) -> dict[str, str]:
     """Embed crops and write them, CHUNK at a time, with a progress bar.
 
-    Columns of known crops stay, except those that `crops` name.
+    Crops that are already `known` keep their columns, except those for which `crops` has values.
 
     Returns:
         What is wrong with unreadable crops, by path.
@@ -120,6 +126,7 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
             crop = crops[index]
             before = known[crop.path].values if crop.path in known else {}
             about_file = {"size": file.st_size, "modified": file.st_mtime_ns, "brightness": light}
+            # The last value of a column counts.
             rows.append({"path": crop.path, **before, **crop.values, **about_file})
         if rows:
             gallery.add(rows, chunk.features, replace=any(row["path"] in known for row in rows))
@@ -127,7 +134,7 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
 
 
 def describe(crops: Sequence[Crop], gallery: Gallery) -> None:
-    """Change the columns that the crops name; features and other columns stay."""
+    """Write the columns for which the crops have values; features and other columns are kept."""
     for start in range(0, len(crops), CHUNK):
         part = {crop.path: crop for crop in crops[start : start + CHUNK]}
         columns = [name for name in gallery.columns if name != "vanished"]

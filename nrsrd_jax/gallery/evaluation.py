@@ -1,4 +1,4 @@
-"""Evaluating a gallery: its labelled crops, ranked by the features that it has."""
+"""Evaluate a gallery: rank its labelled crops by their stored features."""
 
 import importlib.metadata
 import shlex
@@ -14,34 +14,41 @@ from ..data.naming import JUNK, as_numbers, is_unknown, manifest_label
 from ..errors import InputError, counted
 from ..inputs import make_targets
 from ..options import Options
-from ..retrieval.result import find_warnings, numbers_by_group, protocol_record
+from ..retrieval.provenance import protocol_record
+from ..retrieval.result import find_warnings, numbers_by_group
 from ..retrieval.scoring import headline, score
-from .store import PRESENT, Gallery, in_brackets
+from .conditions import PRESENT, in_brackets
+from .store import Gallery
 
-NAME = "gallery"  # of the data set in the result
+# The name of the data set in the result.
+NAME = "gallery"
 LABELLED = f"{PRESENT} AND person IS NOT NULL"
 
 
 def evaluate_gallery(uri: str, queries: str, options: Options) -> dict[str, Any]:
     """Rank the crops of a gallery whose person is known, and return the result as `nrsrd eval` writes it.
 
-    Crops of unknown people take no part: nobody knows whether they would be right.
+    Crops of unknown people are left out, because it is unknown whether they would be matches.
 
     Args:
         uri: the gallery.
-        queries: a condition in SQL. Labelled crops that fulfil it are the queries, and the other ones are searched. ""
-            makes each labelled crop a query, which is compared with all others.
-        options: those of `eval` count, except `data`, `feature` and `flip`, which the gallery has decided.
+        queries: a condition in SQL. Labelled crops that fulfil it are the queries, and the other labelled crops are
+            searched. "" makes each labelled crop a query, which is compared with all others.
+        options: the options, of which `eval` counts, except for `data`, `feature` and `flip`: the gallery decides them.
+
+    Returns:
+        The content of result.json.
 
     Raises:
-        InputError: the gallery cannot be read, it has no labelled crops, the condition is not one or leaves no queries
-            or nothing to search, or no query has a match.
+        InputError: the gallery cannot be read or has no labelled crops; the condition is invalid, or leaves no queries
+            or nothing to search; or no query has a match.
     """
     gallery = Gallery.open(uri)
     data, cameras, features, light = _labelled(gallery, queries)
     target = make_targets(options, {NAME: data})[NAME]
     scored = score(features, target, options.eval, luminance=light)
     row = numbers_by_group(scored, target, light["query"] * 255)
+    # The evaluation numbers the cameras, so give them back the names that the user knows.
     row["by_camera"] = {cameras[int(camera)]: numbers for camera, numbers in row["by_camera"].items()}
     row |= {f"{part}_list_sha256": getattr(target, part).hash() for part in ("query", "gallery")}
     normalized = options.eval.normalize != "none"
@@ -67,7 +74,7 @@ def evaluate_gallery(uri: str, queries: str, options: Options) -> dict[str, Any]
 def _labelled(
     gallery: Gallery, queries: str
 ) -> tuple[Dataset, dict[int, str], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the labelled crops, the names of their cameras by number, and of each part features and brightness."""
+    """Return the labelled crops, the names of their cameras by number, and each part's features and brightness."""
     table, features = gallery.read(LABELLED, ("path", "person", "camera", "brightness"))
     known = np.flatnonzero([not is_unknown(person) for person in table["person"].to_pylist()])
     table, features = table.take(known), features[known]
@@ -78,14 +85,15 @@ def _labelled(
     people, cameras = (np.array(as_numbers([label[i] for label in labels]), np.int64) for i in (0, 1))
     fit = np.ones(len(paths), bool)
     if queries:
-        gallery.count(queries)  # an error that names the user's own condition
+        # Count by the user's condition alone, so that an error message shows only this condition.
+        gallery.count(queries)
         batches = gallery.batches(f"{LABELLED} AND {in_brackets(queries)}", vectors=False)
         fit = np.isin(paths, [path for batch in batches for path in batch["path"].to_pylist()])
     chosen = {"query": fit & (people != JUNK), "gallery": (~fit if queries else fit) & (people != JUNK)}
     if not (chosen["query"] | chosen["gallery"]).any():
         total = counted(gallery.count(PRESENT), "crop")
         raise InputError(
-            f"of none of the {total} of {gallery.uri} the person is known: label some in a table with the columns "
+            f"no person is known among the {total} of {gallery.uri}: label some crops in a table with the columns "
             "path,person,camera, and give it to nrsrd embed"
         )
     for part, mask in chosen.items():

@@ -1,4 +1,4 @@
-"""One process writes to a gallery at a time, or one for each shard."""
+"""Lock a gallery, so that one process writes to it at a time, or one process for each shard."""
 
 import contextlib
 import fcntl
@@ -7,18 +7,22 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files import locked_open
-from .store import address
+from .address import address
 
 
 @contextlib.contextmanager
 def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
-    """Let one process write to a folder's gallery at a time, or one process for each shard such as "3-of-16".
+    """Let one process write to a folder's gallery at a time, or one process for each shard.
 
-    Object storage is not locked: LanceDB itself keeps the table whole there, and `Gallery.remove_copies` deletes what
-    two processes embedded both.
+    Object storage is not locked. LanceDB itself keeps the table whole there, and `Gallery.remove_copies` deletes crops
+    that two processes embedded.
+
+    Args:
+        uri: the gallery.
+        shard: the shard that this process writes, such as "3-of-16"; "" without shards.
 
     Raises:
-        InputError: another process writes, or the folder cannot be written.
+        InputError: another process is writing, or the folder cannot be written.
     """
     place = address(uri)
     if "://" in place:
@@ -28,17 +32,18 @@ def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
     with contextlib.ExitStack() as open_files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # Shards share the common lock; a process without shards has it alone. A shard has its own lock alone.
             for name, kind in ((".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX), (f".lock-{shard}", fcntl.LOCK_EX)):
                 if shard or name == ".lock":
                     fcntl.flock(open_files.enter_context(locked_open(folder / name)), kind | fcntl.LOCK_NB)
-            # Shards of another count have crops of this one too, which would then be there twice.
+            # A shard of another count may hold the same crops, which would then be written twice.
             count = shard.partition("-of-")[2]
             for path in folder.glob(".lock-*-of-*"):
                 if shard and not path.name.endswith(f"-of-{count}"):
                     with locked_open(path) as other:
                         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"another process writes to {folder}; wait until it has ended") from error
+            raise InputError(f"another process is writing to {folder}; wait until it has ended") from error
         except OSError as error:
             raise InputError(f"cannot write to the gallery {folder}: {error.strerror}") from error
         yield

@@ -1,7 +1,7 @@
-"""Searching a gallery: the crops most similar to each query.
+"""Search a gallery for the crops that are most similar to each query.
 
 Q queries, N crops of the gallery, D feature width, K matches of a query. Similarity is the cosine of two features, in
-−1..1. Of equal similarities the crop that was added earlier ranks first, so a search has the order of `nrsrd eval`.
+−1..1. If similarities are equal, the crop that was added earlier ranks first, as in `nrsrd eval`.
 """
 
 import dataclasses
@@ -14,21 +14,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
-from ..retrieval.ranking import unit_rows
+from ..retrieval.distances import unit_rows
 from ..retrieval.rerank import reranked_distances
 from ..retrieval.standardize import brightness_groups, standardize_groups
-from .store import Gallery, one_of, quote, storage_errors, vectors_of
+from .conditions import one_of, quote
+from .store import Gallery, storage_errors, vectors_of
 
-QUERIES = 256  # queries at a time: with a batch of the gallery 16 MB of similarities
-# Of the index: lists that are looked into, and how many times `top` candidates are compared exactly.
+# How many queries are compared with a batch of the gallery at once: 8 MB of similarities.
+QUERIES = 256
+# A search with the index reads this many of its lists, and compares REFINED · `top` candidates exactly.
 PROBES, REFINED = 40, 10
-FEWEST = 256  # vectors that LanceDB learns its lists from
-BLOCK = 16  # queries at a time, where the whole gallery is compared: with a million crops 128 MB
+# The fewest vectors from which LanceDB can learn its lists.
+FEWEST = 256
+# How many queries are compared with the whole gallery at once: 128 MB of similarities for a million crops.
+BLOCK = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """What is searched for.
+    """The queries of a search.
 
     Attributes:
         paths: the name of each query [Q]; a crop of the gallery with the same path is not a match.
@@ -49,8 +53,8 @@ class Matches:
 
     Attributes:
         rows: LanceDB's "_rowid" of each crop [K].
-        similarity: cosine [K], after the normalisation that was asked for, in −1..1.
-        distance: after re-ranking [K], in 0..1; empty without it.
+        similarity: the cosine [K] after the chosen normalisation, in −1..1.
+        distance: the re-ranked distance [K], in 0..1; empty without re-ranking.
     """
 
     rows: np.ndarray
@@ -59,11 +63,11 @@ class Matches:
 
 
 def search(gallery: Gallery, queries: Queries, *, top: int, where: str, other_cameras: bool) -> list[Matches]:
-    """Compare queries with all crops, exactly, reading the gallery once.
+    """Compare queries with all crops exactly, reading the gallery once.
 
     Args:
-        gallery: where to search.
-        queries: what is searched for.
+        gallery: the gallery to search.
+        queries: the queries.
         top: the most matches of a query, K.
         where: a condition in SQL on the crops; "" for all.
         other_cameras: whether crops of the query's own camera are left out.
@@ -72,11 +76,11 @@ def search(gallery: Gallery, queries: Queries, *, top: int, where: str, other_ca
         The matches of each query.
 
     Raises:
-        InputError: the gallery cannot be read, or the condition is not one.
+        InputError: the gallery cannot be read, or the condition is invalid.
     """
     features = unit_rows(queries.features)
     single = features.astype(np.float32)
-    # Twice the most that a product of unit vectors in float32 can be wrong by.
+    # Twice the largest rounding error of a product of unit vectors in float32.
     margin = 2 * features.shape[1] * np.finfo(np.float32).eps
     best = [_Best(top) for _ in features]
     for batch in gallery.batches(where, ("path", "camera"), rowid=True):
@@ -88,7 +92,7 @@ def search(gallery: Gallery, queries: Queries, *, top: int, where: str, other_ca
             about = single[start : start + QUERIES] @ units.T
             for query, similarity in enumerate(about, start):
                 similarity[left_out[query]] = -np.inf
-                # Float32 says which crops may be among the best; float64 decides, as in `rank_features`.
+                # Float32 selects the crops that may be among the best; float64 decides, as in `rank_features`.
                 able = np.flatnonzero(similarity >= max(best[query].floor, _last(similarity, top)) - margin)
                 able = able[similarity[able] > -np.inf]
                 # A product with a vector (BLAS) may round equal rows differently; a sum of products does not.
@@ -109,11 +113,11 @@ class _Best:
 
     @property
     def floor(self) -> float:
-        """Return what a crop must exceed to be among the best."""
+        """Return the similarity that a crop must exceed to be among the best."""
         return self.similarity[-1] if len(self.similarity) == self.top else -np.inf
 
     def add(self, rows: np.ndarray, similarity: np.ndarray) -> None:
-        """Take crops [B] that were added to the gallery after those before."""
+        """Take crops [B] into account. They were added to the gallery later than the crops so far."""
         rows = np.concatenate([self.rows, rows])
         similarity = np.concatenate([self.similarity, similarity])
         order = best_first(similarity, self.top)
@@ -121,9 +125,9 @@ class _Best:
 
 
 def best_first(similarity: np.ndarray, top: int) -> np.ndarray:
-    """Return the indices of the `top` largest numbers [N], largest first, of equal ones the earlier first."""
+    """Return the indices of the `top` largest numbers [N], the largest first; equal numbers stay in order."""
     if top < len(similarity):
-        # Equal numbers at the limit all stay, so that the sort decides among them.
+        # Keep all numbers that equal the limit, so that the stable sort decides among them.
         limit = np.partition(similarity, len(similarity) - top)[len(similarity) - top]
         kept = np.flatnonzero(similarity >= limit)
         return kept[np.argsort(-similarity[kept], kind="stable")[:top]]
@@ -142,16 +146,20 @@ def search_whole(
 ) -> list[Matches]:
     """Search as `search` does, with a normalisation or re-ranking, which need all features at once.
 
-    Both use statistics of the crops that are searched (transductive). With `rerank` the order is that of the re-ranked
-    distance.
+    Both use statistics of the crops that are searched (transductive). With `rerank` the matches are ordered by the
+    re-ranked distance.
 
     Args:
-        normalize: "none"; "gallery", "camera" or "brightness": subtract the mean and divide by the deviation of the
-            features of all crops, of the camera's, or of those about as bright (`standardize_groups`).
-        rerank: k1, k2 and λ of k-reciprocal re-ranking; None for none.
+        gallery, queries, top, where, other_cameras: as in `search`.
+        normalize: "none"; or "gallery", "camera" or "brightness", to subtract the mean and divide by the deviation of
+            the features of all crops, of the same camera's crops, or of crops about as bright (`standardize_groups`).
+        rerank: k1, k2 and λ of k-reciprocal re-ranking; None for no re-ranking.
+
+    Returns:
+        The matches of each query.
 
     Raises:
-        InputError: as `search`; or a camera is unknown, and `normalize` is "camera".
+        InputError: as `search`; or `normalize` is "camera" and a camera is unknown.
     """
     columns = ("path", "camera", "brightness")
     parts = list(gallery.batches(where, columns, rowid=True))
@@ -165,9 +173,9 @@ def search_whole(
     units, rows, result = unit_rows(features), table["_rowid"].to_numpy(), []
     for start in range(0, len(query), BLOCK):
         block = np.arange(start, min(start + BLOCK, len(query)))
-        # Two queries at least: a product with a vector (BLAS) may round equal crops differently.
+        # Take at least two queries, because a product with a vector (BLAS) may round equal crops differently.
         similarity = (unit_rows(query[np.resize(block, max(2, len(block)))]) @ units.T)[: len(block)]
-        # All blocks have one shape, so that it is compiled once.
+        # All blocks have one shape, so that only one program is compiled.
         order_by = -np.asarray(distances(np.resize(block, BLOCK)))[: len(block)] if distances else similarity
         for index, own, similar in zip(block, order_by, similarity, strict=True):
             allowed = np.delete(np.arange(len(rows)), left_out[index])
@@ -205,7 +213,9 @@ def _normalized(
         cameras = table["camera"].to_pylist()
         if None in cameras or None in queries.cameras:
             where = "of the gallery" if None in cameras else "among the queries"
-            raise InputError(f"--normalize camera: crops {where} have no camera; give --pattern, or choose another")
+            raise InputError(
+                f"--normalize camera: crops {where} have no camera; give --pattern, or normalize otherwise"
+            )
         groups = np.array(queries.cameras, str), np.array(cameras, str)
     else:
         groups = np.zeros(len(queries.paths)), np.zeros(len(features))
@@ -213,7 +223,7 @@ def _normalized(
 
 
 def from_gallery(gallery: Gallery, paths: Sequence[str]) -> Queries:
-    """Return crops of the gallery as queries. InputError if one is not in it."""
+    """Return crops of the gallery as queries. Raises InputError if a path is not in it."""
     table, features = gallery.read(one_of("path", paths), ("path", "camera", "brightness"))
     row_of = {path: row for row, path in enumerate(table["path"].to_pylist())}
     names = list(dict.fromkeys(paths))
@@ -229,7 +239,7 @@ def from_gallery(gallery: Gallery, paths: Sequence[str]) -> Queries:
 def search_approximately(
     gallery: Gallery, queries: Queries, *, top: int, where: str, other_cameras: bool
 ) -> list[Matches]:
-    """Search as `search` does, with the gallery's index, which may miss some of the most similar crops.
+    """Search as `search` does, but with the gallery's index, which may miss some of the most similar crops.
 
     Raises:
         InputError: as `search`, or the gallery has no index.
@@ -250,7 +260,7 @@ def search_approximately(
 
 
 def has_index(gallery: Gallery) -> bool:
-    """Return whether `make_index` was called."""
+    """Return whether the gallery has an index of its features."""
     with storage_errors(gallery.uri):
         return any("vector" in index.columns for index in gallery.table.list_indices())
 
@@ -265,13 +275,13 @@ def recall(gallery: Gallery, count: int, top: int) -> tuple[float, float, float]
     """Compare the index with the exact search, for crops of the gallery as queries.
 
     Args:
-        gallery: with an index.
+        gallery: a gallery with an index.
         count: how many crops to search for; they are spread over the gallery.
-        top: the matches of each.
+        top: how many matches each query has.
 
     Returns:
-        The share of the exact matches that the index finds, in 0..1, and the seconds of one query with the index and
-        without.
+        The share of the exact matches that the index finds, in 0..1; the seconds of one query with the index, and
+        without it.
     """
     paths = [path for batch in gallery.batches(vectors=False) for path in batch["path"].to_pylist()]
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, count).astype(int))]

@@ -1,4 +1,4 @@
-"""The gallery: features of crops with what is known of each, in a LanceDB table.
+"""The gallery: a LanceDB table with the features of crops and what is known about each crop.
 
 A gallery is a folder, or object storage that LanceDB knows, such as s3://bucket/gallery. One row is one crop:
 
@@ -23,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.crops import KNOWN, OWN, parse_time
+from ..data.crops import KNOWN, OWN
 from ..errors import InputError, counted, printable
-from ..files import expanded
 from ..retrieval.embedding import identity_difference
+from .about import NOTE, About, read_about
+from .address import address
+from .conditions import one_of, timestamp
 
 try:
     import lancedb
@@ -35,51 +37,33 @@ except ImportError as missing:
     raise InputError("galleries need LanceDB: pip install 'nrsrd-jax[search]'") from missing
 
 TABLE = "crops"
-NOTE = b"nrsrd_jax"  # the key of the About in the table's schema
 UTC = pa.timestamp("us", tz="UTC")
-PRESENT = "vanished IS NULL"
-AT_ONCE = 500  # paths in one condition
-FEW = 0.1  # the share of crops below which a condition is worth reading vectors one by one
-SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")  # where in LanceDB's Rust code an error arose
-BATCH = 8192  # rows read at a time: 13 MB of features of 384 numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class About:
-    """What a gallery remembers of the model that made its features.
-
-    Attributes:
-        model: the checkpoint's path.
-        identity: `Embedder.identity()`: what another model's features would differ in.
-        width: how many numbers a feature has.
-        backbone: its name.
-        software: the version of nrsrd-jax.
-        format: of the gallery.
-    """
-
-    model: str
-    identity: dict[str, Any]
-    width: int
-    backbone: str
-    software: str
-    format: int = 1
+# The most paths in one condition.
+AT_ONCE = 500
+# If a smaller share of the crops fulfils a condition, their vectors are read one by one.
+FEW = 0.1
+# The place in LanceDB's Rust code that its error messages end with.
+SOURCE = re.compile(r",? /\S+\.rs:\d+:\d+")
+# How many rows are read at a time: 13 MB of features of 384 numbers.
+BATCH = 8192
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Known:
-    """What tells whether a crop in the gallery is still the file that it was, and described as it was."""
+    """What a gallery knows about a crop, to notice whether its file or its description has changed."""
 
     size: int
     modified: int
     vanished: bool
-    values: dict[str, Any]  # its columns that are not null
+    # The crop's columns that are not null.
+    values: dict[str, Any]
 
 
 class Gallery:
     """An open gallery.
 
-    `open` and `create` return one. `about` says which model its features are of, `columns` which columns crops have
-    beside those of the gallery itself. `table` is LanceDB's, for its index and its own search.
+    `open` and `create` return it. `about` says which model made its features, and `columns` which columns it has.
+    `table` is LanceDB's table, for its index and its own search.
     """
 
     def __init__(self, uri: str, table: Any, about: About):
@@ -88,21 +72,29 @@ class Gallery:
 
     @classmethod
     def open(cls, uri: str | Path) -> "Gallery":
-        """Return the gallery of a folder or a LanceDB address.
+        """Open the gallery in a folder or at an address of object storage.
 
         Raises:
-            InputError: the folder has no gallery, or a newer version made it, or it cannot be read.
+            InputError: there is no gallery, a newer version made it, or it cannot be read.
         """
         place = address(uri)
         with storage_errors(place):
             if "://" not in place and not os.path.isdir(os.path.join(place, f"{TABLE}.lance")):
                 raise InputError(f"{place} is not a gallery; nrsrd embed makes one")
             table = lancedb.connect(place).open_table(TABLE)
-        return cls(place, table, _about(place, table.schema))
+        return cls(place, table, read_about(place, table.schema))
 
     @classmethod
     def create(cls, uri: str | Path, about: About) -> "Gallery":
-        """Return the gallery, made if it is missing. InputError as `open`, or if its features are of another model."""
+        """Open the gallery, or create it if it is missing.
+
+        Args:
+            uri: a folder, or an address of object storage.
+            about: the model whose features the gallery has or will have.
+
+        Raises:
+            InputError: as `open`, or the gallery has features of another model.
+        """
         place = address(uri)
         own = [pa.field(name, UTC if name == "time" else pa.string()) for name in KNOWN]
         schema = pa.schema(
@@ -121,14 +113,15 @@ class Gallery:
             base = lancedb.connect(place)
             try:
                 table = base.create_table(TABLE, schema=schema)
-            except ValueError:  # It exists.
+            except ValueError:
+                # The table exists already.
                 table = base.open_table(TABLE)
-        gallery = cls(place, table, _about(place, table.schema))
+        gallery = cls(place, table, read_about(place, table.schema))
         gallery.check_model(about.identity)
         return gallery
 
     def check_model(self, identity: dict[str, Any]) -> None:
-        """Raise InputError if features of the model `Embedder.identity()` do not belong here; it says what differs."""
+        """Raise InputError if `identity`, an `Embedder.identity()`, is not that of the gallery's model."""
         if difference := identity_difference(self.about.identity, identity):
             own, other = difference
             raise InputError(
@@ -138,7 +131,7 @@ class Gallery:
 
     @property
     def columns(self) -> list[str]:
-        """Return the names of all columns but the vector."""
+        """Return the names of all columns except the vector."""
         return [name for name in self.table.schema.names if name != "vector"]
 
     @property
@@ -147,15 +140,16 @@ class Gallery:
         return [name for name in self.columns if name not in OWN]
 
     def count(self, where: str = "") -> int:
-        """Return how many crops there are that fulfil a condition in SQL. InputError if it is not one."""
+        """Count the crops that fulfil a condition in SQL. Raises InputError if the condition is invalid."""
         with storage_errors(self.uri, where):
             return self.table.count_rows(where or None)
 
     def known(self) -> dict[str, Known]:
-        """Return what is known of each path; about 600 bytes a crop."""
+        """Return what the gallery knows about each path. It takes about 600 bytes of memory for each crop."""
         names = self.own_columns
         found: dict[str, Known] = {}
-        shared: dict[Any, Any] = {}  # equal values are one object
+        # Equal values share one object, which saves memory.
+        shared: dict[Any, Any] = {}
         for batch in self.batches(columns=("path", "size", "modified", "vanished", *names), vectors=False):
             columns = [batch[name].to_pylist() for name in ("path", "size", "modified", "vanished", *names)]
             for path, size, modified, vanished, *values in zip(*columns, strict=True):
@@ -177,7 +171,7 @@ class Gallery:
             rowid: whether to add LanceDB's "_rowid".
 
         Raises:
-            InputError: the condition is not one, or the gallery cannot be read.
+            InputError: the condition is invalid, or the gallery cannot be read.
         """
         wanted = [*columns, *(["vector"] if vectors else [])]
         with storage_errors(self.uri, where):
@@ -188,7 +182,7 @@ class Gallery:
                 query = query.where(where) if where else query
                 yield from (query.with_row_id(True) if rowid else query).to_batches(batch_size=BATCH)
                 return
-            # LanceDB reads the vectors of the crops that fit one by one; reading all of them is quicker.
+            # With a condition, LanceDB reads vectors one by one. If many crops fulfil it, reading all is faster.
             fit = self.table.search().select(["path"]).where(where).with_row_id(True).to_arrow()["_rowid"].to_numpy()
             for batch in self.table.search().select(wanted).with_row_id(True).to_batches(batch_size=BATCH):
                 kept = batch.filter(np.isin(batch["_rowid"], fit))
@@ -213,21 +207,22 @@ class Gallery:
         return pa.Table.from_batches(parts, schema), features
 
     def rows(self, ids: Sequence[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
-        """Return columns of the crops with these "_rowid", by it."""
+        """Return some columns of the crops with these "_rowid", by "_rowid"."""
         with storage_errors(self.uri):
             found = self.table.take_row_ids(list(ids)).select(list(columns)).with_row_id().to_arrow()
         return {row.pop("_rowid"): row for row in found.to_pylist()}
 
     def add(self, rows: Sequence[dict[str, Any]], vectors: np.ndarray, replace: bool = False) -> None:
-        """Write crops and their features [N, D], all of them or none.
+        """Write crops and their features [N, D]. If an error occurs, nothing is written.
 
         Args:
             rows: the values of each crop's columns, "path" among them; missing ones are null.
             vectors: the features, finite.
-            replace: whether crops of the same paths may be there, which are then replaced.
+            replace: whether to replace crops that have the same paths; otherwise the gallery must not have these paths.
         """
         with storage_errors(self.uri):
-            self.table.checkout_latest()  # Another shard may have added a column.
+            # Another shard may have added a column.
+            self.table.checkout_latest()
             for name in sorted({name for row in rows for name in row} - set(self.columns)):
                 self._add_column(name)
         width = self.about.width
@@ -251,21 +246,22 @@ class Gallery:
         try:
             self.table.add_columns({name: "CAST(NULL AS string)"})
         except (ValueError, RuntimeError):
+            # Another process may have added the same column in the meantime.
             self.table.checkout_latest()
             if name not in self.columns:
                 raise
 
     def mark(self, paths: Sequence[str], vanished: bool) -> None:
-        """Note that the files at these paths are gone, or that they are there again."""
-        now = _timestamp(datetime.datetime.now(datetime.UTC).replace(microsecond=0)) if vanished else "NULL"
+        """Note that the files at these paths have vanished, or that they exist again."""
+        now = timestamp(datetime.datetime.now(datetime.UTC).replace(microsecond=0)) if vanished else "NULL"
         for start in range(0, len(paths), AT_ONCE):
             with storage_errors(self.uri):
                 self.table.update(one_of("path", paths[start : start + AT_ONCE]), values_sql={"vanished": now})
 
     def remove_copies(self) -> int:
-        """Delete crops whose path is there before them, and return how many there were.
+        """Delete all but the first crop of each path, and return how many were deleted.
 
-        Only a folder can be locked. Elsewhere two processes that embed the same files at once write them twice.
+        Only a folder can be locked. In object storage, two processes that embed the same files write their crops twice.
         """
         parts = list(self.batches(vectors=False, rowid=True))
         if not parts:
@@ -279,11 +275,11 @@ class Gallery:
         return len(copies)
 
     def delete(self, where: str) -> int:
-        """Delete the crops that fulfil a condition, for good: also from older versions. Return how many there were.
+        """Delete the crops that fulfil a condition, also from older versions. Return how many there were.
 
-        Files of LanceDB keep deleted rows, and so do an index and its notes of what was done. So the table is written
-        anew, which takes as much free space, and what is older is removed. If that fails, calling it again, with this
-        condition or another, completes it. An index is lost.
+        LanceDB keeps deleted rows in its files, its index and its log. So the table is written again, which needs as
+        much free space as the table takes, and everything older is removed, also the index. If that fails, another
+        call, with any condition, completes it.
         """
         count = self.count(where)
         with storage_errors(self.uri):
@@ -294,7 +290,7 @@ class Gallery:
         return count
 
     def _in_order(self) -> Iterator[pa.RecordBatch]:
-        """Yield all crops with their columns in the order of the table's."""
+        """Yield all crops, with the columns in the order of the table."""
         for batch in self.batches(columns=self.columns):
             yield batch.select(self.table.schema.names)
 
@@ -302,19 +298,9 @@ class Gallery:
         """Join small files, and with `forget` remove all older versions of the table."""
         older = datetime.timedelta(0) if forget else datetime.timedelta(days=1)
         with storage_errors(self.uri), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # It warns of readers of older versions.
+            # LanceDB warns that other processes may still read older versions.
+            warnings.simplefilter("ignore")
             self.table.optimize(cleanup_older_than=older, delete_unverified=forget)
-
-
-def address(uri: str | Path) -> str:
-    """Return the absolute path of a folder, or an address of object storage as it is. InputError for a server."""
-    text = str(uri)
-    if text.startswith("db://"):
-        raise InputError(
-            f"{text} is a LanceDB server, which nrsrd cannot make delete crops for good; give a folder, or object "
-            "storage such as s3://bucket/gallery"
-        )
-    return text if "://" in text else str(expanded(text).absolute())
 
 
 def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
@@ -323,51 +309,19 @@ def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(batch), column.type.list_size)
 
 
-def in_brackets(where: str) -> str:
-    """Return the user's condition in brackets, to join it to others. InputError if its own brackets do not match."""
-    depth = 0
-    for sign in re.sub(r"'[^']*'", "", where):
-        depth += (sign == "(") - (sign == ")")
-        if depth < 0:
-            break
-    if depth:
-        raise InputError(f"the brackets of the condition {where} do not match; correct it")
-    return f"({where})"
-
-
-def time_condition(option: str, sign: str, text: str) -> str:
-    """Return the condition that crops are from before ("<") or from (">=") the time of an option.
-
-    InputError if the text is not a time.
-    """
-    try:
-        return f"time {sign} {_timestamp(parse_time(text))}"
-    except ValueError as error:
-        raise InputError(f"{option}: {error}") from error
-
-
-def _timestamp(time: datetime.datetime) -> str:
-    return f"TIMESTAMP '{time:%Y-%m-%d %H:%M:%S.%f}'"
-
-
-def one_of(column: str, values: Sequence[str]) -> str:
-    """Return the condition that a column has one of these texts."""
-    return f"{column} IN ({', '.join(map(quote, values))})"
-
-
-def quote(text: str) -> str:
-    """Return a text as SQL writes it."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 @contextlib.contextmanager
 def storage_errors(place: str, where: str = "") -> Iterator[None]:
-    """Turn an error of LanceDB into an InputError of one line."""
+    """Turn an error of LanceDB into an InputError of one line.
+
+    Args:
+        place: the gallery.
+        where: the user's condition, which may be the cause of the error.
+    """
     try:
         yield
     except InputError:
         raise
-    # LanceDB raises ValueError, RuntimeError, OSError and its own; its texts have a trace of its Rust code.
+    # LanceDB raises errors of all these types. Its messages end with a place in its Rust code.
     except (ValueError, RuntimeError, OSError, pa.ArrowException) as error:
         text = printable(SOURCE.sub("", str(error).replace("\n", " ")), 300)
         if where and not text.startswith("lance error"):
@@ -387,18 +341,8 @@ def storage_errors(place: str, where: str = "") -> Iterator[None]:
         raise InputError(f"cannot use the gallery {place}: {text}; {advice}") from error
 
 
-def _about(place: str, schema: pa.Schema) -> About:
-    try:
-        about = About(**json.loads((schema.metadata or {})[NOTE]))
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{place} is not a gallery that nrsrd embed made") from error
-    if about.format != 1:
-        raise InputError(f"{place} is a gallery of a newer version of nrsrd-jax ({about.software}): update it")
-    return about
-
-
 def summary(gallery: Gallery) -> str:
-    """Return one line: how many crops of which model."""
+    """Describe a gallery in one line: the number of crops, and the model of their features."""
     total, gone = gallery.count(), gallery.count("vanished IS NOT NULL")
     feature = gallery.about.identity.get("feature")
     vanished = f", {gone:,} of them vanished" if gone else ""

@@ -188,7 +188,7 @@ def spread_loss(features: jax.Array) -> jax.Array:
 def relation_loss(student_features: jax.Array, teacher_features: jax.Array) -> jax.Array:
     """Compare the distances between the student's features with the distances between the teacher's features.
 
-    loss = mean over pairs i≠j of huber(s_ij − t_ij), huber(x) = x²/2 where |x| ≤ 1, else |x| − 1/2
+    loss = mean over pairs i≠j of huber(s_ij − t_ij), huber(x) = x²/2 where `|x|` ≤ 1, else `|x|` − 1/2
 
     s_ij and t_ij are the Euclidean distances between rows i and j, divided by the mean distance over all pairs. So the
     loss does not change if all features are scaled or shifted, and student and teacher may differ in width. The

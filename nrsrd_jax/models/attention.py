@@ -125,8 +125,8 @@ def standard_norm_penalty(k_norm_BHN: jax.Array, strength: jax.Array) -> jax.Arr
 
     γ = λ·(‖K‖ − mean)/√(variance + 1e-12), with mean and variance over the keys
 
-    The standard deviation of γ over the keys is |λ| nats in every image and head. That of `norm_ratio_penalty` depends
-    on the norm of the query and the spread of the keys' norms.
+    The standard deviation of γ over the keys is `|λ|` nats in every image and head. That of `norm_ratio_penalty`
+    depends on the norm of the query and the spread of the keys' norms.
 
     Args:
         k_norm_BHN: norms of the keys, from `token_norms`.

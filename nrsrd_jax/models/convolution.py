@@ -60,14 +60,14 @@ convolve.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """Convolve images [B, h, w, C], padded by half the kernel's size; initialised as in PyTorch.
+    """Convolve images [B, h, w, C], padded by half the kernel's size, with PyTorch's initialisation.
 
     Attributes:
-        features: the channels of the result.
+        features: the number of channels of the result.
         size: the height and width of the kernel.
-        stride: in pixels.
+        stride: the stride in pixels.
         bias: whether a bias is added.
-        init: of the kernel; None for PyTorch's default.
+        init: the initialiser of the kernel; None for PyTorch's default.
         dtype: the type of the products; None for that of the images.
     """
 

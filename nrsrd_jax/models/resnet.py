@@ -51,7 +51,7 @@ class Bottleneck(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Add to each place of a map [B, h, w, C] what all places hold, weighted by dot products; at first nothing.
+    """Add to each place of a map [B, h, w, C] a sum over all places, weighted by dot products. The sum is 0 at first.
 
     Source: Wang et al. 2018, "Non-local Neural Networks", eq. 4 without a softmax, as AGW has it.
     """
@@ -75,7 +75,7 @@ class NonLocal(nn.Module):
 
 
 def generalized_mean(x: jax.Array, power: jax.Array) -> jax.Array:
-    """Return the mean of x^p over the places of a map [B, h, w, C], to the power 1/p, [B, C]; x is at least 1e-6.
+    """Return (mean of x^p over the places of a map [B, h, w, C])^(1/p), [B, C]. Values below 1e-6 count as 1e-6.
 
     Source: Radenović et al. 2019, "Fine-tuning CNN Image Retrieval with No Human Annotation", GeM pooling.
     """
@@ -95,7 +95,7 @@ def strips(x: jax.Array) -> jax.Array:
 
 
 class ResNet(nn.Module):
-    """Embed normalised images [B, h, w, 3]: a backbone as `spec` describes it; `about` says which."""
+    """Embed normalised images [B, h, w, 3]. `about` describes the backbone and its method."""
 
     about: "ResNetSpec"
     remat: bool = False
@@ -157,11 +157,12 @@ class ResNet(nn.Module):
         return x.astype(jnp.float32)
 
 
-NAMES = (  # of our variables, and of the official codes'
+# Patterns of our variables' names, and what the official codes write instead.
+NAMES = (
     (r"\b(layer\d|NL_\d)_(\d+)", r"\1.\2"),
     (r"\b(downsample|W)_(\d)", r"\1.\2"),
 )
-# What the official codes call the tensors of their heads, by method.
+# The official names of the tensors of the heads, by method.
 HEADS = {
     "bot": (),
     "agw": ((r"base\.gem", "global_pool.p"),),
@@ -176,9 +177,10 @@ HEADS = {
         (r"^classifier_(\d)", r"instance\1"),
     ),
 }
-# Tensors that tell a method by its official name; BoT has none of its own.
+# Tensors that only one method has. BoT has no such tensor.
 SIGNS = {"agw": "global_pool.p", "ide": "classifier.add_block.0.weight", "pcb": "local_conv.weight"}
-FRESH = ("reduce", "local_conv", "feat_bn2d")  # parameters of ours that an ImageNet checkpoint does not have
+# Parameters that an ImageNet checkpoint does not have. They learn at the rate of the classifiers.
+FRESH = ("reduce", "local_conv", "feat_bn2d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,14 +189,15 @@ class ResNetSpec(Spec):
 
     Attributes:
         method: "bot", "agw", "ide" or "pcb".
-        channels: those of the stem; the last stage has 32 times as many, D for bot and agw.
+        channels: the channels of the stem. The last stage has 32 times as many, which is D for bot and agw.
         blocks: how many residual blocks each of the four stages has.
-        stem_relu: whether a ReLU follows the first norm. BoT and AGW have none, though ImageNet's weights do.
-        last_stride: of the last stage.
+        stem_relu: whether a ReLU follows the first norm. The official BoT and AGW leave it out, although ImageNet's
+            weights were trained with it.
+        last_stride: the stride of the last stage.
         ibn: whether the first norms of the blocks of stages 1 to 3 are IBN-a.
-        nonlocal_blocks: after how many blocks of each stage, the last ones, a non-local block stands.
+        nonlocal_blocks: how many blocks at the end of each stage are followed by a non-local block.
         wide_nonlocal: whether a non-local block's inner width is half the channels; it is 1 in the official code.
-        reduced: the width that ide and pcb reduce the features to.
+        reduced: the width to which ide and pcb reduce the features.
         dropout: the rate of ide's and pcb's dropout.
     """
 
@@ -233,7 +236,7 @@ class ResNetSpec(Spec):
         return self.torch_name(("classifier", "kernel"))
 
     def fits(self, shapes: dict[str, tuple[int, ...]]) -> bool:
-        """Return whether a state dict of these shapes, by the official names, may be of this model."""
+        """Return whether a state dict with these official names and shapes can belong to this model."""
         stages = [sum(f"base.layer{stage}.{i}.conv3.weight" in shapes for i in range(99)) for stage in (1, 2, 3, 4)]
         ibn = any(".bn1.IN." in name for name in shapes)
         stem = shapes.get("base.conv1.weight", (0,))[0]
@@ -247,7 +250,7 @@ class ResNetSpec(Spec):
     def module(self, *, dtype=None, norm_ratio=None, drop_path=0.0, remat=False, cameras=0) -> ResNet:
         del drop_path, cameras
         if norm_ratio:
-            raise InputError("model.norm_ratio is attention's: a ResNet has none")
+            raise InputError("model.norm_ratio needs attention, which a ResNet does not have; leave it out")
         return ResNet(self, remat, dtype)
 
     def check_size(self, image_size: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""From a pretraining's options to its model, state and step, as `nrsrd_jax.build` does for a training with labels."""
+"""Build a pretraining's model, state and step from its options, as `nrsrd_jax.build` does for training with labels."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +23,12 @@ from .step import Networks, Preparation, Schedules
 from .views import Views
 
 start_from = dino_step.with_backbone
-COLLAPSED = 0.02  # nats; a teacher whose answers hold less information about their images has collapsed
+# If the teacher's answers hold less information about their images than this, in nats, the teacher has collapsed.
+COLLAPSED = 0.02
 
 
 def make_description(options: Options, records: Records, mean: Statistic, std: Statistic) -> Description:
-    """Return the description of the model that the pretraining ends with: a backbone without classifiers."""
+    """Return the description of the pretraining's result, which is a backbone without classifiers."""
     return Description(
         **architecture(options.model),
         image_size=options.image_size,
@@ -39,7 +40,11 @@ def make_description(options: Options, records: Records, mean: Statistic, std: S
 
 
 def networks(options: Options) -> Networks:
-    """Return the modules. InputError if the backbone is not a ViT, or dino.local_size does not fit its patches."""
+    """Create the backbones of student and teacher, and the head.
+
+    Raises:
+        InputError: the backbone is not a ViT, or `spec.check_size` rejects dino.local_size.
+    """
     spec, dino = find_spec(**architecture(options.model)), options.dino
     if not isinstance(spec, ViTSpec):
         raise InputError(f"model.backbone {options.model.backbone} takes images of one size; dino.enabled needs a ViT")
@@ -59,7 +64,7 @@ def make_state(options: Options, description: Description) -> TrainState:
 
 
 def make_step(options: Options, description: Description, degradation: dict, steps: int) -> Callable:
-    """Return the step that the options describe, not yet compiled; `steps` is the length of the whole run."""
+    """Return the step that the options describe, not yet compiled; `steps` is the number of steps of the run."""
     dino, optim, epochs = options.dino, options.optim, options.train.epochs
     prepare = Preparation(
         Views(options.image_size, dino.global_scale, blur=(1.0, 0.1), solarise=(0.0, 0.2)),
@@ -88,17 +93,17 @@ def make_step(options: Options, description: Description, degradation: dict, ste
 
 
 def conclude(workdir: Path) -> dict[str, float]:
-    """Return the last logged loss and entropies of the teacher's answers; warn if the teacher has collapsed."""
+    """Return the last logged loss and entropies of the teacher's answers. Warn if the teacher has collapsed."""
     rows = [row for row in read_metrics(workdir) if "teacher_information" in row]
     if not rows:
         return {}
     last = {name: rows[-1][name] for name in ("loss", "teacher_entropy", "teacher_information")}
     if last["teacher_information"] < COLLAPSED and is_first():
         say(
-            "warning: the pretraining has collapsed: the teacher answers every image alike (its answers hold "
-            f"{last['teacher_information']:.3f} nats about their image; an answer's entropy is "
-            f"{last['teacher_entropy']:.2f} nats). Its features are worth little; start anew with a lower optim.lr, a "
-            "higher dino.momentum, or another dino.temperature_end",
+            "warning: the pretraining has collapsed: the teacher gives every image the same answer (an answer holds "
+            f"{last['teacher_information']:.3f} nats of information about its image; its entropy is "
+            f"{last['teacher_entropy']:.2f} nats). The features are of little use; start again with a lower optim.lr, "
+            "a higher dino.momentum, or another dino.temperature_end",
             error=True,
         )
     return last

@@ -42,7 +42,7 @@ class Head(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Compare vectors [N, W] of length 1 with K prototypes: g·v/‖v‖ of each (weight normalisation)."""
+    """Compare vectors [N, W] of length 1 with K prototypes, each of which is g·v/‖v‖ (weight normalisation)."""
 
     count: int
     free_length: bool
@@ -60,7 +60,7 @@ class Prototypes(nn.Module):
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """Scale rows to length 1, as torch.nn.functional.normalize does; a row of zeros stays, with a finite gradient."""
+    """Scale rows to length 1, as torch.nn.functional.normalize does. Zeros stay zeros, with a finite gradient."""
     squares = jnp.square(at_least_float32(x)).sum(-1, keepdims=True)
     return (x / jnp.sqrt(jnp.maximum(squares, 1e-24))).astype(x.dtype)
 
@@ -71,10 +71,10 @@ def dino_loss(
     """Return the cross-entropy between the teacher's answer to a global view and the student's to each other view.
 
     Args:
-        student: [B, V, K], its outputs for all views, the two global ones first.
-        teacher: [B, 2, K], its outputs for the global views. No gradient passes through it.
-        centre: [K], what is subtracted from the teacher's outputs.
-        temperature: of the teacher, above 0.
+        student: [B, V, K], the student's outputs for all views, the two global ones first.
+        teacher: [B, 2, K], the teacher's outputs for the global views. No gradient passes through them.
+        centre: [K], subtracted from the teacher's outputs.
+        temperature: the temperature of the teacher's softmax, above 0.
 
     Returns:
         A scalar: the mean over images and over the 2·V − 2 pairs of different views.
@@ -91,7 +91,7 @@ def dino_loss(
     """
     logs = jax.nn.log_softmax(at_least_float32(student) / STUDENT_TEMPERATURE)
     targets = teacher_probabilities(teacher, centre, temperature)
-    # A local view is paired with both of the teacher's answers, so add these before the product.
+    # Each local view is paired with both answers of the teacher. Adding the answers first saves a product.
     both = targets.sum(1)
     pairs = jnp.einsum("bk,bk->", both, logs[:, GLOBAL_VIEWS:].sum(1))
     for view in range(GLOBAL_VIEWS):
@@ -117,8 +117,9 @@ def entropies(probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
         probabilities: [B, 2, K].
 
     Returns:
-        The mean entropy of an answer, and the entropy of the mean answer minus it: the information that an answer has
-        about its image. If the second is near 0, the teacher says the same of every image: it has collapsed.
+        The mean entropy of an answer; and the information that an answer has about its image, which is the entropy of
+        the mean answer minus the mean entropy. If it is near 0, the teacher gives every image the same answer: it has
+        collapsed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,9 +140,12 @@ def cosine(step: jax.Array | int, start: float, end: float, steps: int, warmup: 
 
     Args:
         step: 0-based, below `steps`.
-        start, end: the values that the cosine goes from and to; it does not quite reach the second.
-        steps: of the whole run.
-        warmup: the steps of the rise; the first has the value 0, the last `start`.
+        start, end: the first value of the cosine, and the value that it approaches but does not quite reach.
+        steps: the number of steps of the run.
+        warmup: the number of steps of the rise; the first has the value 0, the last `start`.
+
+    Returns:
+        A scalar.
 
     Source:
         The official code of TransReID-SSL.
@@ -158,6 +162,6 @@ def cosine(step: jax.Array | int, start: float, end: float, steps: int, warmup: 
 
 
 def teacher_temperature(epoch: jax.Array | int, start: float, end: float, warmup_epochs: int) -> jax.Array:
-    """Return the teacher's temperature in a 0-based epoch: linear from `start` to `end`, then constant."""
+    """Return the teacher's temperature in a 0-based epoch: linear from `start` to `end`, then constant at `end`."""
     share = jnp.asarray(epoch, jnp.result_type(float)) / max(warmup_epochs - 1, 1)
     return jnp.where(epoch < warmup_epochs, start + (end - start) * share, end)

@@ -1,11 +1,14 @@
-"""One step of DINO: a student learns to answer every view as its teacher, a slow average of itself, answers others.
+"""One step of DINO.
 
-A `TrainState` holds the teacher as its model, because that is what a pretraining is for: `params` and `batch_stats` are
-the teacher's backbone. Everything else is its `opt_state`:
+A student learns to give each view of an image the answer that its teacher gives to other views of this image. The
+teacher is a slow average of the student.
 
-  student, student_stats   the student's parameters {"base", "head"}, and its backbone's statistics
+The result of a pretraining is the teacher. Therefore `params` and `batch_stats` of the `TrainState` are the teacher's
+backbone, and everything else is in `opt_state`:
+
+  student, student_stats   the student's parameters {"base", "head"}, and the statistics of its backbone
   teacher_head             the teacher's head
-  centre                   [K], what is subtracted from the teacher's outputs
+  centre                   [K], subtracted from the teacher's outputs
   adam, adam_last          the optimiser's moments; the last layer has its own, because its training begins later
 """
 
@@ -30,16 +33,17 @@ LAST = "last_layer"
 
 @dataclasses.dataclass(frozen=True)
 class Schedules:
-    """What changes with the steps or epochs: each a start, and where it ends.
+    """The values that change during a run.
 
     Attributes:
-        steps: of the whole run.
-        warmup: the steps in which the learning rate rises.
-        rate, rate_end: the learning rate after that, and at the end.
-        decay, decay_end: the weight decay.
-        momentum: of the teacher; it ends at 1.
-        temperature, temperature_end, temperature_epochs: of the teacher; it changes in that many epochs.
-        frozen_epochs: how long the head's last layer stays as it is.
+        steps: the number of steps of the run.
+        warmup: the number of steps in which the learning rate rises.
+        rate, rate_end: the learning rate after the rise, and at the end.
+        decay, decay_end: the weight decay at the start and at the end.
+        momentum: the share of the teacher that a step keeps, at the start; it ends at 1.
+        temperature, temperature_end: the teacher's temperature at the start, and after the epochs of its change.
+        temperature_epochs: the number of epochs in which it changes.
+        frozen_epochs: the number of epochs in which the head's last layer is not trained.
     """
 
     steps: int
@@ -57,7 +61,7 @@ class Schedules:
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """The modules: the student's backbone, the teacher's, which drops no path, and the head of both."""
+    """The modules: the student's backbone, the teacher's (without stochastic depth), and the head, for both."""
 
     student: nn.Module
     teacher: nn.Module
@@ -66,13 +70,13 @@ class Networks:
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How a batch of images becomes views.
+    """Turn a batch of images into views.
 
     Attributes:
-        global_views, local_views: how the two large views and the small ones are made.
-        mean, std, brighten: how views are normalised, and brightened before, as the finished model's images are.
+        global_views, local_views: the settings of the two large views, and of the small ones.
+        mean, std, brighten: the normalisation and brightening of the finished model, which views get as well.
         night: the probability that the student's second global view is a dark version of the teacher's.
-        degradation: how it is darkened (`lowlight.degrade`).
+        degradation: the arguments of `lowlight.degrade` for dark views.
     """
 
     global_views: Views
@@ -100,7 +104,7 @@ class Preparation:
 
 
 def start(variables: dict, networks: Networks, key: jax.Array) -> TrainState:
-    """Return the state before the first step: the student is a copy of the teacher, whose variables are given."""
+    """Return the state before the first step. Teacher and student both start from `variables`."""
     base = variables["params"]["base"]
     head: Any = networks.head.init(key, jnp.zeros((1, base["cls_token"].shape[-1])))["params"]
     student = {"base": base, "head": head}
@@ -119,7 +123,7 @@ def start(variables: dict, networks: Networks, key: jax.Array) -> TrainState:
 def with_backbone(state: TrainState, variables: dict) -> TrainState:
     """Return a new state whose teacher and student both start from the backbone in a model's variables."""
     memory: Any = state.opt_state
-    # The step donates its arguments, so no array may be in the state twice.
+    # The step donates its arguments, so no array may occur twice in the state.
     own = jax.tree.map(jnp.copy, variables)
     student = memory["student"] | {"base": own["params"]["base"]}
     memory = memory | {"student": student, "student_stats": _base_stats(own["batch_stats"])}
@@ -131,13 +135,13 @@ def _base_stats(batch_stats: dict) -> dict:
 
 
 def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Callable:
-    """Return update(state, views, epoch, key) -> (state, metrics): one step on views as Preparation returns them.
+    """Return update(state, views, epoch, key) -> (state, metrics), which takes the views that Preparation returns.
 
-    `clip` is the largest norm of a tensor's gradient, each tensor by itself; 0 for no limit.
+    `clip` limits the norm of the gradient of each tensor separately; 0 for no limit.
     """
 
     def backbone(module: nn.Module, params: dict, stats: Any, views: jax.Array, key: jax.Array | None):
-        """Return features [B, V, D] of views [B, V, …], and the statistics after them."""
+        """Return the features [B, V, D] of views [B, V, …], and the updated statistics."""
         batch, count = views.shape[:2]
         out, updates = module.apply(
             {"params": params, "batch_stats": stats},
@@ -166,6 +170,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
         teacher = head(memory["teacher_head"], taught)
 
         def objective(student: dict):
+            # Global and local views differ in size, so they take two passes.
             large, stats = backbone(
                 networks.student, student["base"], memory["student_stats"], views["global"], keys[0]
             )
@@ -175,6 +180,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
 
         (loss, student_stats), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
         norm = optax.tree.norm(grads)
+        # As in the official code, each tensor is clipped by its own norm.
         if clip:
             grads = jax.tree.map(lambda g: g * jnp.minimum(1, clip / (jnp.linalg.norm(g) + 1e-6)), grads)
         rate = cosine(state.step, schedules.rate, schedules.rate_end, schedules.steps, schedules.warmup)
@@ -195,7 +201,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
         moved_last = move(last, last_grads, memory["adam_last"])
         fixed = {} if networks.head.free_length else {"weight_g": last["weight_g"]}
         moved_last = (moved_last[0] | fixed, moved_last[1])
-        # A frozen layer's step is not counted either.
+        # A frozen layer also keeps its moments, so that Adam counts the layer's steps from its first change.
         new_last, adam_last = jax.tree.map(
             lambda old, new: jnp.where(frozen, old, new), (last, memory["adam_last"]), moved_last
         )
@@ -236,14 +242,15 @@ def make_step(prepare: Preparation, update: Callable, seed: int) -> Callable:
     def step(state: TrainState, batch: dict, _teacher: None = None):
         prepare_key, model_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         views = prepare(prepare_key, batch["real"]["images"])
-        with jax.default_matmul_precision("highest"):  # no TF32 where float32 was asked for; bfloat16 stays as it is
+        # Do not use TF32 where float32 was asked for. This does not affect bfloat16.
+        with jax.default_matmul_precision("highest"):
             return update(state, views, batch["epoch"], model_key)
 
     return step
 
 
 def _split(student: dict) -> tuple[dict, dict]:
-    """Return the student's parameters without the head's last layer, and that layer's."""
+    """Split the student's parameters into those of the head's last layer and all others; return the others first."""
     head = dict(student["head"])
     last = head.pop(LAST)
     return student | {"head": head}, last
@@ -254,5 +261,5 @@ def _join(rest: dict, last: dict) -> dict:
 
 
 def _decays(path: tuple, parameter: jax.Array) -> bool:
-    """Return whether weight decay acts on a parameter: not on biases, nor on those of one dimension."""
+    """Return whether weight decay acts on a parameter. It does not act on biases and one-dimensional parameters."""
     return parameter.ndim > 1 and not jax.tree_util.keystr(path[-1:], simple=True).endswith("bias")

@@ -13,23 +13,26 @@ import jax.numpy as jnp
 from ..models.position import cubic_kernel
 
 TRIES = 10
-RATIO = 3 / 4, 4 / 3  # width / height of a crop, as torchvision draws it
+# Width / height of a crop, as torchvision draws it.
+RATIO = 3 / 4, 4 / 3
 JITTER, GREY, FLIP = 0.8, 0.2, 0.5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)
-BLUR = 0.1, 2.0  # the radius in pixels
-LUMINANCE = 19595, 38470, 7471  # Pillow's weights of red, green and blue, of 2**16
+# The smallest and largest radius in pixels.
+BLUR = 0.1, 2.0
+# Pillow's weights of red, green and blue. They add up to 2**16.
+LUMINANCE = 19595, 38470, 7471
 CUBIC = -0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """How V views of one size are made of an image.
+    """Describe how V views of one size are made from an image.
 
     Attributes:
         size: (height, width) in pixels.
         scale: the smallest and largest part of the image's area that a view shows.
-        blur: of each view, the probability that it is blurred [V].
-        solarise: of each view, the probability that it is solarised [V]; () for none.
+        blur: the probability that each view is blurred [V].
+        solarise: the probability that each view is solarised [V]; () for never.
     """
 
     size: tuple[int, int]
@@ -39,14 +42,14 @@ class Views:
 
 
 def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
-    """Return the views of each image, each with random numbers of its own.
+    """Return random views of each image. Each view draws its own random numbers.
 
-    The order of the four changes of colour is drawn once for all views of a call.
+    The order of the four changes of colour is drawn once per call, for all views.
 
     Args:
         key: a JAX random key.
         images: uint8 [B, H, W, 3].
-        views: how they are made.
+        views: the description of the views.
 
     Returns:
         float32 [B, V, h, w, 3] in 0..1.
@@ -91,8 +94,8 @@ def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Seq
     Args:
         key: a JAX random key.
         count: N.
-        height, width: of the image, in pixels.
-        scale: the smallest and largest part of its area.
+        height, width: the size of the image in pixels.
+        scale: the smallest and largest part of the image's area.
 
     Returns:
         float32 [N, 4], whole numbers: top, left, height, width.
@@ -179,7 +182,7 @@ def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turn the hue of pixels by a share [B, 1, 1, 1] of the circle, in −0.5..0.5; hue is one of 256, as in Pillow."""
+    """Turn the hue of pixels by a share [B, 1, 1, 1] of the circle, in −0.5..0.5. As in Pillow, hue has 256 steps."""
     r, g, b = images[..., 0], images[..., 1], images[..., 2]
     high, low = images.max(-1), images.min(-1)
     chroma = jnp.where(high > low, high - low, 1)
@@ -206,7 +209,7 @@ def grey(images: jax.Array) -> jax.Array:
 def blur(images: jax.Array, radius: jax.Array) -> jax.Array:
     """Blur each image with a Gaussian of its radius [B] in 0..2.4 pixels, by three box filters, as Pillow does."""
     variance = radius**2 / 3
-    # A box has 2·whole + 1 pixels, and a part of one more pixel at each end.
+    # A box covers 2·whole + 1 pixels, and a part of one more pixel at each end.
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     distance = jnp.abs(jnp.arange(-2, 3))
@@ -224,5 +227,5 @@ def blur(images: jax.Array, radius: jax.Array) -> jax.Array:
 
 
 def solarise(images: jax.Array) -> jax.Array:
-    """Invert pixels from 128 on."""
+    """Invert the pixels that are at least 128."""
     return jnp.where(images >= 128, 255 - images, images)

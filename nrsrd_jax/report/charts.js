@@ -1,5 +1,5 @@
 "use strict";
-// Line charts as SVG. A series is told by its dash pattern and marker as well as by its colour.
+// Line charts as SVG. Series differ in dash pattern and marker as well as in colour, for readers who see no colours.
 
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 4", "2 3", "10 3 2 3", "4 2", "12 5", "1 4", "8 2 2 2"];
@@ -21,7 +21,7 @@ function ticks(low, high, count) {
   return values;
 }
 
-/** An axis from data values to pixels; `axis` has low, high, and perhaps log, and ticks of its own. */
+/** Returns a function from data values to pixels. `axis` has low and high, and optionally log and ticks. */
 function scale(axis, from, to) {
   const at = axis.log ? Math.log : (value) => value;
   const low = at(axis.low);
@@ -36,7 +36,7 @@ function shown(value) {
 }
 
 /**
- * Draws into `host`, and again when its width changes.
+ * Draws a chart into `host`, and again when its width changes. Returns a function that changes the spec and redraws.
  * spec: {x, y: {label, low, high, log, ticks}, series: [{name, points, fill, marks}], lines: [{x, y, label, thin}], summary}
  */
 function chart(host, spec) {
@@ -121,7 +121,7 @@ function legend(series) {
   return list;
 }
 
-/** An HTML element; what is said in it is text, never markup. */
+/** Makes an HTML element. Strings among its children become text, never markup. */
 function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);

@@ -1,5 +1,5 @@
 "use strict";
-// Keys of the page of crops: next and previous row, brighten.
+// The page of crops: keys for the next and the previous row, and for brightening.
 
 const bright = document.getElementById("bright");
 const rows = [...document.querySelectorAll(".item")];

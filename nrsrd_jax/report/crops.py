@@ -1,6 +1,6 @@
-"""A page of crops: rows of pictures with what is known of each, as one HTML file that needs no other file.
+"""Write a page of crops: rows of pictures with facts about each, as one HTML file that needs no other file.
 
-matches.py makes its rows for `nrsrd search`, groups.py for `nrsrd cluster`.
+matches.py makes the rows for `nrsrd search`, groups.py for `nrsrd cluster`.
 """
 
 import dataclasses
@@ -18,13 +18,15 @@ from ..files import written_whole
 from .page import HERE, templates
 from .pictures import LEVELS, Picture, make_pictures
 
-PICTURE_BYTES = 12_000_000  # of all pictures of a page
-MOST = 2_000  # pictures that are read for a page
+# The most bytes of all pictures of a page together.
+PICTURE_BYTES = 12_000_000
+# The most pictures that are read for a page.
+MOST = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """A crop in a row: the path of its picture, lines of text below it, and whether the row is about it."""
+    """A crop in a row: the path of its picture, the lines of text below it, and whether to highlight it."""
 
     path: str
     lines: Sequence[str]
@@ -46,16 +48,17 @@ def write_page(path: Path, *, title: str, kind: str, notes: Sequence[str], rows:
     Args:
         path: the file, replaced if it exists.
         title: the heading.
-        kind: what sort of page it is, in a few words.
+        kind: the kind of page, in a few words.
         notes: sentences above the rows.
-        rows: what to show. Pictures that do not fit in 12 MB, the last ones, are left out, and the page says so.
-        command: what wrote it, such as "nrsrd search".
+        rows: the rows to show. The last pictures are left out if there are more than 2,000 or if they exceed 12 MB; the
+            page says so.
+        command: the command that writes the page, such as "nrsrd search".
 
     Raises:
         InputError: the page cannot be written.
     """
     wanted = list(dict.fromkeys(card.path for row in rows for card in row.cards))
-    # The pictures' names are short: what all paths begin with is said once.
+    # The page names the folder of all pictures once, so that the names below the pictures are short.
     folder = os.path.commonpath([os.path.dirname(each) for each in wanted]) if wanted else ""
     pictures = read_pictures(wanted[:MOST])
     page = templates().get_template("crops.html").render(
@@ -71,7 +74,7 @@ def write_page(path: Path, *, title: str, kind: str, notes: Sequence[str], rows:
 
 
 def read_pictures(paths: Sequence[str]) -> dict[str, Picture]:
-    """Return small, brightened pictures of files; a file that is unreadable or does not fit in has none."""
+    """Return small, brightened pictures by path. Files that are unreadable or do not fit are missing."""
 
     def read(path: Path) -> np.ndarray:
         image = read_rgb(path)

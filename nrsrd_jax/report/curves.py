@@ -1,4 +1,4 @@
-"""Curves of a training run, from its metrics.jsonl, of recognition as the light falls, and of two error rates."""
+"""Curves of a training run (from its metrics.jsonl), of recognition as the light falls, and of two error rates."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +11,25 @@ from scipy.special import ndtri
 from ..files import written_whole
 from ..metrics_log import MACHINE, TITLES, read_metrics
 
-MOST_TICKS = 8  # beside each other in a plot
-MOST_POINTS = 300  # of a curve; of more, neighbours are averaged
+# The most ticks that fit beside each other in a plot.
+MOST_TICKS = 8
+# The most points of a curve. In longer curves neighbouring points are averaged.
+MOST_POINTS = 300
 NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
 OPTIMISER = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
+# Numbers in the log that are not terms of the loss.
 NO_LOSS = {"step", "epoch", *NORM_RATIO, *OPTIMISER, *TITLES, *MACHINE}
-DEVIATES = 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999  # ticks of error rates
-SAME_AXIS = 10  # a curve whose largest value is more than this factor below another's has its own chart
+# The ticks of the axes of error rates.
+DEVIATES = 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999
+# Curves share a chart if their largest values differ by at most this factor.
+SAME_AXIS = 10
 
 
 def read_curves(workdir: Path) -> list[dict]:
     """Return charts as {"title", "unit", "series": [{"name", "points": [[step, value], …]}]}; [] if nothing was logged.
 
-    Every number that training logs is drawn as a term of the loss, unless its name is known for something else.
+    Every number that training logs is drawn as a term of the loss, unless its name is known to mean something else.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     trained: set[str] = set()
@@ -67,12 +72,19 @@ def _chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) 
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[list[float]]:
+    """Average neighbouring points, so that at most MOST_POINTS remain."""
     parts = np.array_split(np.array(points), min(len(points), MOST_POINTS))
     return [[round(float(x), 1), float(f"{y:.5g}")] for x, y in (part.mean(0) for part in parts)]
 
 
 def plot_illumination(path: Path, targets: Mapping[str, dict[str, Any]], title: str) -> None:
-    """Plot mAP and Rank-1 of each data set's "illumination" against the light, as a PNG; dashed: images as they are."""
+    """Plot mAP and Rank-1 of each data set against the light, as a PNG. Dashed lines show the images as given.
+
+    Args:
+        path: the file to write.
+        targets: the results of the data sets by name, each with "illumination".
+        title: the title of the plot.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     lights = []
@@ -100,7 +112,7 @@ def plot_det(path: Path, curve: Mapping[str, Sequence[float]], pairs: Sequence[M
         path: the file to write.
         curve: the rates "fmr" and "fnmr" at ascending thresholds.
         pairs: rows with "threshold", both rates and "fnmr_interval", drawn as points.
-        title: of the plot.
+        title: the title of the plot.
     """
     rates = [np.array(curve[name]) for name in ("fmr", "fnmr")]
     shown = np.all([(rate > 0) & (rate < 1) for rate in rates], axis=0)

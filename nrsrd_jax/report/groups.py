@@ -1,4 +1,4 @@
-"""The page of groups: crops that are taken for one person, the doubtful groups first."""
+"""The page of `nrsrd cluster`: groups of crops that seem to show one person, the most doubtful group first."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,20 +11,21 @@ from ..errors import counted
 from ..retrieval.clustering import Groups
 from .crops import MOST, Card, Row, write_page
 
-CROPS = 12  # of a group, at most
+# The most crops that are shown of a group.
+CROPS = 12
 
 
 def write_groups(path: Path, table: pa.Table, groups: Groups, notes: Sequence[str], others: str) -> None:
-    """Write the page of the most doubtful groups: as many as it has pictures for, and at most CROPS crops of each.
+    """Write the page of the most doubtful groups: at most CROPS crops of each, and at most `crops.MOST` in all.
 
-    The two crops of a group's weakest link come first, then others spread over its cameras and times.
+    The two crops of a group's weakest link come first, then others that are spread over its cameras and times.
 
     Args:
         path: the file to write.
         table: the crops: path, camera, time, person.
-        groups: their groups.
-        notes: sentences about what was done.
-        others: where the groups are that the page has no room for.
+        groups: the groups of these crops.
+        notes: sentences about how the groups were made.
+        others: a phrase that says where to find the groups that do not fit on the page.
 
     Raises:
         InputError: the page cannot be written.
@@ -40,9 +41,9 @@ def write_groups(path: Path, table: pa.Table, groups: Groups, notes: Sequence[st
     ]
     about = [
         *notes,
-        "The doubtful groups come first. The doubt, in 0..1, is the distance of a group's weakest link: without it the "
-        "group would fall into two. The two crops of this link come first. If they show two people, the group is "
-        "wrong, and a smaller --eps splits it.",
+        "The most doubtful groups come first. The doubt, in 0..1, is the distance of a group's weakest link: without "
+        "this link, the group would be two groups. The two crops of this link come first. If they show two people, the "
+        "group is wrong, and a smaller --eps splits it.",
     ]
     if len(shown) < len(doubtful):
         left = counted(len(doubtful) - len(shown), "group", "groups")
@@ -58,13 +59,13 @@ def write_groups(path: Path, table: pa.Table, groups: Groups, notes: Sequence[st
 
 
 def _by_camera_and_time(labels: np.ndarray, table: pa.Table) -> np.ndarray:
-    """Return the indices of crops in the order of groups, in a group of cameras, and of a camera of times."""
+    """Return the indices of crops, sorted by group, then by camera, then by time."""
     cameras = np.array(table["camera"].fill_null("").to_pylist())
     return np.lexsort((table["time"].to_numpy(), cameras, labels))
 
 
 def _row(group: int, crops: np.ndarray, groups: Groups, table: pa.Table) -> Row:
-    """Return a group's row: the crops of its weakest link, then at most CROPS − 2 others at even distances."""
+    """Return a group's row: the two crops of its weakest link, then at most CROPS − 2 evenly spaced others."""
     weakest = groups.weakest[group]
     others = crops[~np.isin(crops, weakest)]
     places = np.linspace(0, len(others) - 1, min(CROPS - 2, len(others))).round().astype(int)
@@ -73,7 +74,7 @@ def _row(group: int, crops: np.ndarray, groups: Groups, table: pa.Table) -> Row:
     hidden = f", {len(crops) - len(chosen):,} of them not shown" if len(crops) > len(chosen) else ""
     note = f"doubt {groups.doubt[group]:.2f}; {counted(len(crops), 'crop')}{hidden}"
     people = len(set(table["person"].take(crops).to_pylist()) - {None})
-    return Row(f"Group {group}", note + (f"; {people} people, as far as they are known" if people > 1 else ""), cards)
+    return Row(f"Group {group}", note + (f"; {people} known people" if people > 1 else ""), cards)
 
 
 def _card(row: Mapping[str, Any], weakest: bool) -> Card:

@@ -1,4 +1,4 @@
-"""The page of a search: each query with its matches."""
+"""The page of `nrsrd search`: each query with its matches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,8 @@ def write_matches(path: Path, how: dict[str, Any], lists: Sequence[dict[str, Any
 
     Args:
         path: the file, replaced if it exists.
-        how: what was searched, as in the JSON file of `nrsrd search`.
-        lists: the queries of that file.
+        how: how the search was made, as in the JSON file of `nrsrd search`.
+        lists: the queries with their matches, as in that file.
 
     Raises:
         InputError: the page cannot be written.
@@ -37,8 +37,8 @@ def write_matches(path: Path, how: dict[str, Any], lists: Sequence[dict[str, Any
         notes.append(f"Matches below a similarity of {how['threshold']:.4f} are left out.")
     if how["calibration"]:
         notes.append(
-            f"How many strangers are this near was measured on other crops ({how['calibration']}). It holds for one "
-            "comparison; in a search every crop of the gallery is compared."
+            f"The numbers of strangers were measured on other crops ({how['calibration']}). They hold for one "
+            "comparison, but a search compares every crop of the gallery."
         )
     if how["transductive"]:
         notes.append("The order depends on all crops that were searched (transductive).")
@@ -47,6 +47,6 @@ def write_matches(path: Path, how: dict[str, Any], lists: Sequence[dict[str, Any
 
 
 def _lines(match: dict[str, Any]) -> list[str]:
-    """Return what the page says below a match."""
+    """Return the lines of text below a match."""
     known = [f"{name} {match[name]}" for name in ("camera", "time", "track") if match.get(name)]
     return [f"similarity {match['similarity']:.3f}", *filter(None, [match.get("meaning")]), *known]

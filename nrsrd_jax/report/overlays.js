@@ -1,5 +1,5 @@
 "use strict";
-// Maps over the patches of a picture, coloured by viridis, which grows evenly lighter.
+// Maps over the patches of a picture, in the colours of viridis, which grow lighter evenly.
 
 const VIRIDIS = [
   "440154", "481a6c", "472f7d", "414487", "39568c", "31688e", "2a788e", "23888e",
@@ -12,7 +12,7 @@ function colour(level) {
   return VIRIDIS[low].map((from, i) => Math.round(from + (at - low) * (VIRIDIS[low + 1][i] - from)));
 }
 
-/** The maps of a data set: of(query) gives {label, levels, bottom, top, shared, low, high} for each kind, [] where there are none. */
+/** The maps of a data set. of(query) returns {name, label, levels, bottom, top, shared, low, high} for each kind of map, or [] for a query without maps. */
 class Overlays {
   constructor({ grid, rows, kinds }) {
     [this.rows, this.columns] = grid;
@@ -54,7 +54,7 @@ function colourBar({ bottom, top, shared, low, high }) {
   const stops = VIRIDIS.map((rgb) => `rgb(${rgb.join(" ")})`).join(", ");
   const bar = element("span", { class: "bar", "aria-hidden": "true" });
   bar.style.backgroundImage = `linear-gradient(to right, ${stops})`;
-  const scaleText = shared ? "one scale for all queries, beyond it the end colours" : "scale of this query";
+  const scaleText = shared ? "one scale for all queries; values beyond it have the end colours" : "scale of this query";
   return element(
     "div", { class: "scale" },
     element("span", {}, shown(bottom)), bar, element("span", {}, shown(top)),

@@ -1,6 +1,6 @@
-"""What the last block's attention does on the queries, in a few hundred bytes each.
+"""Maps of the last block's attention on the queries, in a few hundred bytes each.
 
-N images, P patches
+N images, P patches.
 """
 
 import base64
@@ -12,32 +12,47 @@ from tqdm import tqdm
 from ..analysis.maps import Probe
 from ..analysis.statistics import patch_attention, patch_norms
 
-BLOCK = 256  # images whose maps of all blocks are held at once
-ENDS = (0.005, 0.995)  # shares of all norms that are drawn as the first colour and the last
+# How many images have their maps of all blocks in memory at once.
+BLOCK = 256
+# The quantiles of all norms that are drawn in the first and in the last colour.
+ENDS = (0.005, 0.995)
 
 
 @dataclasses.dataclass(frozen=True)
 class Overlay:
-    """A map of N images, a byte per patch, from `bottom` (0) to `top` (255): one of all images, or [N] of each.
+    """A map for each of N images, with one byte per patch.
 
-    `low` and `high` are each image's smallest and largest value, [N].
+    Attributes:
+        name: a short name, such as "attention".
+        label: the words for it on the page.
+        levels: uint8 [N, P].
+        bottom: the value that 0 stands for.
+        top: the value that 255 stands for, one for all images, or one for each [N].
+        low, high: the smallest and the largest value of each image [N].
     """
 
     name: str
     label: str
-    levels: np.ndarray  # uint8 [N, P]
+    levels: np.ndarray
     bottom: float
     top: float | list[float]
     low: list[float]
     high: list[float]
 
     def to_json(self) -> dict:
+        """Return the attributes as JSON values, with `levels` in base64."""
         values = dataclasses.asdict(self)
         return values | {"levels": base64.b64encode(self.levels.tobytes()).decode()}
 
 
 def make_overlays(probe: Probe, images: np.ndarray, rows: np.ndarray) -> list[Overlay]:
-    """Of images[rows]: norms of Q and K, the CLS query's attention, and with NRA that without it."""
+    """Make the maps of images[rows]: norms of Q and K, the CLS query's attention, and with NRA also that without NRA.
+
+    Args:
+        probe: the model.
+        images: uint8 [N, H, W, 3].
+        rows: the indices of the images to map.
+    """
     parts = []
     for start in tqdm(range(0, len(rows), BLOCK), "maps", unit="block", leave=False, disable=None):
         parts.append(_last_block(probe, images[rows[start : start + BLOCK]]))
@@ -48,7 +63,7 @@ def make_overlays(probe: Probe, images: np.ndarray, rows: np.ndarray) -> list[Ov
 
 
 def _last_block(probe: Probe, images: np.ndarray) -> dict[str, np.ndarray]:
-    """[N, P] each."""
+    """Return the values of each map of the last block, by its name, [N, P] each."""
     maps = probe(images)
     grids = {"q": patch_norms(maps, "q"), "k": patch_norms(maps, "k"), "attention": patch_attention(maps)}
     if probe.description.norm_ratio:
@@ -57,6 +72,7 @@ def _last_block(probe: Probe, images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _quantise(name: str, label: str, grid: np.ndarray, shared: bool) -> Overlay:
+    """Turn values [N, P] into bytes, on a scale that all images share, or on a scale from 0 for each image."""
     bottom, top = np.quantile(grid, ENDS) if shared else (0.0, grid.max(1))
     width = np.maximum(top - bottom, np.finfo(np.float32).tiny)
     levels = np.clip(np.round((grid - bottom) * 255 / np.reshape(width, (-1, 1))), 0, 255).astype(np.uint8)

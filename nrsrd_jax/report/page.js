@@ -1,8 +1,10 @@
 "use strict";
-// The browser of queries of each data set, and what starts the page.
+// The browser of the queries of each data set, and the start of the page.
 
-const ROW = 60; // pixels of a query in the list, as in the style sheet
-const SPARE = 6; // rows drawn beyond what is seen
+// The height in pixels of a query in the list, as in the style sheet.
+const ROW = 60;
+// How many rows are drawn above and below the visible ones.
+const SPARE = 6;
 const MARKS = ["✓", "✗", "–"];
 const WORDS = ["right", "wrong"];
 const CLASSES = ["right", "wrong", "junk"];
@@ -53,11 +55,11 @@ class Browser {
     if (query === undefined) {
       this.query = undefined;
       this.drawRows();
-      this.detail.replaceChildren(element("p", { class: "empty" }, "No query is like this. Choose another camera or outcome."));
+      this.detail.replaceChildren(element("p", { class: "empty" }, "No query matches. Choose another camera or outcome."));
     } else this.choose(query, false);
   }
 
-  /** Shows a query; if the filters hide it they are lifted. `told`: the address keeps it. */
+  /** Shows a query. If the filters hide it, they are reset. With `told` the page's address names the query. */
   choose(query, told) {
     if (!this.found.includes(query)) {
       this.control("camera").value = "";
@@ -65,7 +67,8 @@ class Browser {
       this.filter(query);
     }
     this.query = query;
-    this.drawDetail(); // The list takes the detail's height.
+    // Draw the detail first, because the list takes its height.
+    this.drawDetail();
     const top = this.found.indexOf(query) * ROW;
     const { scrollTop, clientHeight } = this.list;
     if (top < scrollTop) this.list.scrollTop = top;
@@ -88,7 +91,7 @@ class Browser {
     if (this.found.length) this.choose(this.found[place], true);
   }
 
-  /** Only the rows that are seen exist: thousands of queries stay light. */
+  /** Draws only the visible rows, so that thousands of queries stay fast. */
   drawRows() {
     const first = Math.max(0, Math.floor(this.list.scrollTop / ROW) - SPARE);
     const last = Math.min(this.found.length, Math.ceil((this.list.scrollTop + this.list.clientHeight) / ROW) + SPARE);
@@ -161,7 +164,7 @@ class Browser {
     );
   }
 
-  /** The query large, with the map that is chosen over it, and buttons with all of them small. */
+  /** Returns the large picture of the query with the chosen map over it, and a button with a small picture of each map. */
   figure(query) {
     const maps = this.overlays.of(query);
     const canvas = element("canvas", { class: "overlay", role: "img" });

@@ -1,4 +1,4 @@
-"""The page: the results of an evaluation as one HTML file that needs no other file."""
+"""Write the results of an evaluation as one HTML file that needs no other file."""
 
 import json
 import math
@@ -23,22 +23,31 @@ from .overlays import make_overlays
 from .pictures import make_pictures
 from .ranked import LEFT_OUT, RESOLUTION, RIGHT, WRONG, Pairs, RankedList, read_ranking
 
-PAGE_BYTES = 14_500_000  # of the whole file; pictures get what the rest leaves
-MAP_BYTES = 3_000_000  # of maps; if not all fit, the worst queries have them
-MAPS = 4  # of a query, at most
+# The most bytes of the whole file. Pictures get the bytes that everything else leaves.
+PAGE_BYTES = 14_500_000
+# The most bytes of all maps. If not all fit, only the worst queries have maps.
+MAP_BYTES = 3_000_000
+# The most maps of a query.
+MAPS = 4
 TOP = 10
 OUTCOMES = (RIGHT, WRONG, LEFT_OUT)
 LEFT_OUT_WORDS = {"cross-camera": "same camera, left out", "all-cameras": "copy of the query, left out"}
-USUAL_RATE = 1000  # 1 false match in this many impostor pairs: the page's first choice
+# The page first shows the threshold with 1 false match in this many impostor pairs.
+USUAL_RATE = 1000
 HERE = Path(__file__).parent
-Images = tuple[np.ndarray, np.ndarray]  # of query and gallery, uint8 [N, H, W, 3]
+# The images of query and gallery, uint8 [N, H, W, 3] each.
+Images = tuple[np.ndarray, np.ndarray]
 
 
 def report_file(folder: str) -> Path:
-    """Return the report's file in `folder`, which is created if missing. InputError if it cannot be written."""
+    """Return the report's file in `folder`, which is created if it is missing.
+
+    Raises:
+        InputError: the file cannot be written, or is a folder or a symbolic link.
+    """
     path = writable_folder(folder, "--report") / "index.html"
     if path.is_dir():
-        raise InputError(f"--report: {path} is a folder, where the report's file has to be; name another folder")
+        raise InputError(f"--report: {path} is a folder, but must be the report's file; name another folder")
     if path.is_symlink():
         raise InputError(f"--report: {path} is a symbolic link; remove it, or name another folder")
     return path
@@ -55,12 +64,23 @@ def write_report(
     workdir: Path,
     calibration: Calibration | None = None,
 ) -> None:
-    """Write the page to `path`: less than 15 MB, and it loads no other file.
+    """Write the page of an evaluation. It has less than 15 MB, and loads no other file.
 
-    Of each data set's `images` only those that are shown are read. With a `calibration` of these similarities the page
-    says how many strangers are as near. `probe` has the evaluated weights; training curves come from `workdir`.
-    InputError if the page cannot be written.
+    Args:
+        path: the file to write.
+        name: the heading.
+        result: the content of result.json.
+        evaluations: the Evaluation of each data set, by name.
+        targets: the data sets.
+        images: the images of each data set. Only those that the page shows are read.
+        probe: the evaluated model, for maps of its attention.
+        workdir: the run whose training curves are drawn.
+        calibration: the model's calibration, to say how many strangers are this similar; None for no statement.
+
+    Raises:
+        InputError: the page cannot be written.
     """
+    # A map takes less than 2 bytes for each patch, as base64, and about 40 bytes for its numbers.
     most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
     sections, wanted = {}, {}
     for key, target in targets.items():
@@ -73,8 +93,10 @@ def write_report(
         sections[key]["maps"]["kinds"] = [overlay.to_json() for overlay in overlays]
         wanted[key] = by_importance(worst, lists), {i: place for place, i in enumerate(shown.tolist())}
         sections[key]["pictures"] = {"query": [None] * len(target.query), "gallery": [None] * len(shown)}
-        sections[key]["pictures"] |= {"missing": 10**9, "height": 0}  # room for the words of what is missing
+        # With a large number of missing pictures, the size of the page includes the sentence about them.
+        sections[key]["pictures"] |= {"missing": 10**9, "height": 0}
     page = {"name": name, "result": result, "charts": read_curves(workdir)}
+    # Render the page without pictures first, to see how many bytes they may take.
     left = max(0, PAGE_BYTES - len(_render(sections, **page)))
     total = sum(len(order) for order, _ in wanted.values())
     for key, (order, place) in wanted.items():
@@ -86,7 +108,7 @@ def write_report(
 def _add_pictures(
     pictures: dict, order: list[tuple[str, int]], place: dict[int, int], images: Images, budget: int
 ) -> None:
-    """Add the pictures that `order` names, in `budget` bytes; those of the gallery go to their `place`."""
+    """Add the pictures that `order` names, in at most `budget` bytes. `place` says where those of the gallery go."""
     query, gallery = images
     made = make_pictures([(query if part == "query" else gallery, i) for part, i in order], budget)
     for (part, i), picture in zip(order, made.items, strict=True):
@@ -96,12 +118,12 @@ def _add_pictures(
 
 
 def worst_first(metrics: RankMetrics) -> np.ndarray:
-    """Return indices of queries by rising average precision; queries without a match come last."""
+    """Return the indices of queries by rising average precision. Queries without a match come last."""
     return np.argsort(np.where(metrics.valid, metrics.average_precision, np.inf), kind="stable")
 
 
 def by_importance(order: np.ndarray, lists: list[RankedList]) -> list[tuple[str, int]]:
-    """Return the images that a page needs, each once: every query in `order`, and the gallery images of its list."""
+    """Return the images that a page needs, each once: every query in `order`, followed by the images of its list."""
     wanted: dict[tuple[str, int], None] = {}
     for query in order.tolist():
         wanted |= {("query", query): None} | dict.fromkeys(("gallery", i) for i in lists[query].gallery.tolist())
@@ -117,7 +139,7 @@ def _section(
     shown: np.ndarray,
     calibration: Calibration | None,
 ) -> dict[str, Any]:
-    """Return what the page shows of one data set, except pictures and maps."""
+    """Return everything that the page shows of one data set, except pictures and maps."""
     metrics = evaluation.metrics
     edges, genuine, impostor = pairs.bars()
     thresholds = [(one_in, *pairs.threshold(one_in)) for one_in in pairs.rates()]
@@ -125,7 +147,7 @@ def _section(
     if evaluation.plain:
         cmc["not re-ranked"] = evaluation.plain.cmc
     places = [np.searchsorted(shown, ranked.gallery) for ranked in lists]
-    # The largest distance of features of length 1 is 4, where their cosine is -1; re-ranked distances end at 1.
+    # Features of length 1 have distances of at most 4, at a cosine of -1. Re-ranked distances are at most 1.
     per_distance = 100.0 if result["rerank"] else 50.0
     span = per_distance * (pairs.highest - pairs.lowest)
     digits = int(np.clip(2 - math.floor(math.log10(max(span, 1e-6))), 1, 6))
@@ -134,6 +156,7 @@ def _section(
         return round(100 - per_distance * float(distance), digits + 2)
 
     def strangers(distance: float) -> list[int]:
+        # The squared distance of features of length 1 is 2 − 2·cosine.
         return [round(calibration.strangers(1 - float(distance) / 2))] if calibration else []
 
     return {
@@ -200,12 +223,12 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
 
 
 def shown(text: str) -> str:
-    """Return text without control characters; a line break may stay, because a page has no lines to forge."""
+    """Return text without control characters. Line breaks stay, because on a page they can forge nothing."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def templates() -> jinja2.Environment:
-    """Return the pages' templates, which show text from files as `shown` does."""
+    """Return the environment of the pages' templates, which pass all text through `shown`."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
@@ -217,13 +240,13 @@ def _finalize(value: Any) -> Any:
 
 
 def embedded(data: Any) -> Markup:
-    """Return JSON for a script element: it can neither end the element nor begin a comment or a tag."""
+    """Return JSON for a script element, escaped so that it cannot end the element or begin a comment or a tag."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested values by their full names, as text: {"eval.rerank.k1": "20", …}."""
+    """Return nested values as text by their full names: {"eval.rerank.k1": "20", …}."""
     rows = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:

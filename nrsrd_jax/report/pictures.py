@@ -1,4 +1,4 @@
-"""Small pictures for a page, as many and as fine as a number of bytes allows."""
+"""Small pictures for a page, as many and as fine as fit in a number of bytes."""
 
 import base64
 import dataclasses
@@ -12,38 +12,45 @@ from tqdm import tqdm
 
 from ..data.images import THREADS
 
-LEVELS = ((128, 80), (128, 60), (96, 60), (64, 60), (64, 40), (64, 20))  # height in pixels, WebP quality
-WHITE = 0.99  # the share of an image's values that are stretched to less than white
-SAMPLE = 64  # pictures that tell how large all will be
-BLOCK = 512  # pictures at a time
-OVERHEAD = 16  # bytes of a picture's commas, quotes and factor
+# The choices of height in pixels and WebP quality, the finest first.
+LEVELS = ((128, 80), (128, 60), (96, 60), (64, 60), (64, 40), (64, 20))
+# The share of an image's values that are below white after stretching.
+WHITE = 0.99
+# How many pictures are encoded to estimate the size of all.
+SAMPLE = 64
+# How many pictures are encoded at a time.
+BLOCK = 512
+# Bytes in the page of a picture's commas, quotes and factor.
+OVERHEAD = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture as base64 of a WebP file, stretched to the full range; times `factor` it is as recorded."""
+    """A picture as a WebP file in base64, stretched to the full range. Times `factor` it is as dark as recorded."""
 
     webp: str
     factor: float
 
     @property
     def size(self) -> int:
-        """Bytes in the page."""
+        """Return how many bytes the picture takes in the page."""
         return len(self.webp) + OVERHEAD
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """`items` as they were asked for, None where the bytes did not reach; none is higher than `height` pixels."""
+    """Pictures of at most `height` pixels, in the order asked for. A picture that did not fit is None."""
 
     items: list[Picture | None]
     height: int
 
 
 def make_pictures(images: Sequence[tuple[np.ndarray, int]], budget: int) -> Pictures:
-    """Pictures of `images`, (array uint8 [N, H, W, 3], index) each, the important first, in `budget` bytes.
+    """Encode pictures with the finest of LEVELS at which all fit. If they never fit, leave out the last ones.
 
-    The finest of LEVELS that all fit in is taken; if none is coarse enough, the last ones are left out.
+    Args:
+        images: an array uint8 [N, H, W, 3] and an index into it for each picture, the most important picture first.
+        budget: the most bytes of all pictures.
     """
     sample = [images[i] for i in np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)]
     for height, quality in LEVELS:
@@ -57,7 +64,7 @@ def make_pictures(images: Sequence[tuple[np.ndarray, int]], budget: int) -> Pict
 
 
 def _encode_all(images: Sequence[tuple[np.ndarray, int]], height: int, quality: int, budget: int) -> list[Picture]:
-    """The first of the pictures, while they fit."""
+    """Encode the pictures from the first on, as long as they fit in `budget` bytes."""
     items, left = [], budget
     with (
         ThreadPoolExecutor(THREADS) as pool,
@@ -75,7 +82,10 @@ def _encode_all(images: Sequence[tuple[np.ndarray, int]], height: int, quality: 
 
 
 def encode(image: np.ndarray, height: int, quality: int) -> Picture:
-    """An image, uint8 [H, W, 3], no higher than `height`. It is stretched first: a dark one has few levels to lose."""
+    """Encode an image, uint8 [H, W, 3], with at most `height` pixels of height.
+
+    The image is stretched to the full range first, because a dark image has too few levels to lose any to compression.
+    """
     counts = np.bincount(image.ravel(), minlength=256).cumsum()
     white = max(1, int(np.searchsorted(counts, WHITE * image.size)))
     stretched = np.minimum(np.arange(256) * (255 / white) + 0.5, 255).astype(np.uint8)[image]

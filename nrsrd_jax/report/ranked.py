@@ -1,7 +1,7 @@
-"""What a report shows of a ranking: the top of each query's list, and how the distances of pairs are distributed.
+"""What a report shows of a ranking: the top of each query's list, and the distribution of the distances of pairs.
 
 Q queries, G gallery images, B queries of a block, K entries of a list. A genuine pair shows one identity, an impostor
-pair two; gallery images of the query's identity and view are left out by the protocol, and are neither.
+pair two. The protocol leaves out gallery images of the query's identity and view, so their pairs are neither.
 """
 
 import dataclasses
@@ -9,23 +9,33 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ..retrieval.ranking import QUERY_BLOCK, Distances
+from ..retrieval.distances import Distances
+from ..retrieval.ranking import QUERY_BLOCK
 
 RIGHT, WRONG, LEFT_OUT = "right", "wrong", "left out"
-LEFT_OUT_SHOWN = 5  # in a list, at most
-BLOCK_PAIRS = 2**24  # of a block, so many at most
+# The most images in a list that the protocol leaves out.
+LEFT_OUT_SHOWN = 5
+# The most pairs of a block.
+BLOCK_PAIRS = 2**24
 MANTISSA_BITS = 13
-SHIFT = 23 - MANTISSA_BITS  # bits of a float32 that a bin does not tell apart
-SMALLEST, LARGEST = np.float32(2.0**-20), np.float32(2.0**3)  # beyond these all share a bin
-RESOLUTION = 2.0**-MANTISSA_BITS  # relative width of a bin, at most
+# Distances in a bin differ only in this many last bits of a float32.
+SHIFT = 23 - MANTISSA_BITS
+# All distances below SMALLEST share the first bin, and all above LARGEST the last bin.
+SMALLEST, LARGEST = np.float32(2.0**-20), np.float32(2.0**3)
+# The largest relative width of a bin.
+RESOLUTION = 2.0**-MANTISSA_BITS
 
 
 @dataclasses.dataclass(frozen=True)
 class RankedList:
-    """The gallery images that come first for one query, nearest first, [K] each.
+    """The gallery images that come first for one query, nearest first. The list always holds the nearest match.
 
-    `gallery` are their indices, `rank` counts from 1 those that are not left out (0 where one is). `hidden` images are
-    left out and as near, but not listed. The nearest match ends the list even if many are nearer.
+    Attributes:
+        gallery: the indices of the images, int [K].
+        distance: their distances to the query [K].
+        outcome: RIGHT, WRONG or LEFT_OUT for each image [K].
+        rank: the rank of each image, from 1, int [K]; 0 for an image that the protocol leaves out.
+        hidden: how many more left-out images are as near, but are not listed.
     """
 
     gallery: np.ndarray
@@ -36,13 +46,20 @@ class RankedList:
 
 
 def ranked_list(distances: np.ndarray, genuine: np.ndarray, left_out: np.ndarray, top: int = 10) -> RankedList:
-    """The first `top` that count, the first 5 left out among them, and the nearest match; from [G] each.
+    """List the `top` nearest images that count, the first 5 left-out images among them, and the nearest match.
 
-    Of equal distances the earlier gallery image comes first, as in the metrics.
+    If distances are equal, the earlier gallery image comes first, as in the metrics.
+
+    Args:
+        distances: the query's distances to the gallery [G].
+        genuine: which gallery images are matches, bool [G].
+        left_out: which gallery images the protocol leaves out, bool [G].
+        top: how many images that count are listed.
     """
     counted = np.where(left_out, np.inf, distances)
     last = np.partition(counted, top - 1)[top - 1] if top <= len(counted) else np.inf
-    near = np.flatnonzero(distances <= last)  # all that may be listed, in the gallery's order
+    # All images that may be listed, in the gallery's order, so that the stable sort keeps equal ones in order.
+    near = np.flatnonzero(distances <= last)
     near = near[np.argsort(distances[near], kind="stable")]
     rank = np.cumsum(~left_out[near])
     near = near[: np.searchsorted(rank, top) + 1]
@@ -58,7 +75,7 @@ def ranked_list(distances: np.ndarray, genuine: np.ndarray, left_out: np.ndarray
 
 
 class Pairs:
-    """How many genuine and impostor pairs are at which distance, in bins of relative width RESOLUTION."""
+    """The numbers of genuine and of impostor pairs by distance, in bins of relative width RESOLUTION."""
 
     def __init__(self):
         bins = int(_bin(LARGEST)) + 1
@@ -66,7 +83,7 @@ class Pairs:
         self.lowest, self.highest = np.inf, -np.inf
 
     def add(self, distances: np.ndarray, genuine: np.ndarray, left_out: np.ndarray) -> None:
-        """Counts pairs [B, G]; `genuine` and `left_out` are masks."""
+        """Count pairs [B, G]. `genuine` and `left_out` are masks."""
         bins = _bin(distances)
         everything, matches, junk = (
             np.bincount(x, minlength=len(self.genuine)) for x in (bins.ravel(), bins[genuine], bins[left_out])
@@ -77,10 +94,13 @@ class Pairs:
         self.highest = max(self.highest, float(distances.max()))
 
     def threshold(self, one_in: int) -> tuple[float, float, float]:
-        """(t, false-match rate, true-match rate): the largest t at which one of so many impostors at most is below t.
+        """Return the largest threshold with a false-match rate of at most 1/one_in, and the rates at it.
 
-        t is the lower edge of a bin, so the rates are exact, and t is too small by at most RESOLUTION (relative) or
-        SMALLEST. The true-match rate is NaN if there are no genuine pairs.
+        The threshold is the lower edge of a bin, so the rates are exact. It is too small by at most RESOLUTION
+        (relative) or SMALLEST.
+
+        Returns:
+            The threshold of the distance, the false-match rate and the true-match rate, NaN without genuine pairs.
         """
         impostors, genuine = np.cumsum(self.impostor), self.genuine.sum()
         first_beyond = int(np.searchsorted(impostors, impostors[-1] // one_in, side="right"))
@@ -89,11 +109,18 @@ class Pairs:
         return _lower_edge(first_beyond), float(accepted[0] / impostors[-1]), float(true_rate)
 
     def rates(self) -> list[int]:
-        """The false-match rates that so many impostor pairs can tell: 10 stands for 1 in 10, then 100, …"""
+        """Return the false-match rates for which there are enough impostor pairs: 10 for 1 in 10, then 100, …"""
         return [10**power for power in range(1, len(str(self.impostor.sum())))]
 
     def bars(self, count: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Edges [count + 1] of equal steps over all distances, and the pairs between them, genuine and impostor."""
+        """Return edges [count + 1] of equal steps over all distances, and how many pairs are between them.
+
+        Args:
+            count: the number of steps.
+
+        Returns:
+            The edges; the numbers of genuine pairs and of impostor pairs, int [count] each.
+        """
         edges = np.linspace(min(self.lowest, 0.0), self.highest, count + 1)
         used = np.flatnonzero(self.genuine + self.impostor)
         bar = np.clip(
@@ -104,13 +131,13 @@ class Pairs:
 
 
 def _bin(distances: np.ndarray | np.float32) -> np.ndarray:
-    """A float32's sign, exponent and first bits as a number: bins without a range to be chosen beforehand."""
+    """Return the bin of each distance: the first bits of its float32, so that no range must be chosen beforehand."""
     bits = np.clip(np.asarray(distances, np.float32), SMALLEST, LARGEST).view(np.int32)
     return (bits >> SHIFT) - (SMALLEST.view(np.int32) >> SHIFT)
 
 
 def _lower_edge(number: int) -> float:
-    """Where a bin begins; of the first, which holds all that is smaller, 0."""
+    """Return the lower edge of a bin; 0 for the first bin, which also holds all smaller distances."""
     bits = np.int32((number << SHIFT) + int(SMALLEST.view(np.int32)))
     return float(bits.view(np.float32)) if number else 0.0
 
@@ -123,7 +150,14 @@ def read_ranking(
     gallery_views: np.ndarray,
     top: int = 10,
 ) -> tuple[list[RankedList], Pairs]:
-    """The list of every query and the counts of all pairs, a block of distances at a time."""
+    """Return the list of every query and the counts of all pairs, reading one block of distances at a time.
+
+    Args:
+        distances: a function from the indices of some queries [B] to their distances [B, G].
+        query_ids, gallery_ids: the identities [Q] and [G].
+        query_views, gallery_views: the views [Q] and [G].
+        top: as in `ranked_list`.
+    """
     pairs, lists = Pairs(), []
     for rows, block in _blocks(distances, len(query_ids), len(gallery_ids)):
         same = query_ids[rows, None] == gallery_ids
@@ -135,7 +169,7 @@ def read_ranking(
 
 
 def _blocks(distances: Distances, queries: int, gallery: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Indices of queries [B] and their distances [B, G], of one shape: one compile."""
+    """Yield the indices of queries [B] and their distances [B, G]. All calls have one shape, to compile only once."""
     size = max(1, min(QUERY_BLOCK, queries, BLOCK_PAIRS // gallery))
     for start in range(0, queries, size):
         rows = np.arange(start, min(start + size, queries))

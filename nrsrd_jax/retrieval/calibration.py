@@ -1,4 +1,4 @@
-"""What a similarity means to a user: thresholds, probabilities and strangers, from the file of `nrsrd calibrate`."""
+"""What a similarity means to a user: thresholds, probabilities and strangers, as `nrsrd calibrate` measured them."""
 
 import contextlib
 import dataclasses
@@ -15,9 +15,11 @@ from ..files import expanded, read_bounded
 from .embedding import identity_difference
 from .pairs import people_needed
 
+# A file with more bytes or more people than this is refused.
 MOST_BYTES = 2**24
 MOST_PEOPLE = 10**12
-FILE = "calibration.json"  # beside the model
+# The name of a calibration in its model's folder.
+FILE = "calibration.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +27,11 @@ class Calibration:
     """A calibration of one model, as `load_calibration` reads it.
 
     Attributes:
-        path: the file.
-        model: what it is a calibration of, as `Embedder.identity()`.
+        path: the file it was read from.
+        model: the calibrated model, as `Embedder.identity()`.
         people: how many people it was measured on.
-        thresholds, fmr: similarities, ascending, and the false-match rate from each on.
-        points: similarities, ascending, and probabilities at them, [2, M].
+        thresholds, fmr: ascending thresholds of similarity [K], and the false-match rate at each [K].
+        points: ascending similarities, and the probability of a genuine pair at each, [2, M].
     """
 
     path: Path
@@ -41,18 +43,18 @@ class Calibration:
 
     @property
     def most(self) -> float:
-        """Return the largest N of which "one stranger in N" can be said: by the rule of three, pairs of people / 3."""
+        """Return the largest N that "one stranger in N" may name: pairs of people / 3, by the rule of three."""
         return self.people * (self.people - 1) / 6
 
     def probability(self, similarity: np.ndarray | float, prior: float = 0.5) -> np.ndarray:
-        """Return the probability that pairs show one person.
+        """Return the probability that each pair shows one person.
 
         Args:
             similarity: cosines in −1..1, of any shape.
-            prior: the share of such pairs that show one person before they are looked at, above 0 and below 1.
+            prior: the share of all pairs that show one person, above 0 and below 1.
 
         Returns:
-            Numbers in 0..1 of the same shape.
+            Probabilities in 0..1, of the same shape.
 
         Example:
             >>> import numpy as np
@@ -63,19 +65,20 @@ class Calibration:
             >>> found.probability(0.4).round(3).item(), found.probability(0.4, prior=0.01).round(3).item()
             (0.5, 0.01)
         """
+        # The stored probabilities have the prior 1/2, so by Bayes' rule the log-odds of `prior` are added.
         return expit(logit(np.interp(similarity, *self.points)) + logit(prior))
 
     def threshold_at(self, fmr: float) -> float:
-        """Return the lowest similarity from which on at most a share of the impostor pairs match.
+        """Return the lowest threshold at which the false-match rate is at most `fmr`.
 
         Args:
-            fmr: the share, above 0 and at most 1.
+            fmr: a share of the impostor pairs, above 0 and at most 1.
 
         Returns:
-            The threshold.
+            The threshold of similarity.
 
         Raises:
-            InputError: the share is not such a number, or the calibration has too few people for it.
+            InputError: `fmr` is out of its range, or the calibration has too few people for it.
 
         Example:
             >>> import numpy as np
@@ -86,16 +89,16 @@ class Calibration:
             0.6
         """
         if not 0 < fmr <= 1:
-            raise InputError(f"a false-match rate of {fmr:g} is not possible: give one above 0 and at most 1")
+            raise InputError(f"the false-match rate {fmr:g} is out of range: give a number above 0 and at most 1")
         if people_needed(fmr) > self.people or self.fmr[-1] > fmr:
             raise InputError(
-                f"{self.path} is of {self.people} people, too few for a false-match rate of {fmr:g}: it needs "
-                f"{people_needed(fmr):,}; ask for a higher rate, or calibrate on more people"
+                f"{self.path} was measured on {self.people} people, too few for a false-match rate of {fmr:g}: it "
+                f"needs {people_needed(fmr):,}; ask for a higher rate, or calibrate on more people"
             )
         return float(self.thresholds[np.argmax(self.fmr <= fmr)])
 
     def round_thresholds(self) -> list[tuple[int, float]]:
-        """Return (N, threshold) where one stranger in N matches, for N = 10, 100, … as far as the people permit."""
+        """Return (N, threshold) for N = 10, 100, … as far as there are enough people: one stranger in N matches."""
         found: list[tuple[int, float]] = []
         with contextlib.suppress(InputError):
             for power in range(1, 10):
@@ -103,13 +106,13 @@ class Calibration:
         return found
 
     def strangers(self, similarity: float) -> float:
-        """Return N: one stranger in N is at least this near.
+        """Return N, where one stranger in N is at least this similar.
 
         Args:
             similarity: a cosine in −1..1.
 
         Returns:
-            A number from 1 to `most`; `most` stands for that or more, which these people cannot tell.
+            A number from 1 to `most`. `most` means "`most` or more", because there are too few people to be precise.
 
         Example:
             >>> import numpy as np
@@ -120,11 +123,12 @@ class Calibration:
             >>> round(found.strangers(0.4)), found.strangers(0.9)
             (10, 260.0)
         """
+        # Interpolate the logarithm, because the rate falls by orders of magnitude. The maximum avoids log(0).
         rate = np.exp(np.interp(similarity, self.thresholds, np.log(np.maximum(self.fmr, 1e-300))))
         return float(min(max(1 / rate, 1.0), self.most))
 
     def statement(self, similarity: float) -> str:
-        """Return in words how often a stranger is at least this near.
+        """Return in words how often a stranger is at least this similar.
 
         Args:
             similarity: a cosine in −1..1.
@@ -145,7 +149,7 @@ class Calibration:
         return f"{'fewer than one' if number >= self.most else 'one'} stranger in {number:,.0f} is this near"
 
     def check_model(self, identity: Mapping[str, Any]) -> None:
-        """Raise InputError if features of a model with another `Embedder.identity()` are to be judged."""
+        """Raise InputError if `identity`, an `Embedder.identity()`, is not that of the calibrated model."""
         if difference := identity_difference(identity, self.model):
             other, own = difference
             raise InputError(
@@ -155,11 +159,14 @@ class Calibration:
 
 
 def calibration_beside(folder: Path, identity: Mapping[str, Any]) -> Calibration | None:
-    """Return the calibration in a model's folder, or None. One of another model is not used, and a warning says so.
+    """Return the calibration in a model's folder, if it belongs to that model.
 
     Args:
-        folder: of the model.
-        identity: `Embedder.identity()`: what the calibration must be of.
+        folder: the model's folder.
+        identity: the model, as `Embedder.identity()`.
+
+    Returns:
+        The Calibration. None if there is no file, or, with a warning, if the file belongs to another model.
 
     Raises:
         InputError: the file is not a calibration.
@@ -170,13 +177,13 @@ def calibration_beside(folder: Path, identity: Mapping[str, Any]) -> Calibration
     try:
         calibration.check_model(identity)
     except InputError as error:
-        say(f"warning: {error}; it is not used", error=True)
+        say(f"warning: {error}; the calibration is not used", error=True)
         return None
     return calibration
 
 
 def load_calibration(path: str | Path) -> Calibration:
-    """Read what `nrsrd calibrate` wrote.
+    """Read a file that `nrsrd calibrate` wrote.
 
     Args:
         path: the JSON file, or a folder that holds calibration.json, such as a run.
@@ -185,7 +192,7 @@ def load_calibration(path: str | Path) -> Calibration:
         The Calibration.
 
     Raises:
-        InputError: there is no such file, or it is not a calibration of this version.
+        InputError: the file is missing, or is not a calibration of this version.
 
     Example:
         >>> from nrsrd_jax.retrieval.calibration import load_calibration
@@ -208,9 +215,9 @@ def load_calibration(path: str | Path) -> Calibration:
         inside = all(((x >= 0) & (x <= 1)).all() for x in (fmr, probability))
         flat = thresholds.ndim == fmr.ndim == similarity.ndim == 1 and np.isfinite(thresholds).all()
         if len(thresholds) != len(fmr) or not len(fmr) or not len(similarity) or not (rising and inside and flat):
-            raise ValueError("its curve is not one")
+            raise ValueError("the curve is invalid")
         if not 0 < found.people < MOST_PEOPLE:
-            raise ValueError("its people are not a number")
+            raise ValueError("the number of people is out of range")
     except OSError as error:
         raise InputError(f"cannot read the calibration {path}: {error.strerror}; nrsrd calibrate writes it") from error
     except InputError:

@@ -1,4 +1,4 @@
-"""Groups of crops that show one person, found without labels.
+"""Group crops by person, without labels.
 
 N crops, D feature width, k the neighbours of a crop. The distance of two crops is the Jaccard distance of their
 k-reciprocal neighbours (rerank.py). Only pairs within a limit are kept, in a sparse matrix, so memory is O(N·k).
@@ -15,28 +15,32 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from ..sharding import make_mesh
+from .distances import centred_rows, distances_of
 from .linking import constrain
-from .ranking import centred_rows, distances_of
-from .rerank import BLOCK, check_parameters, neighbour_weights
+from .neighbours import neighbour_weights
+from .rerank import BLOCK, check_parameters
 
 METHODS = ("dbscan", "hdbscan")
-DISTANCES = 2**24  # compared at once: it bounds the memory of a block
-KEPT = 2  # times k1: the pairs of a crop with later ones
-PROGRAM = 2**29  # bytes of the program with its libraries
-# HDBSCAN weighs a distance d by 1/d, so without a lower limit crops of distance 0 outweigh everything and tear a person
-# apart. Of 0.2, 0.3 and 0.4 this was best on the demo's night crops.
+# This many distances at a time bound the memory of a block.
+DISTANCES = 2**24
+# A crop keeps at most KEPT · k1 pairs with later crops.
+KEPT = 2
+# Bytes that the program takes with its libraries.
+PROGRAM = 2**29
+# HDBSCAN weighs a distance d by 1/d. Without a lower limit, crops at distance 0 would outweigh all others and split a
+# person into several groups. On the demo's night crops 0.3 was better than 0.2 and 0.4.
 CLOSE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Groups of N crops; G groups.
+    """G groups of N crops.
 
     Attributes:
         labels: the group of each crop, int [N]; groups are numbered from 0 in the order of their first crops, and −1
             stands for no group.
-        doubt: the Jaccard distance of each group's weakest link [G], in 0..1: the group falls apart there if smaller
-            distances alone may join crops.
+        doubt: the Jaccard distance of each group's weakest link [G], in 0..1. Without this link the group would be two
+            groups.
         weakest: the two crops of this link, int [G, 2].
     """
 
@@ -60,20 +64,20 @@ def cluster(
 ) -> Groups:
     """Group crops by person, without labels.
 
-    Crops of one track always share a group, whatever else holds. Otherwise two crops of one camera whose times differ
-    by at most `same_time` never share a group.
+    Crops of one track always share a group. Other crops of one camera never do if their times differ by at most
+    `same_time`.
 
     Args:
         features: [N, D], of any length.
         eps: the largest Jaccard distance that joins two crops, in 0..1.
-        min_size: the fewest crops of a group, at least 2. A crop with as many crops within eps, itself included, is
+        min_size: the fewest crops of a group, at least 2. A crop with this many crops within eps, itself included, is
             what DBSCAN calls a core point.
         method: "dbscan", or "hdbscan", which chooses a distance of at least 0.3 and at most eps for each group.
         k1: the size of a neighbourhood, at least 1; about the number of crops of a person.
         k2: how many nearest crops each neighbourhood is averaged over, at least 1.
         tracks: the track of each crop, int [N], −1 for no track; None for no tracks.
-        cameras: the camera of each crop, int [N], −1 if unknown; None if all are.
-        times: when each crop was seen, datetime64 [N], NaT if unknown; None if all are.
+        cameras: the camera of each crop, int [N], −1 if unknown; None if all are unknown.
+        times: when each crop was seen, datetime64 [N], NaT if unknown; None if all are unknown.
         same_time: seconds; None to let crops of one camera at the same time share a group.
 
     Returns:
@@ -107,21 +111,21 @@ def cluster(
 
 
 def memory_bound(crops: int, width: int, k1: int, k2: int, devices: int = 1) -> int:
-    """Return the bytes that `cluster` takes at most, with its arguments and the program itself.
+    """Estimate the most bytes that `cluster` takes, including its arguments and the program itself.
 
-    First the features are held scaled, in float64, by the host and by each device, beside a few blocks of distances.
-    Later come the weights of each crop's neighbours twice, by row and by column, and the pairs that are kept. Weights
-    may be more in theory; of random features, which have the most, a crop has 5·k1.
+    The search for neighbours holds the scaled features in float64, on the host and on each device, and a few blocks of
+    distances. The comparison of pairs holds the weights of each crop's neighbours twice, by row and by column, and the
+    pairs that are kept. In theory a crop may have more weights than that. Random features have the most: 5·k1 a crop.
 
     Args:
         crops: N.
         width: D.
         k1: as in `cluster`.
         k2: as in `cluster`.
-        devices: how many there are.
+        devices: the number of devices.
 
     Returns:
-        Bytes.
+        The number of bytes.
 
     Example:
         >>> from nrsrd_jax.retrieval.clustering import memory_bound
@@ -139,9 +143,9 @@ def _at_once(crops: int) -> int:
 
 
 def jaccard_graph(features: np.ndarray, *, limit: float, k1: int, k2: int) -> sp.csr_array:
-    """Compute the Jaccard distances of k-reciprocal neighbours, of the pairs of crops within a limit.
+    """Compute the Jaccard distances of k-reciprocal neighbours for the pairs of crops within a limit.
 
-    A crop keeps its 2·k1 nearest among the crops after it, so that many copies of an image cannot fill the memory.
+    A crop keeps only its 2·k1 nearest among the crops after it, so that many copies of an image cannot fill the memory.
 
     Args:
         features: [N, D], of any length.
@@ -150,7 +154,7 @@ def jaccard_graph(features: np.ndarray, *, limit: float, k1: int, k2: int) -> sp
         k2: as in `rerank.k_reciprocal`.
 
     Returns:
-        Sparse float32 [N, N], symmetric. Kept distances are stored also where they are 0, as on the diagonal.
+        Sparse float32 [N, N], symmetric. Distances of 0, such as those on the diagonal, are stored too.
 
     Raises:
         ValueError: a parameter is out of its range, a feature is not finite, or there are no features.
@@ -175,20 +179,21 @@ def _weights(features: np.ndarray, k1: int, k2: int) -> sp.csr_array:
     mesh = make_mesh()
     rows = centred_rows(features[:0], features)[1]
     size = _at_once(len(rows)) * mesh.shape["data"]
-    # On a CPU, float64 distances of all pairs are seldom needed; only then is their memory taken.
+    # On a CPU, float64 distances of all pairs are seldom needed, so that they take memory only if they are used.
     exactly = functools.cache(lambda: distances_of(rows, rows, mesh))
     return neighbour_weights(rows, lambda block: exactly()(block), k1, k2, size, mesh)[0]
 
 
 def _near_pairs(weights: sp.csr_array, limit: float, most: int) -> sp.csr_array:
-    """Return the Jaccard distances of rows of weights [N, N] that are at most `limit`, `most` of each row at most.
+    """Return the Jaccard distances up to `limit` of rows of weights [N, N]; a row has at most `most` later ones.
 
     distance = 1 − Σ min / Σ max, where each row sums to 1, so Σ max = 2 − Σ min
     """
     count = len(weights.indptr) - 1
     by_column = weights.tocsc()
-    # Rows are compared with later rows alone. So each column forgets the rows that have been compared.
+    # A row is compared only with later rows, so that `starts` moves past the rows that are done.
     starts, ends = by_column.indptr[:-1].copy(), by_column.indptr[1:]
+    # A distance within the limit has at least this Σ min.
     least = 2 * (1 - limit) / (2 - limit)
     near, distances = [], []
     for row in tqdm(range(count), "pairs", unit="crop", leave=False, disable=None):
@@ -218,7 +223,8 @@ def _near_pairs(weights: sp.csr_array, limit: float, most: int) -> sp.csr_array:
 
 
 def dbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
-    """Return the group of each crop, −1 for none, by DBSCAN on the distances of `jaccard_graph`; int [N]."""
+    """Group crops by DBSCAN on the distances of `jaccard_graph`. Return the groups, int [N], −1 for no group."""
+    # scikit-learn is an optional dependency, so it is imported only where it is used.
     from sklearn.cluster import DBSCAN
     from sklearn.neighbors import sort_graph_by_row_values
 
@@ -227,11 +233,11 @@ def dbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
 
 
 def hdbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
-    """Return the group of each crop, −1 for none, by HDBSCAN on the distances of `jaccard_graph`; int [N].
+    """Group crops by HDBSCAN on the distances of `jaccard_graph`. Return the groups, int [N], −1 for no group.
 
-    Distances below CLOSE count as CLOSE, and those of pairs that the graph lacks as eps. HDBSCAN needs `min_size`
-    distances of each crop and a connected graph, so some of these pairs are added: of crops with too few, and of a crop
-    of each part of the graph, with the first.
+    Distances below CLOSE count as CLOSE. HDBSCAN needs a connected graph in which each crop has `min_size` distances.
+    So pairs are added with the distance eps: crops with too few distances are linked to the first `min_size` crops, and
+    one crop of each part of the graph to the first crop.
     """
     from scipy.sparse.csgraph import connected_components
     from sklearn.cluster import HDBSCAN
@@ -245,22 +251,23 @@ def hdbscan(graph: sp.csr_array, eps: float, min_size: int) -> np.ndarray:
     right = np.concatenate([np.zeros(parts.max() + 1, int), np.tile(np.arange(min_size), len(few))])
     places = np.concatenate([left, right]), np.concatenate([right, left])
     added = sp.csr_array((np.ones(2 * len(left), np.float32), places), graph.shape)
+    # A pair that was added twice has the sum.
     added.data[:] = 1
-    # As 1 + eps − distance the kept pairs are the larger ones, and a missing pair is 0.
+    # With 1 + eps − distance in place of the distance, `maximum` prefers kept pairs to added ones, and both to 0.
     close = np.maximum(graph.data, min(CLOSE, eps), dtype=np.float32)
     near = sp.csr_array((1 + np.float32(eps) - close, graph.indices, graph.indptr), graph.shape)
     whole = sp.csr_array(near.maximum(added))
     whole.data = 1 + np.float32(eps) - whole.data
-    # Without a copy the matrix is changed in place; scikit-learn warns unless it is told so.
+    # No copy is needed, because the matrix is not used again; scikit-learn warns if `copy` is not set.
     options: Any = {"copy": False}
     return HDBSCAN(min_cluster_size=min_size, metric="precomputed", **options).fit(whole).labels_
 
 
 def scores(labels: np.ndarray, people: np.ndarray) -> dict[str, float]:
-    """Compare groups with the people that crops really show.
+    """Compare groups with the people that the crops really show.
 
-    A pair is two crops of one group (precision: the share of them that show one person), or two crops of one person
-    (recall: the share of them that share a group). A crop without a group counts as a group of its own.
+    Precision is the share of the pairs in one group that show one person. Recall is the share of the pairs of one
+    person that are in one group. A crop without a group counts as a group of its own.
 
     Args:
         labels: the group of each crop, int [N], −1 for no group.
@@ -268,7 +275,7 @@ def scores(labels: np.ndarray, people: np.ndarray) -> dict[str, float]:
 
     Returns:
         {"precision", "recall", "f"} of pairs and {"nmi", "ami"}, the normalised and the adjusted mutual information.
-        A precision or recall of no pairs is 0.
+        Without pairs, precision and recall are 0.
 
     Example:
         >>> import numpy as np

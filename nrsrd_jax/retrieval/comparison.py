@@ -1,4 +1,4 @@
-"""Compare runs and checkpoints on the same query and gallery: what `nrsrd compare` does."""
+"""Compare runs and checkpoints on the same queries and gallery, as `nrsrd compare` does."""
 
 import dataclasses
 import itertools
@@ -11,31 +11,28 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..compiled import keep_compiled
 from ..config import Config, config_of
 from ..data.lists import quoted
 from ..data.protocol import Target
-from ..errors import InputError, counted, printable, say
-from ..files import expanded, refuse_same_files, writable_file, write_csv, write_whole, written_whole
+from ..errors import InputError, counted, say
+from ..files import expanded, refuse_same_files, writable_file, write_csv, write_whole
 from ..inputs import read_targets
 from ..metrics_log import TITLES
 from ..options import Options, read_options
 from ..runs import FOLDER, find_checkpoint, run_of
 from ..stored import read_description
 from .bootstrap import percentile_interval, resampled_means
+from .comparison_tables import LEVEL, SCORES, UNITS, plot_differences
 from .loading import load_embedder
+from .provenance import hashes_of, provenance, selected_by
 from .ranking import RankMetrics
-from .result import find_warnings, hashes_of, provenance, selected_by, table
+from .result import find_warnings
 from .scoring import evaluate
 
 OUTPUT = "compare.json"
-LEVEL = 0.95
-UNITS = {"query": ("query", "queries"), "identity": ("person", "people")}  # what is resampled, in words
-# By title, a difference and the ends of its interval.
-SCORES = {"mAP": ("mAP", "low", "high"), "Rank-1": ("rank1", "rank1_low", "rank1_high")}
-# What `provenance` says of a single checkpoint; the rest holds for all.
+# The entries of `provenance` that may differ between checkpoints; the other entries hold for all.
 OF_ONE = (
     *("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source"),
     *("feature", "flip", "normalize", "transductive"),
@@ -56,15 +53,16 @@ def compare(
     """Evaluate runs on the same data, and write their differences.
 
     Args:
-        runs: two or more work directories, whose best checkpoint is taken, or checkpoints; or NAME=RUN,RUN,… for
-            trainings of one method that differ in the seed, equally many for each method and with seeds in one order.
+        runs: two or more runs (their best checkpoints are taken) or checkpoints; or NAME=RUN,RUN,… for trainings of
+            one method with different seeds. Each method has the same number of runs, with seeds in the same order.
         output: the file to write; "" for compare.json in the current folder.
-        config: which data; None for that of the first run that has a config.
+        config: which data to use; None for the config of the first run that has one.
         overrides: options of the config to change, as {"data.root": …}.
-        flips: a .csv file to write, of the queries whose first match is right under some runs and wrong under others.
+        flips: a .csv file to write, with the queries whose first match is right under some runs and wrong under others;
+            "" for no file.
         resamples: how many resamples to draw.
-        seed: of the resamples.
-        by: what is resampled, "query" or "identity".
+        seed: the seed of the resamples.
+        by: what to resample, "query" or "identity".
 
     Returns:
         The content of compare.json, and the files written, compare.json first.
@@ -115,7 +113,7 @@ def compare(
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_whole(written["output"], json.dumps(result, indent=1) + "\n", follow=bool(output))
-    _plot(written["plot"], result)
+    plot_differences(written["plot"], result)
     if flips:
         single = {run: {data: each[0] for data, each in of_run.items()} for run, of_run in metrics.items()}
         _write_flips(written["flips"], single, targets)
@@ -123,26 +121,28 @@ def compare(
 
 
 def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
-    """Return {name in tables: {run as given: its checkpoint}}; of a run without NAME= the name is the folder's.
+    """Return {method: {run as given: its checkpoint}}. A run without NAME= is a method named after its folder.
 
-    InputError if there are fewer than two, one is unusable, two are the same, or methods have different counts of runs.
+    Raises InputError if there are fewer than two methods, a run is unusable, two runs are the same, or the methods have
+    different numbers of runs.
     """
     members: dict[str, list[str]] = {}
     for text in runs:
         name, sign, several = text.partition("=")
+        # The path of a run may contain an equals sign, too.
         named = sign and not expanded(text).exists()
         if named and not (name and all(several.split(","))):
             raise InputError(f"{quoted(text)} is neither a run nor NAME=RUN,RUN,…")
         key = name if named else text
         if key in members:
-            same = ", they are the same checkpoint" if members[key] == [text] and not named else ""
+            same = ": both are the same checkpoint" if members[key] == [text] and not named else ""
             raise InputError(f"{key} is given twice{same}; give different ones")
         members[key] = several.split(",") if named else [text]
     if len(members) < 2:
         raise InputError("give two or more runs or checkpoints to compare")
     if len(counts := {len(of_one) for of_one in members.values()}) > 1:
         raise InputError(
-            f"methods have {' and '.join(map(str, sorted(counts)))} runs; give each as many, with seeds in one order"
+            f"methods have {' and '.join(map(str, sorted(counts)))} runs; give each the same number, seeds in order"
         )
     every = [run for of_one in members.values() for run in of_one]
     paths = _checkpoints(every)
@@ -155,18 +155,19 @@ def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:
 
 
 def _checkpoints(runs: Sequence[str]) -> dict[str, Path]:
-    """Return the checkpoint of each run. InputError if one is unusable, or two are the same."""
+    """Return the checkpoint of each run. Raises InputError if one is unusable, or two are the same."""
     paths = [find_checkpoint(expanded(run)) for run in runs]
     for (one, path), (other, same) in itertools.combinations(zip(runs, paths, strict=True), 2):
         if os.path.realpath(path) == os.path.realpath(same):
             raise InputError(f"{one} and {other} are the same checkpoint, {path}; give different ones")
+    # Read all descriptions now, so that a damaged checkpoint is found before anything is embedded.
     for path in paths:
         read_description(path)
     return dict(zip(runs, paths, strict=True))
 
 
 def _names(runs: Sequence[str]) -> list[str]:
-    """Return the name of each run in tables: the folder's, or the whole path where names repeat."""
+    """Return the name of each run in tables: its folder's. If two names are equal, return all paths as given."""
     names = []
     for run in map(os.path.abspath, map(expanded, runs)):
         home, step = Path(run).parent, Path(run).name
@@ -175,7 +176,7 @@ def _names(runs: Sequence[str]) -> list[str]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean scores of trainings of one method, what they share, and the standard deviation of mAP."""
+    """Return the mean scores of one method's trainings, the standard deviation of mAP, and what they share."""
     if len(rows) == 1:
         return dict(rows[0])
     means = {title: float(np.mean([row[title] for row in rows])) for title in TITLES}
@@ -184,7 +185,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Sequence[Path]) -> Config:
-    """Return the config that says which data: the given one, or that of the first checkpoint of a run."""
+    """Return the config that says which data to use: the given one, or that of the first checkpoint with a run."""
     if config is None:
         config = config_of(next(filter(None, map(run_of, checkpoints)), None))
         config.update_from_flattened_dict(dict(overrides))
@@ -192,14 +193,14 @@ def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Se
 
 
 def _with_own_features(options: Options, path: Path, overrides: Mapping[str, Any]) -> Options:
-    """Return the options with the features that the checkpoint's run compares, unless the user chose others."""
+    """Return the options with the feature, flip and normalisation of the checkpoint's run, except in `overrides`."""
     own = read_options(config_of(run_of(path))).eval
     chosen = {key: getattr(own, key) for key in ("feature", "flip", "normalize") if f"eval.{key}" not in overrides}
     return dataclasses.replace(options, eval=dataclasses.replace(options.eval, **chosen))
 
 
 def _files(output: str, flips: str) -> dict[str, Path]:
-    """Return the files "output", "plot" and, if given, "flips". InputError if one cannot be written."""
+    """Return the files "output", "plot" and, if given, "flips". Raises InputError if one cannot be written."""
     written = {"output": writable_file(output or OUTPUT, "--output")}
     written["plot"] = written["output"].with_name(f"{written['output'].stem}.png")
     for name, file in written.items():
@@ -207,7 +208,7 @@ def _files(output: str, flips: str) -> dict[str, Path]:
         if file.is_symlink() and not (output and name == "output"):
             raise InputError(f"{file} is a symbolic link; remove it, or name another --output")
     if written["plot"].exists() and not written["output"].exists():
-        raise InputError(f"{written['plot']} exists, and is of no earlier comparison; name another --output")
+        raise InputError(f"{written['plot']} exists without a comparison beside it; name another --output")
     if flips:
         written["flips"] = writable_file(flips, "--flips")
     for file in written.values():
@@ -220,7 +221,7 @@ def _files(output: str, flips: str) -> dict[str, Path]:
 def _measure(
     path: Path, options: Options, targets: Mapping[str, Target]
 ) -> tuple[dict[str, RankMetrics], dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return a checkpoint's metrics and table rows by data set, and what identifies its weights and the test."""
+    """Return a checkpoint's metrics and table rows by data set, and its `provenance`."""
     embedder, own, fingerprint = load_embedder(path, options)
     metrics = {name: result.metrics for name, result in evaluate(embedder, own, targets, fingerprint).items()}
     rows = {
@@ -236,16 +237,16 @@ def paired_differences(
     """Return the differences b − a of each pair of runs, with intervals; all pairs share the same resamples.
 
     Args:
-        metrics: of each method a list with one per training, on the same queries; trainings of one index have one seed.
-        groups: the group of each query [Q], drawn together; None to draw queries.
+        metrics: the metrics of each method's trainings on the same queries. Trainings with one index share a seed.
+        groups: the group of each query [Q]; queries of a group are drawn together. None to draw single queries.
         resamples: how many resamples to draw.
-        seed: of the resamples.
+        seed: the seed of the resamples.
 
     Returns:
-        Dicts of `a` and `b`; `mAP`, `low` and `high`; `rank1`, `rank1_low` and `rank1_high`; `better` and `worse`, how
-        many queries have the right first match under b alone and under a alone (a mean over trainings); `queries` with
-        a match, and
-        `resampled`, how many queries or groups are drawn. The same weights give exactly 0 everywhere.
+        For each pair a dict: the names `a` and `b`; the differences `mAP` and `rank1` with the ends of their intervals,
+        `low` and `high`, `rank1_low` and `rank1_high`; `better` and `worse`, how many queries have the right first
+        match only under b and only under a (a mean over trainings); `queries`, how many have a match; `resampled`, how
+        many queries or groups are drawn; and `trainings`. With the same weights all differences are exactly 0.
     """
     pairs = list(itertools.combinations(metrics, 2))
     valid = next(iter(metrics.values()))[0].valid
@@ -270,7 +271,7 @@ def paired_differences(
 
 
 def _per_training(hits: np.ndarray) -> float:
-    """Return how many queries are true, on average over trainings; bool [trainings, queries]."""
+    """Return how many queries are true in `hits`, bool [trainings, queries], as a mean over trainings."""
     mean = hits.sum(1).mean().item()
     return int(mean) if mean == int(mean) else mean
 
@@ -290,86 +291,3 @@ def _write_flips(file: Path, metrics: Mapping[str, Mapping[str, RankMetrics]], t
     columns = ["data", "path", "identity", "camera"]
     columns += [f"{title}, {run}" for run in metrics for title in ("rank of first match", "AP")]
     write_csv(file, rows, follow=True, columns=columns)
-
-
-def tables(result: Mapping[str, Any]) -> list[str]:
-    """Return the lines to print, in per cent: scores, a matrix if there are several data sets, and differences."""
-    rows, differences, interval = result["rows"], result["differences"], result["interval"]
-    data = list(dict.fromkeys(row["data"] for row in rows))
-    lines = []
-    for name in data:
-        lines += [f"{name}:"] if len(data) > 1 else []
-        lines += table({row["run"]: row for row in rows if row["data"] == name}).split("\n")
-    if len(data) > 1:
-        lines += _matrix(rows, data)
-    titles = [_title(each, len(data) > 1) for each in differences]
-    width = max(map(len, (*titles, "difference")))
-    heads = "".join(f"{title:>9}{'95 % interval':>17}" for title in ("mAP", "Rank-1"))
-    lines.append(f"{'difference':<{width}}{heads}{'better':>8}{'worse':>8}")
-    for title, each in zip(titles, differences, strict=True):
-        cells = ""
-        for keys in SCORES.values():
-            middle, low, high = (100 * each[key] for key in keys)
-            cells += f"{middle:>+9.1f}{f'[{low:+.1f}, {high:+.1f}]':>17}"
-        counts = "".join(f"{x:>8d}" if isinstance(x, int) else f"{x:>8.1f}" for x in (each["better"], each["worse"]))
-        lines.append(f"{title:<{width}}{cells}{counts}")
-    counts = {each["data"]: counted(each["resampled"], *UNITS[interval["by"]]) for each in differences}
-    how = {each["run"]: _how_compared(each) for each in result["runs"]}
-    if len(set(how.values())) > 1 or any(each["transductive"] for each in result["runs"]):
-        lines += [f"{run} is compared by {words}" for run, words in how.items()]
-    drawn = ", ".join(f"{count} of {name}" for name, count in counts.items())
-    trainings = differences[0]["trainings"]
-    covered = "other training seeds are not covered"
-    if trainings > 1:
-        covered = f"with {trainings} trainings of each (few trainings give too narrow intervals)"
-    lines.append(f"intervals: {drawn}, resampled {interval['resamples']:,} times; {covered}")
-    lines.append("of a difference 'x − y', better: queries whose first match is right under x alone; worse: under y")
-    return lines + [f"warning: {warning}" for warning in result["warnings"]]
-
-
-def _how_compared(run: Mapping[str, Any]) -> str:
-    """Return in words which features of a run are compared."""
-    words = [f"{run['feature']} features"] + (["mirrored images too"] if run["flip"] else [])
-    if run["transductive"]:
-        words.append(f"normalised by {run['normalize']} over the whole test set (transductive)")
-    return ", ".join(words)
-
-
-def _matrix(rows: Sequence[Mapping[str, Any]], data: Sequence[str]) -> list[str]:
-    """Return the mAP of each run on each data set, and the mean, as lines."""
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        scores.setdefault(row["run"], []).append(100 * row["mAP"])
-    width, widths = max(map(len, (*scores, "mAP"))), [max(9, len(name) + 2) for name in (*data, "mean")]
-    lines = [f"{'mAP':<{width}}" + "".join(f"{n:>{w}}" for n, w in zip((*data, "mean"), widths, strict=True))]
-    for run, values in scores.items():
-        shown = zip((*values, float(np.mean(values))), widths, strict=True)
-        lines.append(f"{run:<{width}}" + "".join(f"{value:>{w}.1f}" for value, w in shown))
-    return lines
-
-
-def _title(difference: Mapping[str, Any], with_data: bool) -> str:
-    title = f"{difference['b']} − {difference['a']}" + (f", {difference['data']}" if with_data else "")
-    return printable(title)
-
-
-def _plot(path: Path, result: Mapping[str, Any]) -> None:
-    """Draw each difference in mAP and Rank-1 with its interval."""
-    shown = result["differences"]
-    several = len({each["data"] for each in shown}) > 1
-    figure = Figure(figsize=(9, 0.4 * len(shown) + 1.6), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(1, 2, sharey=True), SCORES.items(), strict=True):
-        axes.axvline(0, color="0.6", linewidth=1)
-        for y, each in enumerate(shown):
-            middle, low, high = (100 * each[key] for key in keys)
-            axes.plot([low, high], [y, y], color="C0", linewidth=2)
-            axes.plot(middle, y, "o", color="C0" if low > 0 or high < 0 else "white", markeredgecolor="C0")
-        axes.set_yticks(range(len(shown)), [_title(each, several) for each in shown], parse_math=False)
-        axes.set_ylim(len(shown) - 0.5, -0.5)
-        axes.set(xlabel=f"difference in {title} (percentage points)")
-        axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(
-        f"difference and its {LEVEL:.0%} interval; filled dot: the interval does not contain 0", fontsize="medium"
-    )
-    with written_whole(path) as partial:
-        figure.savefig(partial, format="png", dpi=150)

@@ -1,4 +1,4 @@
-"""Features of images, for evaluation and for a user's own images."""
+"""Compute features of images, for evaluation and for a user's own images."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ CACHE_VERSION = 1
 
 
 class Embeds(Protocol):
-    """What an evaluation needs of an Embedder, or of an exported file that stands for one."""
+    """What an evaluation needs: an Embedder, or an exported file that takes its place."""
 
     description: Description
     mesh: Mesh
@@ -51,8 +51,8 @@ class Embeds(Protocol):
 class Embedder:
     """Compute features of images by calling it; `Embedder.load(directory)` makes one from a checkpoint or a run.
 
-    The features are those before the neck (of a ViT, the CLS token), not normalised, unless `feature` chooses others.
-    With `flip` they are the mean of the features of the image and of its mirror image.
+    By default the features are those before the neck (of a ViT, the CLS token), not normalised; `feature` chooses
+    others. With `flip` they are the mean of the features of the image and of its mirror image.
 
     Args:
         model: the model that `description` describes.
@@ -85,10 +85,11 @@ class Embedder:
             self.options["feature"] = feature
         if feature != "cls" and variables and not _has_trained_neck(variables):
             raise InputError(
-                "the neck of these weights was never trained, so it knows no mean of features: set eval.feature=cls"
+                "the neck of these weights was never trained, so it has no mean of features: set eval.feature=cls"
             )
         self.batch_size = batch_size
 
+        # Every device gets all features of a batch, so that NumPy can read them in each process.
         self._forward = jax.jit(make_forward(model, description, flip, feature), out_shardings=replicated(mesh))
 
     @classmethod
@@ -106,7 +107,7 @@ class Embedder:
         Args:
             directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
             batch_size: the most images to embed at once, at least 1.
-            precision: of the network's matrix products: "float32", "bfloat16", or "auto" for bfloat16 on an
+            precision: the precision of matrix products: "float32", "bfloat16", or "auto" for bfloat16 on an
                 accelerator and float32 on CPU.
             flip: whether to average the features with those of the mirror image.
             feature: "cls", "centred" or "neck", see the class; "auto" for centred where the neck was trained, else cls.
@@ -153,7 +154,7 @@ class Embedder:
 
         Raises:
             ValueError: the images have another shape or type.
-            InputError: the model needs cameras, and that of an image is unknown.
+            InputError: the model needs cameras, and the camera of an image is unknown.
 
         Example:
             >>> import numpy as np
@@ -185,20 +186,21 @@ class Embedder:
             start += count
         if not features:
             return np.zeros((0, self.width), np.float32)
+        # Only here does the host wait for the devices, which meanwhile have embedded all batches.
         return np.concatenate([np.asarray(part)[:count] for part, count in features])
 
     @property
     def width(self) -> int:
-        """Return how many numbers a feature has."""
+        """Return the width D of a feature."""
         if "feature" not in self.options:
             return self.description.spec.embedding_width
         return sum(neck["mean"].size for neck in _necks(self.variables))
 
     def identity(self) -> dict[str, Any]:
-        """Return what features depend on, but for rounding: the hashes of weights and description, and the options.
+        """Return what determines features, except for rounding: hashes of weights and description, and the options.
 
-        Unlike `fingerprint` it is the same on every platform and in every precision, so that features made on a GPU can
-        be searched on a CPU.
+        Unlike `fingerprint`, it does not depend on platform or precision, so that features made on a GPU can be
+        searched on a CPU.
         """
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps(model, sort_keys=True, default=str)
@@ -231,15 +233,15 @@ def make_forward(model: ReID, description: Description, flip: bool, feature: str
 
 
 def identity_difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Compare two models by what `Embedder.identity` says of them.
+    """Compare two models by their `Embedder.identity()`.
 
     Args:
-        own: the first's.
-        other: the second's. What it has beside is not compared.
+        own: the identity of the first model.
+        other: the identity of the second model. Keys that only the second has are ignored.
 
     Returns:
-        Where they differ, in words, of the first and of the second; None if features of one can be compared with
-        features of the other.
+        The values that differ, in words, of the first and of the second model. None if features of the two models can
+        be compared with each other.
     """
     names = [name for name, value in own.items() if other.get(name) != value]
     if not names:
@@ -249,6 +251,7 @@ def identity_difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> tup
 
 
 def _has_trained_neck(variables: dict) -> bool:
+    """Return whether a BNNeck has a mean other than 0, which only training gives it."""
     return any(np.any(neck["mean"]) for neck in _necks(variables))
 
 
@@ -260,7 +263,7 @@ def _necks(variables: dict) -> list[dict]:
 
 
 def _chosen(out: dict[str, Any], variables: dict, feature: str) -> jax.Array:
-    """Return the features [B, D] of a model's output that `Embedder` calls `feature`."""
+    """Select the features [B, D] from a model's output; `feature` is as in `Embedder`."""
     if feature == "cls":
         return out["embedding"]
     if feature == "neck":
@@ -278,7 +281,8 @@ def device_batches(
 ) -> Iterator[tuple[jax.Array, int]]:
     """Yield (batch, count): `size` images, rounded up to a multiple of the devices and sharded over them.
 
-    The last batch is filled up; `count` is the number of real images. `progress` and `alter` are as in Embedder.
+    The last batch is padded with black images; `count` is the number of real ones. `progress` and `alter` are as in
+    `Embedder.__call__`.
     """
     size += -size % mesh.shape["data"]
     for batch in host_batches(images, size, progress, alter):
@@ -288,7 +292,7 @@ def device_batches(
 def host_batches(
     images: np.ndarray, size: int, progress: str, alter: Callable[[int, np.ndarray], np.ndarray] | None
 ) -> Iterator[np.ndarray]:
-    """Yield `size` images at a time, fewer at the end. `progress` and `alter` are as in Embedder."""
+    """Yield `size` images at a time, fewer at the end. `progress` and `alter` are as in `Embedder.__call__`."""
     starts = range(0, len(images), size)
     for start in tqdm(starts, progress, unit="batch", leave=False, disable=None if progress else True):
         batch = np.asarray(images[start : start + size])
@@ -296,7 +300,7 @@ def host_batches(
 
 
 def filled(batch: np.ndarray, size: int) -> np.ndarray:
-    """Return a batch with black images at its end, `size` images in all."""
+    """Pad a batch with black images to `size` images."""
     return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
 
 
@@ -312,7 +316,7 @@ def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[in
         if kept := sealed.read(path, np.float32, shape):
             return np.array(kept[0])
     except ValueError as error:
-        say(f"warning: the features in {path} are not taken: {error}; embedding again", error=True)
+        say(f"warning: the features in {path} cannot be used: {error}; embedding again", error=True)
     features = embed()
 
     def fill(out: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""The error rates of a model's similarities, measured on labelled crops: what `nrsrd calibrate` writes.
+"""Measure the error rates of a model's similarities on labelled crops, for `nrsrd calibrate`.
 
 N crops, D feature width, K thresholds. pairs.py counts pairs, searches.py measures searches.
 """
@@ -16,11 +16,16 @@ from .searches import measure_searches, predicted_fpir
 from .standardize import BRIGHTNESS_GROUPS
 
 RATES = 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6
-LEAST_GENUINE = 10  # people, for the false-non-match rate of a group
-MOST_CAMERAS = 20  # beyond, pairs of cameras are not told apart
-LARGER = 1000, 10_000, 100_000  # galleries whose FPIR is only predicted
-PARTS = 256  # of the pairs, between which probability may change
-CURVE = 200  # points of each rate on the stored curve
+# The fewest people for the false-non-match rate of a group.
+LEAST_GENUINE = 10
+# With more cameras, the rates are not given for each pair of cameras.
+MOST_CAMERAS = 20
+# The sizes of galleries whose FPIR is only predicted.
+LARGER = 1000, 10_000, 100_000
+# The pairs are split by similarity into this many parts; the probability is constant within a part.
+PARTS = 256
+# How many points the stored curve has for each rate.
+CURVE = 200
 DEFINITIONS = {
     "match": "a pair matches if its cosine similarity is at least the threshold",
     "fmr": "share of impostor pairs (two people) that match",
@@ -30,10 +35,10 @@ DEFINITIONS = {
     "fpir_predicted": "1 - (1 - p)^gallery_people; p is the measured rate at which a stranger reaches one of them",
     "fnir": "share of searches with an enrolled person that do not report this person among the top, at the threshold",
     "enrolled": "each person by the crops of one camera drawn at random, or by one crop if cameras do not count",
-    "interval": "95 %, delete-one-person jackknife on the log-odds (Arvesen 1969), of a pair of people on both sides; "
-    "without any error the rule of three",
+    "interval": "95 %, delete-one-person jackknife on the log-odds (Arvesen 1969); a person is left out of both sides "
+    "of the pairs; without any error the rule of three",
     "people_needed": "rule of three on pairs of people: people * (people - 1) / 2 >= 3 / fmr (ISO/IEC 19795-1)",
-    "probability": "that a pair shows one person, if half of all pairs do; isotonic regression",
+    "probability": "probability that a pair shows one person, if half of all pairs do; isotonic regression",
     "brightness": "the mean luminance of a pair's darker crop, 0..1",
 }
 
@@ -48,22 +53,23 @@ def calibrate(
     rates: Sequence[float] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measure the error rates of similarities, and what probability they stand for.
+    """Measure the error rates of similarities, and how probable a genuine pair is at each similarity.
 
     Args:
-        features: of labelled crops [N, D], of any length.
-        people: who each crop shows [N], any numbers.
-        cameras: the camera of each crop [N], any numbers; None if they are not known.
-        brightness: of each crop [N], in 0..1.
-        same_camera: whether two crops of a person from one camera are a genuine pair. Without cameras they are.
-        rates: the false-match rates to give thresholds for; () for those of RATES that the people permit.
-        seed: draws the crops that are enrolled for searches.
+        features: features of labelled crops [N, D], of any length.
+        people: the person that each crop shows [N], any numbers.
+        cameras: the camera of each crop [N], any numbers; None if they are unknown.
+        brightness: the brightness of each crop [N], in 0..1.
+        same_camera: whether two crops of a person from one camera are a genuine pair. Without cameras they always are.
+        rates: the false-match rates to give thresholds for; () for those of RATES for which there are enough people.
+        seed: the seed that draws the enrolled crops of the searches.
 
     Returns:
         "pairs", "searches" and the other fields of the file that `nrsrd calibrate` writes, DEFINITIONS among them.
 
     Raises:
-        InputError: there are too few people for a rate, no genuine pairs, or all pairs have one similarity.
+        InputError: there are too few people for a rate, no genuine pairs, or too many pairs of two people with the
+            same features.
         ValueError: a feature is not finite.
 
     Example:
@@ -88,7 +94,7 @@ def calibrate(
             f"{100 * same:.3g} % of the pairs of two people have the same features: images or labels are mixed up, or "
             "the model cannot tell people apart"
         )
-    # Two rates have one threshold if few similarities differ.
+    # Two rates may have the same threshold, if there are few different similarities.
     bins = {rate: histograms.threshold(rate) for rate in wanted}
     levels = sorted(set(bins.values()))
     groups = _groups(crops, levels, cameras, brightness)
@@ -102,6 +108,7 @@ def calibrate(
         "cameras": None if cameras is None else len(np.unique(cameras)),
         "people_with_genuine_pairs": genuine.people,
         "people_pairs": count * (count - 1) // 2,
+        # `blocks` compares all crops with all crops, so that each pair is counted twice.
         "genuine_pairs": int(histograms.genuine.sum()) // 2,
         "impostor_pairs": int(histograms.impostor.sum()) // 2,
         "same_camera": same_camera or cameras is None,
@@ -135,13 +142,13 @@ def calibrate(
 def check_labels(
     people: np.ndarray, cameras: np.ndarray | None, *, same_camera: bool, rates: Sequence[float]
 ) -> list[float]:
-    """Return the false-match rates that the labelled crops permit, the highest first.
+    """Return the false-match rates for which there are enough people, the highest first.
 
     Args:
         people, cameras, same_camera, rates: as in `calibrate`.
 
     Returns:
-        All of `rates`, or those of RATES that there are enough people for.
+        All of `rates`, or those of RATES for which there are enough people.
 
     Raises:
         InputError: there are too few people for a given rate or for any, or there are no genuine pairs.
@@ -154,13 +161,15 @@ def check_labels(
     """
     count = len(np.unique(people))
     if count < 2:
-        raise InputError(f"the crops show {counted(count, 'person', 'people')}: false matches need at least two")
+        raise InputError(
+            f"the crops show {counted(count, 'person', 'people')}: add crops of another, because pairs need two"
+        )
     views = _views(len(people), cameras, same_camera)
     if len(np.unique(np.stack([people, views]), axis=1)[0]) == count:
         if same_camera or cameras is None:
-            raise InputError("no person has more than one crop, so that there are no genuine pairs; add more crops")
+            raise InputError("no person has more than one crop, so there are no genuine pairs; add more crops")
         raise InputError(
-            "no person has crops of two cameras, so that there are no genuine pairs; add crops of another camera, or "
+            "no person has crops of two cameras, so there are no genuine pairs; add crops of another camera, or "
             "count pairs of one camera with --same-camera"
         )
     permitted = {rate for rate in rates or RATES if people_needed(rate) <= count}
@@ -174,22 +183,24 @@ def check_labels(
 
 
 def _views(count: int, cameras: np.ndarray | None, same_camera: bool) -> np.ndarray:
-    """Return the view of each crop: its camera, or a number of its own."""
+    """Return the view of each crop: its camera, or its own index if pairs of one camera count."""
     return np.arange(count) if same_camera or cameras is None else np.unique(cameras, return_inverse=True)[1]
 
 
 def _groups(
     crops: Crops, levels: Sequence[int], cameras: np.ndarray | None, brightness: np.ndarray
 ) -> dict[str, list[tuple[dict[str, Any], PersonCounts, PersonCounts]]]:
-    """Count all pairs, and those by brightness and by the two cameras; each group with what describes it."""
+    """Count all pairs, pairs by brightness, and pairs by their two cameras. Each group has a description."""
     edges = np.quantile(brightness, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
     light = np.searchsorted(edges[1:-1], brightness, side="right")
     names, camera = np.unique(np.zeros(len(crops)) if cameras is None else cameras, return_inverse=True)
     if len(names) > MOST_CAMERAS:
         names, camera = names[:1], np.zeros_like(camera)
+    # One number stands for both the camera and the brightness group of a crop.
     kinds = np.arange(len(names) * BRIGHTNESS_GROUPS)
     darker = np.minimum.outer(kinds % BRIGHTNESS_GROUPS, kinds % BRIGHTNESS_GROUPS)
     low, high = (of.outer(kinds // BRIGHTNESS_GROUPS, kinds // BRIGHTNESS_GROUPS) for of in (np.minimum, np.maximum))
+    # Number the unordered pairs of cameras: (0, 0), (1, 0), (1, 1), (2, 0), …
     pair = high * (high + 1) // 2 + low
     groupings = {"all": np.zeros_like(darker), "brightness": darker, "cameras": pair}
     about: dict[str, list[dict[str, Any]]] = {
@@ -209,7 +220,7 @@ def _groups(
 
 
 def _row(genuine: PersonCounts, impostor: PersonCounts, k: int, threshold: float) -> dict[str, Any]:
-    """Return the rates at a threshold, None where there are no pairs."""
+    """Return both rates at a threshold. A rate without pairs is None."""
     row: dict[str, Any] = {"threshold": threshold}
     for name, found in (("fmr", impostor.rate(k)), ("fnmr", genuine.rate(k, missed=True))):
         row[name], row[f"{name}_interval"] = (_short(found[0]), _short(found[1:])) if found else (None, None)
@@ -219,13 +230,13 @@ def _row(genuine: PersonCounts, impostor: PersonCounts, k: int, threshold: float
 def _group_row(
     about: dict[str, Any], genuine: PersonCounts, impostor: PersonCounts, levels: Sequence[int]
 ) -> dict[str, Any]:
-    """Return a group with its rates, those for which it has too few people as None."""
+    """Return a group with its rates. A rate is None if the group has too few people for it."""
     rows = [_row(genuine, impostor, k, edge(level)) for k, level in enumerate(levels)]
     pairs = impostor.people * (impostor.people - 1) // 2
     for row in rows:
         if genuine.people < LEAST_GENUINE:
             row["fnmr"] = row["fnmr_interval"] = None
-        # The rule of three again: 3 / pairs is the rate that no error would still allow.
+        # By the rule of three, the true rate may be up to 3 / pairs even without an error.
         if not pairs or (row["fmr"] is not None and row["fmr"] < 3 / pairs):
             row["fmr"] = row["fmr_interval"] = None
     people = {"people_with_genuine_pairs": genuine.people, "people_with_impostor_pairs": impostor.people}
@@ -233,12 +244,12 @@ def _group_row(
 
 
 def _short(value: Any) -> Any:
-    """Return a number, or each of several, with nine digits."""
+    """Round a number, or each number of a tuple, to nine digits."""
     return [_short(each) for each in value] if isinstance(value, tuple) else float(f"{value:.9g}")
 
 
 def _curve(histograms: Histograms, levels: Sequence[int]) -> dict[str, list[float]]:
-    """Return thresholds, ascending, with both rates: enough of them to draw either on a logarithmic axis."""
+    """Return ascending thresholds with both rates, enough to draw either rate on a logarithmic axis."""
     fmr, fnmr = histograms.rates()
     steps = np.geomspace(1, 1 / max(histograms.impostor.sum(), 2), CURVE)
     ends = np.flatnonzero(histograms.genuine + histograms.impostor)[[0, -1]]
@@ -252,8 +263,8 @@ def _curve(histograms: Histograms, levels: Sequence[int]) -> dict[str, list[floa
 def _probability(histograms: Histograms, genuine_people: int, people_pairs: int) -> dict[str, list[float]]:
     """Return points between which the probability of a genuine pair is linear in the similarity.
 
-    Genuine and impostor pairs weigh the same together. Isotonic regression on PARTS parts of the pairs; no probability
-    comes nearer to 0 or 1 than so many people can show.
+    All genuine pairs together weigh as much as all impostor pairs. The probabilities are fitted by isotonic regression
+    on PARTS parts of the pairs. They are kept as far from 0 and 1 as the number of people requires.
     """
     weights = np.stack([counts / counts.sum() for counts in (histograms.genuine, histograms.impostor)])
     used = np.flatnonzero(weights.sum(0))
@@ -263,7 +274,7 @@ def _probability(histograms: Histograms, genuine_people: int, people_pairs: int)
     some = genuine + impostor > 0
     mass = (genuine + impostor)[some]
     fitted = isotonic_regression(genuine[some] / mass, weights=mass).x
-    # Of a flat stretch only both ends are kept.
+    # Keep only the two ends of each flat stretch.
     ends = (np.diff(fitted, prepend=-1) != 0) | (np.diff(fitted, append=2) != 0)
     similarity = (places[some] / mass * RESOLUTION - 1)[ends]
     bounded = np.clip(fitted[ends], 1 / (people_pairs + 2), 1 - 1 / (genuine_people + 2))

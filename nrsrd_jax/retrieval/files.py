@@ -1,4 +1,4 @@
-"""From image files to features, a chunk of them in memory at a time."""
+"""Embed image files, one chunk of images in memory at a time."""
 
 import dataclasses
 import os
@@ -12,20 +12,22 @@ from ..errors import InputError
 from ..files import readable
 from .embedding import Embedder
 
-CHUNK = 1024  # images at a time
+# How many images are in memory at a time.
+CHUNK = 1024
 
 
 @dataclasses.dataclass
 class Chunk:
-    """Some of the files, n of them embedded.
+    """Some of the files: n embedded files, and the unreadable ones.
 
     Attributes:
-        indices: of the embedded files [n] in the list.
-        files: the state of each, from before it was read [n]: a change while it is read shows later.
-        digests: the SHA-256 of the bytes of each [n].
+        indices: the place of each embedded file [n] in the list.
+        files: the state of each embedded file [n], taken before it was read, so that a change during reading is noticed
+            later.
+        digests: the SHA-256 of the bytes of each embedded file [n].
         features: float32 [n, D].
-        brightness: the mean luminance of each [n], in 0..1.
-        faults: what is wrong with files that cannot be read, by their index.
+        brightness: the mean luminance of each embedded file [n], in 0..1.
+        faults: what is wrong with each unreadable file, by its place in the list.
     """
 
     indices: list[int] = dataclasses.field(default_factory=list)
@@ -37,7 +39,11 @@ class Chunk:
 
 
 def embed_all(embedder: Embedder, paths: Sequence[Path]) -> Chunk:
-    """Embed image files, and return one Chunk of all of them. InputError if any is unreadable, after all were read."""
+    """Embed image files, and return all of them as one Chunk.
+
+    Raises:
+        InputError: a file is unreadable. All files are read first, so that the message counts the unreadable ones.
+    """
     whole, chunks = Chunk(), list(embed_files(embedder, paths, strict=True))
     for chunk in chunks:
         whole.indices += chunk.indices
@@ -57,19 +63,19 @@ def embed_files(
     Args:
         embedder: the model.
         paths: the files.
-        size: images of a chunk, at least 1.
-        strict: whether an unreadable file is an error. It is raised after all files were read, so that it says how many
-            are unreadable; nothing is embedded in the meantime.
+        size: how many images a chunk has, at least 1.
+        strict: whether an unreadable file is an error. The error is raised after all files are read, so that it counts
+            the unreadable ones; no more files are embedded after the first of them.
 
     Yields:
-        Chunks in the order of the files; together they tell of every file once.
+        Chunks in the order of the files. Each file is in one chunk, embedded or as a fault.
 
     Raises:
         InputError: with `strict`, files are unreadable.
     """
     height, width = embedder.description.image_size
     images = np.empty((min(size, len(paths)), height, width, 3), np.uint8)
-    # A short chunk is filled up with older pictures, so that no second shape is compiled.
+    # A short chunk is padded with what `images` still holds, so that no second shape is compiled.
     least = min(len(paths), embedder.batch_size)
     faults: list[InputError] = []
     chunk = Chunk()
@@ -81,7 +87,7 @@ def embed_files(
             chunk.brightness = mean_luminance(images[:count]) / 255
         return chunk
 
-    # A Path takes as much memory as all else that is known of a file, so there is one at a time.
+    # A Path takes as much memory as everything else about a file, so make it only while the file is read.
     def read(name: str | Path) -> tuple[np.ndarray, os.stat_result, bytes]:
         path = Path(name)
         with readable(path):

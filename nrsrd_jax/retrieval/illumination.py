@@ -1,4 +1,4 @@
-"""Test images degraded at fixed intensities, which show how recognition falls with the light."""
+"""Degrade test images to fixed intensities of light, to measure how recognition falls with the light."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,16 +11,16 @@ import numpy as np
 from ..errors import InputError
 from ..lowlight import degrade_to
 
-# The camera and noise of every image follow from this seed.
+# The seed of each image's simulated camera and noise.
 SEED = 0
 
 
 def read_lights(text: str, option: str = "--illumination") -> tuple[float, ...]:
-    """Read intensities from text.
+    """Read intensities of light from text.
 
     Args:
         text: numbers above 0 and at most 1, separated by commas; 1 is full light. "" for no numbers.
-        option: the name of the option in the message of an error.
+        option: the option's name, for the error message.
 
     Returns:
         The numbers without duplicates, brightest first.
@@ -38,7 +38,7 @@ def read_lights(text: str, option: str = "--illumination") -> tuple[float, ...]:
     except ValueError:
         lights = (0.0,)
     if not all(0 < light <= 1 for light in lights):
-        raise InputError(f"{option} {text}: give intensities in 0..1 like 1,0.5,0.2,0.1,0.05; 1 is full light")
+        raise InputError(f"{option} {text}: give intensities above 0 and at most 1, such as 1,0.5,0.1; 1 is full light")
     return tuple(sorted(set(lights), reverse=True))
 
 
@@ -57,7 +57,7 @@ def darkener(light: float, degradation: Mapping[str, Any], stream: int) -> Calla
         degraded batch in the same form.
 
     Raises:
-        ValueError: when the function is called with an unknown or unfit option, as `lowlight.resolve`.
+        ValueError: an option is unknown or invalid (see `lowlight.resolve`); raised when the function is called.
 
     Example:
         >>> import numpy as np

@@ -1,7 +1,7 @@
-"""Groups of crops that respect what is known: a track shows one person; one camera sees a person once at a time.
+"""Correct groups of crops by two facts: a track shows one person, and a camera sees a person only once at a time.
 
-Removing pairs from the graph is not enough, because two crops that must not meet can do so through a third one. So
-groups are built again link by link, and a link that would bring such crops together is refused.
+It is not enough to remove pairs from the graph: two crops that must not share a group could still be joined through a
+third crop. So the groups are built again link by link, and a link that would join such crops is refused.
 """
 
 from bisect import bisect_left, insort
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
+# How many links are Python numbers at a time.
 BLOCK = 2**16
 
 
@@ -24,22 +25,23 @@ def constrain(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Join groups that share a track, and split groups in which one camera sees two crops at the same time.
 
-    All crops of a track are joined first. Then the links within the given groups follow, the shortest first. A link is
-    refused if a camera would have seen two crops of the new group, from different parts, at times that differ by at
-    most `same_time`. Without tracks and cameras the groups stay as they are.
+    The crops of each track are joined first. Then the links within the given groups follow, the shortest first. A link
+    joins two parts of a group. It is refused if one camera saw a crop of each part at times that differ by at most
+    `same_time`. Without tracks and cameras, groups of at least `min_size` crops stay as they are.
 
     Args:
         graph: distances of pairs, symmetric, sparse [N, N].
         labels: the group of each crop, int [N], −1 for no group; each group is connected in the graph.
-        min_size: a smaller group is dissolved.
+        min_size: smaller groups are dissolved.
         tracks: int [N], −1 for no track; None for no tracks.
-        cameras: int [N], −1 if unknown; None if all are.
-        times: datetime64 [N], NaT if unknown; None if all are.
+        cameras: int [N], −1 if unknown; None if all are unknown.
+        times: datetime64 [N], NaT if unknown; None if all are unknown.
         same_time: seconds, at least 0.
 
     Returns:
-        The new group of each crop, int [N], numbered from 0 in the order of their first crops; of each group the
-        distance of its weakest link [G], which is the last that joined it, and the two crops of this link, int [G, 2].
+        The new group of each crop, int [N], −1 for no group, numbered from 0 in the order of their first crops; the
+        distance of each group's weakest link [G], which is the last link that was added; and the two crops of this
+        link, int [G, 2].
 
     Example:
         >>> import numpy as np, scipy.sparse as sp
@@ -56,13 +58,14 @@ def constrain(
     if cameras is not None and times is not None:
         crops = contested(cameras, times, same_time)
         places = zip(crops.tolist(), cameras[crops].tolist(), _microseconds(times)[crops].tolist(), strict=True)
-        # The times of each part by camera. Crops that cannot meet another one are left out.
+        # The times of each part, by camera. Only contested crops can cause a refusal, so the others are left out.
         seen = {crop: {camera: [time]} for crop, camera, time in places}
     tolerance = round(same_time * 1e6)
     weakest: dict[int, tuple[float, int, int]] = {}
 
     def root(crop: int) -> int:
         while parent[crop] != crop:
+            # Halve the path to the root, which keeps later searches short.
             parent[crop] = crop = parent[parent[crop]]
         return crop
 
@@ -97,12 +100,12 @@ def constrain(
 
 
 def _links(graph: sp.csr_array, labels: np.ndarray) -> Iterator[tuple[float, int, int]]:
-    """Yield the distance and the two crops of each pair of one group, the shortest first."""
+    """Yield the distance and the two crops of each pair within a group, by rising distance."""
     pairs = graph.tocoo()
     kept = (pairs.row < pairs.col) & (labels[pairs.row] == labels[pairs.col]) & (labels[pairs.row] >= 0)
     columns = pairs.data[kept], pairs.row[kept], pairs.col[kept]
     order = np.lexsort(columns[::-1])
-    # Python's numbers take five times the memory, so there are only BLOCK of them at a time.
+    # Python numbers take five times the memory of NumPy's, so only BLOCK links are converted at a time.
     for start in range(0, len(order), BLOCK):
         yield from zip(*(column[order[start : start + BLOCK]].tolist() for column in columns), strict=True)
 
@@ -116,7 +119,7 @@ def contested(cameras: np.ndarray, times: np.ndarray, same_time: float) -> np.nd
         same_time: seconds, at least 0.
 
     Returns:
-        Indices, int, by camera and time.
+        Indices, int, sorted by camera and then by time.
 
     Example:
         >>> import numpy as np
@@ -139,7 +142,7 @@ def _microseconds(times: np.ndarray) -> np.ndarray:
 
 
 def _meet(left: dict[int, list[int]] | None, right: dict[int, list[int]] | None, tolerance: int) -> bool:
-    """Return whether a camera saw both parts at times that differ by at most `tolerance`."""
+    """Return whether a camera saw both parts at times that differ by at most `tolerance` microseconds."""
     if not left or not right:
         return False
     for camera in left.keys() & right.keys():

@@ -1,4 +1,4 @@
-"""The weights of an evaluation: a checkpoint, or an ONNX file of `nrsrd export`."""
+"""Load the model of an evaluation: a checkpoint, or an ONNX file of `nrsrd export`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,7 +20,10 @@ def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]
     """Load a checkpoint for an evaluation.
 
     Returns:
-        The Embedder; the options with the image size of its model; its fingerprint, "" if no features are cached.
+        The Embedder; the options with the image size of its model; its fingerprint, or "" if features are not cached.
+
+    Raises:
+        InputError: as `Embedder.load`.
     """
     chosen = options.eval
     embedder = Embedder.load(
@@ -35,9 +38,17 @@ def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]
 
 
 def load_beside(name: str, options: Options) -> tuple[Embedder, Options, str]:
-    """Load a run or a checkpoint whose features stand beside those of another; as `load_embedder`.
+    """Load another run or checkpoint, whose features are appended to those of the first model.
 
-    The data is that of `options`, eval.feature and eval.flip those of the run itself.
+    Args:
+        name: a run, whose best checkpoint is taken, or a checkpoint.
+        options: the options of the evaluation; eval.feature and eval.flip are replaced by those of the run itself.
+
+    Returns:
+        As `load_embedder`.
+
+    Raises:
+        InputError: as `Embedder.load`.
     """
     path = find_checkpoint(expanded(name))
     own = read_options(config_of(run_of(path)))
@@ -49,12 +60,13 @@ def load_file(path: Path, options: Options, overrides: Mapping[str, Any]) -> tup
     """Load an ONNX file for an evaluation.
 
     Returns:
-        As `load_embedder`, with the features of the file in the options.
+        As `load_embedder`, with eval.feature and eval.flip of the file in the options.
 
     Raises:
-        InputError: the file cannot be used, or `overrides`, which the user chose, differ from what it has.
+        InputError: the file cannot be used, or `overrides`, which the user chose, contradict it.
     """
-    from ..export.runtime import OnnxEmbedder  # needs packages that only this takes
+    # This import needs packages that are optional.
+    from ..export.runtime import OnnxEmbedder
 
     embedder = OnnxEmbedder(path, options.eval.batch_size)
     feature, flip = (embedder.identity()[name] for name in ("feature", "flip"))

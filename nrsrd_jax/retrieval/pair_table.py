@@ -1,4 +1,4 @@
-"""What an evaluation says of pairs and of strangers: error rates at thresholds, beside the ranking of result.json."""
+"""Error rates of pairs and of strangers at thresholds, which result.json holds beside the ranking."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ from ..data.protocol import Target
 from .pairs import BINS, Crops, Histograms, blocks, edge
 
 RATES = 1e-2, 1e-3, 1e-4
-MOST_PAIRS = 2**26  # of a larger test, every second query is taken, or every third, …
+# In a test with more pairs, only every second query is measured, or every third, …
+MOST_PAIRS = 2**26
 
 
 def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[str, Any]:
-    """Return error rates of a test's pairs, and of searches with people who are not in its gallery.
+    """Measure the error rates of a test's pairs, and of searches for people who are not in its gallery.
 
     Args:
         query: features [Q, D] as embedded, of any length.
@@ -20,10 +21,10 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
         target: their identities and views; pairs of one identity and view are left out, as in the ranking.
 
     Returns:
-        "pairs": for each of RATES that the people permit (rule of three: 3/rate pairs of people) the threshold of
-        cosine similarity and both rates. "open_set": how many queries show people who are not in the gallery; if
-        some do, how many of them report anybody (FPIR), and how many of the queries with a match do not have one
-        first (FNIR), at each threshold. "pair_queries": how many queries that is measured on.
+        "pairs": for each of RATES with enough people (rule of three: 3/rate pairs of people) the threshold of cosine
+        similarity and both rates. "open_set": how many queries show people who are not in the gallery. If there are
+        any, it has for each threshold the share of them that report anybody (FPIR), and the share of the queries with a
+        match that do not report a match first (FNIR). "pair_queries": how many queries were measured.
 
     Raises:
         ValueError: a feature is not finite.
@@ -49,6 +50,7 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
     for block in blocks(queries, others):
         histograms.add(block)
         genuine[block.rows] = block.similarity.max(1, where=block.genuine, initial=-np.inf)
+        # What remains are strangers, so the maximum is the similarity of the nearest one.
         block.similarity[block.genuine | block.left_out] = -np.inf
         stranger[block.rows] = block.similarity.max(1)
     pairs = _people_pairs(np.unique(queries.people), np.unique(others.people))
@@ -71,6 +73,6 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
 
 
 def _people_pairs(query: np.ndarray, gallery: np.ndarray) -> int:
-    """Return how many pairs of two people have one among the queries and the other in the gallery."""
+    """Return how many pairs of two people have one person among the queries and the other in the gallery."""
     both = len(np.intersect1d(query, gallery))
     return len(query) * len(gallery) - both - both * (both - 1) // 2

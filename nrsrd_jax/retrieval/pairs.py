@@ -1,9 +1,10 @@
-"""Similarities of genuine and impostor pairs: counted block by block, and the error rates at a threshold.
+"""Count the similarities of genuine and impostor pairs, block by block, and compute error rates at a threshold.
 
 Q and G crops on the two sides of the pairs, B crops of a block, P people, K thresholds, A attributes (such as cameras).
-A genuine pair shows one person, an impostor pair two. A pair of one person and one view is neither: as in the test
+A genuine pair shows one person, an impostor pair two. A pair of one person and one view is left out. As in the test
 protocols, the view is the camera, or the crop itself, so that no crop is compared with itself. Similarities are cosines
-in −1..1, counted in bins of width RESOLUTION, whose edges are exact: so are the rates at a threshold on an edge.
+in −1..1, counted in bins of width RESOLUTION. The edges of the bins are exact numbers, so the rates at a threshold on
+an edge are exact too.
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ from scipy.special import expit, logit
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from .ranking import unit_rows
+from .distances import unit_rows
 
 BITS = 17
 RESOLUTION = 2.0**-BITS
 BINS = 2 ** (BITS + 1) + 1
-# This many pairs at a time keep the intermediate arrays around 100 MB.
+# With this many pairs at a time the intermediate arrays take around 100 MB.
 BLOCK_PAIRS = 2**22
 
 
@@ -40,23 +41,23 @@ class Crops:
 
     @classmethod
     def of(cls, features: np.ndarray, people: np.ndarray, views: np.ndarray) -> "Crops":
-        """Scale features of any length. ValueError if one is not finite."""
+        """Scale features of any length to length 1. Raises ValueError if one is not finite."""
         return cls(unit_rows(features).astype(np.float32), people, views)
 
     def __len__(self) -> int:
         return len(self.people)
 
     def subset(self, rows: np.ndarray) -> "Crops":
-        """Return the crops with these indices, or of a mask."""
+        """Return the crops that `rows`, indices or a mask, selects."""
         return Crops(self.features[rows], self.people[rows], self.views[rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """The pairs of some rows with the whole gallery.
+    """The pairs of some query crops with all gallery crops.
 
     Attributes:
-        rows: the indices of the rows [B], consecutive.
+        rows: the consecutive indices of the query crops [B].
         similarity: float32 [B, G].
         genuine, left_out: masks [B, G]; the other pairs are impostors.
     """
@@ -68,7 +69,7 @@ class Block:
 
 
 def blocks(query: Crops, gallery: Crops, title: str = "") -> Iterator[Block]:
-    """Yield all pairs, BLOCK_PAIRS at a time or a row; a `title` shows a progress bar."""
+    """Yield all pairs, at most BLOCK_PAIRS at a time but at least one row. A `title` shows a progress bar."""
     size = max(1, BLOCK_PAIRS // max(1, len(gallery)))
     starts = range(0, len(query), size)
     for start in tqdm(starts, title, unit="block", leave=False, disable=None if title else True):
@@ -80,18 +81,18 @@ def blocks(query: Crops, gallery: Crops, title: str = "") -> Iterator[Block]:
 
 
 def bin_of(similarity: np.ndarray) -> np.ndarray:
-    """Return the bin of each similarity. Scaling by a power of two is exact, so that no value crosses an edge."""
+    """Return the bin of each similarity. Scaling by a power of two is exact, so no value crosses an edge."""
     return np.floor(np.clip(similarity, -1, 1) * 2**BITS).astype(np.int64) + 2**BITS
 
 
 def edge(number: int) -> float:
-    """Return where a bin begins: a pair is in this bin or above if its similarity is at least that."""
+    """Return the lower edge of a bin. A pair is in this bin or a higher one if its similarity reaches the edge."""
     return number * RESOLUTION - 1
 
 
 @dataclasses.dataclass
 class Histograms:
-    """How many pairs have a similarity in each bin, [BINS]."""
+    """The numbers of genuine and of impostor pairs with a similarity in each bin, [BINS] each."""
 
     genuine: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
     impostor: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -104,9 +105,9 @@ class Histograms:
         self.impostor += np.bincount(bins.ravel(), minlength=BINS) - genuine - left_out
 
     def rates(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the false-match and false-non-match rate if a pair matches from each bin's edge on, [BINS] each.
+        """Return the false-match and the false-non-match rate at each bin's edge as the threshold, [BINS] each.
 
-        NaN where there are no such pairs.
+        A rate without any pair is NaN.
         """
         with np.errstate(invalid="ignore"):
             false_match = self.impostor[::-1].cumsum()[::-1] / self.impostor.sum()
@@ -114,7 +115,7 @@ class Histograms:
         return false_match, false_non_match
 
     def threshold(self, rate: float) -> int:
-        """Return the lowest bin from whose edge on the false-match rate is at most `rate`; BINS if there is none."""
+        """Return the lowest bin with a false-match rate of at most `rate` at its edge; BINS if no bin has that."""
         return int(np.searchsorted(-self.rates()[0], -rate))
 
 
@@ -122,14 +123,14 @@ def people_needed(rate: float) -> int:
     """Return how many people it takes to measure a false-match rate.
 
     By the rule of three, n independent comparisons without an error show, with 95 % confidence, a rate of at most 3/n.
-    Pairs of people count as independent comparisons, however many crops show them: P·(P − 1)/2 ≥ 3/rate. This is the
-    least: if some people resemble many others, the pairs are not independent, and only the interval tells.
+    Pairs of people count as independent comparisons, however many crops show them: P·(P − 1)/2 ≥ 3/rate. This is a
+    lower limit: if some people resemble many others, the pairs are not independent, and the interval is wider.
 
     Args:
         rate: the false-match rate, above 0 and at most 1.
 
     Returns:
-        The number of people; 10¹⁵ for more.
+        The number of people, at most 10¹⁵.
 
     Source:
         Mansfield and Wayman 2002, "Best practices in testing and reporting performance of biometric devices", appendix
@@ -146,11 +147,11 @@ def people_needed(rate: float) -> int:
 def interval(rate: float, without: np.ndarray, units: int) -> tuple[float, float]:
     """Return the 95 % interval of a rate by the delete-one-person jackknife, on the scale of its log-odds.
 
-    variance = (n − 1)/n · Σ_i (r_i − mean)², where r_i is the rate without person i. If there is no error at all, or
-    nothing but errors, the interval ends at 3 / `units` by the rule of three.
+    variance = (n − 1)/n · Σ_i (r_i − mean)², where r_i is the rate without person i. The interval of a rate of 0 ends
+    at 3 / `units`, and that of a rate of 1 begins at 1 − 3 / `units`, by the rule of three.
 
     Args:
-        rate: measured with all people, in 0..1.
+        rate: the rate measured with all people, in 0..1.
         without: the rate without each person in turn, [n].
         units: the number of independent comparisons, for the rule of three.
 
@@ -158,8 +159,8 @@ def interval(rate: float, without: np.ndarray, units: int) -> tuple[float, float
         The lower and upper end.
 
     Source:
-        Arvesen 1969, "Jackknifing U-statistics": it also holds for rates over pairs of people, since each person is
-        taken out of both sides.
+        Arvesen 1969, "Jackknifing U-statistics": the jackknife also holds for rates over pairs of people, because each
+        person is left out of both sides.
 
     Example:
         >>> import numpy as np
@@ -185,12 +186,12 @@ def interval(rate: float, without: np.ndarray, units: int) -> tuple[float, float
 
 @dataclasses.dataclass(frozen=True)
 class PersonCounts:
-    """Pairs that reach each threshold, by person; a pair of two people counts for both.
+    """How many pairs of each person reach each threshold. A pair of two people counts for both.
 
     Attributes:
-        hits: int [P, K].
-        pairs: all of each person's, int [P].
-        sides: 1 for genuine pairs, 2 for impostor pairs, of which every one is counted twice.
+        hits: the pairs that reach each threshold, int [P, K].
+        pairs: all pairs of each person, int [P].
+        sides: 1 for genuine pairs; 2 for impostor pairs, because each of these is counted for two people.
     """
 
     hits: np.ndarray
@@ -203,7 +204,7 @@ class PersonCounts:
         return int((self.pairs > 0).sum())
 
     def rate(self, k: int, missed: bool = False) -> tuple[float, float, float] | None:
-        """Return the share of pairs that reach threshold k (or `missed` it) and its interval; None without pairs."""
+        """Return the share of pairs that reach threshold k (or do not, if `missed`) and its interval; or None."""
         hits = (self.pairs - self.hits[:, k] if missed else self.hits[:, k])[self.pairs > 0]
         pairs = self.pairs[self.pairs > 0]
         if not len(pairs):
@@ -217,17 +218,17 @@ class PersonCounts:
 def count_by_person(
     crops: Crops, people: int, thresholds: Sequence[int], attributes: np.ndarray, groupings: Sequence[np.ndarray]
 ) -> list[list[tuple[PersonCounts, PersonCounts]]]:
-    """Count the pairs of all crops with each other that reach each threshold, by person and by group of pairs.
+    """Count the pairs of crops that reach each threshold, by person and by group of pairs.
 
     Args:
-        crops: their people are 0..P−1.
+        crops: crops of people 0..P−1.
         people: P.
         thresholds: bins [K], ascending.
-        attributes: a number 0..A−1 of each crop [N].
-        groupings: each says, for the attributes of a pair, which group the pair is in: int [A, A], symmetric, 0..g−1.
+        attributes: the attribute of each crop, 0..A−1 [N].
+        groupings: each maps the two attributes of a pair to the pair's group, 0..g−1; int [A, A], symmetric.
 
     Returns:
-        For each grouping and each of its groups the genuine and the impostor pairs.
+        For each grouping, and each of its groups, the counts of genuine and of impostor pairs.
     """
     levels = len(thresholds) + 1
     nothing, width = levels, levels + 1
@@ -237,6 +238,7 @@ def count_by_person(
     counts = [np.zeros((2, grouping.max() + 1, people, width), np.int64) for grouping in groupings]
     for block in blocks(crops, crops, "counting pairs"):
         level = level_of[bin_of(block.similarity)]
+        # A single number holds the row, the attribute and the level of a pair, so that one call of bincount counts all.
         rows = np.arange(len(level))[:, None] * kinds * width
         shape = len(level), kinds, width
         genuine = np.bincount((level + columns + rows)[block.genuine], minlength=math.prod(shape)).reshape(shape)
@@ -251,6 +253,11 @@ def count_by_person(
 
 
 def _counted(table: np.ndarray, sides: int) -> PersonCounts:
-    """Return counts [P, K + 2] by the number of thresholds reached as counts of pairs that reach each."""
+    """Turn counts by the number of thresholds reached into counts of pairs that reach each threshold.
+
+    Args:
+        table: the counts [P, K + 2]. The last column counts pairs that are left out or of the other kind.
+        sides: as in PersonCounts.
+    """
     counted = table[:, :-1]
     return PersonCounts(counted[:, ::-1].cumsum(1)[:, ::-1][:, 1:], counted.sum(1), sides)

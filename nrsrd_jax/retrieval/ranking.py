@@ -1,13 +1,12 @@
 """Re-ID ranking metrics: exact, on the device, without sorting the gallery.
 
-Q queries, G gallery images, D feature width, B queries of a block, L gallery images of a query's identity. By the
-Market-1501 protocol (Zheng et al. 2015) gallery images of the query's identity and camera are left out. A metric needs
+Q queries, G gallery images, D feature width, B queries of a block, L gallery images of a query's identity. The
+Market-1501 protocol (Zheng et al. 2015) leaves out gallery images of the query's identity and camera. A metric needs
 only the ranks of the few gallery images that show the query's person, and a rank is the number of images that are
 closer. So B·G·L comparisons replace the sort, and at most B·G distances are in memory.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +14,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from ..sharding import make_mesh, over_data, replicated
+from ..sharding import make_mesh, over_data
+from .distances import Distances, squared_distances, unmasked
 
 # Upper limits of a block, per device: queries, distances, and compared positions.
 QUERY_BLOCK = 256
 BLOCK_DISTANCES = 2**26
 BLOCK_PLACES = 2**16
-# The numbers of gallery images compared at once, and of features scaled at once, keep the intermediate arrays small.
+# How many gallery images are compared at once. A small number saves memory.
 CHUNK = 16
-ROWS = 2**10
-
-# A function from the indices of some queries [B] to their distances [B, G].
-Distances = Callable[[np.ndarray], jax.Array | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +66,7 @@ class RankMetrics:
         return firsts.cumsum() / self.valid.sum()
 
     def of(self, queries: np.ndarray) -> "RankMetrics":
-        """Return the metrics of some queries, chosen by their indices or by a mask bool [Q]."""
+        """Return the metrics of some queries, selected by their indices or by a mask bool [Q]."""
         return RankMetrics(
             self.average_precision[queries], self.inverse_penalty[queries], self.first_match[queries], self.max_rank
         )
@@ -92,8 +88,8 @@ def rank_metrics(
 ) -> RankMetrics:
     """Compute CMC, mAP and mINP of a distance matrix.
 
-    Gallery images of the query's identity from the query's camera are left out. Of equal distances the earlier gallery
-    image ranks first.
+    Gallery images of the query's identity from the query's camera are left out. If distances are equal, the earlier
+    gallery image ranks first.
 
     Args:
         distances: real numbers [Q, G]; smaller is more similar.
@@ -122,12 +118,13 @@ def rank_metrics(
         >>> print(f"mAP {metrics.mAP:.4f}, mINP {metrics.mINP:.4f}, CMC {metrics.cmc.tolist()}")
         mAP 0.5833, mINP 0.6667, CMC [0.0, 1.0, 1.0, 1.0]
     """
-    distances = _unmasked(distances, "distances")
+    distances = unmasked(distances, "distances")
     if distances.dtype.kind not in "fiu" or not np.can_cast(distances.dtype, np.float64) or _too_large(distances):
         raise ValueError(f"distances are of type {distances.dtype}; they must be real numbers that fit float64")
     _check_counts(distances.shape, query_ids, gallery_ids)
     if any(np.isnan(row).any() for row in distances):
         raise ValueError("a distance is NaN: the features behind it are not finite")
+    # Compare in float32 only what float32 represents exactly.
     exact = np.float32 if distances.dtype in (np.float16, np.float32) else np.float64
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
     return rank_by(lambda rows: distances[rows].astype(exact), *labels, max_rank=max_rank)
@@ -169,125 +166,16 @@ def rank_features(
     return rank_by(squared_distances(query, gallery, mesh), *labels, max_rank=max_rank, mesh=mesh)
 
 
-def _unmasked(values: np.ndarray, name: str) -> np.ndarray:
-    if np.ma.isMaskedArray(values):
-        raise ValueError(f"{name} are masked; fill them")
-    return np.asarray(values)
-
-
 def _too_large(values: np.ndarray) -> bool:
-    """Return whether `values` are integers so large that float64 might not tell them apart."""
+    """Return whether `values` are integers so large that two of them may be equal as float64."""
     return values.dtype.kind in "iu" and values.size > 0 and max(-int(values.min()), int(values.max())) > 2**53
 
 
 def _check_counts(shape: tuple[int, ...], query_ids: np.ndarray, gallery_ids: np.ndarray) -> None:
     if shape != (len(query_ids), len(gallery_ids)):
-        raise ValueError(f"distances are {shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery")
-
-
-def squared_distances(query: np.ndarray, gallery: np.ndarray, mesh: Mesh | None = None) -> Distances:
-    """Return a function that computes squared Euclidean distances of features, one block of queries at a time.
-
-    distance = ‖q/‖q‖ − g/‖g‖‖² = 2 − 2·cos(q, g), in 0..4
-
-    The gallery stays on the devices, and a block is split over them.
-
-    Args:
-        query: features of the queries [Q, D], of any length; they are scaled to length 1.
-        gallery: features of the gallery images [G, D].
-        mesh: the devices to use; None for all.
-
-    Returns:
-        A function from the indices of some queries [B] to their distances [B, G], float64. Rounding may put a distance
-        slightly below 0.
-
-    Raises:
-        ValueError: a feature is not finite, or the widths differ.
-
-    Example:
-        >>> import numpy as np
-        >>> from nrsrd_jax.retrieval.ranking import squared_distances
-        >>> distances = squared_distances(np.array([[3.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))
-        >>> (np.asarray(distances(np.array([0]))).round(4) + 0.0).tolist()
-        [[0.0, 2.0, 4.0]]
-    """
-    query, gallery, _ = centred_rows(query, gallery)
-    return distances_of(query, gallery, mesh or make_mesh())
-
-
-def centred_rows(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scale features [Q, D] and [G, D] to length 1 and subtract the gallery's mean, which changes no distance.
-
-    Features of a network may be nearly parallel. Without their common part, a product loses less of what differs.
-
-    Returns:
-        The query features, the gallery features and the mean [D], in float64.
-
-    Raises:
-        ValueError: a feature is not finite, or the widths differ.
-    """
-    if np.shape(query)[1:] != np.shape(gallery)[1:]:
-        raise ValueError(f"features of queries are {np.shape(query)}, of the gallery {np.shape(gallery)}")
-    mean = unit_rows(gallery).mean(0) if len(gallery) else np.zeros(np.shape(gallery)[1:])
-    return unit_rows(query, mean), unit_rows(gallery, mean), mean
-
-
-def unit_rows(features: np.ndarray, minus: np.ndarray | float = 0.0) -> np.ndarray:
-    """Scale features [N, D] to length 1 and subtract a vector `minus` [D]; rows of zeros are not scaled.
-
-    Returns:
-        The result in float64, [N, D].
-
-    Raises:
-        ValueError: the features are not rows of real numbers, or a feature is not finite.
-    """
-    features = _unmasked(features, "features")
-    if not np.can_cast(features.dtype, np.float64):
-        raise ValueError(f"features are of type {features.dtype}; they must be real numbers that fit float64")
-    if features.ndim != 2:
-        raise ValueError(f"features are {features.shape}; they must be rows [N, D]")
-    result = np.empty(features.shape)
-    broken = 0
-    for start in range(0, len(features), ROWS):
-        rows = features[start : start + ROWS].astype(np.float64)
-        # Squares of very large or small values would not fit, even in float64.
-        largest = np.abs(rows).max(1, initial=0, keepdims=True)
-        broken += int(np.sum(~np.isfinite(largest)))
-        if broken:
-            continue
-        rows /= np.where(largest > 0, largest, 1)
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-        rows /= np.where(lengths > 0, lengths, 1)
-        rows -= minus
-        result[start : start + ROWS] = rows
-    if broken:
-        raise ValueError(f"{broken} of {len(features)} features are not finite")
-    return result
-
-
-def distances_of(query: np.ndarray, gallery: np.ndarray, mesh: Mesh) -> Distances:
-    """Return the function that `squared_distances` returns, for features from `centred_rows`."""
-    squares, gallery_squares = (np.einsum("nd,nd->n", rows, rows) for rows in (query, gallery))
-    with jax.enable_x64(True):
-        of_gallery = jax.device_put((gallery, gallery_squares), replicated(mesh))
-    devices = mesh.shape["data"]
-
-    def distances(rows: np.ndarray) -> jax.Array:
-        count = len(rows)
-        if count % devices:
-            rows = np.resize(rows, -(-count // devices) * devices)
-        with jax.enable_x64(True):
-            result = _squared_distances(*jax.device_put((query[rows], squares[rows]), over_data(mesh)), *of_gallery)
-            return result if len(rows) == count else result[:count]
-
-    return distances
-
-
-@jax.jit
-def _squared_distances(query: jax.Array, squares: jax.Array, gallery: jax.Array, g_squares: jax.Array) -> jax.Array:
-    # These are float64 because float32 is too coarse for small differences where features form groups far apart.
-    # The squares are computed beforehand because XLA for CPU would fuse their sum and repeat it for every distance.
-    return squares[:, None] + g_squares - 2 * (query @ gallery.T)
+        raise ValueError(
+            f"distances are {shape}, but there are {len(query_ids)} queries, {len(gallery_ids)} gallery images"
+        )
 
 
 def rank_by(
@@ -300,11 +188,11 @@ def rank_by(
     max_rank: int = 50,
     mesh: Mesh | None = None,
 ) -> RankMetrics:
-    """Compute CMC, mAP and mINP by a function that returns the distances of a block of queries.
+    """Compute CMC, mAP and mINP from a function that returns the distances of a block of queries.
 
     Args:
         distances: a function from the indices of some queries [B] to their distances [B, G], such as
-            `squared_distances` or `reranked_distances` return. To fill a block, indices may repeat.
+            `squared_distances` or `reranked_distances` return. Indices may repeat, to fill a block.
         query_ids, gallery_ids, query_cameras, gallery_cameras, max_rank: as in `rank_metrics`.
         mesh: the devices that a block is split over; None for all.
 
@@ -327,12 +215,12 @@ def rank_by(
     mesh = mesh or make_mesh()
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
     arrays = query_ids, gallery_ids, query_cameras, gallery_cameras = tuple(
-        _unmasked(values, "identities or cameras") for values in labels
+        unmasked(values, "identities or cameras") for values in labels
     )
     for pair in (arrays[:2], arrays[2:]):
-        # NumPy compares integers of two types as float64, where large ones that differ may be equal.
+        # NumPy may compare integers of two types as float64, in which large numbers that differ may be equal.
         if np.result_type(*(values.dtype for values in pair)).kind == "f" and any(map(_too_large, pair)):
-            raise ValueError(f"identities or cameras are of types {pair[0].dtype} and {pair[1].dtype}; make them one")
+            raise ValueError(f"identities or cameras are of types {pair[0].dtype} and {pair[1].dtype}; use one type")
     if any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
         raise ValueError("an identity or camera is NaN")
     if query_ids.shape != query_cameras.shape or gallery_ids.shape != gallery_cameras.shape:
@@ -344,7 +232,7 @@ def rank_by(
 
     precision, penalty = np.full(len(query_ids), np.nan), np.full(len(query_ids), np.nan)
     first = np.zeros(len(query_ids), np.int64)
-    # Queries with about as many images of their identity share a block, so that little of its width is padding.
+    # Queries with similar numbers of images of their identity share a block, so that little of its width is padding.
     waiting = np.argsort(start - stop, kind="stable")
     waiting = waiting[stop[waiting] > start[waiting]]
     while len(waiting):
@@ -365,7 +253,7 @@ def rank_by(
 
 
 def _power_of_two(number: int) -> int:
-    """Return the smallest power of two that is not below a number: few sizes need few compiles."""
+    """Round a number up to a power of two, so that few different sizes are compiled."""
     return 1 << (number - 1).bit_length()
 
 
@@ -386,7 +274,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
     def count(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         index, chunk_keys = chunk  # [CHUNK], [CHUNK, B]
-        # Of equal keys the earlier image ranks first, so it counts as closer: k < c + 1 means k <= c.
+        # If keys are equal, the earlier image ranks first, so it counts as closer: k < c + 1 means k <= c.
         limit = chosen + (index[:, None, None] < same)
         return total + jnp.sum(chunk_keys[:, :, None] < limit, 0, dtype=jnp.int32), None
 
@@ -398,7 +286,7 @@ def _places(distances: jax.Array, same: jax.Array) -> jax.Array:
 
 
 def _sortable(x: jax.Array) -> jax.Array:
-    """Return integers in the order of the floats, −0 equal to 0, because a device may round small floats to 0."""
+    """Return integers in the order of the floats, −0 equal to 0. As floats, a device may take small numbers for 0."""
     integer = jnp.dtype(f"int{8 * x.dtype.itemsize}")
     bits = lax.bitcast_convert_type(x, integer)
     return jnp.where(bits < 0, jnp.iinfo(integer).min - bits, bits)
@@ -409,13 +297,13 @@ def _metrics_of_places(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return average precision, inverse penalty and rank of the first match, [B] each, from places [B, L].
 
-    Junk (from the query's own camera) is skipped: images after it move up.
+    Junk (images from the query's own camera) has no rank; the images after it move up.
     """
-    # This is odd, as junk is, and sorts last.
+    # This number sorts last. It is odd, so it counts as junk.
     nothing = np.iinfo(np.int64).max
     coded = np.sort(np.where(exists, 2 * places.astype(np.int64) + junk, nothing), axis=1)
     match = coded % 2 == 0
-    # Ranks begin at 1 and skip junk.
+    # Ranks begin at 1 and leave out junk.
     rank = coded // 2 + 1 - np.cumsum(~match, axis=1)
     found, total = np.cumsum(match, axis=1), match.sum(1)
     # A query without a match gets 0 / 0, which is NaN.

@@ -1,22 +1,13 @@
-"""The evaluation of a checkpoint, and its record, result.json."""
+"""Evaluate a checkpoint, and write its record, result.json."""
 
-import dataclasses
-import functools
-import importlib.metadata
 import itertools
 import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 
 from ..analysis.maps import Probe
@@ -24,27 +15,25 @@ from ..build import degradation_options
 from ..compiled import keep_compiled
 from ..config import Config, config_of
 from ..data.images import mean_luminance
-from ..data.protocol import PROTOCOLS, Target
+from ..data.protocol import Target
 from ..errors import InputError, counted, say
 from ..files import absolute, expanded, refuse_same_files, writable_file, write_whole, written_whole
-from ..inputs import read_targets, read_test_images, stamps, test_data
+from ..inputs import read_targets, read_test_images
 from ..metrics_log import TITLES
-from ..options import Eval, Options, read_options
+from ..options import Options, read_options
 from ..report.curves import plot_illumination
 from ..report.page import report_file, write_report
-from ..runs import find_checkpoint, known_score, newest_run, run_of
-from ..stored import read_description
+from ..runs import find_checkpoint, newest_run, run_of
 from .calibration import calibration_beside
 from .embedding import Embedder, Embeds
 from .illumination import SEED
 from .loading import load_beside, load_embedder, load_file
 from .pair_table import pair_table
+from .provenance import hashes_of, provenance, selected_by
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
 from .standardize import BRIGHTNESS_GROUPS
-
-PACKAGES = ("nrsrd-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "pillow")
 
 
 def evaluate_run(
@@ -62,23 +51,23 @@ def evaluate_run(
     also: Sequence[str] = (),
     weights: Sequence[float] = (),
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Evaluate a run's best checkpoint, the one in `directory`, or an ONNX file.
+    """Evaluate a run's best checkpoint, a given checkpoint, or an ONNX file.
 
     Args:
-        workdir: a training run. Without it and `directory` the newest run is taken.
+        workdir: a training run. Without `workdir`, `directory` and `onnx` the newest run is evaluated.
         directory: a checkpoint.
-        output: the result's file. Without it `result_file.choose_file` names one beside the weights.
-        config: says which data; without it the run's own is used, or night600's for a checkpoint without a run.
-        overrides: single options of the config, as {"data.root": …}.
-        rerank: switches re-ranking on.
-        features: a .npz file to write the features to.
-        lights: intensities to degrade the test images to.
-        report: a folder for a page of the results.
-        onnx: a file of `nrsrd export` instead of `workdir` or `directory`. Its own features are compared, whatever
-            eval.feature and eval.flip are in `config`; in `overrides` they must be the file's.
-        also: runs or checkpoints whose features are put beside those of the first, as EDA does. Each makes them with
-            its own eval.feature and eval.flip.
-        weights: the lengths that the features of each are scaled to, the first one's first; () for 1.
+        output: the result's file; "" for the file beside the weights that `result_file.choose_file` names.
+        config: says which data to use; None for the run's own config, or the defaults for a checkpoint without a run.
+        overrides: single options to change in the config, as {"data.root": …}.
+        rerank: whether to switch re-ranking on.
+        features: a .npz file to write the features to; "" for no file.
+        lights: intensities to degrade the test images to, each above 0 and at most 1.
+        report: a folder for a page of the results; "" for no page.
+        onnx: a file of `nrsrd export` to evaluate. Its own features are compared: eval.feature and eval.flip of
+            `config` are ignored, and in `overrides` they must be those of the file.
+        also: runs or checkpoints whose features are appended to those of the first model, as EDA does. Each uses its
+            own eval.feature and eval.flip.
+        weights: the length to which each model's features are scaled, the first model's first; () for 1 each.
 
     Returns:
         The result, and the files written, the result's first.
@@ -90,13 +79,15 @@ def evaluate_run(
     source, path, config = _choose(workdir, directory, onnx, config, overrides)
     config.eval.rerank.enabled |= rerank
     options = read_options(config)
-    degradation_options(options)  # A wrong one raises InputError here.
+    # Raise InputError for a wrong option of the degradation now, before any data is read.
+    degradation_options(options)
     if features and Path(features).suffix != ".npz":
         raise InputError(f"--features {features}: name a .npz file")
     if onnx and report:
         raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
     beside = path.with_suffix(".result.json") if onnx else source / PLAIN
     written = {"result": writable_file(output or beside, "--output")}
+    # A link is followed only if the user named it.
     if not output:
         refuse_links(beside)
     if features:
@@ -108,17 +99,17 @@ def evaluate_run(
     if report:
         written["page"] = report_file(report)
     refuse_same_files([*written.values(), *([path] if onnx else [])])
-    # The weights come first: reading the data may take long.
+    # Load the weights first, because reading the data may take long.
     embedder, options, fingerprint = load_file(path, options, overrides) if onnx else load_embedder(path, options)
     others = [load_beside(name, options) for name in also]
     weights = weights or [1.0] * (1 + len(others))
     if len(weights) != 1 + len(others):
         raise InputError(f"--weights has {len(weights)} numbers; give {1 + len(others)}, one for each model")
     if also and (onnx or report or lights):
-        raise InputError("--also puts features of several models together: leave out --onnx, --report, --illumination")
+        raise InputError("--also combines several models: leave out --onnx, --report and --illumination")
     targets = read_targets(options)
 
-    # Only plain similarities are what `nrsrd calibrate` measured.
+    # A calibration holds only for plain similarities, because `nrsrd calibrate` measures those.
     plain = options.eval.normalize == "none" and not (options.eval.expand or options.eval.rerank.enabled)
     calibration = calibration_beside(source, embedder.identity()) if report and plain else None
 
@@ -163,29 +154,12 @@ def evaluate_run(
     return result, list(written.values())
 
 
-def hashes_of(target: Target, options: Options) -> dict[str, str]:
-    """Return what identifies the test images: hashes of the lists, and `stamps`."""
-    lists = {f"{split}_list_sha256": getattr(target, split).hash() for split in ("query", "gallery")}
-    return lists | stamps(options, target)
-
-
-def selected_by(source: Path, path: Path) -> str:
-    """Return why the checkpoint `path` is taken where the user named `source`: a checkpoint itself, or a run."""
-    if path == absolute(source):
-        return "its name"
-    if known_score(source, int(path.name)) is not None:
-        if (read_description(path).provenance.get("config") or {}).get("data.holdout"):
-            return "the best mAP on people held out of training"
-        return "the best mAP on the run's query and gallery while training"
-    return "being the last of a run that was not evaluated"
-
-
 def _plot_beside(result_file: Path) -> Path:
     return result_file.with_name(f"{result_file.stem}-illumination.png")
 
 
 def write_result(path: Path, result: dict[str, Any], begin: float, follow: bool) -> None:
-    """Write the result with the time and the seconds since `begin`. `follow` links only if the user named the file."""
+    """Write the result with the time and the seconds since `begin`. Links are followed only with `follow`."""
     result["seconds"] = round(time.perf_counter() - begin, 2)
     result["time"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     write_whole(path, json.dumps(result, indent=1) + "\n", follow)
@@ -194,7 +168,7 @@ def write_result(path: Path, result: dict[str, Any], begin: float, follow: bool)
 def _choose(
     workdir: str, directory: str, onnx: str, config: Config, overrides: Mapping[str, Any]
 ) -> tuple[Path, Path, Config]:
-    """Return what the user named (or the newest run), the checkpoint in it, and the config, as `evaluate_run` says."""
+    """Return the weights that the user named (or the newest run), their checkpoint or file, and the config to use."""
     if bool(workdir) + bool(directory) + bool(onnx) > 1:
         raise InputError("--workdir, --checkpoint and --onnx each name weights; give one of them")
     if not (workdir or directory or onnx):
@@ -215,7 +189,7 @@ def sweep(
     fingerprint: str,
     lights: tuple[float, ...],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the numbers of each data set at every intensity."""
+    """Evaluate each data set at every intensity. Return the rows of each data set, one for each intensity."""
     curves: dict[str, list[dict[str, Any]]] = {name: [] for name in targets}
     for light in lights:
         for name, evaluation in evaluate(embedder, options, targets, fingerprint, light).items():
@@ -224,13 +198,13 @@ def sweep(
 
 
 def target_record(evaluation: Evaluation, target: Target, options: Options) -> dict[str, Any]:
-    """Return the numbers of one data set, also by the queries' camera and brightness, and what identifies the data."""
+    """Return the scores of one data set, also by the queries' camera and brightness, and what identifies the data."""
     numbers = numbers_by_group(evaluation, target, mean_luminance(read_test_images(options, target.query)))
     return numbers | hashes_of(target, options) | {"seconds": evaluation.seconds}
 
 
 def numbers_by_group(evaluation: Evaluation, target: Target, luminance: np.ndarray) -> dict[str, Any]:
-    """Return the numbers of one data set, also by the queries' camera and mean luminance [Q], in 0..255."""
+    """Return the scores of one data set, also by the queries' camera and mean `luminance` [Q], in 0..255."""
     metrics = evaluation.metrics
     edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
     group = np.searchsorted(edges[1:-1], luminance, side="right")
@@ -253,16 +227,16 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _groups(metrics: RankMetrics, groups: dict[Any, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return the numbers of each group of queries (mask [Q]) that has a query with a match."""
+    """Return the scores of each group of queries, a mask [Q], that has a query with a match."""
     return {str(name): metrics.of(mask).summary() for name, mask in groups.items() if metrics.valid[mask].any()}
 
 
 def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapping[str, Target]) -> None:
-    """Write the features to a .npz file; with several data sets the names begin with "NAME/".
+    """Write the features to a .npz file. With several data sets the names of the arrays begin with "NAME/".
 
-    It holds `query_features` and `gallery_features` as embedded (not scaled, before expansion), their `_pids`,
-    `_cameras`, `_views` (gallery images of a query's identity and view are left out) and `_paths`, and each query's
-    `average_precision` and `first_match` in the final ranking.
+    The file holds `query_features` and `gallery_features` as embedded (not scaled, before expansion), their `_pids`,
+    `_cameras`, `_views` (the ranking leaves out gallery images of a query's identity and view) and `_paths`, and each
+    query's `average_precision` and `first_match` in the final ranking.
     """
     arrays = {}
     for name, target in targets.items():
@@ -278,69 +252,18 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
         np.savez(file, **arrays)
 
 
-def provenance(embedder: Embeds, options: Options, source: Path) -> dict[str, Any]:
-    """Return all that identifies the numbers, and that it takes to reproduce them."""
-    choice, trained = test_data(options), embedder.description.provenance
-    return {
-        **protocol_record(options.eval),
-        "flip": options.eval.flip,
-        "feature": options.eval.feature,
-        "transductive": options.eval.normalize != "none",
-        "checkpoint": str(source),
-        "weights_sha256": embedder.identity()["weights_sha256"],
-        "backbone": embedder.description.backbone,
-        "image_size": list(embedder.description.image_size),
-        "data": {
-            "name": choice.name,
-            "root": choice.root,
-            "protocol": choice.protocol,
-            "exclude": options.data.exclude,
-        },
-        "command": shlex.join(sys.argv),
-        "folder": os.getcwd(),
-        "config": dataclasses.asdict(options),
-        "trained_with": trained.get("config"),
-        "source": trained.get("source"),
-        "devices": [str(device) for device in jax.devices()],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
-        | {"python": platform.python_version(), "commit": commit()},
-    }
-
-
-def protocol_record(chosen: Eval) -> dict[str, Any]:
-    """Return how features are compared, whatever they are of."""
-    rerank = chosen.rerank
-    return {
-        "protocol": f"{chosen.protocol}: {PROTOCOLS[chosen.protocol].meaning}",
-        "rerank": {"k1": rerank.k1, "k2": rerank.k2, "lambda_value": rerank.lambda_value} if rerank.enabled else None,
-        "expand": chosen.expand,
-        "normalize": chosen.normalize,
-    }
-
-
-def commit() -> str | None:
-    """Return the git commit of this code, ending in -dirty after changes; None if it is not in a checkout."""
-    here = Path(__file__)
-    git = functools.partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
-    try:
-        git(["git", "ls-files", "--error-unmatch", here.name])
-        return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def find_warnings(targets: Mapping[str, Target]) -> list[str]:
-    """Return a sentence for each data set whose numbers are meaningless."""
+    """Return a warning for each data set whose scores are meaningless."""
     return [
         f"{name}: all {counted(len(target.gallery), 'gallery image')} show one person, so that no ranking can be "
-        "wrong: its mAP and Rank-1 of 100 % say nothing; add images of other people to the gallery"
+        "wrong: its mAP and Rank-1 of 100 % mean nothing; add images of other people to the gallery"
         for name, target in targets.items()
         if len(np.unique(target.gallery.pids)) == 1
     ]
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return named results as a table on screen, in per cent."""
+    """Format named results as a table for the screen, in per cent."""
     width = max(map(len, rows))
     lines = [f"{'%':<{width}}" + "".join(f"{title:>9}" for title in TITLES.values())]
     for name, values in rows.items():
@@ -349,9 +272,9 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def full_table(result: dict[str, Any]) -> str:
-    """Return a result as text: a table for each data set, by camera, brightness and light, and then the mean.
+    """Format a result as text: a table for each data set, by camera, brightness and light, and then the mean.
 
-    Numbers without re-ranking have their own table. Warnings come last.
+    Scores without re-ranking have their own table. Warnings come last.
     """
     tables, ending = [], ""
     if result["normalize"] != "none":

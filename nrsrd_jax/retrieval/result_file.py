@@ -1,8 +1,8 @@
-"""The file of a result that the user does not name: no evaluation replaces another's result.
+"""Choose the file of a result if the user does not name it, so that no evaluation replaces another's result.
 
 RUN/result.json is the plain evaluation: the run's own test without options. Any other result is
-RUN/result-WORDS-HASH.json: the words say how it differs, the hash covers all that its numbers depend on. The results
-of an ONNX file FILE.onnx stand beside it, as FILE.result.json and FILE.result-WORDS-HASH.json.
+RUN/result-WORDS-HASH.json: the words say how it differs, and the hash covers everything that its scores depend on. The
+results of an ONNX file FILE.onnx are written beside it, as FILE.result.json and FILE.result-WORDS-HASH.json.
 """
 
 import glob
@@ -23,7 +23,7 @@ MOST_BYTES = 2**27
 
 
 def refuse_links(plain: Path) -> None:
-    """Raise InputError if a result beside `plain` is a symbolic link: who made the folder could aim it at any file."""
+    """Raise InputError if `plain` or a result beside it is a symbolic link, which could point to any file."""
     for path in sorted(plain.parent.glob(glob.escape(plain.stem) + "*")):
         if path.is_symlink():
             raise InputError(f"{path} is a symbolic link; remove it, or name the result's file with --output")
@@ -32,13 +32,17 @@ def refuse_links(plain: Path) -> None:
 def choose_file(plain: Path, result: Mapping[str, Any], trained_data: Any) -> Path:
     """Return the file for a result, so that another evaluation's result is kept.
 
-    Args:
-        plain: the file of the plain evaluation, RUN/result.json or FILE.result.json. Others stand beside it.
-        result: the record, complete except for the times.
-        trained_data: where known, the hashes of the lists that the weights were trained and tested with, by
-            "NAME/query" and "NAME/gallery".
+    An existing result.json of other weights, or of other contents of the same test, is renamed to
+    result-earlier-HASH.json.
 
-    A result.json of other weights or of other contents of the same test is renamed to result-earlier-HASH.json.
+    Args:
+        plain: the file of the plain evaluation, RUN/result.json or FILE.result.json. Other results are beside it.
+        result: the record, complete except for the times.
+        trained_data: if known, the hashes of the lists that the weights were trained and tested with, by "NAME/query"
+            and "NAME/gallery".
+
+    Returns:
+        The file to write.
     """
     words, before = _words(result, trained_data), _read(plain)
     if not words and before and _is_other_test(before, result):
@@ -52,7 +56,7 @@ def choose_file(plain: Path, result: Mapping[str, Any], trained_data: Any) -> Pa
 
 
 def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that a result's numbers depend on, as JSON gives it back."""
+    """Return everything that a result's scores depend on, in the form in which JSON reads it back."""
     config, lights = result["config"], result["lights"]
     hashes = {
         name: {key: value for key, value in row.items() if key.endswith("_sha256")}
@@ -67,7 +71,7 @@ def _subject(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _features(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return which features are compared; results written before these options existed lack them."""
+    """Return which features are compared. Results from before these options existed do not name them."""
     return {"feature": result.get("feature", "cls"), "normalize": result.get("normalize", "none")}
 
 
@@ -76,7 +80,7 @@ def _where(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return what the result in a file depends on; None if it is missing, or not a result of this version."""
+    """Return what the result in a file depends on; None if the file is missing or not a result of this version."""
     try:
         return _subject(json.loads(read_bounded(path, MOST_BYTES)))
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
@@ -86,7 +90,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
     """Return how a result differs from the plain one: names of data sets and options."""
     trained = _mapping(result["trained_with"])
-    if "onnx_sha256" in result:  # The file has one kind of features, which are its plain ones.
+    if "onnx_sha256" in result:
+        # An ONNX file has only one kind of features, so these are the plain ones.
         trained = {"eval.feature": result["feature"], "eval.flip": result["flip"]}
     listed = {
         f"{name}/{split}": row[f"{split}_list_sha256"]
@@ -94,7 +99,7 @@ def _words(result: Mapping[str, Any], trained_data: Any) -> list[str]:
         for split in ("query", "gallery")
     }
     tests = {name: value for name, value in _mapping(trained_data).items() if name.endswith(("/query", "/gallery"))}
-    # A run with held-out people knew no test.
+    # A run that held out people for its evaluation has no test set of its own.
     known = {name: value for name, value in tests.items() if name.split("/")[0] != HELD_OUT}
     protocol, precision = result["config"]["eval"]["protocol"], result["config"]["train"]["precision"]
     words = _names(result) if known and known != listed else []
@@ -125,7 +130,7 @@ def _is_other_test(before: Mapping[str, Any], result: Mapping[str, Any]) -> bool
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
-    """Return a value from a checkpoint if it is a mapping, else an empty one."""
+    """Return a value from a checkpoint if it is a mapping, otherwise an empty mapping."""
     return value if isinstance(value, Mapping) else {}
 
 

@@ -1,4 +1,4 @@
-"""Features of a model's test images, and their scores: what training and `nrsrd eval` share."""
+"""Embed a model's test images and score the features, for training and for `nrsrd eval`."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,14 @@ from ..build import degradation_options
 from ..data.datasets import Split
 from ..data.images import cache_folder, decoding_key, mean_luminance
 from ..data.protocol import Target
+from ..eval_options import Eval
 from ..inputs import read_test_images
-from ..options import Eval, Options
+from ..options import Options
 from ..sharding import own_mesh
+from .distances import Distances, squared_distances
 from .embedding import Embeds, cached_features
 from .illumination import SEED, darkener
-from .ranking import Distances, RankMetrics, rank_by, squared_distances
+from .ranking import RankMetrics, rank_by
 from .rerank import expand_queries, reranked_distances
 from .standardize import brightness_groups, standardize_groups
 
@@ -30,11 +32,11 @@ class Evaluation:
     """The results of one data set.
 
     Attributes:
-        features: of "query" [Q, D] and "gallery" [G, D], as embedded.
-        distances: what `metrics` rank by.
-        metrics: the final ones.
-        plain: with re-ranking, the metrics without it.
-        seconds: by stage.
+        features: the features of "query" [Q, D] and "gallery" [G, D], as embedded.
+        distances: the distances that `metrics` rank by.
+        metrics: the final metrics.
+        plain: the metrics without re-ranking; None if nothing was re-ranked.
+        seconds: the duration of each stage, by its name.
     """
 
     features: dict[str, np.ndarray]
@@ -55,9 +57,21 @@ def evaluate(
 ) -> dict[str, Evaluation]:
     """Embed query and gallery of each data set, and rank the gallery for every query.
 
-    With the embedder's `fingerprint`, features are read from the cache, or kept there. With `light` the images are
-    degraded to that intensity. With `others`, an image's features are those of all embedders one after the other, each
-    scaled to the length of its weight; `weights` has one more than `others`, the first for `embedder`.
+    Args:
+        embedder: the model.
+        options: the options, of which `eval` says how features are compared.
+        targets: the data sets by name.
+        fingerprint: the embedder's, to read features from the cache or to keep them there; "" for no cache.
+        light: an intensity to degrade the images to, above 0 and at most 1; None for the images as they are.
+        others: more models, each as (embedder, options, fingerprint). An image's features are those of all models one
+            after the other.
+        weights: with `others`, the length to which each model's features are scaled, the first for `embedder`.
+
+    Returns:
+        The Evaluation of each data set.
+
+    Raises:
+        InputError: an image cannot be read, or the cache cannot be written.
     """
     results = {}
     for name, target in targets.items():
@@ -82,6 +96,7 @@ def evaluate(
 
 
 def _joined(features: Sequence[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+    """Scale each model's features [N, D] to the length of its weight, and concatenate them."""
     lengths = [np.linalg.norm(each, axis=1, keepdims=True) for each in features]
     scaled = [w * x / np.maximum(n, 1e-12) for w, x, n in zip(weights, features, lengths, strict=True)]
     return np.concatenate(scaled, axis=1).astype(np.float32)
@@ -97,6 +112,7 @@ def _features(
     title: str,
     stream: int,
 ) -> np.ndarray:
+    """Embed the images of a split, or read their features from the cache."""
     degradation, alter = degradation_options(options), None
     if light is not None:
         alter = darkener(light, degradation, stream)
@@ -109,6 +125,7 @@ def _features(
         return embed()
     key = [fingerprint, decoding_key(split.paths, embedder.description.image_size, "bilinear")]
     key += [light, degradation, SEED, stream] if alter else []
+    # The features of such a model also depend on the cameras.
     key += [split.cameras.tolist()] if embedder.description.spec.needs_cameras else []
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = cache_folder(options.data.cache_dir) / f"features-{name}.npy"
@@ -122,9 +139,18 @@ def score(
     mesh: Mesh | None = None,
     luminance: dict[str, np.ndarray] | None = None,
 ) -> Evaluation:
-    """Return the metrics of features {"query": [Q, D], "gallery": [G, D]}, from any model, as `options` say.
+    """Compute the metrics of features from any model.
 
-    Normalisation by brightness needs the images' mean `luminance` in 0..1, {"query": [Q], "gallery": [G]}.
+    Args:
+        features: {"query": [Q, D], "gallery": [G, D]}.
+        target: the identities, cameras and views of query and gallery.
+        options: the normalisation, query expansion and re-ranking.
+        mesh: the devices to use; None for all.
+        luminance: the mean luminance of the images in 0..1, {"query": [Q], "gallery": [G]}. Only the normalisation by
+            brightness needs it.
+
+    Returns:
+        The Evaluation.
     """
     query, gallery = features["query"], features["gallery"]
     if options.normalize == "camera":
@@ -148,13 +174,14 @@ def score(
 
 @contextlib.contextmanager
 def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Note how many seconds the stage `name` takes."""
     begin = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - begin, 3)
 
 
 def headline(results: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Return the numbers of a single data set; for several, the means of fractions and the sums of counts."""
+    """Return the scores of a single data set; for several, the means of the fractions and the sums of the counts."""
     rows = [result.metrics.summary() for result in results.values()]
     if len(rows) == 1:
         return rows[0]

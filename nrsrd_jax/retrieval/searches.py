@@ -1,13 +1,13 @@
 """Searches of a gallery of N enrolled people: how often a stranger is reported, and how often a person is missed.
 
 n crops, P people, B crops of a block, K thresholds, u other people who could be enrolled. Each person has a template:
-the crops of one view (a camera, or a single crop), drawn at random. A person's similarity to a crop is the largest of
-the template's. FPIR(N, T) is the share of searches with a person who is not enrolled that report anybody, at a
-similarity of at least T. FNIR(N, R, T) is the share of searches with an enrolled person that do not report this person
-among the R most similar with at least T (ISO/IEC 19795-1).
+the crops of one view (a camera, or a single crop), drawn at random. A person's similarity to a crop is the largest
+similarity of the template's crops to it. FPIR(N, T) is the share of searches with a person who is not enrolled that
+report anybody, at a similarity of at least T. FNIR(N, R, T) is the share of searches with an enrolled person that do
+not report this person among the R most similar people, at a similarity of at least T (ISO/IEC 19795-1).
 
-No galleries are drawn: the mean over all galleries of N of the P people is computed. A crop that m of u people reach
-finds one of them in a random gallery of N with probability 1 − C(u − m, N)/C(u, N).
+No galleries are drawn at random. Instead, the mean over all galleries of N of the P people is computed: if m of u
+people are similar enough to a crop, a random gallery of N has one of them with probability 1 − C(u − m, N)/C(u, N).
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ class Search:
         gallery_people: N.
         top: R.
         threshold: the index of T.
-        fpir, fpir_interval: measured.
+        fpir, fpir_interval: the measured FPIR and its interval.
         fpir_predicted: 1 − (1 − p)^N, where p is the measured rate at which a stranger reaches one enrolled person.
-        fnir, fnir_interval: measured.
+        fnir, fnir_interval: the measured FNIR and its interval.
         one_person: p.
     """
 
@@ -49,14 +49,14 @@ class Search:
 
 
 def predicted_fpir(one_person: float, people: int) -> float:
-    """Return how often a stranger is reported if all enrolled people are reached independently: 1 − (1 − p)^N.
+    """Predict how often a stranger is reported, as if enrolled people were independent: 1 − (1 − p)^N.
 
     Args:
         one_person: p, how often a stranger reaches one enrolled person, in 0..1.
         people: N, the number of enrolled people.
 
     Returns:
-        The predicted FPIR, in 0..1. If some strangers resemble many people, fewer strangers are reported than that.
+        The predicted FPIR, in 0..1. If some strangers resemble many people, the true FPIR is lower.
 
     Example:
         >>> from nrsrd_jax.retrieval.searches import predicted_fpir
@@ -70,14 +70,14 @@ def measure_searches(crops: Crops, people: int, thresholds: Sequence[float], see
     """Measure FPIR and FNIR for galleries of the sizes in GALLERIES, as far as the people permit.
 
     Args:
-        crops: of people 0..P−1; crops of a person's enrolled view are not searched for that person.
+        crops: crops of people 0..P−1. Crops of a person's enrolled view are not used to search for that person.
         people: P, at least 3.
         thresholds: similarities [K], on bin edges.
-        seed: draws the view of each person that is enrolled.
+        seed: the seed that draws each person's enrolled view.
 
     Returns:
-        A row for each size, number of candidates R ≤ N, and threshold. Intervals are of `pairs.interval`: a person who
-        is taken out is neither searched nor enrolled.
+        A row for each size, number of candidates R ≤ N, and threshold. Intervals are those of `pairs.interval`: a
+        person who is left out is neither searched for nor enrolled.
     """
     rng = np.random.default_rng(seed)
     views = [rng.choice(np.unique(crops.views[crops.people == person])) for person in range(people)]
@@ -98,8 +98,10 @@ def measure_searches(crops: Crops, people: int, thresholds: Sequence[float], see
         similarity = np.maximum.reduceat(block.similarity, starts, axis=1)  # [B, P]
         line = np.arange(len(whose))
         own = similarity[line, whose]
+        # A person cannot be a false match of their own crop.
         similarity[line, whose] = -np.inf
         found = mated[block.rows]
+        # These people come before the right one; a person who is equally similar counts as before.
         above = (similarity >= own[:, None])[found].astype(np.float32)
         for k, threshold in enumerate(thresholds):
             reached = (similarity >= threshold).astype(np.float32)
@@ -119,14 +121,15 @@ def measure_searches(crops: Crops, people: int, thresholds: Sequence[float], see
 
 
 class _Mean:
-    """The mean over crops of a function of how many other people reach something; and without each person in turn.
+    """The mean over crops of a function of how many other people reach a crop, also without each person in turn.
 
-    Without person p, whose crops are not searched, the crops that p reached have one person fewer, and all crops have
-    one possible person fewer.
+    Without person p, p's own crops are not searched. A crop that p reached is reached by one person fewer, and all
+    crops can be reached by one person fewer.
 
     Args:
         people: P.
-        tables: the function's values for 0..P people, [P + 1] each, of P − 1 other people, and of P − 2.
+        tables: the function's values for 0..P people who reach a crop [P + 1]: first of P − 1 other people, then of
+            P − 2.
     """
 
     def __init__(self, people: int, tables: Sequence[np.ndarray]):
@@ -135,7 +138,13 @@ class _Mean:
         self.own, self.searches, self.changes = np.zeros(people), np.zeros(people), np.zeros(people)
 
     def add(self, reached: np.ndarray, whose: np.ndarray, certain: np.ndarray | None = None) -> None:
-        """Add crops of people `whose` [B], which `reached` [B, P] of the others; if `certain` [B], the value is 1."""
+        """Add crops of people `whose` [B].
+
+        Args:
+            reached: who of the others reaches each crop, 0 or 1 [B, P].
+            whose: the person of each crop [B].
+            certain: where true [B], the function's value is 1, whoever reaches the crop.
+        """
         number = np.count_nonzero(reached, axis=1)
         whole, fewer = (table[number] for table in self.tables)
         change = self.tables[1][np.maximum(number - 1, 0)] - fewer
@@ -162,7 +171,10 @@ class _Mean:
 
 
 def _any_reported(others: int, size: int) -> np.ndarray:
-    """Return the probability that a gallery of `size` of the `others` holds one of m of them, m = 0..others + 1."""
+    """Return the probability that `size` of the `others`, drawn at random, include one of m people; [others + 2].
+
+    The values are for m = 0..others + 1.
+    """
     m = np.minimum(np.arange(others + 2), others)
     nobody = _log_choose(others - m, size) - _log_choose(np.array([others]), size)
     return -np.expm1(np.where(others - m < size, -np.inf, nobody))
@@ -174,6 +186,9 @@ def _log_choose(total: np.ndarray, chosen: int) -> np.ndarray:
 
 
 def _crowded_out(others: int, size: int, top: int) -> np.ndarray:
-    """Return the probability that `top` or more of r people are among size − 1 of the others; r = 0..others + 1."""
+    """Return the probability that `size` − 1 of the `others` include at least `top` of r people; [others + 2].
+
+    The values are for r = 0..others + 1.
+    """
     r = np.minimum(np.arange(others + 2), others)
     return hypergeom.sf(top - 1, others, r, size - 1)

@@ -1,13 +1,16 @@
-"""Test-time normalisation: features relative to the test images of the same camera, or of about the same brightness.
+"""Normalise features at test time, relative to the test images of the same camera or of about the same brightness.
 
-Q queries, G gallery images, D feature width. It uses the whole test set, so its numbers are transductive.
+Q queries, G gallery images, D feature width. The normalisation uses the whole test set, so its numbers are
+transductive.
 """
 
 import numpy as np
 
-SMALLEST = 8  # A smaller group has no usable deviation, so it takes the statistics of all images.
+# A group with fewer images has no reliable deviation, so it takes the statistics of all images.
+SMALLEST = 8
 BRIGHTNESS_GROUPS = 4
-NUMBERS = 32  # of each feature that are standardised at once
+# How many numbers of each feature are standardised at once.
+NUMBERS = 32
 
 
 def standardize_groups(
@@ -44,7 +47,7 @@ def standardize_groups(
     _, groups = np.unique(np.concatenate([query_groups, gallery_groups]), return_inverse=True)
     large = np.flatnonzero(np.bincount(groups) >= SMALLEST)
     result = np.empty((len(query) + len(gallery), query.shape[1]), np.float32)
-    # Each number is standardised by itself, so that a few at a time keep the float64 copies small.
+    # Each number of a feature is standardised by itself. A few at a time keep the float64 copies small.
     for start in range(0, query.shape[1], NUMBERS):
         part = slice(start, start + NUMBERS)
         features = np.concatenate([query[:, part], gallery[:, part]]).astype(np.float64)
@@ -61,7 +64,7 @@ def _standardize(features: np.ndarray) -> np.ndarray:
     if not len(features):
         return features
     mean, deviation = features.mean(0), features.std(0)
-    # Equal numbers may have a deviation of rounding alone.
+    # By rounding, the deviation of equal numbers may be slightly above 0.
     varies = deviation > 1e-7 * np.abs(mean)
     return np.where(varies, (features - mean) / np.where(varies, deviation, 1), 0)
 
@@ -69,7 +72,8 @@ def _standardize(features: np.ndarray) -> np.ndarray:
 def brightness_groups(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split images by their mean luminance into four groups of about equal size.
 
-    They are rounded to float32, as a gallery of crops stores them, so that a search splits them as an evaluation does.
+    The luminance is rounded to float32, as in a stored gallery of crops, so that a search makes the same groups as an
+    evaluation.
 
     Args:
         query: the mean luminance of each query [Q], in 0..1.

@@ -6,37 +6,30 @@ The report has a row for each tensor. A tensor that is missing, unknown or of a 
 import dataclasses
 import fnmatch
 import hashlib
-import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..description import MAX_DEPTH, Description
+from ..description import Description
 from ..errors import InputError, printable
 from ..models import MODELS
-from ..models.attention import NormRatio
 from ..models.position import resize_position_embedding
 from ..models.resnet import ResNetSpec
-from ..models.vit import PATCH, ViTSpec, patch_grid
+from ..models.vit import PATCH, patch_grid
 from . import foreign_names, torch_names
 from .foreign_names import Array
+from .identify import HALF, identify_model, identify_resnet
+from .pickle_types import STORAGES
 from .state_dict import read
-from .tensor_pickle import STORAGES
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 # The error lists at most this many faults, because the report lists all of them.
 MAX_LISTED = 20
 # Tensors that are kept for to_torch.py take at most this many bytes of memory.
 MAX_KEPT = 2**31
-HALF = (0.5, 0.5, 0.5)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# Pixels between patches that TransReID's configs have, and image sizes that its overlapping patches are made of.
-STRIDES = (16, 12, 14, 11)
-SIZES = ((256, 128), (384, 128), (224, 224), (384, 384))
 
 
 @dataclasses.dataclass
@@ -46,9 +39,9 @@ class Report:
     Attributes:
         origin: where in the file the weights were found; "" for the top level.
         rows: (name, shape, verdict, note) of each tensor. The verdict is mapped, resized, new, ignored or FAULT.
-        faults: errors, of which a usable conversion has none.
+        faults: errors. A conversion with errors must not be used.
         warnings: facts that the user should know.
-        kept: bytes of the tensors that are kept for to_torch.py.
+        kept: the bytes of the tensors that are kept for to_torch.py.
     """
 
     origin: str = ""
@@ -91,125 +84,6 @@ def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], di
     return tensors, notes
 
 
-def identify_resnet(tensors: dict[str, Array], notes: str, backbone: str) -> Description:
-    """Return the description of the ResNet that has these tensors; `backbone` is its name, "" to find it.
-
-    Raises:
-        InputError: no ResNet here has them.
-    """
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    own = own_description(notes)
-    resnets = {name: spec for name, spec in MODELS.items() if isinstance(spec, ResNetSpec)}
-    if backbone and backbone not in resnets:
-        raise InputError(f"--backbone is {backbone!r}; for a ResNet choose one of {', '.join(resnets)}")
-    found = backbone or (own.backbone if own else "") or next((n for n, s in resnets.items() if s.fits(shapes)), "")
-    if not found:
-        raise InputError(f"a ResNet with other stages or heads than {', '.join(resnets)}")
-    if own and own.backbone == found:
-        return own
-    spec = resnets[found]
-    size = (384, 128) if spec.method == "pcb" else (256, 128)
-    return Description(found, 0, size, IMAGENET_MEAN, IMAGENET_STD, (shapes.get(spec.classifier) or (0,))[0])
-
-
-def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None) -> Description:
-    """Return the description of the ViT that has these tensors.
-
-    Args:
-        tensors: {official name: tensor}.
-        notes: the JSON that to_torch.py wrote beside the tensors; "" if there is none.
-        source_size: (height, width) in pixels that the position embedding is for; None to guess it.
-
-    Raises:
-        InputError: the tensors are not those of a known model, or contradict the notes or the size.
-    """
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    cls_token, position = (shapes.get(f"base.{name}", ()) for name in ("cls_token", "pos_embed"))
-    if len(cls_token) != 3 or len(position) != 3 or position[1] < 2:
-        raise InputError(f"its ViT is of an unknown kind: cls_token has shape {cls_token}, pos_embed {position}")
-    width, stem = cls_token[-1], any(name.startswith("base.patch_embed.conv.") for name in shapes)
-    backbone = next(
-        (k for k, v in MODELS.items() if isinstance(v, ViTSpec) and (v.width, v.stem) == (width, stem)), None
-    )
-    if backbone is None:
-        known = ", ".join(f"{name} ({spec.width})" for name, spec in MODELS.items() if isinstance(spec, ViTSpec))
-        raise InputError(f"a ViT of width {width}; there are {known}")
-    depth = MODELS[backbone].depth
-    if "depth" in MODELS[backbone].choices:
-        found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
-        depth = 1 + max(map(int, found), default=0)
-        if depth > MAX_DEPTH:
-            raise InputError(f"{depth} blocks; no more than {MAX_DEPTH} are read")
-    own = own_description(notes)
-    patches = position[1] - 1
-    size, stride = guess_grid(patches, source_size or (own and own.image_size), own.stride or PATCH if own else 0)
-    jpm, sie = any(name.startswith("b1.") for name in shapes), shapes.get("base.sie_embed", ())
-
-    def classes(name: str) -> int:
-        return (shapes.get(name) or (0,))[0]
-
-    last = "b1.0" if jpm else f"base.blocks.{depth - 1}"
-    description = Description(
-        *(backbone, depth, size, HALF, HALF, classes("classifier.weight"), classes("classifier_aux.weight")),
-        norm_ratio=NormRatio() if f"{last}.attn.norm_ratio" in shapes else None,
-        stride=0 if stride == PATCH else stride,
-        jpm=jpm,
-        sie=bool(sie),
-        cameras=tuple(range(sie[0])) if sie else (),
-    )
-    if own is None:
-        return description
-    if own.architecture != description.architecture:
-        raise InputError("the description that came with the file is of another model than its tensors")
-    return dataclasses.replace(own, image_size=size)
-
-
-def own_description(notes: str) -> Description | None:
-    """Return the description that to_torch.py wrote beside the tensors, None if there is none.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    try:
-        return Description.from_json(json.loads(notes)) if notes else None
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError("the description that came with the file is damaged") from error
-
-
-def guess_grid(patches: int, size: tuple[int, int] | None, stride: int) -> tuple[tuple[int, int], int]:
-    """Return the size of the images, (height, width) in pixels, and the pixels between patches, of a known model.
-
-    Args:
-        patches: the number of patches of the position embedding.
-        size: the size of the images, None to guess it.
-        stride: the pixels between patches, 0 to guess them.
-
-    Raises:
-        InputError: no known grid has this many patches, or several have.
-    """
-    strides = (stride,) if stride else STRIDES
-    if size:
-        fitting = [(size, each) for each in strides if math.prod(patch_grid(size, each)) == patches]
-        if not fitting:
-            raise InputError(f"the position embedding has {patches} patches, images of {size} have another number")
-        return fitting[0]
-    fitting = [(size, each) for each in STRIDES[1:] for size in SIZES if math.prod(patch_grid(size, each)) == patches]
-    # These are height over width of ImageNet, LUPerson, and 384×128 pixels. No number of patches fits two of them.
-    for ratio in (1, 2, 3):
-        columns = math.isqrt(patches // ratio)
-        if columns and columns * columns * ratio == patches:
-            fitting.insert(0, ((columns * ratio * PATCH, columns * PATCH), PATCH))
-    if not fitting:
-        raise InputError(
-            f"{patches} patches are not a grid of height : width = 1, 2 or 3, nor TransReID's at stride 12; give "
-            "--source_size, the size of the images that the weights are for"
-        )
-    if len(fitting) > 1:
-        listed = ", or ".join(f"images of {h},{w} with patches {step} pixels apart" for (h, w), step in fitting)
-        raise InputError(f"{patches} patches are those of {listed}; say which with --source_size")
-    return fitting[0]
-
-
 def convert(
     path: Path,
     image_size: tuple[int, int] | None = None,
@@ -220,24 +94,24 @@ def convert(
 ) -> tuple[Description, dict, dict[str, np.ndarray], Report]:
     """Convert a PyTorch checkpoint of TransReID-SSL, of a compatible ViT, or of a ResNet-50, without PyTorch.
 
-    A conversion with `report.faults` is not usable: `checkpoint.save_weights` must not be called with it.
+    If the report has faults, the conversion must not be used: do not pass it to `checkpoint.save_weights`.
 
     Args:
         path: a `.pth` or `.safetensors` file, an index of shards, or a folder with one of these.
-        image_size: (height, width) in pixels of the images that the model will take; None for the size in the file.
-            The position embedding is resized to it.
-        source_size: (height, width) in pixels that the position embedding in the file is for; None to guess it.
-        key: which network to take if the file holds several, such as "teacher"; "" if there is only one.
-        ignored: glob patterns of names of tensors to leave out, if no rule maps them.
-        backbone: the name in MODELS of a ResNet, whose tensors do not tell everything (`ResNetSpec`); "" for the
-            first one with such tensors.
+        image_size: the size of the images that the model will take, (height, width) in pixels; None for the size in
+            the file. The position embedding is resized to it.
+        source_size: the image size of the position embedding in the file, (height, width) in pixels; None to guess it.
+        key: the network to take if the file contains several, such as "teacher"; "" if there is only one.
+        ignored: glob patterns of names. Tensors that match are left out, unless the model or a rule takes them.
+        backbone: a ResNet's name in MODELS, because its tensors do not determine everything (`ResNetSpec`); "" for
+            the first ResNet that has such tensors.
 
     Returns:
         The Description of the model; its variables {"params": …, "batch_stats": …} in float32; {name: array}, the
         tensors kept for `weights.to_torch.export`; and the Report.
 
     Raises:
-        InputError: the file cannot be read, or holds no known network. Other errors are in the report.
+        InputError: the file cannot be read, or contains no known network. All other errors are in the report.
 
     Example:
         >>> from pathlib import Path
@@ -258,18 +132,19 @@ def convert(
     old |= state.remarks
     is_resnet = "base.layer1.0.conv1.weight" in tensors
     if backbone and not is_resnet:
-        raise InputError("--backbone is for a ResNet; the tensors of a ViT tell what it is")
+        raise InputError("--backbone is for a ResNet; the tensors of a ViT determine the model: leave --backbone out")
     if is_resnet:
         source = identify_resnet(tensors, state.notes, backbone)
     else:
         source = identify_model(tensors, state.notes, source_size)
     target = dataclasses.replace(source, image_size=image_size or source.image_size)
     target.spec.check_size(target.image_size)
-    grids = [patch_grid(each.image_size, each.stride or PATCH) for each in (source, target)]  # of a ViT
+    # Only a ViT has a position embedding, for which these grids are needed.
+    grids = [patch_grid(each.image_size, each.stride or PATCH) for each in (source, target)]
     table = torch_names.slots(source)
     variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
     kept: dict[str, np.ndarray] = {}
-    # The types of variables that are not float32 in the file, so that to_torch.py gives them back.
+    # The types of variables that are not float32 in the file, so that to_torch.py can restore them.
     types: dict[str, str] = {}
     rounded = 0
     unused = set(ignored)
@@ -286,11 +161,11 @@ def convert(
             report.fault(name, tensor, fault)
             continue
         values = np.asarray(tensor)
-        # A float64 beyond float32 becomes infinite, which is a fault in the report.
+        # A float64 number beyond float32 becomes infinite, which the report lists as a fault.
         with np.errstate(over="ignore"):
             single = values.astype(np.float32, copy=False)
         if not np.isfinite(single).all():
-            report.fault(name, tensor, "holds numbers that are not finite, or beyond float32")
+            report.fault(name, tensor, "contains numbers that are not finite, or beyond float32")
             continue
         steps = [slot.transform, *([old[name]] if name in old else [])]
         if values.dtype == np.float64:
@@ -308,7 +183,7 @@ def convert(
         put(variables, slot.path, values)
         report.add(name, tensor, "resized" if resize else "mapped", ", ".join(steps))
     for pattern in sorted(unused):
-        report.fault(f"--ignore {pattern}", None, "matches no tensor without a rule")
+        report.fault(f"--ignore {pattern}", None, "matches no unknown tensor")
     if rounded:
         report.warnings.append(f"{rounded} tensors in float64 were rounded to float32, and are exported as float32")
     if foreign_names.POOLED in state.remarks.values():
@@ -320,12 +195,12 @@ def convert(
         if bare and slot.path[1].startswith("bottleneck"):
             ones = name.endswith(("weight", "var"))
             put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
-            report.add(name, None, "new", f"no neck in the file: {int(ones)}, as before training")
+            report.add(name, None, "new", f"no neck in the file: set to {int(ones)}, as before training")
         elif slot.path[1] == "centers":
             put(variables, slot.path, np.zeros(slot.shape, np.float32))
-            report.add(name, None, "new", "0; the centres are not needed after training, and lie in another file")
+            report.add(name, None, "new", "set to 0: the centres are in another file, and only training needs them")
         else:
-            report.fault(name, None, f"missing; the model has it with shape {slot.shape}")
+            report.fault(name, None, f"missing; the model expects shape {slot.shape}")
     origin = {
         "file": path.name,
         "sha256": sha256(*state.files or [path]),
@@ -339,31 +214,31 @@ def convert(
 def ignore(
     name: str, tensor: Array, rule: tuple[bool, str] | None, kept: dict[str, np.ndarray], report: Report
 ) -> None:
-    """Report a tensor that the model does not have, and add it to `kept` if its rule says so."""
+    """Report a tensor that the model does not have. Add it to `kept` if its rule (kept, reason) says so."""
     if rule is None:
-        report.fault(name, tensor, "unknown: not a tensor of the model, and no rule for it; --ignore leaves it out")
+        report.fault(name, tensor, "unknown: neither the model nor a rule takes it; --ignore leaves it out")
     elif rule[0] and (tensor.dtype not in STORAGES.values() or 0 in tensor.shape):
-        report.fault(name, tensor, f"an empty tensor, or of a type that PyTorch has not: {tensor.dtype}")
+        report.fault(name, tensor, f"is empty, or has a type that PyTorch does not have: {tensor.dtype}")
     else:
         report.add(name, tensor, "ignored", rule[1])
         if rule[0]:
             report.kept += math.prod(tensor.shape) * tensor.dtype.itemsize
             if report.kept > MAX_KEPT:
-                raise InputError(f"more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
+                raise InputError(f"it has more than {MAX_KEPT >> 30} GiB of tensors that are not mapped")
             kept[name] = np.asarray(tensor)
 
 
 def misfit(tensor: Array, shape: tuple[int, ...]) -> str:
-    """Return why a tensor does not fit a variable of this shape, "" if it fits. Its numbers are not read."""
+    """Return why a tensor does not fit a variable of this shape; "" if it fits. Do not read its numbers."""
     if tensor.shape != shape:
-        return f"has shape {tensor.shape}; the model has {shape}"
+        return f"has shape {tensor.shape}; the model expects {shape}"
     if str(tensor.dtype) not in FLOATS:
-        return f"is {tensor.dtype}; weights are {', '.join(FLOATS)}"
+        return f"is {tensor.dtype}; weights must be {', '.join(FLOATS)}"
     return ""
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
-    """Put a value into nested dicts, which are made as needed."""
+    """Put a value into nested dicts, and create the missing ones."""
     *parents, last = path
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -371,7 +246,7 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: np.ndarray) -> None:
 
 
 def sha256(*paths: Path) -> str:
-    """Return the SHA-256 of the bytes of files, one after the other."""
+    """Return the SHA-256 of the bytes of all files in this order."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -381,7 +256,7 @@ def sha256(*paths: Path) -> str:
 
 
 def summary(description: Description) -> list[str]:
-    """Return lines of text: the model, the assumptions about it, and its possible uses."""
+    """Describe a converted model in lines of text: what it is, what is assumed about it, and how it can be used."""
     height, width = description.image_size
     blocks = f" of {description.depth} blocks" if description.depth else ""
     lines = [f"{description.backbone}{blocks} for images of {height}×{width}"]
@@ -389,7 +264,7 @@ def summary(description: Description) -> list[str]:
         how = "mean and std 0.5" if description.mean == HALF else "ImageNet's mean and std"
         lines[0] += f", normalised with {how} as in the official code"
         if alike := _alike(description):
-            lines.append(f"the tensors do not tell it from {', '.join(alike)}: choose one of those with --backbone")
+            lines.append(f"its tensors fit {', '.join(alike)} as well: if it is one of these, name it with --backbone")
         if description.norm_ratio:
             lines.append(f"NRA's form, scope and ε are not in the file: {description.norm_ratio} assumed")
     if description.jpm:
@@ -399,14 +274,14 @@ def summary(description: Description) -> list[str]:
     if description.brighten:
         lines.append(f"images with a mean below {description.brighten} are first brightened to it")
     if description.classes:
-        lines.append(f"its classifier knows {description.classes} identities, so it can be a teacher, or initialise")
+        lines.append(f"it classifies {description.classes} identities, so it can be a teacher or start a training")
     else:
-        lines.append("it has no classifier, so it can initialise, but not be a teacher")
+        lines.append("it has no classifier, so it can start a training, but not be a teacher")
     if description.sie:
         named = ", ".join(map(str, description.cameras))
         lines.append(
-            f"its features depend on each image's camera (SIE), and its cameras are {named}: where your data calls "
-            "them otherwise, convert again with --cameras and your names in the order of training, like 1,2,3"
+            f"its features depend on each image's camera (SIE), and its cameras are {named}: if your data has other "
+            "names, convert again with --cameras and your names in the order of training, such as 1,2,3"
         )
     return lines
 

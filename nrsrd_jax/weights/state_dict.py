@@ -1,6 +1,6 @@
-"""The state dict in a checkpoint file, under the names of the official Re-ID model.
+"""Find the state dict in a checkpoint file, and give its tensors the names of the official Re-ID model.
 
-The state dict is found by its structure: a dictionary with tensors, one of them named `….cls_token` (a ViT) or
+A state dict is recognised by its structure: a dictionary with tensors, of which one is named `….cls_token` (a ViT) or
 `….layer1.0.conv1.weight` (a ResNet). Both are called networks here.
 """
 
@@ -12,44 +12,64 @@ from typing import Any
 from ..errors import InputError, printable
 from . import foreign_names, weights_file
 from .foreign_names import Array
-from .tensor_pickle import Inert
+from .pickle_types import Inert
 
 LISTS = (list, tuple)
 MAX_LEVELS = 8  # of dictionaries inside dictionaries
-MAX_STEPS = 32  # of a name, between dots, that are searched for the prefix of a model
-MAX_ROWS = 100  # of what lies beside the weights
-MAX_NAME = 1000  # characters; the names of a real model have some 60
+MAX_STEPS = 32  # parts of a name, between dots, that are searched for the prefix of a model
+MAX_ROWS = 100  # of the report, about what the file contains beside the weights
+MAX_NAME = 1000  # characters; the names of a real model have about 60
 MAX_NETWORKS = 64
-SIGNS = ("cls_token", "layer1.0.conv1.weight")  # the tensors that tell a ViT and a ResNet
+# The tensors that identify a ViT and a ResNet.
+SIGNS = ("cls_token", "layer1.0.conv1.weight")
 
 
 @dataclasses.dataclass(frozen=True)
 class StateDict:
-    """Tensors by official name, and what to report about them."""
+    """Tensors under their official names, and what to report about them.
+
+    Attributes:
+        tensors: {official name: tensor}.
+        beside: {name: reason} for everything else in the file, which is ignored.
+        faults: {official name: reason} for tensors that make the file unusable.
+        notes: to_torch.py's description of the model; "" if it did not write the file.
+        remarks: {official name: how the tensor was renamed or changed}.
+        origin: where in the file the tensors were found.
+        files: all files that were read.
+        sources: {official name: name in the file}.
+    """
 
     tensors: dict[str, Array]
-    beside: dict[str, str]  # what else the file holds
-    faults: dict[str, str]  # what should not be there
-    notes: str  # to_torch.py's description of the model, "" if it did not make the file
-    remarks: dict[str, str] = dataclasses.field(default_factory=dict)  # how a tensor came to its official name
-    origin: str = ""  # where in the file the tensors were found
-    files: tuple[Path, ...] = ()  # all that were read
-    sources: dict[str, str] = dataclasses.field(default_factory=dict)  # the file's own names, by official name
+    beside: dict[str, str]
+    faults: dict[str, str]
+    notes: str
+    remarks: dict[str, str] = dataclasses.field(default_factory=dict)
+    origin: str = ""
+    files: tuple[Path, ...] = ()
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A network in a dictionary of the file: its names there begin with `prefix`."""
+    """A network in a dictionary of the file.
+
+    Attributes:
+        path: the keys that lead to the dictionary.
+        content: the dictionary's names, without `module.` and the like, and values.
+        prefix: the beginning of the network's names in the dictionary.
+        layout: "embeddings." if the names are Hugging Face's, otherwise "".
+        alone: whether the dictionary contains no other network.
+    """
 
     path: tuple[str, ...]
-    content: list[tuple[str, Any]]  # names without `module.` and the like, and values
+    content: list[tuple[str, Any]]
     prefix: str
-    layout: str  # "embeddings." for Hugging Face's names
-    alone: bool  # whether the dictionary holds no other network
+    layout: str
+    alone: bool
 
     @property
     def key(self) -> str:
-        """Return what --key calls it."""
+        """Return the network's name for --key."""
         return "/".join([*self.path, *([] if self.alone else [self.prefix.rstrip(".") or "."])]) or "."
 
     @property
@@ -63,19 +83,19 @@ class Found:
 
 
 def read(path: Path, key: str = "") -> StateDict:
-    """Return the state dict of a file, of shards by their index, or of a folder with either.
+    """Read the state dict of a file, of shards by their index, or of a folder with either.
 
     Args:
         path: the file or folder.
-        key: which network to take where there are several, by the name that the error about them gives it.
+        key: the network to take if there are several, as the error about them names it.
 
     Raises:
-        InputError: there is no network, or there are several and `key` names none of them.
+        InputError: the file contains no network, or several and `key` is not the name of one.
     """
     content, notes, files = weights_file.load(path)
     dictionaries = _dictionaries(content)
     if not dictionaries:
-        raise InputError("it holds no state dict: there is no dictionary with tensors in it")
+        raise InputError("it contains no state dict: no dictionary in it has tensors")
     found = _networks(dictionaries)
     if not found:
         raise InputError(_no_network([dictionary for _, dictionary in dictionaries]))
@@ -90,20 +110,21 @@ def read(path: Path, key: str = "") -> StateDict:
 
 
 def _dictionaries(content: Any) -> list[tuple[tuple[str, ...], dict]]:
-    """Return all dictionaries that hold tensors, and where they are, the outermost first."""
+    """Return (keys that lead to it, dictionary) of all dictionaries that contain tensors, the outermost first."""
     found: list[tuple[tuple[str, ...], dict]] = []
     seen: set[int] = set()
     queue: deque[tuple[tuple[str, ...], Any]] = deque([((), content)])
     while queue:
         path, value = queue.popleft()
-        if id(value) in seen:  # A pickle can put one container into many places, or into itself.
+        # A pickle can put one container into many places, or into itself.
+        if id(value) in seen:
             continue
         seen.add(id(value))
         items = _items(value)
         holds = isinstance(value, dict) and any(isinstance(item, Array) for _, item in items)
         used = [name for name, item in items if holds or isinstance(item, (dict, *LISTS))]
         if long := next((name for name in used if isinstance(name, str) and len(name) > MAX_NAME), ""):
-            raise InputError(f"a name in it has {len(long)} characters, and may have {MAX_NAME}: {printable(long, 60)}")
+            raise InputError(f"a name has {len(long)} characters; the limit is {MAX_NAME}: {printable(long, 60)}")
         if holds:
             found.append((path, value))
         if len(path) < MAX_LEVELS:
@@ -112,12 +133,16 @@ def _dictionaries(content: Any) -> list[tuple[tuple[str, ...], dict]]:
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:
-    """Return what a dictionary or list holds, by key or index; nothing for any other value."""
+    """Return (key or index, item) of a dictionary's or list's content; [] for any other value."""
     return list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, LISTS) else ())
 
 
 def _networks(dictionaries: list[tuple[tuple[str, ...], dict]]) -> list[Found]:
-    """Return the networks in all dictionaries. Raises InputError if there are too many to look at each."""
+    """Return the networks in all dictionaries.
+
+    Raises:
+        InputError: there are more than MAX_NETWORKS.
+    """
     found = []
     for path, dictionary in dictionaries:
         content = [(foreign_names.without_wrappers(name), value) for name, value in dictionary.items()]
@@ -130,7 +155,7 @@ def _networks(dictionaries: list[tuple[tuple[str, ...], dict]]) -> list[Found]:
     if len(found) > MAX_NETWORKS:
         some = ", ".join(printable(vit.key, 100) for vit in found[:4])
         raise InputError(
-            f"it holds {len(found)} networks: {some}, …; no more than {MAX_NETWORKS} are read: save one alone"
+            f"it contains {len(found)} networks: {some}, …; at most {MAX_NETWORKS} are allowed: save one alone"
         )
     return found
 
@@ -151,17 +176,17 @@ def _choose(found: list[Found], key: str) -> Found:
     )
     listed += ", …" * (len(found) > 10)
     if key:
-        raise InputError(f"--key {printable(key, 100)} names no network in it; there are: {listed}")
-    raise InputError(f"it holds {len(found)} networks: {listed}; choose one with --key")
+        raise InputError(f"--key {printable(key, 100)} names no network in it; choose one of: {listed}")
+    raise InputError(f"it contains {len(found)} networks: {listed}; choose one with --key")
 
 
 def _rivals(vit: Found, found: list[Found]) -> list[Found]:
-    """Return the networks in the same dictionary."""
+    """Return the networks in the same dictionary, including the network itself."""
     return [other for other in found if other.content is vit.content]
 
 
 def _siblings(content: Any, path: tuple[str, ...]) -> dict[str, str]:
-    """Return what else the file holds at each step of the path to the weights."""
+    """Return {name: remark} of everything else in the containers on the path to the weights."""
     beside = {}
     for step in path:
         items = {str(name): item for name, item in _items(content)}
@@ -173,7 +198,14 @@ def _siblings(content: Any, path: tuple[str, ...]) -> dict[str, str]:
 def _official(
     vit: Found, rivals: list[Found]
 ) -> tuple[dict[str, Array], dict[str, str], dict[str, str], dict[str, str]]:
-    """Return the tensors of a network and of the Re-ID model around it, the rest, faults, and the file's names."""
+    """Sort a dictionary's content into what belongs to a network, or to the Re-ID model around it, and the rest.
+
+    Each value belongs to the network, among all in the dictionary, whose prefix fits the longest part of its name.
+
+    Returns:
+        `tensors`, `beside`, `faults` and `sources` of the StateDict.
+    """
+    # {prefix: network}. A later entry overrides an earlier one with the same prefix.
     owners = {"": vit}
     owners |= {other.parent: other for other in rivals if other.parent and not vit.prefix.startswith(other.parent)}
     owners |= {vit.parent: vit} | {other.prefix: other for other in rivals}
@@ -192,9 +224,9 @@ def _official(
         if not isinstance(value, Array):
             beside[name] = f"not a tensor but {value.name if isinstance(value, Inert) else type(value).__name__}"
         elif official in tensors:
-            faults[official] = "stands there twice, under different prefixes"
+            faults[official] = "occurs twice, with different prefixes"
         elif not official.isprintable():
-            faults[official] = "a name that cannot be shown"
+            faults[official] = "its name has characters that cannot be printed"
         else:
             tensors[official], sources[official] = value, name
     beside |= {key: f"another network, of {count} tensors" for key, count in others.items()}
@@ -202,7 +234,7 @@ def _official(
 
 
 def _few(beside: dict[str, str]) -> dict[str, str]:
-    """Return the first rows, and the number of the others."""
+    """Return the first rows, and a row with the number of the others."""
     if len(beside) <= MAX_ROWS:
         return beside
     return dict(list(beside.items())[:MAX_ROWS]) | {"…": f"{len(beside) - MAX_ROWS} more beside the weights"}
@@ -212,7 +244,7 @@ def _no_network(dictionaries: list[dict]) -> str:
     names = [str(name) for dictionary in dictionaries for name in dictionary]
     some = ", ".join(printable(name, 100) for name in list(max(dictionaries, key=len))[:4])
     what = foreign_names.other_model(names)
-    readable = "only a ViT with a class token is read, as of TransReID-SSL, PersonViT, DINO, timm, or a ResNet-50"
+    readable = "supported are a ViT with a class token (of TransReID-SSL, PersonViT, DINO, timm) and a ResNet-50"
     if what:
-        return f"it holds {what}; {readable}"
-    return f"it holds no ViT and no ResNet: there is no cls_token and no layer1; its names are {some}"
+        return f"it contains {what}; {readable}"
+    return f"it contains no ViT and no ResNet: it has no cls_token and no layer1; its names are {some}"

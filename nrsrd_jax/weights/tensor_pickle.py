@@ -1,100 +1,27 @@
-"""Pickles of tensors, run without PyTorch and without running anything that a file asks for.
+"""Read pickles of tensors without PyTorch, and without running any code that a file asks for.
 
-A pickle is a program. Here it runs on a machine of about thirty instructions that build containers, numbers, text and
+A pickle is a program. This interpreter knows about thirty instructions, which build containers, numbers, text and
 tensors. Known plain data beside the weights (NumPy scalars, paths, devices, …) becomes an Inert placeholder: its type
-is a name in a table, never imported or called. Anything else is refused by name. The machine cannot recurse, and its
-memory and time are bounded: limits on instructions and text, and no tensor larger than its storage.
+is looked up in a table, and is never imported or called. The interpreter refuses anything else, and the error names it.
+It cannot recurse. Its memory and time are limited: by the number of instructions, the length of texts, and because no
+tensor can be larger than its storage.
 Instructions: https://docs.python.org/3/library/pickletools.html, https://peps.python.org/pep-0307/.
 """
 
-import dataclasses
-import math
 import pickletools
 import sys
 from collections.abc import Callable
 from typing import IO, Any, Protocol, cast
 
-import ml_dtypes
-import numpy as np
+from ..errors import printable
+from .pickle_types import CALLS, INERT, NAMES, Global, Inert, Namespace, Refused, Storage, natural
 
-from ..errors import InputError, printable
-
-STORAGES = {
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "DoubleStorage": np.dtype("<f8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes some 50,000
-MAX_TEXT = 2**24  # bytes of one text; a NumPy array beside the weights is one
+MAX_INSTRUCTIONS = 2_000_000  # a ViT-B with its optimiser takes about 50,000
+MAX_TEXT = 2**24  # bytes of a text; a NumPy array beside the weights is stored as one
 MAX_LINE = 2**12  # bytes of the name of a type
-MAX_KEY = 2**32  # larger integers can be made to collide in a dictionary
+MAX_KEY = 2**32  # larger integers can be chosen so that they collide in a dictionary
 WINDOW = 2**20  # bytes that a Cursor reads at a time
-MAX_ARGUMENTS = MAX_DIMENSIONS = 8
-
-
-class Refused(InputError):
-    """The file is damaged, or asks for something that a tensor does not need."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """`count` numbers somewhere in the file.
-
-    `read(begin, end)` returns a range of their bytes, and raises Refused if they are damaged.
-    """
-
-    dtype: np.dtype
-    count: int
-    read: Callable[[int, int], bytes]
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A view of a storage, not yet read; offset and strides in elements, checked to lie inside it."""
-
-    storage: Storage
-    shape: tuple[int, ...]
-    offset: int
-    strides: tuple[int, ...]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.storage.dtype
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Read the numbers from the file, for np.asarray. The array is read-only."""
-        size = self.dtype.itemsize
-        reach = sum((side - 1) * stride for side, stride in zip(self.shape, self.strides, strict=True))
-        end = self.offset if 0 in self.shape else self.offset + reach + 1
-        flat = np.frombuffer(self.storage.read(self.offset * size, end * size), self.dtype)
-        strides = [stride * size for stride in self.strides]
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
-        return np.array(view, dtype, copy=copy)
-
-
-@dataclasses.dataclass(frozen=True)
-class Global:
-    """A name that a pickle asked for and may have; it is never imported."""
-
-    name: str
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Inert:
-    """Stand in for a piece of plain data beside the weights. Its content is not kept."""
-
-    name: str
-
-
-class Namespace(dict):
-    """The attributes of an argparse.Namespace, or the content of another container of options."""
+MAX_ARGUMENTS = 8
 
 
 class Slices(Protocol):
@@ -136,14 +63,14 @@ class Cursor:
 
 
 def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
-    """Return what the pickle at the cursor builds; the cursor ends behind it.
+    """Run the pickle at the cursor, and return the object that it builds. The cursor then is at its end.
 
-    Containers become plain dicts, lists and tuples, an argparse.Namespace the dict of its attributes, other known
-    plain data Inert. Keys that are not text or small integers become text.
+    Containers become plain dicts, lists and tuples; an argparse.Namespace becomes the dict of its attributes; other
+    known plain data becomes Inert. Keys that are not text or small integers become text.
 
     Args:
-        cursor: where the pickle begins.
-        storage: makes a Storage of a persistent id; without it the pickle may not refer to storages.
+        cursor: the beginning of the pickle.
+        storage: returns the Storage of a persistent id; without it, the pickle may not refer to storages.
 
     Raises:
         Refused: the pickle is damaged, or asks for more than plain data. Damage can also raise another ValueError, a
@@ -168,7 +95,7 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
 
     def top(kind: type) -> Any:
         if not stack or not isinstance(stack[-1], (kind, Inert)):
-            raise Refused(f"its pickle adds to something that is no {kind.__name__}")
+            raise Refused(f"its pickle adds to something that is not a {kind.__name__}")
         return stack[-1]
 
     def add(items: list[Any]) -> None:
@@ -186,10 +113,10 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
         if type(module) is not str or type(attribute) is not str:
             raise Refused("its pickle asks for something without a name")
         name = f"{module}.{attribute}"
-        if name not in _CALLS and name not in _INERT and name not in _NAMES:
+        if name not in CALLS and name not in INERT and name not in NAMES:
             raise Refused(
-                f"it asks for {printable(name, 100)!r}, no part of a tensor or of plain data; nothing was run. If you "
-                "trust the file, save its state dict alone with PyTorch: torch.save(model.state_dict(), file)"
+                f"it asks for {printable(name, 100)!r}, which is neither part of a tensor nor plain data; nothing was "
+                "run. If you trust the file, save only its state dict: torch.save(model.state_dict(), file) in PyTorch"
             )
         return Global(name)
 
@@ -200,7 +127,8 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
             raise Refused(f"its pickle has more than {MAX_INSTRUCTIONS} instructions")
         match operation.name:
             case "PROTO" | "FRAME":
-                pass  # an instruction unknown here is refused, whatever the protocol
+                # The protocol does not matter, because unknown instructions are refused below.
+                pass
             case name if name in _VALUES:
                 stack.append(argument)
             case name if name in _CONSTANTS:
@@ -208,11 +136,11 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
             case "MARK":
                 marks.append(len(stack))
             case "BINPUT" | "LONG_BINPUT":
-                memo[_natural(argument)] = top(object)
+                memo[natural(argument)] = top(object)
             case "MEMOIZE":
                 memo[len(memo)] = top(object)
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[_natural(argument)])
+                stack.append(memo[natural(argument)])
             case "TUPLE":
                 stack.append(tuple(above_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
@@ -238,11 +166,11 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
             case "REDUCE" | "NEWOBJ":
                 arguments, function = pop(), pop()
                 name = function.name if isinstance(function, Global) else ""
-                if (name not in _CALLS and name not in _INERT) or not isinstance(arguments, tuple):
+                if (name not in CALLS and name not in INERT) or not isinstance(arguments, tuple):
                     raise Refused("its pickle calls something that is not a function")
-                if (name in _CALLS and len(arguments) > MAX_ARGUMENTS) or len(arguments) < _INERT.get(name, 0):
+                if (name in CALLS and len(arguments) > MAX_ARGUMENTS) or len(arguments) < INERT.get(name, 0):
                     raise Refused(f"its pickle calls {name} with {len(arguments)} arguments")
-                stack.append(_CALLS[name](*arguments) if name in _CALLS else Inert(name))
+                stack.append(CALLS[name](*arguments) if name in CALLS else Inert(name))
             case "BUILD":
                 state, target = pop(), top(dict)
                 if isinstance(target, Inert):
@@ -250,8 +178,9 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                 if not isinstance(state, dict):
                     raise Refused("its pickle has an object whose state is not a dictionary")
                 work += len(state)
+                # The state of an OrderedDict is metadata, and is left out.
                 if isinstance(target, Namespace):
-                    target.update(state)  # of an OrderedDict the state is metadata, not content
+                    target.update(state)
             case "BINPERSID":
                 if storage is None:
                     raise Refused("its pickle refers to a storage that it does not have")
@@ -264,63 +193,15 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
 
 
 def _key(key: Any, position: int) -> str | int:
-    """Return a dictionary key as text, whose hashes nobody can foresee, or as an integer too small to collide."""
+    """Return a dictionary key as text, whose hash cannot be predicted, or as an integer too small to collide."""
     if type(key) is str or (type(key) is int and 0 <= key < MAX_KEY):
         return key
     if key is None or type(key) in (int, float, bool):
         return str(key)
     if isinstance(key, Inert):
         return f"{key.name} {position}"
-    # A deeply nested tuple would overflow the stack when it is hashed.
+    # Refuse tuples, because hashing a deeply nested one would overflow the stack.
     raise Refused("its pickle has a dictionary key that is neither text nor a number")
-
-
-def _natural(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**48:
-        raise Refused("its pickle has a size, offset or stride that is not a natural number")
-    return value
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise Refused("a tensor without storage, shape or strides")
-    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
-        raise Refused(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
-    offset, shape, strides = _natural(offset), tuple(map(_natural, shape)), tuple(map(_natural, strides))
-    size, extent = math.prod(shape), math.prod(max(n, 1) for n in shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if size > storage.count or (size and last >= storage.count) or offset > storage.count or extent >= 2**48:
-        raise Refused(f"a tensor of shape {shape}, strides {strides} and offset {offset} in {storage.count} numbers")
-    return Tensor(storage, shape, offset, strides)
-
-
-def _ordered_dict() -> dict:  # no arguments: their keys would be neither checked nor counted
-    return {}
-
-
-def _default_dict(_factory: Any = None) -> dict:
-    return {}
-
-
-def _namespace() -> Namespace:
-    return Namespace()
-
-
-def _size(sides: Any) -> tuple[int, ...]:
-    if not isinstance(sides, tuple) or len(sides) > MAX_DIMENSIONS:
-        raise Refused("a torch.Size that is not a short tuple of numbers")
-    return sides
-
-
-def storage_identifier(identifier: Any, length: int) -> tuple[np.dtype, str, int]:
-    """Return the type, key and size of ("storage", type, key, device, size, …)."""
-    if not isinstance(identifier, tuple) or len(identifier) != length or identifier[0] != "storage":
-        raise Refused("a reference to something that is not a storage")
-    _, kind, key, _, count = identifier[:5]
-    module, _, name = kind.name.rpartition(".") if isinstance(kind, Global) else ("", "", "")
-    if module != "torch" or name not in STORAGES or not isinstance(key, str):
-        raise Refused("a storage of unknown type")
-    return STORAGES[name], key, _natural(count)
 
 
 _VALUES = {
@@ -334,53 +215,4 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
-}
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "collections.defaultdict": _default_dict,
-    **dict.fromkeys(
-        (
-            *("argparse.Namespace", "types.SimpleNamespace", "yacs.config.CfgNode", "easydict.EasyDict"),
-            *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"),
-            *("lightning.pytorch.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict"),
-        ),
-        _namespace,
-    ),
-    "torch._utils._rebuild_tensor": _rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch.Size": _size,
-}
-# Python 2's name and NumPy 1's, which pickles still use, beside those of today.
-_BUILTINS, _NUMPY = ("builtins", "__builtin__"), ("numpy.core", "numpy._core")
-_PATHS = ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
-# Types of plain data beside the weights, by their least number of arguments: a call becomes Inert.
-_INERT: dict[str, int] = {
-    **{f"{module}.multiarray.scalar": 2 for module in _NUMPY},
-    **{f"{module}.multiarray._reconstruct": 3 for module in _NUMPY},
-    **{f"{module}.numeric._frombuffer": 4 for module in _NUMPY},
-    "numpy.dtype": 1,
-    **{f"{module}.{name}": 0 for module in ("pathlib", "pathlib._local") for name in _PATHS},
-    "torch.device": 1,
-    "torch.torch_version.TorchVersion": 1,
-    "torch.serialization._get_layout": 1,
-    "_codecs.encode": 1,
-    **{f"{module}.{name}": 0 for module in _BUILTINS for name in ("set", "frozenset", "bytes", "bytearray")},
-    **{f"{module}.{name}": 1 for module in _BUILTINS for name in ("complex", "slice", "range", "xrange")},
-    **{f"collections.{name}": 0 for name in ("Counter", "deque")},
-    **{f"datetime.{name}": 1 for name in ("datetime", "date", "time", "timedelta", "timezone")},
-    "decimal.Decimal": 1,
-    "uuid.UUID": 0,
-}
-_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-_FLOATS = ["float16", "float32", "float64", "complex64", "complex128"]
-_TORCH_TYPES = ["bool", "bfloat16", "complex32", "qint8", "quint8", "qint32", "float8_e4m3fn", "float8_e5m2"]
-_NUMPY_TYPES = ["ndarray", "bool", "bool_", "str_", "bytes_", "object_", "float128", "longdouble"]
-# Names that may stand in a pickle and that nothing may call.
-_NAMES = {
-    *(f"torch.{name}" for name in STORAGES),
-    *(f"torch.{name}" for name in (*_INTEGERS, *_FLOATS, *_TORCH_TYPES)),
-    *(f"numpy.{name}" for name in (*_INTEGERS, *_FLOATS, *_NUMPY_TYPES)),
-    *(f"{module}.{name}" for module in _BUILTINS for name in ("list", "dict", "tuple", "int", "float", "str", "bool")),
 }

@@ -1,10 +1,11 @@
-"""Export a checkpoint to PyTorch: a state dict with the names of TransReID-SSL's model, without needing PyTorch.
+"""Export a checkpoint to PyTorch: a state dict with the names of TransReID-SSL's model. PyTorch is not needed.
 
   python convert/to_torch.py DIR [--output out.pth] [--format torch|safetensors] [--backbone]
 
 DIR is a training run, whose best checkpoint is taken, or a checkpoint. `torch.load(file, weights_only=True)` reads the
-result, and the official model loads it strictly. NRA's λ is `base.blocks.11.attn.norm_ratio` (of 12 blocks), the
-auxiliary domain's classifier `classifier_aux.weight`: leave them out for a model that has none.
+result, and the official model loads it strictly. NRA's λ is `base.blocks.11.attn.norm_ratio` (for 12 blocks), and the
+classifier of the auxiliary domain is `classifier_aux.weight`. Remove these two for a model without NRA or without that
+classifier.
 """
 
 import dataclasses
@@ -33,15 +34,15 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
 
     Args:
         directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
-        backbone: whether to return only the backbone's tensors, with names that begin with `backbone.` as in the
-            teacher of a DINO checkpoint.
+        backbone: whether to return only the backbone's tensors. Their names then begin with `backbone.`, as those of
+            the teacher in a DINO checkpoint.
 
     Returns:
-        {official name: tensor} in the types of the file that it was converted from (float32 after training), and the
-        Description without its provenance.
+        {official name: tensor}, and the Description without its provenance. The tensors of a converted checkpoint have
+        the types of the original file; after training they are float32.
 
     Raises:
-        InputError: `directory` holds no checkpoint, or a damaged one.
+        InputError: `directory` contains no checkpoint, or a damaged one, or the official code lacks its form of NRA.
 
     Source:
         The names and layouts of the official code of TransReID-SSL.
@@ -63,7 +64,7 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
         raise InputError(f"{path} is damaged: it names tensors of unknown types")
     if description.norm_ratio and description.norm_ratio.form != "ratio":
         raise InputError(
-            f"{path} has NRA of the form {description.norm_ratio.form}, which the official code does not have: "
+            f"{path} has NRA of the form {description.norm_ratio.form}, which the official code does not support: "
             "it would compute other features"
         )
     tensors = {}
@@ -84,12 +85,12 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
 
 
 def official_extras(description: Description) -> dict[str, np.ndarray]:
-    """Return the tensors that only the official model has: an untrained `fc`, and BatchNorm's counters; all zero."""
+    """Return the tensors that only the official model has, all zero: an untrained `fc`, and BatchNorm's counters."""
     table, extras = torch_names.slots(description), {}
     if "base.cls_token" in table:
         width = table["base.cls_token"].shape[-1]
         extras = {"base.fc.weight": np.zeros((1000, width), np.float32), "base.fc.bias": np.zeros(1000, np.float32)}
-    # The official JPM model keeps the block and norm that its branches were copied from, and runs neither.
+    # The official JPM model also has the block and norm that its branches were copied from, but does not run them.
     if description.jpm:
         plain = torch_names.slots(dataclasses.replace(description, jpm=False))
         extras |= {name: np.zeros(slot.shape, np.float32) for name, slot in plain.items() if name not in table}
@@ -98,12 +99,14 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
 
 
 def main() -> None:
-    """Write the file that the arguments of the process ask for."""
+    """Write the file that the process's arguments ask for."""
     parser = Parser(__doc__, "python convert/to_torch.py")
     parser.add_argument("directory", type=Path, help="a training run or a checkpoint")
     parser.add_argument("--output", type=Path, help="the file to write; default: DIR.pth, beside DIR")
-    parser.add_argument("--format", choices=SUFFIXES, default="torch", help="default: torch")
-    parser.add_argument("--backbone", action="store_true", help="only the backbone, as in a DINO checkpoint's teacher")
+    parser.add_argument("--format", choices=SUFFIXES, default="torch", help="the file's format; default: torch")
+    parser.add_argument(
+        "--backbone", action="store_true", help="write only the backbone, named as the teacher in a DINO checkpoint"
+    )
     options = parser.parse_args()
     directory = absolute(options.directory)
     name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
@@ -123,13 +126,14 @@ def write(
     backbone: bool = False,
     follow: bool = True,
 ) -> None:
-    """Write what `export` returns, and print where.
+    """Write the result of `export`, and print the file's name.
 
     Args:
-        output: the file; `follow` says whether it may be a symbolic link.
-        tensors, description: as `export` returns them.
-        file_format: a name of SUFFIXES.
-        backbone: whether they are those of the backbone alone.
+        output: the file to write or replace.
+        tensors, description: the result of `export`.
+        file_format: a key of SUFFIXES.
+        backbone: whether the tensors are those of the backbone alone.
+        follow: whether `output` may be a symbolic link.
 
     Raises:
         InputError: the file cannot be written.
@@ -143,8 +147,8 @@ def write(
             torch_file.save(partial, tensors, wrapper="teacher" if backbone else "", notes=notes)
     if description.brighten:
         say(
-            f"warning: the model was given images brightened to a mean of {description.brighten} "
-            "(nrsrd_jax.augment.brighten); the official code does not do that by itself",
+            f"warning: the model takes images that are brightened to a mean of {description.brighten} "
+            "(nrsrd_jax.augment.brighten); the official code does not brighten them",
             error=True,
         )
     say(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")

@@ -1,8 +1,8 @@
-"""PyTorch's .pth files, read and written without PyTorch, and without running anything that a file asks for.
+"""Read and write PyTorch's .pth files without PyTorch, and without running any code that a file asks for.
 
-A .pth is a pickle beside raw storages: in a zip archive (torch >= 1.6), or one after the other (the legacy format).
-Tensors stay on disk until `np.asarray` reads them. The file is read, not mapped: a mapped file that another program
-shortens would kill the process. Formats: https://docs.pytorch.org/docs/stable/notes/serialization.html.
+A .pth file has a pickle and raw storages: in a zip archive (torch >= 1.6), or one after the other (the legacy format).
+Tensors stay on disk until `np.asarray` reads them. The file is not memory-mapped: if another program truncated a mapped
+file, the process would be killed. Formats: https://docs.pytorch.org/docs/stable/notes/serialization.html.
 """
 
 import math
@@ -17,12 +17,15 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import printable
-from .tensor_pickle import MAX_TEXT, STORAGES, Cursor, Refused, Storage, run, storage_identifier
+from .pickle_types import STORAGES, Refused, Storage, storage_identifier
+from .tensor_pickle import MAX_TEXT, Cursor, run
 
-NOTES = "nrsrd_jax.json"  # our record of the model's description, which PyTorch ignores
+# The record of the archive with the model's description. PyTorch ignores it.
+NOTES = "nrsrd_jax.json"
 NEITHER = "this is not a PyTorch checkpoint: it begins like neither the zip nor the legacy format"
 CHANGED = "the file changed while it was read; wait until it is complete"
-DAMAGE = (  # what zipfile, struct and pickletools raise on damaged data, beside InputError's own ValueError
+# The exceptions that zipfile, struct and pickletools raise on damaged data.
+DAMAGE = (
     *(ValueError, TypeError, LookupError, OverflowError),
     *(OSError, EOFError, struct.error, zipfile.BadZipFile, NotImplementedError),
 )
@@ -31,7 +34,7 @@ PIECE = 2**22  # bytes read at a time for a checksum
 
 
 class Pages:
-    """The bytes of a file, read by slices. Raises Refused if the file has changed since the first look."""
+    """The bytes of a file, read by slices. Reading raises Refused if the file has changed since this was created."""
 
     def __init__(self, path: str | Path):
         self._path = path
@@ -54,19 +57,19 @@ class Pages:
 
 
 def _version(file: IO[bytes]) -> tuple[int, ...]:
-    """Return the size of an open file, and what changes when it is written or replaced."""
+    """Return the size of an open file, and values that change when it is written or replaced."""
     about = os.fstat(file.fileno())
     return about.st_size, about.st_mtime_ns, about.st_dev, about.st_ino
 
 
 def load(path: str | Path) -> tuple[Any, str]:
-    """Return what `torch.save` put into the file, and our notes ("" without them).
+    """Load the object that `torch.save` wrote, and the notes that `save` wrote ("" if there are no notes).
 
-    A tensor becomes a Tensor. Containers become plain dicts, lists and tuples, an argparse.Namespace the dict of its
-    attributes, other known plain data a placeholder.
+    A tensor becomes a Tensor. Containers become plain dicts, lists and tuples; an argparse.Namespace becomes the dict
+    of its attributes; other known plain data becomes a placeholder.
 
     Raises:
-        Refused: the file is damaged, or holds more than plain data. It is an InputError.
+        Refused: the file is damaged, or contains more than plain data. Refused is an InputError.
     """
     try:
         pages = Pages(path)
@@ -100,6 +103,7 @@ def _load_zip(path: str | Path, pages: Pages) -> tuple[Any, str]:
     root = roots[0]
     intact: set[str] = set()
 
+    # Check a record's checksum before any of its bytes are used.
     def checked(name: str, begin: int, end: int) -> bytes:
         first, last, checksum = records[name]
         if name not in intact:
@@ -134,15 +138,16 @@ def shown(name: str) -> str:
 
 
 def _records(entries: list[zipfile.ZipInfo], pages: Pages) -> dict[str, tuple[int, int, int]]:
-    """Return {name: (begin, end, checksum)} of an archive that hides nothing.
+    """Return {name: (begin, end, checksum)} of an archive's records.
 
-    Its records are stored plainly, side by side, inside the file.
+    Raises:
+        Refused: a record is compressed, encrypted or repeated, overlaps another, or lies outside the file.
     """
     records, end = {}, 0
     for entry in sorted(entries, key=lambda e: e.header_offset):
         name, begin = entry.filename, entry.header_offset
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size or entry.flag_bits & 1:
-            raise Refused(f"record {shown(name)} is compressed or encrypted; torch.save stores plainly")
+            raise Refused(f"record {shown(name)} is compressed or encrypted, which torch.save never does")
         if name in records:
             raise Refused(f"the archive has two records {shown(name)}")
         signature, name_length, extra_length = struct.unpack("<4s22xHH", pages[begin : begin + 30])
@@ -155,6 +160,7 @@ def _records(entries: list[zipfile.ZipInfo], pages: Pages) -> dict[str, tuple[in
 
 
 def _load_legacy(pages: Pages) -> Any:
+    """Load a file that has five pickles (magic number, version, system, content, keys) and then the storages' bytes."""
     file = Cursor(pages)
     declared: dict[str, tuple[np.dtype, int]] = {}
     found: dict[str, int] = {}
@@ -164,7 +170,7 @@ def _load_legacy(pages: Pages) -> Any:
         if identifier[5] is not None:
             raise Refused(f"storage {shown(key)} is a view of another; save the file again with a newer PyTorch")
         if declared.setdefault(key, (dtype, count)) != (dtype, count):
-            raise Refused(f"storage {shown(key)} is declared twice, and differently")
+            raise Refused(f"storage {shown(key)} is declared twice, in different ways")
         return Storage(dtype, count, lambda begin, end: pages[found[key] + begin : found[key] + end])
 
     if run(file) != LEGACY_MAGIC or run(file) != 1001:
@@ -180,16 +186,20 @@ def _load_legacy(pages: Pages) -> Any:
         dtype, count = declared[key]
         begin, size = position + 8, count * dtype.itemsize
         if struct.unpack("<q", pages[position:begin])[0] != count or begin + size > len(pages):
-            raise Refused(f"storage {shown(key)} is cut off, or not of the size that its tensors expect")
+            raise Refused(f"storage {shown(key)} is truncated, or does not have the size that its tensors expect")
         found[key] = begin
         position = begin + size
     return content
 
 
 def save(path: Path, tensors: dict[str, np.ndarray], *, wrapper: str = "", notes: str = "") -> None:
-    """Write a state dict that `torch.load(path, weights_only=True)` reads; with `wrapper`, {wrapper: state dict}.
+    """Write a state dict that `torch.load(path, weights_only=True)` reads.
 
-    A tensor keeps its type, which must be one of STORAGES. `load` returns the `notes`.
+    Args:
+        path: the file.
+        tensors: {name: array}. An array keeps its type, which must be one of STORAGES.
+        wrapper: if given, the file contains {wrapper: state dict}.
+        notes: text that `load` returns.
     """
     kinds = {dtype: name for name, dtype in STORAGES.items()}
     empty = b"ccollections\nOrderedDict\n)R"  # OrderedDict()
@@ -206,11 +216,12 @@ def save(path: Path, tensors: dict[str, np.ndarray], *, wrapper: str = "", notes
     with zipfile.ZipFile(path, "w") as archive:
         records = {"data.pkl": b"\x80\x02" + state + b".", "byteorder": b"little", "version": b"3\n"}
         for name, data in (records | ({NOTES: notes.encode()} if notes else {})).items():
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)  # no time: same weights, same file
+            # A bare ZipInfo has a fixed date, so that the same weights give the same file.
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
         for key, array in enumerate(tensors.values()):
             archive.writestr(zipfile.ZipInfo(f"archive/data/{key}"), np.ascontiguousarray(array).tobytes())
 
 
 def _plain(value: str | int | bool | tuple[int, ...]) -> bytes:
-    """Return the instructions that build a plain value, without start and stop."""
+    """Return the pickle instructions that build a plain value, without those that start and end a pickle."""
     return pickle.dumps(value, protocol=2)[2:-1]
