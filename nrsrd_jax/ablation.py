@@ -13,10 +13,11 @@ only if KEY= follows it, so a value may contain commas (image_size=64,32). Your 
 --table none trains only your own rows.
 
 Table 1 trains each method as its official code does. With --same-start, everything except the method comes from the
-config, so that rows of one backbone differ only in the method. If the config has a vit_tiny, the ResNets are small
-too. {backbone} in init.checkpoint stands for each row's backbone, and for resnet50 in the rows of ResNet methods.
-Without {backbone}, ResNets start from random weights and ViTs from init.checkpoint. A row of table 1 whose weights or
-data are missing is left out, and the table says why.
+config, so that rows of one backbone differ only in the method; --config.model.backbone then chooses the ViT. If the
+config has a vit_tiny, the ResNets are small too, and TransReID trains that vit_tiny. {backbone} in init.checkpoint
+stands for each row's backbone, and for resnet50 in the rows of ResNet methods. Without {backbone}, ResNets start from
+random weights and ViTs from init.checkpoint. A row of table 1 whose weights or data are missing is left out: a line at
+the start and the table say why.
 
 If you run the same command again, it continues where it stopped, row by row. The scores are those of the last epoch,
 because the best epoch would be chosen on the test data. Each row is compared with its baseline seed by seed. The
@@ -41,12 +42,13 @@ from .ablation_tables import Results, cell, has_methods, statistics, write
 from .command import config_overrides, define_config, define_preempted_status, run
 from .config import Config, flatten
 from .data.readers import LAYOUTS
-from .errors import InputError, say
+from .errors import InputError, Missing, say
 from .files import expanded
 from .inputs import Records
 from .jobs import device_shares, run_jobs
 from .metrics_log import logged_scores
 from .options import Options, read_options
+from .recipes import RECIPES
 from .rows import TABLES, Row, choose_rows, row_config, variant_config
 from .runs import owned
 from .termination import Termination
@@ -102,8 +104,9 @@ def run_ablation(
             with _naming(row):
                 config = row_config(file, row, seed, overrides, same_start)
             trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
-    # The rows beside which the table shows the paper's numbers, if the data and protocol turn out to be the paper's.
-    paper = tuple(row for row in rows if row.paper)
+    methods = has_methods(rows)
+    # The rows beside which the table shows the paper's numbers.
+    paper: tuple[Row, ...] = ()
     missing: dict[str, str] = {}
     # Check all rows first, so that a mistake in the last one does not show after days of training.
     for row, seed, config, folder in trainings:
@@ -116,18 +119,19 @@ def run_ablation(
                 continue
             try:
                 start = check_run(config, folder)
-            except InputError as error:
+            except Missing as error:
                 # Table 1 needs weights of many sources, so train its other rows; elsewhere an error is a mistake.
-                if not has_methods(rows):
+                if not methods:
                     raise
                 missing[row.name] = str(error)
+                say(f"row {row.name} is left out: {error}")
                 continue
             if not start.records.targets:
                 raise InputError(
                     "its data set has no queries to compare rows by; set data.name and data.root to one with queries"
                 )
-        if row.paper and not is_the_papers(start.options, start.records):
-            paper = ()
+        if row.paper and is_the_papers(row, start.options, start.records):
+            paper += (row,)
     trainings = [each for each in trainings if each.row.name not in missing]
     rows = tuple(row for row in rows if row.name not in missing)
     if not rows:
@@ -148,7 +152,7 @@ def run_ablation(
             known[row.name, seed] = scores
             for name in (row.name for row in rows):
                 results[name] = {s: known[name, s] for s in range(seeds) if known[name, s]}
-            write(workdir, results, rows, paper, tested, missing)
+            write(workdir, results, rows, paper, tested, missing, methods)
 
         if shares:
             named = {each.folder.name: each for each in trainings}
@@ -192,15 +196,24 @@ def how_tested(options: Options) -> str:
     return "; ".join(words)
 
 
-def is_the_papers(options: Options, records: Records) -> bool:
-    """Return whether data, protocol and evaluation are those of the paper on Night600."""
+def is_the_papers(row: Row, options: Options, records: Records) -> bool:
+    """Return whether data and protocol are those of the paper on Night600, and the evaluation is that of the method."""
     published = LAYOUTS["night600"].images("")
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
     chosen = options.eval
-    plain = not (chosen.rerank.enabled or chosen.flip or chosen.expand or chosen.normalize != "none")
+    flip = row.recipe != "" and RECIPES[row.recipe].config().eval.flip
+    plain = not (chosen.rerank.enabled or chosen.expand or chosen.normalize != "none") and chosen.flip == flip
     plain = plain and chosen.feature == "cls"
     return options.data.name == "night600" and as_published and plain and options.eval.protocol == "cross-camera"
+
+
+def default_workdir(file: str, table: str, same_start: bool) -> str:
+    """Return the folder of an ablation without --workdir."""
+    # With --same-start, table 1 trains other runs with the same names, so it needs a folder of its own.
+    methods = "-methods-same-start" if same_start else "-methods"
+    ending = {"1": methods, "2": "", "3": "-backbones", "none": "-rows"}[table]
+    return f"runs/ablation-{Path(file).stem}{ending}"
 
 
 def main() -> None:
@@ -212,13 +225,13 @@ def main() -> None:
     if values.jobs > 1:
         # This process only checks and waits. It must leave the GPUs' memory to the processes that train.
         jax.config.update("jax_platforms", "cpu")
-    endings = {"1": "-methods", "2": "", "3": "-backbones", "none": "-rows"}
-    workdir = expanded(values.workdir or f"runs/ablation-{Path(file).stem}{endings[values.table]}")
+    same_start = bool(values["same-start"].value)
+    workdir = expanded(values.workdir or default_workdir(file, values.table, same_start))
     status = values.preempted_status
     with Termination(status):
         results, missing = run_ablation(
             *(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs),
-            same_start=bool(values["same-start"].value),
+            same_start=same_start,
         )
     rows = tuple(row for row in rows if row.name not in missing)
     say(*(workdir / "ablation.md").read_text(encoding="utf-8").split("\n"))
@@ -234,7 +247,8 @@ def command() -> None:
     flags.DEFINE_string(
         "workdir",
         "",
-        "The folder of the runs and tables; default: runs/ablation-CONFIG, with a suffix for tables other than 2.",
+        "The folder of the runs and tables; default: runs/ablation-CONFIG, with a suffix for tables other than 2 "
+        "and for --same-start.",
     )
     flags.DEFINE_integer(
         "seeds", 3, "How many seeds to train each row with: train.seed, train.seed+1, …", lower_bound=1

@@ -151,9 +151,16 @@ def write(
     paper: tuple[Row, ...],
     tested: str = "",
     missing: Mapping[str, str] = MappingProxyType({}),
+    methods: bool = False,
 ) -> None:
-    """Write ablation.md and ablation.tex (means), ablation.csv (every run) and ablation.png in `workdir`."""
-    about = method_cells(rows, results, workdir) if has_methods(rows) else {}
+    """Write ablation.md and ablation.tex (means), ablation.csv (every run) and ablation.png in `workdir`.
+
+    Args:
+        workdir: the folder to write to. It also holds the runs.
+        results, rows, paper, tested, missing: as in `markdown`.
+        methods: whether the table is one of methods, which also has the columns METHOD_TITLES.
+    """
+    about = method_cells(rows, results, workdir) if methods else {}
     write_whole(workdir / "ablation.md", markdown(results, rows, paper, tested, about, missing))
     write_whole(workdir / "ablation.tex", latex(results, rows, paper))
     runs = [(name, seed, run) for name, seeds in results.items() for seed, run in seeds.items()]

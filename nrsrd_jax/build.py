@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from . import checkpoint, lowlight, schedule
 from .config import flatten
 from .description import Description
-from .errors import InputError
+from .errors import InputError, Missing
 from .files import expanded
 from .inputs import Records
 from .losses import TERMS
@@ -48,14 +48,25 @@ def architecture(model: Model) -> dict[str, Any]:
     return chosen | {"depth": find_spec(**chosen).depth}
 
 
+def norm_ratio(options: Options) -> NormRatio | None:
+    """Return the settings of Norm-Ratio Attention, or None for a model without it."""
+    return NormRatio(**dataclasses.asdict(options.norm_ratio)) if options.model.norm_ratio else None
+
+
 def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, dict] | None:
-    """Load the checkpoint that init.checkpoint names, if any. Raises InputError if its architecture does not fit."""
+    """Load the checkpoint that init.checkpoint names, if any.
+
+    Raises:
+        Missing: there is no such checkpoint, or it is of another backbone.
+        InputError: the checkpoint is damaged, or has another number of blocks.
+    """
     if not options.init.checkpoint:
         return None
     description, variables = checkpoint.load(options.init.checkpoint, mesh)
     spec = find_spec(**architecture(options.model))
     if not spec.can_start_from(description.spec):
-        raise InputError(
+        error = InputError if description.backbone == options.model.backbone else Missing
+        raise error(
             f"init.checkpoint {options.init.checkpoint} is a {description.backbone} of {description.depth} blocks, but "
             f"the model is a {options.model.backbone} of {spec.depth}: set model.backbone and model.depth to match"
         )
@@ -66,7 +77,8 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
     """Load the frozen teacher and its variables; None, None for a run without a teacher.
 
     Raises:
-        InputError: the teacher's checkpoint is missing, or the teacher has other identities or another image size.
+        Missing: the teacher's checkpoint is missing.
+        InputError: the teacher has other identities or another image size.
     """
     if not options.teacher.enabled or records.bright is None:
         return None, None
@@ -80,7 +92,7 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
             "init.checkpoint": options.init.checkpoint,
         }
         given = " ".join(f"--config.{name}={value}" for name, value in needed.items() if value)
-        raise InputError(
+        raise Missing(
             f"teacher.checkpoint {path!r} does not exist; train a teacher with: nrsrd train --config teacher "
             f"{given} --workdir {path or 'runs/teacher'} (for the demo with --config demo:teacher)"
         )
@@ -105,7 +117,6 @@ def make_description(
 ) -> Description:
     """Return the description of the model that a run trains, with the data and teacher that it learns from."""
     identities = records.train.identities.tolist()
-    ratio = NormRatio(**dataclasses.asdict(options.norm_ratio))
     return Description(
         **architecture(options.model),
         image_size=options.image_size,
@@ -113,7 +124,7 @@ def make_description(
         std=std,
         classes=len(identities),
         aux_classes=len(records.bright.identities) if records.bright else 0,
-        norm_ratio=ratio if options.model.norm_ratio else None,
+        norm_ratio=norm_ratio(options),
         identities=tuple(identities),
         cameras=tuple(np.unique(records.train.cameras).tolist()),
         brighten=options.data.brighten,

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class Missing(InputError):
+    """Report data, weights or a teacher that do not exist where the options say."""
+
+
 class Stopped(BaseException):
     """Report that a run received SIGTERM and has saved its state. The message says how to continue.
 

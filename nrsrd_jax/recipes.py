@@ -87,11 +87,13 @@ RECIPES = {
     "idf": Recipe(
         CROSS_ENTROPY
         | {"model.backbone": "idf_resnet50", "data.mean": "0,0,0", "data.std": "1,1,1", "eval.flip": True}
+        # The fill is part of the method, because noise of N(0, 1) does not fit pixels in 0..1.
+        | {"augment.erasing_fill": "0,0,0"}
         | {"loss.enhance": 1.0, "loss.decode": 0.1, "loss.agree": 0.1},
         SGD
         | {"optim.lr": 0.005, "optim.warmup_epochs": 0, "optim.milestones": (80,)}
         | {"train.batch_size": 32, "train.instances": 1, "augment.erasing_area": (0.02, 0.4)}
-        | {"augment.erasing_aspect": "uniform", "augment.erasing_fill": "0,0,0"},
+        | {"augment.erasing_aspect": "uniform"},
         "idf_resnet_tiny",
     ),
 }

@@ -152,8 +152,9 @@ def variant_config(file: str, row: Row) -> Config:
 def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_start: bool = False) -> Config:
     """Return the config of one training: the file's variant, changed by the recipe, the overrides and the row.
 
-    If the file's backbone is a vit_tiny, the small form of the recipe's backbone is used. `{backbone}` in
-    init.checkpoint is replaced by the name of the backbone.
+    If the config has a vit_tiny, the ResNets of the recipes are small too, and TransReID trains the config's vit_tiny;
+    this does not depend on `same_start`. An override of model.backbone is for the rows on the config's ViT.
+    `{backbone}` in init.checkpoint is replaced by the name of the backbone.
 
     Args:
         file: the config file.
@@ -163,14 +164,23 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
         same_start: whether to use only the method of the recipe, and not how its official code trains.
 
     Raises:
-        InputError: as `variant_config`, or the row sets an unknown option or an invalid value.
+        InputError: as `variant_config`, the row sets an unknown option or an invalid value, or model.backbone is
+            overridden without `same_start` in a row whose recipe sets it.
     """
     config = variant_config(file, row)
     if row.recipe:
-        recipe, small = RECIPES[row.recipe], config.model.backbone.startswith("vit_tiny")
-        config.update_from_flattened_dict(({} if same_start else recipe.training) | recipe.method)
-        if small and recipe.small:
-            config.model.backbone = recipe.small
+        recipe, backbone = RECIPES[row.recipe], overrides.get("model.backbone", config.model.backbone)
+        options = ({} if same_start else recipe.training) | recipe.method
+        if "model.backbone" in options and "model.backbone" in overrides:
+            if not same_start:
+                raise InputError(
+                    f"model.backbone={backbone}: its official code trains {options['model.backbone']}; leave it out, "
+                    "or add --same-start, with which it applies to the rows on the config's ViT"
+                )
+            overrides = {name: value for name, value in overrides.items() if name != "model.backbone"}
+        config.update_from_flattened_dict(options)
+        if backbone.startswith("vit_tiny"):
+            config.model.backbone = recipe.small or backbone
     config.update_from_flattened_dict(overrides)
     if row.recipe and "resnet" in config.model.backbone:
         config.model.depth = 0

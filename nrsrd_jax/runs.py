@@ -9,7 +9,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import InputError, printable, say
+from .errors import InputError, Missing, printable, say
 from .files import absolute, locked_open, read_bounded
 from .metrics_log import is_number, read_metrics
 
@@ -97,7 +97,8 @@ def find_checkpoint(directory: str | Path) -> Path:
     The best has the highest mAP. If no checkpoint was evaluated, it is the last one.
 
     Raises:
-        InputError: the directory does not exist, or holds no checkpoint.
+        Missing: the directory does not exist, or holds no checkpoint.
+        InputError: it is a file.
     """
     directory = absolute(directory)
     if (directory / "model").is_dir():
@@ -105,12 +106,12 @@ def find_checkpoint(directory: str | Path) -> Path:
     if directory.is_file():
         raise InputError(f"{directory} is a file; to import a PyTorch file: nrsrd convert {directory}")
     if not directory.exists():
-        raise InputError(f"{directory} does not exist; give a checkpoint, or the work directory of a run")
+        raise Missing(f"{directory} does not exist; give a checkpoint, or the work directory of a run")
     steps = saved_steps(directory)
     if not steps and (directory / "config.json").is_file():
-        raise InputError(f"{directory} is a run without a checkpoint yet; the same nrsrd train command continues it")
+        raise Missing(f"{directory} is a run without a checkpoint yet; the same nrsrd train command continues it")
     if not steps:
-        raise InputError(f"{directory} holds no checkpoint: it is neither a checkpoint nor the work directory of a run")
+        raise Missing(f"{directory} holds no checkpoint: it is neither a checkpoint nor the work directory of a run")
 
     # A checkpoint without a score ranks below all others; among equal scores the later checkpoint ranks higher.
     def score(step: int) -> tuple[float, int]:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import checkpoint, runs, trackers
-from .build import architecture, degradation_options, load_initial_backbone, load_teacher, sharded
+from .build import architecture, degradation_options, load_initial_backbone, load_teacher, norm_ratio, sharded
 from .checkpoint import Checkpoints
 from .compiled import CompiledStep, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
@@ -74,8 +74,9 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         cameras = len(np.unique(records.train.cameras))
         done = max(runs.saved_steps(workdir), default=0)
         method.check(options)
-    # How attention is computed depends on the devices, so processes on different machines could differ in it.
-    module = repr(spec.module(dtype=compute_dtype(options.train.precision), cameras=cameras))
+        dtype = compute_dtype(options.train.precision)
+        # How attention is computed depends on the devices, so processes on different machines could differ in it.
+        module = repr(spec.module(dtype=dtype, norm_ratio=norm_ratio(options), cameras=cameras))
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(options, mesh)

@@ -46,6 +46,7 @@ SLOW = (
         "page",
         "step_cost",
         "ablation",
+        "ablation_methods",
         "models",
         "step",
     ),

@@ -273,36 +273,6 @@ def test_a_wrong_command_ends_with_a_one_line_message(tmp_path, arguments, messa
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_table_1_trains_each_method_as_published_or_with_the_common_recipe(file):
-    night = str(ROOT / "configs/night600.py")
-    bot, transreid = (next(row for row in TABLES["1"] if row.name == name) for name in ("bot", "transreid"))
-    overrides = {"init.checkpoint": "weights/{backbone}"}
-    published = row_config(night, bot, 0, overrides)
-    assert (published.optim.name, published.optim.milestones, published.train.epochs) == ("adam", (40, 70), 120)
-    assert (published.model.backbone, published.init.checkpoint) == ("bot_resnet50", "weights/resnet50")
-    alone = row_config(night, bot, 2, overrides, same_start=True)
-    assert (alone.optim.name, alone.loss.center_real, alone.train.seed) == ("sgd", 0.0005, 2)
-    assert row_config(night, transreid, 0, overrides).init.checkpoint == "weights/vit_base"
-    small = row_config(file, bot, 0, {"init.checkpoint": "vit"}, same_start=True)
-    assert (small.model.backbone, small.model.depth, small.init.checkpoint) == ("bot_resnet_tiny", 0, "")
-    small = row_config(file, transreid, 0, {"init.checkpoint": "vit"}, same_start=True)
-    assert (small.model.backbone, small.model.jpm, small.init.checkpoint) == ("vit_tiny", True, "vit")
-
-
-def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, tmp_path, monkeypatch):
-    rows = tuple(row for row in TABLES["1"] if row.name in ("ide", "transreid_ssl", "nrsrd"))
-    monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.25)[0])
-    cells = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
-    monkeypatch.setattr(ablation_tables.costs, "costs", lambda run: cells)
-    results, missing = run_ablation(file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
-    assert list(results) == ["ide", "transreid_ssl"]
-    assert "train a teacher with" in missing["nrsrd"]
-    table = (tmp_path / "w/ablation.md").read_text()
-    assert "| ide | 1 | 25.0 |" in table
-    assert table.count(" | ".join(cells)) == 2
-    assert "Not trained: nrsrd, because teacher.checkpoint" in table
-
-
 def test_the_costs_of_a_model_are_listed(finished):
     """The model is a ViT of one block on 32×16 pixels, from random weights."""
     backbone, start, parameters, operations, minutes = ablation_tables.costs.costs(finished)

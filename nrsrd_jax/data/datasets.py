@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, say
+from ..errors import InputError, Missing, say
 from ..files import expanded
 from .listing import SPLITS, Rows, found_below
 from .lists import path_in, read_lines
@@ -116,10 +116,10 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
         raise InputError(f"data.name is {name!r}; choose one of {', '.join(LAYOUTS)}")
     source = LAYOUTS[name]
     if not str(root):
-        raise InputError(f"the root of data set {name} is empty: give its folder as data.root or eval.data.root")
+        raise Missing(f"the root of data set {name} is empty: give its folder as data.root or eval.data.root")
     root = expanded(root)
     if not root.exists():
-        raise InputError(
+        raise Missing(
             f"no folder {root} for data set {name}: {source.download}, then give its folder as data.root, or correct "
             "the path"
         )
@@ -179,7 +179,7 @@ def read_bright(root: str | Path, option: str = "aux.bright_root", exclude: Coll
         InputError: `root`, the value of `option`, is not such a folder.
     """
     if not str(root) or not expanded(root).is_dir():
-        raise InputError(f"{option} is {str(root)!r}, not a folder: {LAYOUTS['bright'].download}")
+        raise Missing(f"{option} is {str(root)!r}, not a folder: {LAYOUTS['bright'].download}")
     return read_dataset("bright", root, exclude=exclude).train
 
 
