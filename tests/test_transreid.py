@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,11 @@ from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import MODELS, find_spec, transreid
-from nrsrd_jax.models.vit import ViTSpec
+from nrsrd_jax.models.vit import ViTSpec, patch_grid
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.schedule import learning_rate
 from nrsrd_jax.step import make_objective
-from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
+from nrsrd_jax.weights import from_torch, identify, to_torch, torch_file, torch_names
 
 STRIDES = [16, 12]
 SIZE = (96, 48)
@@ -151,6 +152,13 @@ def test_an_exported_model_has_all_tensors_of_the_official_one(reference, conver
     assert official_file(reference, 16).keys() == to_torch.export(tmp_path / "ours")[0].keys()
 
 
+def test_a_camera_embedding_without_cameras_is_refused(reference, tmp_path):
+    tensors = official_file(reference, 16) | {"base.sie_embed": np.zeros((0, 1, 128), np.float32)}
+    torch_file.save(tmp_path / "in.pth", tensors)
+    with pytest.raises(InputError, match=r"base\.sie_embed has shape \(0, 1, 128\), but .* for each camera: convert"):
+        from_torch.convert(tmp_path / "in.pth", source_size=SIZE)
+
+
 def test_an_image_of_an_unknown_camera_is_refused(converted):
     embedder = Embedder.load(converted[16][2])
     crops = np.zeros((2, *SIZE, 3), np.uint8)
@@ -168,6 +176,16 @@ def test_a_file_that_fits_two_image_sizes_needs_the_right_one(reference, tmp_pat
         from_torch.convert(tmp_path / "in.pth")
     for size, stride in (((256, 128), 14), ((288, 144), 0)):
         assert from_torch.convert(tmp_path / "in.pth", source_size=size)[0].stride == stride
+
+
+@pytest.mark.parametrize(("side", "stride", "other"), [(256, 12, 336), (384, 12, 496), (224, 12, 288), (192, 12, 240)])
+def test_a_square_file_with_overlapping_patches_needs_its_image_size(side, stride, other):
+    patches = math.prod(patch_grid((side, side), stride))
+    with pytest.raises(InputError, match=f"images of {other},{other} .* images of {side},{side} with patches {stride} "):
+        identify.guess_grid(patches, None, 0)
+    assert identify.guess_grid(patches, (side, side), 0) == ((side, side), stride)
+    # The stem's patches cannot overlap, so the number of patches decides.
+    assert identify.guess_grid(patches, None, 16) == ((other, other), 16)
 
 
 def test_transreid_and_a_plain_vit_can_start_from_each_other(converted):

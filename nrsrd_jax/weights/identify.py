@@ -15,9 +15,10 @@ from .foreign_names import Array
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The patch strides in TransReID's configs, in pixels, and the image sizes that it uses with overlapping patches.
-STRIDES = (16, 12, 14, 11)
-SIZES = ((256, 128), (384, 128), (224, 224), (384, 384))
+# The patch strides in TransReID's configs, in pixels, and the image sizes to try with overlapping patches. Any number of
+# rows and columns fits some square size, so only usual sizes are tried: vehicles, for example, have 256×256 pixels.
+STRIDES = (PATCH, 12, 14, 11)
+SIZES = ((256, 128), (384, 128), *((side, side) for side in (128, 192, 224, 256, 320, 384, 448, 512)))
 
 
 def identify_resnet(tensors: dict[str, Array], notes: str, backbone: str) -> Description:
@@ -71,8 +72,15 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
             raise InputError(f"{depth} blocks are too many; at most {MAX_DEPTH} are supported")
     own = own_description(notes)
     patches = position[1] - 1
-    size, stride = guess_grid(patches, source_size or (own and own.image_size), own.stride or PATCH if own else 0)
+    overlapping = "stride" in MODELS[backbone].choices
+    given = own.stride or PATCH if own else 0 if overlapping else PATCH
+    size, stride = guess_grid(patches, source_size or (own and own.image_size), given)
     jpm, sie = any(name.startswith("b1.") for name in shapes), shapes.get("base.sie_embed", ())
+    if 0 in sie:
+        raise InputError(
+            f"base.sie_embed has shape {sie}, but a camera embedding (SIE) has a vector for each camera: convert the "
+            "original file, or remove base.sie_embed from this file if the model was trained without it"
+        )
 
     def classes(name: str) -> int:
         return (shapes.get(name) or (0,))[0]
@@ -122,7 +130,8 @@ def guess_grid(patches: int, size: tuple[int, int] | None, stride: int) -> tuple
         if not fitting:
             raise InputError(f"the position embedding has {patches} patches, but images of {size} have another number")
         return fitting[0]
-    fitting = [(size, each) for each in STRIDES[1:] for size in SIZES if math.prod(patch_grid(size, each)) == patches]
+    overlapping = [each for each in strides if each != PATCH]
+    fitting = [(size, each) for each in overlapping for size in SIZES if math.prod(patch_grid(size, each)) == patches]
     # Try the ratios height : width of ImageNet, of LUPerson, and of 384×128 pixels. No number of patches fits two.
     for ratio in (1, 2, 3):
         columns = math.isqrt(patches // ratio)
