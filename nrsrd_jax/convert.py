@@ -40,9 +40,10 @@ def size(text: str) -> tuple[int, int]:
 def cameras(text: str) -> tuple[int, ...]:
     """Parse camera numbers: "1,2,3" gives (1, 2, 3)."""
     parts = text.split(",")
-    if not all(re.fullmatch(r"\d{1,9}", part) for part in parts) or len(set(parts)) < len(parts):
+    numbers = tuple(int(part) for part in parts if re.fullmatch(r"[0-9]{1,9}", part))
+    if not len(parts) == len(numbers) == len(set(numbers)):
         raise argparse.ArgumentTypeError(f"{text} is not a list of different cameras, like 1,2,3")
-    return tuple(map(int, parts))
+    return numbers
 
 
 def level(text: str) -> float:
@@ -100,8 +101,8 @@ def main() -> None:
         "--backbone",
         default="",
         metavar="NAME",
-        help="the backbone, for a ResNet whose tensors fit several, like bot_resnet50_relu; nrsrd train --options "
-        "lists all; default: the first backbone that fits",
+        help="the backbone, for a ResNet whose tensors fit several, like bot_resnet50_relu; the last lines of the "
+        "report list them; default: the first backbone that fits",
     )
     parser.add_argument(
         "--ignore",

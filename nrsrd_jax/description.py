@@ -64,6 +64,17 @@ class Description:
         known = {camera: rank for rank, camera in enumerate(self.cameras)}
         return np.array([known.get(int(camera), -1) for camera in cameras], np.int32)
 
+    def camera_warning(self, cameras: Any) -> str:
+        """Return a warning if an imported model calls its cameras 0…N−1, but the data [N] has no camera 0; else ""."""
+        counted = self.spec.needs_cameras and self.cameras == tuple(range(len(self.cameras)))
+        first = min(map(int, cameras), default=0)
+        if not counted or not first or not self.provenance.get("source"):
+            return ""
+        return (
+            f"warning: the first camera of the data is {first}, the model's is 0: unless these names are right, each "
+            "image gets the vector of another camera; convert the weights again with --cameras"
+        )
+
     def abstract_variables(self) -> dict:
         """Return the shapes and types of the model's variables, without computing them."""
         self.spec.check_size(self.image_size)

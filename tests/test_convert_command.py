@@ -120,6 +120,7 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--image_size", "256,100"], "multiples of 16"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--source_size", "128,64"], "images of (128, 64) have"),
     ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--brighten", "1"], "argument --brighten: 1 is not"),
+    ("from_torch.py", [GOLDEN / "vit_tiny.pth", "--dry_run", "--cameras", "01,1,2"], "01,1,2 is not a list of"),
     ("from_torch.py", ["x" * 300], "File name too long"),
     ("to_torch.py", ["nowhere"], "nowhere does not exist"),
     ("to_torch.py", ["/"], "holds no checkpoint"),

@@ -9,14 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensors
+from people import small_config, write_night
 from tensors import at, nhwc, random_variables
 
 from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.data import datasets
+from nrsrd_jax.data.protocol import make_target
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import MODELS, find_spec, transreid
 from nrsrd_jax.models.vit import ViTSpec, patch_grid
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.embedding import Embedder
+from nrsrd_jax.retrieval.scoring import evaluate
 from nrsrd_jax.schedule import learning_rate
 from nrsrd_jax.step import make_objective
 from nrsrd_jax.weights import from_torch, identify, to_torch, torch_file, torch_names
@@ -146,6 +151,16 @@ def test_an_official_file_is_imported_and_exported_without_change(reference, con
             assert tensors[name].tobytes() == value.tobytes(), name
 
 
+def test_parts_beside_the_backbone_are_named_if_they_are_left_out(converted, tmp_path, capsys, monkeypatch):
+    arguments = ["to_torch.py", str(converted[16][2]), "--backbone", "--output", str(tmp_path / "out.pth")]
+    monkeypatch.setattr("sys.argv", arguments)
+    to_torch.main()
+    left_out = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(left_out) == 2
+    assert "local features of JPM (b2)" in left_out[0]
+    assert "cameras' vectors of SIE" in left_out[1]
+
+
 def test_an_exported_model_has_all_tensors_of_the_official_one(reference, converted, tmp_path):
     description, variables, _ = converted[16]
     save_weights(tmp_path / "ours", dataclasses.replace(description, provenance={}), variables, {})
@@ -157,6 +172,27 @@ def test_a_camera_embedding_without_cameras_is_refused(reference, tmp_path):
     torch_file.save(tmp_path / "in.pth", tensors)
     with pytest.raises(InputError, match=r"base\.sie_embed has shape \(0, 1, 128\), but .* for each camera: convert"):
         from_torch.convert(tmp_path / "in.pth", source_size=SIZE)
+
+
+def test_names_of_cameras_that_were_not_chosen_are_reported(converted, tmp_path, capsys):
+    description, variables, _ = converted[16]
+    called, views = from_torch.summary(description)[-2:]
+    assert "cameras are called 0, 1, 2, 3, 4, 5, 6, 7 (0…N−1)" in called
+    assert called.endswith("with --cameras 1,2,3,4,5,6,7,8")
+    assert "camera · views + view" in views
+    chosen = dataclasses.replace(description, cameras=tuple(range(1, 9)))
+    assert from_torch.summary(chosen)[-2].endswith("called 1, 2, 3, 4, 5, 6, 7, 8")
+    assert not chosen.camera_warning([1, 2])
+    assert not description.camera_warning([0, 1])
+    assert not dataclasses.replace(description, provenance={}).camera_warning([1, 2])
+
+    data = datasets.read_dataset("night600", write_night(tmp_path / "night"))
+    options = dataclasses.replace(read_options(small_config(tmp_path)), image_size=SIZE)
+    for each, warnings in ((description, 1), (chosen, 0)):
+        save_weights(tmp_path / f"jax{warnings}", each, variables, {})
+        evaluate(Embedder.load(tmp_path / f"jax{warnings}"), options, {"night": make_target(data, "cross-camera")})
+        shown = capsys.readouterr().err
+        assert shown.count("night: warning: the first camera of the data is 1, the model's is 0") == warnings
 
 
 def test_an_image_of_an_unknown_camera_is_refused(converted):
@@ -181,7 +217,7 @@ def test_a_file_that_fits_two_image_sizes_needs_the_right_one(reference, tmp_pat
 @pytest.mark.parametrize(("side", "stride", "other"), [(256, 12, 336), (384, 12, 496), (224, 12, 288), (192, 12, 240)])
 def test_a_square_file_with_overlapping_patches_needs_its_image_size(side, stride, other):
     patches = math.prod(patch_grid((side, side), stride))
-    with pytest.raises(InputError, match=f"images of {other},{other} .* images of {side},{side} with patches {stride} "):
+    with pytest.raises(InputError, match=f"images of {other},{other} .* of {side},{side} with patches {stride} "):
         identify.guess_grid(patches, None, 0)
     assert identify.guess_grid(patches, (side, side), 0) == ((side, side), stride)
     # The stem's patches cannot overlap, so the number of patches decides.

@@ -15,6 +15,7 @@ from ..build import degradation_options
 from ..data.datasets import Split
 from ..data.images import cache_folder, decoding_key, mean_luminance
 from ..data.protocol import Target
+from ..errors import say
 from ..eval_options import Eval
 from ..inputs import read_test_images
 from ..options import Options
@@ -75,6 +76,11 @@ def evaluate(
     """
     results = {}
     for name, target in targets.items():
+        both = np.concatenate([target.query.cameras, target.gallery.cameras])
+        notes = [model.description.camera_warning(both) for model in (embedder, *(each[0] for each in others))]
+        # The same test in other lights would only repeat the warning.
+        if light is None:
+            say(*(f"{name}: {note}" for note in notes if note), error=True)
         seconds: dict[str, float] = {}
         with _stage("features", seconds):
             splits = {"query": target.query, "gallery": target.gallery}

@@ -133,6 +133,8 @@ def convert(
     is_resnet = "base.layer1.0.conv1.weight" in tensors
     if backbone and not is_resnet:
         raise InputError("--backbone is for a ResNet; the tensors of a ViT determine the model: leave --backbone out")
+    if source_size and is_resnet:
+        raise InputError("--source_size is for the position embedding of a ViT, but this is a ResNet: leave it out")
     if is_resnet:
         source = identify_resnet(tensors, state.notes, backbone)
     else:
@@ -278,10 +280,15 @@ def summary(description: Description) -> list[str]:
     else:
         lines.append("it has no classifier, so it can start a training, but not be a teacher")
     if description.sie:
-        named = ", ".join(map(str, description.cameras))
+        count, names = len(description.cameras), ", ".join(map(str, description.cameras))
+        note = f"its features depend on each image's camera (SIE), and its cameras are called {names}"
+        if description.cameras == tuple(range(count)):
+            ones = ",".join(map(str, range(1, count + 1)))
+            note += f" (0…N−1): if your data calls them {ones}, convert again with --cameras {ones}"
+        lines.append(note)
         lines.append(
-            f"its features depend on each image's camera (SIE), and its cameras are {named}: if your data has other "
-            "names, convert again with --cameras and your names in the order of training, such as 1,2,3"
+            "the file does not show whether its vectors are for cameras, or for cameras and views (SIE_VIEW): with "
+            "views, the number of an image's camera must be camera · views + view, both counted from 0"
         )
     return lines
 
