@@ -11,13 +11,14 @@ from people import small_config, write_night
 from tensors import at, close, nhwc, official_variables
 
 from nrsrd_jax.build import make_description
+from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS, compute_terms, total_loss
 from nrsrd_jax.models import MODELS, find_spec
 from nrsrd_jax.models.enhance import EnhanceNet, colour, enhancement_loss, exposure, spatial, variation
 from nrsrd_jax.training import check_run
-from nrsrd_jax.weights import torch_names
+from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
 WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "enhance": 1.0, "decode": 0.1, "agree": 0.1}
@@ -183,6 +184,23 @@ def test_a_resnet_initialises_both_branches(official):
     assert base["reduce_v"] is own["reduce_v"]
     assert notes == ["E_Net, bfm, reduce_e, reduce_f, reduce_v new"]
     assert jax.tree.map(jnp.shape, base) == jax.tree.map(jnp.shape, own)
+
+
+def test_an_idf_file_is_refused_by_name_and_an_idf_model_has_no_single_backbone(official, tmp_path):
+    description, variables, _ = official
+    save_weights(tmp_path / "jax", description, variables, {})
+    tensors, described = to_torch.export(tmp_path / "jax")
+    to_torch.write(tmp_path / "out.pth", tensors, described)
+    for key in ("", "model_v"):
+        with pytest.raises(InputError, match=r"contains an IDF model .* files of IDF cannot be imported"):
+            from_torch.convert(tmp_path / "out.pth", key=key)
+    with pytest.raises(InputError, match="is an IDF model, which has two backbones: leave --backbone out"):
+        to_torch.export(tmp_path / "jax", backbone=True)
+    resnet = {n.removeprefix("model_v."): value for n, value in tensors.items() if n.startswith("model_v.")}
+    torch_file.save(tmp_path / "resnet.pth", resnet)
+    with pytest.raises(InputError, match="for a ResNet choose one of bot_resnet50, ") as refused:
+        from_torch.convert(tmp_path / "resnet.pth", backbone="idf_resnet50")
+    assert "idf" not in str(refused.value).partition("choose")[2]
 
 
 def test_the_parts_learn_at_the_official_rates():

@@ -118,8 +118,41 @@ def test_an_official_file_is_imported_and_exported_without_change(reference, met
         jax.tree.map(np.testing.assert_array_equal, variables[domain]["base"], expected[domain]["base"])
     save_weights(tmp_path / "jax", description, variables, kept)
     exported, _ = to_torch.export(tmp_path / "jax")
-    assert exported.keys() - tensors.keys() <= {"centers"}
+    assert exported.keys() == tensors.keys()
     assert all(exported[name].tobytes() == value.tobytes() for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("backbone", ["bot_resnet_tiny", "agw_resnet_tiny", "ide_resnet_tiny", "pcb_resnet_tiny"])
+def test_an_exported_backbone_is_imported_again_without_change(tmp_path, backbone):
+    description = Description(backbone, 0, (96, 48), *STATISTICS, classes=3)
+    variables = random_variables(description, 0)
+    save_weights(tmp_path / "jax", description, variables, {})
+    tensors, headless = to_torch.export(tmp_path / "jax", backbone=True)
+    to_torch.write(tmp_path / "out.pth", tensors, headless, backbone=True)
+    again, back, _, report = from_torch.convert(tmp_path / "out.pth")
+    assert not report.faults
+    assert (again.backbone, again.classes, again.mean) == (backbone, 0, STATISTICS[0])
+    for domain in ("params", "batch_stats"):
+        jax.tree.map(np.testing.assert_array_equal, back[domain]["base"], variables[domain]["base"])
+    # The counters of the backbone's norms are there, those of the necks are not.
+    norms = [name for name in tensors if name.endswith("running_mean")]
+    assert len([name for name in tensors if name.endswith("num_batches_tracked")]) == len(norms)
+    with pytest.raises(InputError, match=f"but the file names its backbone, {backbone}: leave --backbone out"):
+        from_torch.convert(tmp_path / "out.pth", backbone="ide_resnet50")
+    with pytest.raises(InputError, match="--source_size is for the position embedding of a ViT"):
+        from_torch.convert(tmp_path / "out.pth", source_size=(96, 48))
+
+
+def test_a_file_with_centres_is_imported_but_they_are_not_exported(tmp_path):
+    description = Description("bot_resnet_tiny", 0, (96, 48), *STATISTICS, classes=3)
+    save_weights(tmp_path / "jax", description, random_variables(description, 0), {})
+    tensors, _ = to_torch.export(tmp_path / "jax")
+    assert "centers" not in tensors
+    for added in ({}, {"centers": np.ones((3, 512), np.float32)}):
+        torch_file.save(tmp_path / "in.pth", tensors | added)
+        _, variables, _, report = from_torch.convert(tmp_path / "in.pth")
+        assert not report.faults
+        assert np.all(variables["params"]["centers"] == len(added))
 
 
 def test_any_method_can_start_from_imagenet_weights(reference, tmp_path):

@@ -9,14 +9,15 @@ from ..description import MAX_DEPTH, Description
 from ..errors import InputError
 from ..models import MODELS
 from ..models.attention import NormRatio
+from ..models.idf import IDFSpec
 from ..models.resnet import ResNetSpec
 from ..models.vit import PATCH, ViTSpec, patch_grid
 from .foreign_names import Array
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# The patch strides in TransReID's configs, in pixels, and the image sizes to try with overlapping patches. Any number of
-# rows and columns fits some square size, so only usual sizes are tried: vehicles, for example, have 256×256 pixels.
+# The patch strides in TransReID's configs, in pixels, and the image sizes to try with overlapping patches. Every square
+# number of patches fits some square size, so only usual sizes are tried. Vehicles, for example, have 256×256 pixels.
 STRIDES = (PATCH, 12, 14, 11)
 SIZES = ((256, 128), (384, 128), *((side, side) for side in (128, 192, 224, 256, 320, 384, 448, 512)))
 
@@ -29,9 +30,17 @@ def identify_resnet(tensors: dict[str, Array], notes: str, backbone: str) -> Des
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     own = own_description(notes)
-    resnets = {name: spec for name, spec in MODELS.items() if isinstance(spec, ResNetSpec)}
+    resnets = {
+        name: spec for name, spec in MODELS.items() if isinstance(spec, ResNetSpec) and not isinstance(spec, IDFSpec)
+    }
     if backbone and backbone not in resnets:
         raise InputError(f"--backbone is {backbone!r}; for a ResNet choose one of {', '.join(resnets)}")
+    if own and own.backbone not in resnets:
+        raise InputError("the description in the file is of another model than its tensors; convert the original file")
+    if own and backbone not in ("", own.backbone):
+        raise InputError(
+            f"--backbone is {backbone}, but the file names its backbone, {own.backbone}: leave --backbone out"
+        )
     found = backbone or (own.backbone if own else "") or next((n for n, s in resnets.items() if s.fits(shapes)), "")
     if not found:
         raise InputError(f"its ResNet has other stages or heads than {', '.join(resnets)}")

@@ -99,6 +99,9 @@ def read(path: Path, key: str = "") -> StateDict:
     found = _networks(dictionaries)
     if not found:
         raise InputError(_no_network([dictionary for _, dictionary in dictionaries]))
+    prefixes = {vit.prefix for vit in found}
+    if any(f".{prefix}".endswith(".model_e.") and f"{prefix[:-2]}v." in prefixes for prefix in prefixes):
+        raise InputError("it contains an IDF model (networks model_e and model_v); files of IDF cannot be imported")
     vit = _choose(found, key)
     tensors, beside, faults, sources = _official(vit, _rivals(vit, found))
     tensors, joined = foreign_names.from_hugging_face(tensors) if vit.layout else (tensors, {})

@@ -22,11 +22,15 @@ from ..command import Parser, one_line
 from ..description import Description
 from ..errors import InputError, say
 from ..files import absolute, written_whole
+from ..models.idf import IDFSpec
 from ..runs import find_checkpoint
 from ..sharding import make_mesh
+from ..stored import read_description
 from . import torch_file, torch_names
 
 SUFFIXES = {"torch": ".pth", "safetensors": ".safetensors"}
+# The last part of the name of BatchNorm's counter of batches.
+COUNTER = "num_batches_tracked"
 
 
 def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarray], Description]:
@@ -34,15 +38,17 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
 
     Args:
         directory: a checkpoint, or the work directory of a training run, whose best checkpoint is taken.
-        backbone: whether to return only the backbone's tensors. Their names then begin with `backbone.`, as those of
-            the teacher in a DINO checkpoint.
+        backbone: whether to return only the backbone's tensors. Where the official name begins with `base.`, theirs
+            begins with `backbone.`, as in the teacher of a DINO checkpoint. JPM's local branch and SIE's vectors are
+            left out.
 
     Returns:
         {official name: tensor}, and the Description without its provenance. The tensors of a converted checkpoint have
         the types of the original file; after training they are float32.
 
     Raises:
-        InputError: `directory` contains no checkpoint, or a damaged one, or the official code lacks its form of NRA.
+        InputError: `directory` contains no checkpoint, or a damaged one; the official code lacks its form of NRA; or
+            `backbone` is chosen, but the model is IDF, which has two.
 
     Source:
         The names and layouts of the official code of TransReID-SSL.
@@ -59,6 +65,8 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     source = description.provenance.get("source") or {}
     jpm, types = source.get("jpm", False) and not backbone, source.get("types", {})
     if backbone:
+        if isinstance(description.spec, IDFSpec):
+            raise InputError(f"{path} is an IDF model, which has two backbones: leave --backbone out")
         description = dataclasses.replace(description, jpm=False, sie=False)
     if not set(types.values()) <= {"float16", "bfloat16"}:
         raise InputError(f"{path} is damaged: it names tensors of unknown types")
@@ -67,21 +75,30 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
             f"{path} has NRA of the form {description.norm_ratio.form}, which the official code does not support: "
             "it would compute other features"
         )
-    tensors = {}
+    tensors, inside = {}, set()
     for name, slot in torch_names.slots(description, jpm).items():
+        # The official models lack the centres: the official code saves them in another file.
+        if slot.path[1] == "centers":
+            continue
         values = variables
         for key in slot.path:
             values = values[key]
         tensors[name] = slot.to_torch(np.asarray(values)).astype(types.get("/".join(slot.path), "float32"))
+        if slot.path[1] == "base":
+            inside |= {name, counter_of(name)}
     extras = official_extras(description) | load_kept(path, description)
     if not backbone:
         whole, prefix = tensors | extras, description.spec.prefix
         named = {re.sub(r"^base\.", prefix, name): value for name, value in whole.items()}
         return named, dataclasses.replace(description, provenance={})
-    tensors |= {name: value for name, value in extras.items() if name.endswith("num_batches_tracked")}
-    names = [name for name in tensors if name.startswith("base.")]
+    tensors |= {name: value for name, value in extras.items() if name.endswith(COUNTER)}
     headless = dataclasses.replace(description, classes=0, aux_classes=0, identities=(), provenance={})
-    return {name.replace("base.", "backbone.", 1): tensors[name] for name in names}, headless
+    return {re.sub(r"^base\.", "backbone.", name): tensors[name] for name in tensors if name in inside}, headless
+
+
+def counter_of(name: str) -> str:
+    """Return the official name of the counter beside a BatchNorm's running mean; other names stay as they are."""
+    return re.sub(r"running_mean$", COUNTER, name)
 
 
 def official_extras(description: Description) -> dict[str, np.ndarray]:
@@ -94,8 +111,7 @@ def official_extras(description: Description) -> dict[str, np.ndarray]:
     if description.jpm:
         plain = torch_names.slots(dataclasses.replace(description, jpm=False))
         extras |= {name: np.zeros(slot.shape, np.float32) for name, slot in plain.items() if name not in table}
-    counters = [name.replace("running_mean", "num_batches_tracked") for name in table if "running_mean" in name]
-    return extras | {name: np.zeros((), np.int64) for name in counters}
+    return extras | {counter_of(name): np.zeros((), np.int64) for name in table if counter_of(name) != name}
 
 
 def main() -> None:
@@ -114,6 +130,10 @@ def main() -> None:
     if os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)
+    if options.backbone:
+        whole = read_description(find_checkpoint(directory))
+        parts = ["the local features of JPM (b2)"] * whole.jpm + ["the cameras' vectors of SIE"] * whole.sie
+        say(*(f"not part of the backbone, left out: {part}" for part in parts))
     write(output, tensors, description, options.format, backbone=options.backbone, follow=options.output is not None)
 
 
