@@ -13,14 +13,16 @@ from jax.sharding import Mesh
 from . import checkpoint, lowlight, schedule
 from .config import flatten
 from .description import Description
-from .errors import InputError, Missing
+from .errors import InputError, Missing, counted
 from .files import expanded
 from .inputs import Records
 from .losses import TERMS
 from .models import find_spec, initialise
 from .models.attention import NormRatio
+from .models.spec import Spec
 from .options import Model, Options, fixed_statistic, three_numbers
 from .precision import compute_dtype
+from .retrieval.embedding import check_feature
 from .sharding import parameter_shardings
 from .state import TrainState
 from .step import Preparation, Teacher, make_objective, make_train_step, make_update
@@ -53,6 +55,11 @@ def norm_ratio(options: Options) -> NormRatio | None:
     return NormRatio(**dataclasses.asdict(options.norm_ratio)) if options.model.norm_ratio else None
 
 
+def _named(backbone: str, spec: Spec) -> str:
+    """Return a backbone's name, with its number of blocks if it has transformer blocks."""
+    return f"{backbone} of {counted(spec.depth, 'block')}" if spec.depth else backbone
+
+
 def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, dict] | None:
     """Load the checkpoint that init.checkpoint names, if any.
 
@@ -67,8 +74,10 @@ def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, di
     if not spec.can_start_from(description.spec):
         error = InputError if description.backbone == options.model.backbone else Missing
         raise error(
-            f"init.checkpoint {options.init.checkpoint} is a {description.backbone} of {description.depth} blocks, but "
-            f"the model is a {options.model.backbone} of {spec.depth}: set model.backbone and model.depth to match"
+            f"init.checkpoint {options.init.checkpoint} is a {_named(description.backbone, description.spec)}, but the "
+            f"model is a {_named(options.model.backbone, spec)}: set model.backbone"
+            + (" and model.depth" if "depth" in description.spec.choices else "")
+            + " to match"
         )
     return description, variables
 
@@ -147,6 +156,7 @@ def check_model(options: Options) -> None:
         raise InputError(
             f"loss.center_real is only for bot and agw backbones, but model.backbone is {name}; set it to 0"
         )
+    check_feature(name, spec, options.eval.feature)
     data = options.data
     given = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")
     if spec.raw_pixels and given != ((0, 0, 0), (1, 1, 1)):

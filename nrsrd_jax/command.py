@@ -110,7 +110,7 @@ def add_model_flags(parser: Parser) -> None:
         "--feature",
         choices=("auto", "cls", "centred", "neck"),
         default="auto",
-        help="the feature to use, as eval.feature; auto: centred if the model was trained; default: %(default)s",
+        help="the feature to use, as eval.feature; auto: centred for a trained ViT, else cls; default: %(default)s",
     )
     parser.add_argument("--flip", action="store_true", help="average the features of a crop and its mirror image")
 

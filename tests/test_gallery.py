@@ -1,5 +1,6 @@
 """Crops are embedded into a gallery. No crop is lost, embedded twice or left out without a warning."""
 
+import dataclasses
 import importlib
 import os
 import shutil
@@ -173,6 +174,13 @@ def test_a_gallery_refuses_features_of_another_model(gallery, crops, nrsrd, tmp_
     with pytest.raises(InputError, match="features of another model"):
         nrsrd("search", query, "--model", tmp_path / "other", "--gallery", gallery)
     assert len(paths_in(gallery)) == 12
+
+
+def test_a_gallery_of_another_feature_of_the_model_names_the_feature_to_give(crops, model, nrsrd, tmp_path):
+    own = embedding.about(Embedder.load(model), model)
+    Gallery.create(tmp_path / "g", dataclasses.replace(own, identity=own.identity | {"feature": "centred"}))
+    with pytest.raises(InputError, match=r"\(feature cls\): give --feature centred, or make another gallery"):
+        nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
 
 
 def test_unreadable_crops_are_named_and_the_others_are_embedded(crops, model, nrsrd, tmp_path, capsys):

@@ -6,11 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from people import run, small_config, small_model, write_night
+from tensors import random_variables
 
+from nrsrd_jax.build import check_model
 from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
+from nrsrd_jax.options import read_options
+from nrsrd_jax.recipes import RECIPES
 from nrsrd_jax.retrieval import Embedder, standardize_groups
+from nrsrd_jax.retrieval.embedding import default_feature
 from nrsrd_jax.retrieval.result import evaluate_run, full_table
 from nrsrd_jax.retrieval.standardize import brightness_groups
 from nrsrd_jax.training import train
@@ -78,6 +84,29 @@ def test_a_backbone_without_a_trained_neck_has_no_centred_features(tmp_path):
     save_weights(tmp_path / "backbone", *small_model(), {})
     with pytest.raises(InputError, match=r"the neck of these weights was never trained.*set eval.feature=cls"):
         Embedder.load(tmp_path / "backbone", feature="centred")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "feature"),
+    [
+        ("vit_tiny", {}, "centred"),
+        ("vit_tiny", {"jpm": True}, "cls"),
+        ("bot_resnet_tiny", {}, "cls"),
+        ("ide_resnet_tiny", {}, "cls"),
+        ("idf_resnet_tiny", {}, "cls"),
+        ("pcb_resnet_tiny", {}, "cls"),
+    ],
+)
+def test_auto_is_the_feature_of_the_methods_own_test_or_centred_for_a_trained_vit(backbone, options, feature):
+    description = Description(backbone, 0, (96, 32), (0.5,) * 3, (0.5,) * 3, classes=2, **options)
+    assert default_feature(description.spec, random_variables(description, 0)) == feature
+
+
+def test_a_feature_of_a_neck_is_refused_for_a_model_without_a_neck():
+    config = RECIPES["pcb"].config()
+    config.eval.feature = "neck"
+    with pytest.raises(InputError, match=r"eval\.feature is neck, but pcb_resnet50 has no neck: set eval\.feature=cls"):
+        check_model(read_options(config))
 
 
 @pytest.mark.parametrize("how", ["camera", "brightness"])

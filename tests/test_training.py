@@ -275,7 +275,7 @@ def test_a_last_evaluation_that_failed_is_repeated(place, tmp_path, monkeypatch)
         (
             {"init.checkpoint": "TEACHER", "model.depth": 2},
             None,
-            "is a vit_tiny of 1 blocks, but the model is a vit_tiny of 2",
+            "is a vit_tiny of 1 block, but the model is a vit_tiny of 2 blocks",
         ),
         ({"init.checkpoint": "nowhere"}, None, "nowhere does not exist"),
         ({"data.root": "nowhere"}, None, "no folder nowhere for data set night600: ask its authors"),

@@ -33,6 +33,11 @@ class About:
     software: str
     format: int = 1
 
+    def choice(self, difference: str) -> str:
+        """Return what the user has to give, if another model has the `difference` of `identity_difference`."""
+        feature = f"feature {self.identity.get('feature')}"
+        return f"--{feature}" if difference == feature else f"the model {self.model}"
+
 
 def read_about(place: str, schema: "pa.Schema") -> About:
     """Read the record of a table's schema. Raises InputError if it is missing or has another format."""

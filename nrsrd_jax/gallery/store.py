@@ -125,8 +125,8 @@ class Gallery:
         if difference := identity_difference(self.about.identity, identity):
             own, other = difference
             raise InputError(
-                f"the gallery {self.uri} has features of another model ({own}) than this one ({other}): give the model "
-                f"{self.about.model}, or make another gallery"
+                f"the gallery {self.uri} has features of another model ({own}) than this one ({other}): give "
+                f"{self.about.choice(own)}, or make another gallery"
             )
 
     @property

@@ -18,6 +18,7 @@ from ..data import sealed
 from ..description import Description
 from ..errors import InputError, say
 from ..models.reid import ReID
+from ..models.spec import Spec
 from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
 
@@ -65,7 +66,7 @@ class Embedder:
             training images, which the BNNeck keeps; "neck" for the output of the BNNecks.
 
     Raises:
-        InputError: `feature` needs a trained neck, and the model has none.
+        InputError: `feature` needs a trained neck, which the model does not have.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Embedder:
         self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
         if feature != "cls":
             self.options["feature"] = feature
+        check_feature(description.backbone, description.spec, feature)
         if feature != "cls" and variables and not _has_trained_neck(variables):
             raise InputError(
                 "the neck of these weights was never trained, so it has no mean of features: set eval.feature=cls"
@@ -110,7 +112,7 @@ class Embedder:
             precision: the precision of matrix products: "float32", "bfloat16", or "auto" for bfloat16 on an
                 accelerator and float32 on CPU.
             flip: whether to average the features with those of the mirror image.
-            feature: "cls", "centred" or "neck", see the class; "auto" for centred where the neck was trained, else cls.
+            feature: "cls", "centred" or "neck", see the class; "auto" for the feature that `default_feature` names.
 
         Returns:
             The Embedder. `.description` has the image size and normalisation, `.width` the number of features.
@@ -129,7 +131,7 @@ class Embedder:
         description, variables = checkpoint.load(directory, mesh)
         model = description.create_model(dtype=compute_dtype(precision))
         if feature == "auto":
-            feature = "centred" if _has_trained_neck(variables) else "cls"
+            feature = default_feature(description.spec, variables)
         return cls(model, variables, description, mesh, batch_size=batch_size, flip=flip, feature=feature)
 
     def __call__(
@@ -248,6 +250,22 @@ def identity_difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> tup
         return None
     first, second = (", ".join(f"{name} {str(each.get(name))[:12]}" for name in names) for each in (own, other))
     return first, second
+
+
+def default_feature(spec: Spec, variables: dict) -> str:
+    """Return the feature that "auto" stands for: that of the method's own test, or "centred" for a trained plain ViT.
+
+    The embedding ("cls") is the feature of the test for a model that is tested by its necks, as BoT, AGW, IDE and IDF
+    are, and for a model of several parts, as PCB and TransReID with JPM.
+    """
+    plain = spec.head.tested == "embedding" and len(_necks(variables)) == 1
+    return "centred" if plain and _has_trained_neck(variables) else "cls"
+
+
+def check_feature(backbone: str, spec: Spec, feature: str) -> None:
+    """Raise InputError if `feature` is one of a neck, and the backbone `spec` has no neck."""
+    if feature != "cls" and not spec.head.neck:
+        raise InputError(f"eval.feature is {feature}, but {backbone} has no neck: set eval.feature=cls")
 
 
 def _has_trained_neck(variables: dict) -> bool:
