@@ -42,7 +42,7 @@ def main() -> None:
     from .retrieval.calibration import FILE
     from .retrieval.embedding import Embedder
     from .retrieval.error_rates import calibrate, check_labels
-    from .retrieval.files import embed_all
+    from .retrieval.files import cameras_for, embed_all
     from .runs import find_checkpoint
 
     begin = time.perf_counter()
@@ -67,7 +67,10 @@ def main() -> None:
         flip=arguments.flip,
         feature=arguments.feature,
     )
-    found = embed_all(embedder, crops.paths)
+    # Without a column of cameras, every number in crops.cameras is 0.
+    known = crops.cameras.tolist() if with_cameras else [None] * len(crops)
+    numbers = cameras_for(embedder.description, list(map(str, crops.paths)), known)
+    found = embed_all(embedder, crops.paths, numbers)
     kept = _without_copies(crops, found.digests)
     pixels = joint_digest([found.digests[i] for i in kept]).hex()
     crops = crops.subset(kept)

@@ -33,7 +33,7 @@ def main() -> None:
         warn_links(sources)
         return
     # Import these after reading the arguments, so that --help is quick.
-    from .gallery.embed import about, describe, embed, make_plan, warn_unreadable
+    from .gallery.embed import about, check_cameras, describe, embed, make_plan, warn_unreadable
     from .gallery.lock import writing
     from .gallery.store import Gallery, summary
     from .retrieval.embedding import Embedder
@@ -46,13 +46,14 @@ def main() -> None:
         flip=arguments.flip,
         feature=arguments.feature,
     )
+    check_cameras(sources, embedder)
     with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
         gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
         shared = "://" in gallery.uri
         if shared:
             gallery.remove_copies()
         known = gallery.known()
-        plan = make_plan(sources, known, shard)
+        plan = make_plan(sources, known, shard, embedder.description.spec.needs_cameras)
         start = time.perf_counter()
         faults = embed(plan.embed, gallery, embedder, known)
         unreadable = [*plan.unreadable, *faults.values()]

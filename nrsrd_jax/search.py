@@ -162,6 +162,7 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     from .data.images import decode_many, mean_luminance
     from .gallery.matching import Queries, from_gallery
     from .retrieval.embedding import Embedder
+    from .retrieval.files import cameras_for
 
     if arguments.like:
         return from_gallery(gallery, [str(absolute(path)) for path in arguments.like])
@@ -176,12 +177,13 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
             error if arguments.model else InputError(f"the gallery's model: {error}; name the model with --model")
         ) from error
     gallery.check_model(embedder.identity())
-    images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
-    decode_many([Path(crop.path) for crop in crops], embedder.description.image_size, "bilinear", images, advice="")
+    paths = [crop.path for crop in crops]
     cameras: list[Any] = [crop.values.get("camera") for crop in crops]
-    return Queries(
-        [crop.path for crop in crops], embedder(images, progress="queries"), cameras, mean_luminance(images) / 255
-    )
+    numbers = cameras_for(embedder.description, paths, cameras)
+    images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
+    decode_many(list(map(Path, paths)), embedder.description.image_size, "bilinear", images, advice="")
+    features = embedder(images, cameras=numbers, progress="queries")
+    return Queries(paths, features, cameras, mean_luminance(images) / 255)
 
 
 def match_lists(

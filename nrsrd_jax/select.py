@@ -43,6 +43,8 @@ def main() -> None:
         raise InputError(
             "--source and --tuned differ in backbone or image size; give one model before and after tuning"
         )
+    if first.spec.needs_cameras or second.spec.needs_cameras:
+        raise InputError("nrsrd select embeds crops without their cameras: give models without model.sie")
     if models[0].fingerprint() == models[1].fingerprint():
         raise InputError(
             "--source and --tuned have the same weights, so every crop would have the score 1; give two models"

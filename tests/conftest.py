@@ -68,6 +68,7 @@ SLOW = (
     *(
         "clustering",
         "query_scores",
+        "camera_models",
         "cluster_command",
         "export",
         "export_features",

@@ -11,7 +11,7 @@ from ..data.crops import Crop, Source, each_crop
 from ..errors import say
 from ..files import absolute
 from ..retrieval.embedding import Embedder
-from ..retrieval.files import embed_files
+from ..retrieval.files import cameras_for, embed_files
 from .about import About
 from .conditions import one_of
 from .store import Gallery, Known
@@ -52,13 +52,23 @@ def about(embedder: Embedder, model: str | Path) -> About:
     )
 
 
-def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[int, int] | None = None) -> Plan:
+def check_cameras(sources: Sequence[Source], embedder: Embedder) -> None:
+    """Raise InputError if the model needs cameras, and the camera of a crop is unknown to it."""
+    if embedder.description.spec.needs_cameras:
+        for crop in each_crop(sources):
+            cameras_for(embedder.description, [crop.path], [crop.values.get("camera")])
+
+
+def make_plan(
+    sources: Sequence[Source], known: dict[str, Known], shard: tuple[int, int] | None = None, by_camera: bool = False
+) -> Plan:
     """Compare the crops in `sources` with the crops that a gallery has.
 
     Args:
         sources: where the crops are.
         known: the gallery's crops, as `Gallery.known()`.
         shard: (number from 1, count): plan only the crops of this shard, chosen by a hash of their paths.
+        by_camera: whether features depend on the camera, so that a crop with another camera is embedded again.
 
     Returns:
         The Plan.
@@ -72,12 +82,12 @@ def make_plan(sources: Sequence[Source], known: dict[str, Known], shard: tuple[i
     for crop in each_crop(sources):
         if _is_of(crop.path, shard):
             unseen.discard(crop.path)
-            _place(crop, known, plan)
+            _place(crop, known, plan, by_camera)
     plan.gone += [path for path in sorted(unseen) if not known[path].vanished and not os.path.exists(path)]
     return plan
 
 
-def _place(crop: Crop, known: dict[str, Known], plan: Plan) -> None:
+def _place(crop: Crop, known: dict[str, Known], plan: Plan, by_camera: bool) -> None:
     """Add a crop to the list of the plan that it belongs to."""
     old = known.get(crop.path)
     try:
@@ -91,7 +101,8 @@ def _place(crop: Crop, known: dict[str, Known], plan: Plan) -> None:
         if old and not old.vanished and isinstance(error, FileNotFoundError):
             plan.gone.append(crop.path)
         return
-    if old is None or (old.size, old.modified) != (about_file.st_size, about_file.st_mtime_ns):
+    moved = by_camera and old and old.values.get("camera") != crop.values.get("camera")
+    if old is None or moved or (old.size, old.modified) != (about_file.st_size, about_file.st_mtime_ns):
         plan.embed.append(crop)
         return
     if old.vanished:
@@ -119,7 +130,9 @@ def embed(crops: Sequence[Crop], gallery: Gallery, embedder: Embedder, known: di
         What is wrong with unreadable crops, by path.
     """
     faults = {}
-    for chunk in embed_files(embedder, [crop.path for crop in crops], size=CHUNK):
+    paths = [crop.path for crop in crops]
+    cameras = cameras_for(embedder.description, paths, [crop.values.get("camera") for crop in crops])
+    for chunk in embed_files(embedder, paths, size=CHUNK, cameras=cameras):
         faults |= {crops[index].path: str(fault) for index, fault in chunk.faults.items()}
         rows = []
         for index, file, light in zip(chunk.indices, chunk.files, chunk.brightness.tolist(), strict=True):

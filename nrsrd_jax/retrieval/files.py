@@ -2,12 +2,16 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..data.images import in_parallel, mean_luminance, read_picture
+from ..data.lists import quoted
+from ..description import Description
 from ..errors import InputError
 from ..files import readable
 from .embedding import Embedder
@@ -38,13 +42,48 @@ class Chunk:
     faults: dict[int, InputError] = dataclasses.field(default_factory=dict)
 
 
-def embed_all(embedder: Embedder, paths: Sequence[Path]) -> Chunk:
-    """Embed image files, and return all of them as one Chunk.
+def cameras_for(description: Description, paths: Sequence[str], cameras: Sequence[Any]) -> np.ndarray | None:
+    """Return the cameras of crops as numbers, for a model that needs them (model.sie).
+
+    Args:
+        description: the model.
+        paths: the crops.
+        cameras: the camera of each crop: its number in the training data, also as text; None if it is unknown.
+
+    Returns:
+        int64 [N], or None for a model that does not need cameras.
+
+    Raises:
+        InputError: the model needs cameras, and a crop has no camera, or one that was not in training.
+
+    Example:
+        >>> from nrsrd_jax.description import Description
+        >>> from nrsrd_jax.retrieval.files import cameras_for
+        >>> description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, cameras=(1, 2), sie=True)
+        >>> cameras_for(description, ["a.jpg", "b.jpg"], ["2", "01"])
+        array([2, 1])
+    """
+    if not description.spec.needs_cameras:
+        return None
+    texts = ["" if camera is None else str(camera) for camera in cameras]
+    numbers = [int(text) if re.fullmatch(r"\d{1,18}", text) else -1 for text in texts]
+    for path, text, number in zip(paths, texts, numbers, strict=True):
+        if number not in description.cameras:
+            raise InputError(
+                f"the camera of {path} is {quoted(text) if text else 'unknown'}, but this model (model.sie) needs the "
+                f"camera of each crop, one of {', '.join(map(str, description.cameras))}: give it by --pattern or in a "
+                "manifest"
+            )
+    return np.array(numbers, np.int64)
+
+
+def embed_all(embedder: Embedder, paths: Sequence[Path], cameras: np.ndarray | None = None) -> Chunk:
+    """Embed image files, and return all of them as one Chunk. `cameras` is as in `embed_files`.
 
     Raises:
         InputError: a file is unreadable. All files are read first, so that the message counts the unreadable ones.
     """
-    whole, chunks = Chunk(), list(embed_files(embedder, paths, strict=True))
+    whole, chunks = Chunk(), list(embed_files(embedder, paths, strict=True, cameras=cameras))
     for chunk in chunks:
         whole.indices += chunk.indices
         whole.files += chunk.files
@@ -56,7 +95,12 @@ def embed_all(embedder: Embedder, paths: Sequence[Path]) -> Chunk:
 
 
 def embed_files(
-    embedder: Embedder, paths: Sequence[str | Path], *, size: int = CHUNK, strict: bool = False
+    embedder: Embedder,
+    paths: Sequence[str | Path],
+    *,
+    size: int = CHUNK,
+    strict: bool = False,
+    cameras: np.ndarray | None = None,
 ) -> Iterator[Chunk]:
     """Decode image files on all cores and embed them, with a progress bar.
 
@@ -83,7 +127,10 @@ def embed_files(
     def finished() -> Chunk:
         count = len(chunk.indices)
         if count:
-            chunk.features = embedder(images[: max(count, min(least, len(images)))])[:count]
+            filled = max(count, min(least, len(images)))
+            # The padding has the camera of the last image.
+            own = None if cameras is None else np.pad(cameras[chunk.indices], (0, filled - count), mode="edge")
+            chunk.features = embedder(images[:filled], cameras=own)[:count]
             chunk.brightness = mean_luminance(images[:count]) / 255
         return chunk
 
