@@ -57,7 +57,12 @@ def command() -> None:
         "illumination", "", "Also evaluate at these light intensities in 0..1, separated by commas; adds a plot."
     )
     report = flags.DEFINE_string("report", "", "A folder to write index.html to, a page that needs no other file.")
-    also = flags.DEFINE_multi_string("also", [], "Another run or checkpoint whose features to append; can be repeated.")
+    also = flags.DEFINE_multi_string(
+        "also",
+        [],
+        "Another run or checkpoint whose features to append; can be repeated. It uses eval.feature and eval.flip of "
+        "its own run; those of --config are for the first model only.",
+    )
     weights = flags.DEFINE_list(
         "weights", [], "With --also: the weight of each model's features, in order; default: 1 each."
     )

@@ -237,3 +237,15 @@ def test_a_report_that_cannot_be_written_is_refused_before_images_are_embedded(t
     monkeypatch.setattr(Embedder, "__call__", lambda *_, **__: pytest.fail("embedded"))
     with pytest.raises(InputError, match=message):
         evaluate_run("", str(tmp_path / "weights"), "", small_config(tmp_path), report=str(tmp_path / name))
+
+
+def test_a_page_of_a_model_whose_attention_cannot_be_shown_has_the_rest(tmp_path, capsys):
+    write_night(tmp_path / "night", frames=1)
+    save_weights(tmp_path / "weights", *small_model(sie=True, cameras=(1, 2)), {})
+    config = small_config(tmp_path)
+    result, files = evaluate_run("", str(tmp_path / "weights"), "", config, report=str(tmp_path / "out"))
+    assert "the page shows no attention: the attention of a ViT with model.jpm or model.sie" in capsys.readouterr().out
+    page = files[-1].read_text()
+    assert f"{100 * result['mAP']:.1f}" in page
+    assert '"kinds":[]' in page
+    assert "Attention is shown" not in page

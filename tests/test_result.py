@@ -210,5 +210,7 @@ def test_features_of_two_models_can_be_joined(place):
     assert other["mAP"] == pytest.approx(evaluate_run("", str(place / "other"), "", small_config(place))[0]["mAP"])
     with pytest.raises(InputError, match="--weights has 1 numbers; give 2"):
         evaluate(place, also=[str(place / "other")], weights=[1.0])
+    with pytest.raises(InputError, match="--weights weighs the features of several models: give --also too"):
+        evaluate(place, weights=[5.0])
     with pytest.raises(InputError, match="leave out --onnx, --report and --illumination"):
         evaluate(place, also=[str(place / "other")], lights=(0.5,))

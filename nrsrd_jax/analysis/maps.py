@@ -44,6 +44,14 @@ class Maps:
     leverage: np.ndarray
 
 
+def no_attention(description: Description) -> str:
+    """Return why the attention of a model cannot be shown; "" if a Probe can show it."""
+    spec = description.spec
+    if not isinstance(spec, ViTSpec):
+        return f"backbone {description.backbone} has no attention to show"
+    return "the attention of a ViT with model.jpm or model.sie cannot be shown" if spec.jpm or spec.sie else ""
+
+
 class Probe:
     """Compute the Maps of uint8 RGB images [N, h, w, 3] at the model's size, in float32. An instance is callable.
 
@@ -54,13 +62,10 @@ class Probe:
 
     def __init__(self, description: Description, variables: dict, mesh: Mesh):
         self.description, self.mesh = description, mesh
+        if reason := no_attention(description):
+            raise InputError(f"{reason}; choose a checkpoint of a ViT without model.jpm and model.sie")
         spec = description.spec
-        if not isinstance(spec, ViTSpec):
-            raise InputError(f"backbone {description.backbone} has no attention to show; choose a checkpoint of a ViT")
-        if spec.jpm or spec.sie:
-            raise InputError(
-                "the attention of a ViT with model.jpm or model.sie cannot be shown; choose a checkpoint without them"
-            )
+        assert isinstance(spec, ViTSpec)
         self._spec = spec
         self.grid = spec.grid(description.image_size)
         self.strength = spec.strength(variables["params"]["base"])

@@ -60,7 +60,7 @@ def write_report(
     evaluations: Mapping[str, Evaluation],
     targets: Mapping[str, Target],
     images: Mapping[str, Images],
-    probe: Probe,
+    probe: Probe | None,
     workdir: Path,
     calibration: Calibration | None = None,
 ) -> None:
@@ -73,7 +73,7 @@ def write_report(
         evaluations: the Evaluation of each data set, by name.
         targets: the data sets.
         images: the images of each data set. Only those that the page shows are read.
-        probe: the evaluated model, for maps of its attention.
+        probe: the evaluated model, for maps of its attention; None for a page without maps.
         workdir: the run whose training curves are drawn.
         calibration: the model's calibration, to say how many strangers are this similar; None for no statement.
 
@@ -81,15 +81,15 @@ def write_report(
         InputError: the page cannot be written.
     """
     # A map takes less than 2 bytes for each patch, as base64, and about 40 bytes for its numbers.
-    most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets))
+    most_maps = MAP_BYTES // (MAPS * (2 * math.prod(probe.grid) + 40) * len(targets)) if probe else 0
     sections, wanted = {}, {}
     for key, target in targets.items():
         lists, pairs = read_ranking(evaluations[key].distances, *target.labels, top=TOP)
         worst = worst_first(evaluations[key].metrics)
         shown = np.unique(np.concatenate([ranked.gallery for ranked in lists]))
         sections[key] = _section(target, evaluations[key], result, lists, pairs, shown, calibration)
-        overlays = make_overlays(probe, images[key][0], worst[:most_maps])
-        sections[key]["maps"] = {"grid": probe.grid, "rows": worst[:most_maps].tolist()}
+        overlays = make_overlays(probe, images[key][0], worst[:most_maps]) if probe else []
+        sections[key]["maps"] = {"grid": probe.grid if probe else (0, 0), "rows": worst[:most_maps].tolist()}
         sections[key]["maps"]["kinds"] = [overlay.to_json() for overlay in overlays]
         wanted[key] = by_importance(worst, lists), {i: place for place, i in enumerate(shown.tolist())}
         sections[key]["pictures"] = {"query": [None] * len(target.query), "gallery": [None] * len(shown)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.maps import Probe
+from ..analysis.maps import Probe, no_attention
 from ..build import degradation_options
 from ..compiled import keep_compiled
 from ..config import Config, config_of
@@ -85,6 +85,13 @@ def evaluate_run(
         raise InputError(f"--features {features}: name a .npz file")
     if onnx and report:
         raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
+    if also and (onnx or report or lights):
+        raise InputError("--also combines several models: leave out --onnx, --report and --illumination")
+    if weights and not also:
+        raise InputError("--weights weighs the features of several models: give --also too, or leave --weights out")
+    weights = weights or [1.0] * (1 + len(also))
+    if len(weights) != 1 + len(also):
+        raise InputError(f"--weights has {len(weights)} numbers; give {1 + len(also)}, one for each model")
     beside = path.with_suffix(".result.json") if onnx else source / PLAIN
     written = {"result": writable_file(output or beside, "--output")}
     # A link is followed only if the user named it.
@@ -102,11 +109,6 @@ def evaluate_run(
     # Load the weights first, because reading the data may take long.
     embedder, options, fingerprint = load_file(path, options, overrides) if onnx else load_embedder(path, options)
     others = [load_beside(name, options) for name in also]
-    weights = weights or [1.0] * (1 + len(others))
-    if len(weights) != 1 + len(others):
-        raise InputError(f"--weights has {len(weights)} numbers; give {1 + len(others)}, one for each model")
-    if also and (onnx or report or lights):
-        raise InputError("--also combines several models: leave out --onnx, --report and --illumination")
     targets = read_targets(options)
 
     # A calibration holds only for plain similarities, because `nrsrd calibrate` measures those.
@@ -148,7 +150,10 @@ def evaluate_run(
             for name, target in targets.items()
         }
         assert isinstance(embedder, Embedder)
-        probe = Probe(embedder.description, embedder.variables, embedder.mesh)
+        reason = no_attention(embedder.description)
+        if reason:
+            say(f"the page shows no attention: {reason}")
+        probe = None if reason else Probe(embedder.description, embedder.variables, embedder.mesh)
         place = written["page"], str(source)
         write_report(*place, result, results, targets, images, probe, run_of(path) or source, calibration)
     return result, list(written.values())
