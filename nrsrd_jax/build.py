@@ -20,7 +20,7 @@ from .losses import TERMS
 from .models import find_spec, initialise
 from .models.attention import NormRatio
 from .models.spec import Spec
-from .options import Model, Options, fixed_statistic, three_numbers
+from .options import OPTIONS, Model, Options, fixed_statistic, three_numbers
 from .precision import compute_dtype
 from .retrieval.embedding import check_feature
 from .sharding import parameter_shardings
@@ -156,6 +156,19 @@ def check_model(options: Options) -> None:
         raise InputError(
             f"loss.center_real is only for bot and agw backbones, but model.backbone is {name}; set it to 0"
         )
+    triplets = ["triplet_real", "weighted_real", *(["triplet_syn"] if options.aux.enabled else [])]
+    for term in triplets:
+        if options.train.instances == 1 and getattr(options.loss, term):
+            raise InputError(
+                f"loss.{term} compares images of one identity, but train.instances is 1: set train.instances to 2 or "
+                f"more, or loss.{term} to 0"
+            )
+    form = options.loss.weighted_form
+    if form != OPTIONS["loss.weighted_form"].default and not options.loss.weighted_real:
+        raise InputError(f"loss.weighted_form={form} has no effect without loss.weighted_real; leave it out")
+    drop = options.model.drop_path
+    if not spec.drops_paths and drop and drop != OPTIONS["model.drop_path"].default:
+        raise InputError(f"model.drop_path={drop}: {name} has no stochastic depth; leave it out")
     check_feature(name, spec, options.eval.feature)
     data = options.data
     given = fixed_statistic(data.mean, "data.mean"), fixed_statistic(data.std, "data.std")

@@ -105,7 +105,7 @@ class Loss:
         low=0,
     )
     label_smoothing: float = option(0.0, "The label smoothing ε of the identity losses.", low=0, below=1)
-    margin: float | None = option(None, "The margin of the triplet losses; without a value, the soft margin.")
+    margin: float | None = option(None, "The margin of the triplet losses; without a value, the soft margin.", low=0)
     normalize: bool = option(False, "Scale features to length 1 before the triplet losses.")
     weighted_form: str = option(
         "exact",

@@ -183,7 +183,8 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
             config.model.backbone = recipe.small or backbone
     config.update_from_flattened_dict(overrides)
     if row.recipe and "resnet" in config.model.backbone:
-        config.model.depth = 0
+        # A value for all rows is for their ViTs: a ResNet refuses it.
+        config.model.depth, config.model.drop_path = 0, OPTIONS["model.drop_path"].default
         # A checkpoint that is named for all rows has the weights of a ViT, which cannot start a ResNet.
         if "{backbone}" not in config.init.checkpoint:
             config.init.checkpoint = ""

@@ -13,6 +13,7 @@ from people import ROOT, run, write_images, write_night
 from nrsrd_jax import ablation, ablation_tables
 from nrsrd_jax.ablation import run_ablation
 from nrsrd_jax.ablation_tables import latex, markdown, statistics
+from nrsrd_jax.build import check_model
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
@@ -284,4 +285,6 @@ def test_the_costs_of_a_model_are_listed(finished):
 @pytest.mark.parametrize("name", ["ide", "pcb", "bot", "agw", "transreid", "idf"])
 def test_each_config_of_a_method_is_valid(name):
     config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
-    assert read_options(config).train.epochs >= 60
+    options = read_options(config)
+    check_model(options)
+    assert options.train.epochs >= 60

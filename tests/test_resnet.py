@@ -20,6 +20,7 @@ from nrsrd_jax.models.resnet import NonLocal, generalized_mean, strips
 from nrsrd_jax.options import read_options
 from nrsrd_jax.recipes import RECIPES
 from nrsrd_jax.schedule import learning_rate, make_optimizer, scale_updates
+from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
 from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
@@ -291,3 +292,28 @@ def test_pooling_equals_the_official_one_and_non_local_blocks_start_as_the_ident
     for height in (6, 8, 13, 16, 24):
         pooled = strips(jnp.asarray(reference("pcb")[f"pool/x_{height}"].transpose(0, 2, 3, 1)))
         close(pooled.swapaxes(1, 2), reference("pcb")[f"pool/y_{height}"], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train.instances": 1}, r"loss\.triplet_real compares images of one identity, but train\.instances is 1"),
+        ({"loss.margin": -1.0}, r"loss\.margin is -1\.0; it must not be negative"),
+        ({"loss.weighted_form": "official"}, r"loss\.weighted_form=official has no effect without loss\.weighted_real"),
+        ({"model.drop_path": 0.5}, r"model\.drop_path=0\.5: bot_resnet50 has no stochastic depth"),
+    ],
+)
+def test_options_that_make_no_sense_for_bot_are_refused(options, message):
+    config = RECIPES["bot"].config()
+    build.check_model(read_options(config))
+    config.update_from_flattened_dict(options)
+    with pytest.raises(InputError, match=message):
+        build.check_model(read_options(config))
+
+
+def test_a_resnet_that_cannot_start_from_a_vit_does_not_mention_its_blocks(model):
+    config = RECIPES["bot"].config()
+    config.init.checkpoint = str(model)
+    words = r"is a vit_tiny of 1 block, but the model is a bot_resnet50: set model\.backbone and model\.depth to match"
+    with pytest.raises(InputError, match=words):
+        build.load_initial_backbone(read_options(config), make_mesh())

@@ -247,6 +247,10 @@ class ResNetSpec(Spec):
         found = [method for method, sign in SIGNS.items() if sign in shapes]
         return found == ([self.method] if self.method in SIGNS else [])
 
+    @property
+    def drops_paths(self) -> bool:
+        return False
+
     def module(self, *, dtype=None, norm_ratio=None, drop_path=0.0, remat=False, cameras=0) -> ResNet:
         del drop_path, cameras
         if norm_ratio:

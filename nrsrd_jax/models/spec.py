@@ -76,6 +76,11 @@ class Spec:
         return ()
 
     @property
+    def drops_paths(self) -> bool:
+        """Return whether the model has stochastic depth, `drop_path` of `module`."""
+        return True
+
+    @property
     def raw_pixels(self) -> bool:
         """Return whether the model takes pixels in 0..1 without normalisation."""
         return False
