@@ -7,7 +7,9 @@ import jax
 from jax._src import compiler
 
 # jax.config does not have these options. XLA_FLAGS could set them, but only for all tests at once.
-XLA = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_enable_concurrency_optimized_scheduler": False}
+XLA = {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+if jax.__version_info__ < (0, 12):  # jax 0.12 has no such option.
+    XLA["xla_cpu_use_fusion_emitters"] = False
 _compile_options: Callable = compiler.get_compile_options
 
 
