@@ -12,6 +12,7 @@ import numpy as np
 import people
 import pytest
 from people import small_config, train_command, write_night
+from pods import pod_variables
 
 from nrsrd_jax import processes, runs
 from nrsrd_jax.errors import InputError
@@ -36,8 +37,7 @@ def train_alone(place, workdir):
 
 
 def start(place, workdir, process, port, **options):
-    environment = {"JAX_NUM_CPU_DEVICES": "2", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                   "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)}  # fmt: skip
+    environment = {"JAX_NUM_CPU_DEVICES": "2"} | pod_variables(process, port)
     command = train_command(small_config(place, **options), workdir)
     return people.start(command, log=workdir.with_name(f"{workdir.name}-{process}.log"), **environment)
 
