@@ -63,7 +63,7 @@ def test_one_version_stands_in_pyproject_changelog_and_citation():
 
 def test_a_tagged_commit_has_the_version_of_its_tag():
     if not (ROOT / ".git").exists():
-        pytest.skip("this is no git checkout")
+        pytest.skip("this folder is not a git checkout")
     command = ["git", "tag", "--points-at", "HEAD", "v*"]
     tags = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert tags in ([], [f"v{PROJECT['version']}"])
