@@ -2,7 +2,7 @@
 # Measure the speed on one NVIDIA GPU, in one call of under 8 minutes, without network access:
 #   benchmarks/gpu.sh [FILE]
 # The Python that PYTHON names must have the package's dependencies, jax with CUDA, and torch:
-#   pip install -c constraints.txt -e '.[cuda,bench]'
+#   pip install -c constraints.txt -e '.[cuda13,bench]'
 # The most important figure comes first. Then the programs of the other parts compile side by side, and each part is timed
 # alone, as long as time is left.
 # FILE (default gpu.md) is written at the end, after at most LIMIT seconds (default 475). TRACE=DIR writes a profile of the
@@ -18,7 +18,7 @@ FILE=$(cd "$(dirname "$FILE")" && pwd)/$(basename "$FILE") || exit 2
 cd "$(dirname "$0")/.." || exit 2
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_PREALLOCATE=false
 "$PYTHON" -c 'import jax, torch, nrsrd_jax.training' || {
-  echo "error: PYTHON=$PYTHON lacks jax, torch or the package's dependencies; run: pip install -e '.[cuda,bench]'" >&2
+  echo "error: PYTHON=$PYTHON lacks jax, torch or the package's dependencies; run: pip install -e '.[cuda13,bench]'" >&2
   exit 2
 }
 begin=$(date +%s) scratch=$(mktemp -d)
