@@ -5,7 +5,7 @@ BIN := .venv/bin
 MAKE_VENV := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STAGE := $(BIN)/python demo/stage.py
 
-.PHONY: install demo test quick check docs lock test-matrix bench soak
+.PHONY: install demo test test-all quick check docs lock test-matrix bench soak
 
 install: .venv/installed
 
@@ -21,6 +21,9 @@ runs/demo-backbone: | .venv/installed
 	@$(STAGE) backbone convert/from_torch.py demo/backbone.pth --output $@
 
 test: .venv/ready
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: .venv/ready
 	$(BIN)/python -m pytest
 
 quick: .venv/ready

@@ -79,12 +79,27 @@ SLOW = (
 )
 
 
+# `make test` leaves out these tests, because they take a quarter of the time of all. `make test-all` runs them.
+LONG = {
+    "test_any_number_of_devices_gives_the_same_losses",
+    "test_two_devices_give_the_losses_of_one",
+    "test_a_signal_makes_both_processes_save_the_same_step",
+    "test_a_run_can_move_from_one_process_to_two_and_back",
+    "test_if_one_process_is_killed_the_other_one_stops",
+    "test_on_a_full_disk_the_last_good_checkpoint_survives",
+    "test_training_learns_identities_that_differ_in_colour",
+    "test_debug_nans_names_the_operation_that_gave_nan",
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {f"test_{name}": place for place, name in enumerate(SLOW)}
     items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
     for item in items:
         if item.path.stem in order:
             item.add_marker("slow")
+        if item.name in LONG:
+            item.add_marker("long")
 
 
 def pytest_unconfigure() -> None:
