@@ -16,7 +16,8 @@ from .errors import InputError, printable, say
 from .files import read_bounded, write_whole
 
 AUTO = "auto"
-IDS = "trackers.json"  # in the work directory: the ids by which a resumed run finds its runs in the trackers
+# This file in the work directory has the ids by which a resumed run finds its runs in the trackers.
+IDS = "trackers.json"
 # Each tracker's module. The extra of this package that installs it has the tracker's name.
 MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import quick_steps
 import quick_xla
-from people import small_config, small_model, write_night
+from people import ABLATION_CONFIG, PATTERN, small_config, small_model, write_images, write_night
+from weight_files import backbone_tensors, reid_tensors
 
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.description import Description
@@ -183,6 +184,42 @@ def nrsrd(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture
+def crops(tmp_path):
+    """Write twelve crops of three people from two cameras."""
+    write_images(tmp_path / "crops", range(3))
+    return tmp_path / "crops"
+
+
+@pytest.fixture
+def gallery(nrsrd, crops, model, tmp_path):
+    """Embed the crops, with persons and cameras from their names, and return the gallery."""
+    nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
+    return tmp_path / "g"
+
+
+@pytest.fixture(scope="session")
+def whole():
+    """Return the tensors of a small Re-ID model under the official names, and its hash."""
+    return reid_tensors()
+
+
+@pytest.fixture(scope="session")
+def bare(whole):
+    """Return the tensors of that model's backbone alone, under timm's names."""
+    return backbone_tensors(whole[0])
+
+
+@pytest.fixture
+def ablation_file(tmp_path):
+    """Write a config file with the variants of table 2 and a vit_tiny, on small data, and return its path."""
+    write_night(tmp_path / "night")
+    write_images(tmp_path / "aux", range(50, 58))
+    path = tmp_path / "config.py"
+    path.write_text(ABLATION_CONFIG.format(place=str(tmp_path)))
+    return str(path)
 
 
 @pytest.fixture(scope="session")

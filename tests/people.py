@@ -17,6 +17,20 @@ from nrsrd_jax.description import Description
 from nrsrd_jax.models import initialise
 
 ROOT = Path(__file__).parent.parent
+# The person and the camera in the names of `write_images`, for nrsrd embed --pattern.
+PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
+# A config file for ablations, whose trainings may run in processes of their own.
+ABLATION_CONFIG = """
+import os
+import quick_xla
+from people import small_config
+from pathlib import Path
+
+quick_xla.switch_on(os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+def get_config(variant="nrsrd"):
+    return small_config(Path({place!r}), variant, train__epochs=1)
+"""
 
 
 def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, size=(40, 20), suffix=".jpg") -> None:
@@ -67,6 +81,14 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
         | {name.replace("__", "."): value for name, value in options.items()}
     )
     return config
+
+
+def paths_in(gallery: Path) -> list[str]:
+    """Return the sorted paths of the crops in a gallery."""
+    # LanceDB takes a second to import, and most tests do not need it.
+    from nrsrd_jax.gallery.store import Gallery
+
+    return sorted(Gallery.open(gallery).read()[0]["path"].to_pylist())
 
 
 def train_command(config, workdir: Path) -> list[str]:

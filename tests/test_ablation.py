@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from people import ROOT, run, write_images, write_night
+from people import ROOT, run
 
 from nrsrd_jax import ablation, ablation_tables
 from nrsrd_jax.ablation import run_ablation
@@ -22,27 +22,6 @@ from nrsrd_jax.rows import TABLES, Row, choose_rows, parse_row, row_config
 from nrsrd_jax.training import check_run
 
 ROWS = TABLES["2"][:2]
-CONFIG = """
-import os
-import quick_xla
-from people import small_config
-from pathlib import Path
-
-quick_xla.switch_on(os.environ["JAX_COMPILATION_CACHE_DIR"])
-
-def get_config(variant="nrsrd"):
-    return small_config(Path({place!r}), variant, train__epochs=1)
-"""
-
-
-@pytest.fixture
-def file(tmp_path):
-    """Write a config file with the variants of table 2 on small data."""
-    write_night(tmp_path / "night")
-    write_images(tmp_path / "aux", range(50, 58))
-    path = tmp_path / "config.py"
-    path.write_text(CONFIG.format(place=str(tmp_path)))
-    return str(path)
 
 
 def scores(*values):
@@ -71,7 +50,7 @@ def test_the_table_shows_the_papers_numbers_beside_ours():
     assert "paper" not in markdown({"baseline": scores(0.1), "nra": {}}, ROWS)
 
 
-def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(file, tmp_path, monkeypatch):
+def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(ablation_file, tmp_path, monkeypatch):
     """Without training, two rows with two seeds use four folders, and the table has all of them."""
     seen = []
 
@@ -80,7 +59,7 @@ def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(file, tmp_
         return scores(len(seen) / 10)[0]
 
     monkeypatch.setattr(ablation, "train", train)
-    run_ablation(file, ROWS, 2, tmp_path / "w", {})
+    run_ablation(ablation_file, ROWS, 2, tmp_path / "w", {})
     assert seen == [
         ("baseline-seed0", 0, False), ("nra-seed0", 0, True), ("baseline-seed1", 1, False), ("nra-seed1", 1, True),
     ]  # fmt: skip
@@ -94,7 +73,7 @@ def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(file, tmp_
     ]  # fmt: skip
 
 
-def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch):
+def test_rows_are_trained_once_and_a_rerun_continues(ablation_file, tmp_path, monkeypatch):
     """After a kill before the second row, a rerun trains only that row, and another rerun trains nothing."""
     trained, real = [], ablation.train
 
@@ -106,11 +85,11 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
 
     monkeypatch.setattr(ablation, "train", train)
     with pytest.raises(KeyboardInterrupt):
-        run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+        run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
     table = (tmp_path / "w/ablation.md").read_text()
     assert "| baseline | 1 |" in table
     assert "paper" not in table
-    results, _ = run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+    results, _ = run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
     assert trained == [("baseline-seed0", 7), ("nra-seed0", 7), ("baseline-seed0", 7), ("nra-seed0", 7)]
     logged = json.loads((tmp_path / "w/nra-seed0/metrics.jsonl").read_text().splitlines()[-1])
     assert results["nra"][0]["mAP"] == logged["mAP"]
@@ -118,7 +97,7 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
     # The table has the paper's numbers only if the data has the published size.
     for split, count in (("train", 32), ("query", 4)):
         monkeypatch.setitem(LAYOUTS["night600"].published[""], split, count)
-    assert run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})[0] == results
+    assert run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})[0] == results
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
@@ -126,42 +105,44 @@ def test_rows_are_trained_once_and_a_rerun_continues(file, tmp_path, monkeypatch
     monkeypatch.setattr(ablation, "train", lambda *_, **__: next(first))
     # A rerun that stops after its first row keeps the results of the other rows.
     with pytest.raises(StopIteration):
-        run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+        run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
     assert (tmp_path / "w/ablation.csv").read_text().count("\n") == 3
     with pytest.raises(InputError, match="other options"):
-        run_ablation(file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
+        run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
 
 
-def test_rows_with_different_test_options_are_not_compared(file, tmp_path, monkeypatch):
+def test_rows_with_different_test_options_are_not_compared(ablation_file, tmp_path, monkeypatch):
     """If all rows hold out people, the table says so. If only some rows do, nothing is trained."""
     monkeypatch.setattr(ablation, "train", lambda *_, **__: scores(0.5)[0])
-    run_ablation(file, ROWS, 1, tmp_path / "w", {"data.holdout": 0.2, "train.batch_size": 8})
+    run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"data.holdout": 0.2, "train.batch_size": 8})
     assert "Note on the test: people held out of training are tested." in (tmp_path / "w/ablation.md").read_text()
     rows = (ROWS[0], parse_row("other=nra,eval.normalize=camera"))
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError, match=r"rows differ in data.holdout or eval.normalize"):
-        run_ablation(file, rows, 1, tmp_path / "v", {})
+        run_ablation(ablation_file, rows, 1, tmp_path / "v", {})
 
 
-def test_a_mistake_in_the_last_row_is_reported_before_training(file, tmp_path, monkeypatch):
+def test_a_mistake_in_the_last_row_is_reported_before_training(ablation_file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError, match="train a teacher with"):
-        run_ablation(file, TABLES["2"], 3, tmp_path / "w", {})
+        run_ablation(ablation_file, TABLES["2"], 3, tmp_path / "w", {})
     with pytest.raises(InputError, match="has no queries"):
-        run_ablation(file, ROWS, 1, tmp_path / "w", {"data.name": "bright", "data.root": str(tmp_path / "aux")})
+        run_ablation(
+            ablation_file, ROWS, 1, tmp_path / "w", {"data.name": "bright", "data.root": str(tmp_path / "aux")}
+        )
     assert not (tmp_path / "w").exists()
 
 
-def test_each_backbone_starts_from_its_own_weights(file):
+def test_each_backbone_starts_from_its_own_weights(ablation_file):
     row = Row("x", "nra", (1, 2, 3), "vit_small")
-    config = row_config(file, row, 2, {"init.checkpoint": "weights/{backbone}", "model.depth": 0})
+    config = row_config(ablation_file, row, 2, {"init.checkpoint": "weights/{backbone}", "model.depth": 0})
     assert (config.model.backbone, config.init.checkpoint) == ("vit_small", "weights/vit_small")
     assert (config.model.norm_ratio, config.train.seed) == (True, 2)
 
 
-def test_a_row_of_your_own_is_a_variant_with_options(file):
+def test_a_row_of_your_own_is_a_variant_with_options(ablation_file):
     row = parse_row("wide=nra,image_size=64,32,optim.lr=2e-3, degradation.light=0.1,0.5,loss.margin=0.3")
-    config = row_config(file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
+    config = row_config(ablation_file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
     assert (row.name, row.variant, row.paper, config.model.norm_ratio) == ("wide", "nra", None, True)
     assert (config.image_size, config.optim.lr, config.optim.momentum) == ((64, 32), 2e-3, 0.5)
     assert (config.degradation.light, config.loss.margin, config.train.seed) == ((0.1, 0.5), 0.3, 1)
@@ -200,10 +181,12 @@ def test_an_invalid_row_is_refused(table, own, message):
     ("x=nra,optim.lr=-1", "row x: optim.lr is -1.0; it must be positive"),
     ("x=nra,data.root=/nowhere", "row x: no folder /nowhere for data set night600"),
 ])  # fmt: skip
-def test_a_mistake_in_a_row_is_reported_with_its_option_before_training(file, tmp_path, monkeypatch, own, message):
+def test_a_mistake_in_a_row_is_reported_with_its_option_before_training(
+    ablation_file, tmp_path, monkeypatch, own, message
+):
     monkeypatch.setattr(ablation, "train", pytest.fail)
     with pytest.raises(InputError) as error:
-        run_ablation(file, (*ROWS, parse_row(own)), 1, tmp_path / "w", {})
+        run_ablation(ablation_file, (*ROWS, parse_row(own)), 1, tmp_path / "w", {})
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "w").exists()
@@ -235,14 +218,14 @@ def test_the_latex_table_is_a_plain_tabular_with_special_characters_escaped():
     assert lines[7:] == [r"\hline", r"\end{tabular}"]
 
 
-def test_parallel_rows_make_the_same_runs_as_sequential_rows(file, tmp_path, monkeypatch, capsys):
+def test_parallel_rows_make_the_same_runs_as_sequential_rows(ablation_file, tmp_path, monkeypatch, capsys):
     """Train two rows in two processes. A later ablation without --jobs finds their runs complete."""
     tests = str(Path(__file__).parent)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), tests]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     # These options do not change the compiled programs, which other tests have compiled already.
     rows = (ROWS[0], parse_row("dim=nra,degradation.light=0.1,0.5"))
-    results, _ = run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2}, jobs=2)
+    results, _ = run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.log_every": 2}, jobs=2)
     output = capsys.readouterr().out
     assert "2/2: dim-seed0\n" in output
     assert "dim-seed0: epoch 1: mAP" in output
@@ -259,7 +242,7 @@ def test_parallel_rows_make_the_same_runs_as_sequential_rows(file, tmp_path, mon
         return results[folder.name.removesuffix("-seed0")][0]
 
     monkeypatch.setattr(ablation, "train", train)
-    assert run_ablation(file, rows, 1, tmp_path / "w", {"train.log_every": 2})[0] == results
+    assert run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.log_every": 2})[0] == results
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

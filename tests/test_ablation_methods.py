@@ -1,7 +1,7 @@
 """Table 1 trains the methods as published or from a common start, and leaves out rows without weights or data."""
 
 import pytest
-from people import ROOT, write_images, write_night
+from people import ROOT
 
 from nrsrd_jax import ablation, ablation_tables
 from nrsrd_jax.ablation import default_workdir, run_ablation
@@ -13,25 +13,8 @@ from nrsrd_jax.metrics_log import TITLES
 from nrsrd_jax.options import read_options
 from nrsrd_jax.rows import TABLES, parse_row, row_config
 
-CONFIG = """
-from pathlib import Path
-from people import small_config
-
-def get_config(variant="nrsrd"):
-    return small_config(Path({place!r}), variant)
-"""
 COSTS = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
 NIGHT = str(ROOT / "configs/night600.py")
-
-
-@pytest.fixture
-def file(tmp_path):
-    """Write a config file with a vit_tiny on small data."""
-    write_night(tmp_path / "night")
-    write_images(tmp_path / "aux", range(50, 58))
-    path = tmp_path / "config.py"
-    path.write_text(CONFIG.format(place=str(tmp_path)))
-    return str(path)
 
 
 @pytest.fixture
@@ -46,7 +29,7 @@ def rows_of(*names):
     return tuple(row for row in TABLES["1"] if row.name in names)
 
 
-def test_table_1_trains_each_method_as_published_or_with_the_common_recipe(file):
+def test_table_1_trains_each_method_as_published_or_with_the_common_recipe(ablation_file):
     night = str(ROOT / "configs/night600.py")
     bot, transreid = rows_of("bot", "transreid")
     overrides = {"init.checkpoint": "weights/{backbone}"}
@@ -56,18 +39,18 @@ def test_table_1_trains_each_method_as_published_or_with_the_common_recipe(file)
     alone = row_config(night, bot, 2, overrides, same_start=True)
     assert (alone.optim.name, alone.loss.center_real, alone.train.seed) == ("sgd", 0.0005, 2)
     assert row_config(night, transreid, 0, overrides).init.checkpoint == "weights/vit_base"
-    small = row_config(file, bot, 0, {"init.checkpoint": "vit"}, same_start=True)
+    small = row_config(ablation_file, bot, 0, {"init.checkpoint": "vit"}, same_start=True)
     assert (small.model.backbone, small.model.depth, small.init.checkpoint) == ("bot_resnet_tiny", 0, "")
-    small = row_config(file, transreid, 0, {"init.checkpoint": "vit"}, same_start=True)
+    small = row_config(ablation_file, transreid, 0, {"init.checkpoint": "vit"}, same_start=True)
     assert (small.model.backbone, small.model.jpm, small.init.checkpoint) == ("vit_tiny", True, "vit")
-    small = row_config(file, transreid, 0, {})
+    small = row_config(ablation_file, transreid, 0, {})
     assert (small.model.backbone, small.model.depth, small.optim.lr) == ("vit_tiny", 1, 0.008)
     assert read_options(small)
 
 
-def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, tmp_path, untrained):
+def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(ablation_file, tmp_path, untrained):
     rows = rows_of("ide", "transreid_ssl", "nrsrd")
-    results, missing = run_ablation(file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
+    results, missing = run_ablation(ablation_file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
     assert list(results) == ["ide", "transreid_ssl"]
     assert "train a teacher with" in missing["nrsrd"]
     table = (tmp_path / "w/ablation.md").read_text()
@@ -76,7 +59,7 @@ def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(file, 
     assert "Not trained: nrsrd, because teacher.checkpoint" in table
 
 
-def test_all_weights_of_the_methods_may_be_missing(file, tmp_path, model, untrained, capsys, monkeypatch):
+def test_all_weights_of_the_methods_may_be_missing(ablation_file, tmp_path, model, untrained, capsys, monkeypatch):
     """The reason is told before the first training, and the table keeps its columns."""
     (tmp_path / "vit_tiny").symlink_to(model)
     seen = []
@@ -84,7 +67,7 @@ def test_all_weights_of_the_methods_may_be_missing(file, tmp_path, model, untrai
         ablation, "train", lambda *_, **__: seen.append(capsys.readouterr().out) or dict.fromkeys(TITLES, 0.25)
     )
     overrides = {"init.checkpoint": str(tmp_path / "{backbone}"), "image_size": (128, 64)}
-    run_ablation(file, rows_of("ide", "transreid_ssl"), 1, tmp_path / "w", overrides, same_start=True)
+    run_ablation(ablation_file, rows_of("ide", "transreid_ssl"), 1, tmp_path / "w", overrides, same_start=True)
     assert f"row ide is left out: {tmp_path}/resnet_tiny does not exist" in seen[0]
     table = (tmp_path / "w/ablation.md").read_text()
     assert "| GFLOP |" in table
@@ -93,7 +76,7 @@ def test_all_weights_of_the_methods_may_be_missing(file, tmp_path, model, untrai
 
 @pytest.mark.parametrize("same_start", [False, True])
 def test_table_1_shows_the_papers_numbers_of_rows_tested_as_published(
-    file, tmp_path, untrained, monkeypatch, same_start
+    ablation_file, tmp_path, untrained, monkeypatch, same_start
 ):
     """IDE's official code also tests mirrored images, and the others do not."""
     for split, count in (("train", 32), ("query", 4)):
@@ -101,22 +84,22 @@ def test_table_1_shows_the_papers_numbers_of_rows_tested_as_published(
     options = {"train.batch_size": 8, "image_size": (128, 64)}
     rows = rows_of("ide", "bot", "transreid_ssl")
     for name, overrides, shown in (("own", {}, "3.3 5.4 9.5"), ("flip", {"eval.flip": True}, "3.3")):
-        run_ablation(file, rows, 1, tmp_path / name, options | overrides, same_start=same_start)
+        run_ablation(ablation_file, rows, 1, tmp_path / name, options | overrides, same_start=same_start)
         lines = [line.split(" | ") for line in (tmp_path / name / "ablation.md").read_text().splitlines()]
         place = lines[0].index("paper's mAP")
         assert " ".join(line[place] for line in lines[2:5]).strip() == shown
 
 
-def test_a_folder_with_a_run_of_other_options_stops_the_command(file, tmp_path, monkeypatch):
+def test_a_folder_with_a_run_of_other_options_stops_the_command(ablation_file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", pytest.fail)
     rows = rows_of("ide", "transreid_ssl")
     run = tmp_path / "w/ide-seed0"
     (run / "checkpoints/1").mkdir(parents=True)
-    save_config(read_options(row_config(file, rows[0], 0, {})), run / "config.json")
+    save_config(read_options(row_config(ablation_file, rows[0], 0, {})), run / "config.json")
     with pytest.raises(InputError, match=r"row ide: .* holds a run with other options"):
-        run_ablation(file, rows, 1, tmp_path / "w", {}, same_start=True)
+        run_ablation(ablation_file, rows, 1, tmp_path / "w", {}, same_start=True)
     with pytest.raises(InputError, match=r"row ide: optim\.lr is -1"):
-        run_ablation(file, rows, 1, tmp_path / "v", {"optim.lr": -1.0}, same_start=True)
+        run_ablation(ablation_file, rows, 1, tmp_path / "v", {"optim.lr": -1.0}, same_start=True)
     assert default_workdir("demo.py", "1", True) == default_workdir("demo.py", "1", False) + "-same-start"
 
 
@@ -137,8 +120,8 @@ def test_another_backbone_is_only_for_the_rows_on_the_vit_of_the_config():
     assert tiny.model.backbone == "bot_resnet_tiny"
 
 
-def test_attention_on_a_resnet_is_refused_before_images_are_read(file, tmp_path):
+def test_attention_on_a_resnet_is_refused_before_images_are_read(ablation_file, tmp_path):
     rows = (parse_row("x=nra,model.backbone=bot_resnet_tiny,model.depth=0"),)
     with pytest.raises(InputError, match=r"row x: model\.norm_ratio needs attention, which a ResNet does not have"):
-        run_ablation(file, rows, 1, tmp_path / "w", {})
+        run_ablation(ablation_file, rows, 1, tmp_path / "w", {})
     assert not (tmp_path / "w").exists()

@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from people import run, small_model, start, write_images
+from people import PATTERN, paths_in, run, small_model, start, write_images
 
 from nrsrd_jax import augment
 from nrsrd_jax.checkpoint import save_weights
@@ -21,26 +21,6 @@ from nrsrd_jax.gallery import matching
 from nrsrd_jax.gallery.lock import writing
 from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder
-
-PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
-
-
-@pytest.fixture
-def crops(tmp_path):
-    """Write twelve crops of three people from two cameras."""
-    write_images(tmp_path / "crops", range(3))
-    return tmp_path / "crops"
-
-
-@pytest.fixture
-def gallery(nrsrd, crops, model, tmp_path):
-    """Embed the crops, with persons and cameras from their names, and return the gallery."""
-    nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
-    return tmp_path / "g"
-
-
-def paths_in(gallery):
-    return sorted(Gallery.open(gallery).read()[0]["path"].to_pylist())
 
 
 def test_the_gallery_has_the_feature_person_camera_and_brightness_of_each_crop(gallery, crops, model):

@@ -7,33 +7,13 @@ import shutil
 
 import numpy as np
 import pytest
-from people import run, write_calibration, write_images
+from people import paths_in, run, write_calibration
 
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.gallery import embed as embedding
 from nrsrd_jax.gallery import matching
 from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder
-
-PATTERN = r"^(?P<person>\d+)_(?P<camera>c\d+)"
-
-
-@pytest.fixture
-def crops(tmp_path):
-    """Write twelve crops of three people from two cameras."""
-    write_images(tmp_path / "crops", range(3))
-    return tmp_path / "crops"
-
-
-@pytest.fixture
-def gallery(nrsrd, crops, model, tmp_path):
-    """Embed the crops, with persons and cameras from their names, and return the gallery."""
-    nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--pattern", PATTERN)
-    return tmp_path / "g"
-
-
-def paths_in(gallery):
-    return sorted(Gallery.open(gallery).read()[0]["path"].to_pylist())
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

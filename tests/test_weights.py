@@ -13,22 +13,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from people import run
-from weight_files import backbone_hash, backbone_tensors, prefixed, reid_tensors, rows, save, zeros
+from weight_files import backbone_hash, prefixed, rows, save, zeros
 
 from nrsrd_jax.checkpoint import weights_hash
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.weights import from_torch, torch_file
-
-
-@pytest.fixture(scope="module")
-def whole():
-    return reid_tensors()
-
-
-@pytest.fixture(scope="module")
-def bare(whole):
-    return backbone_tensors(whole[0])
-
 
 NESTED = {
     "bare": lambda w: w,
