@@ -99,6 +99,7 @@ def run_ablation(
         Stopped: SIGTERM came, and what was learned is saved.
     """
     trainings = []
+    # Every row gets its first seed before a row gets its second, so that a table of all rows exists early.
     for seed in range(seeds):
         for row in rows:
             with _naming(row):
@@ -202,6 +203,7 @@ def is_the_papers(row: Row, options: Options, records: Records) -> bool:
     query = sum(len(target.query) for target in records.targets.values())
     as_published = (len(records.train), query) == (published["train"], published["query"])
     chosen = options.eval
+    # The official codes of IDE and IDF test with mirrored images, so for these methods that is the plain evaluation.
     flip = row.recipe != "" and RECIPES[row.recipe].config().eval.flip
     plain = not (chosen.rerank.enabled or chosen.expand or chosen.normalize != "none") and chosen.flip == flip
     plain = plain and chosen.feature == "cls"

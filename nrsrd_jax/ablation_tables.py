@@ -43,6 +43,7 @@ def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
             columns = {score: [run[score] for run in runs.values()] for score in TITLES}
             # Compare equal seeds, because these start from the same weights and see the same batches.
             paired = [runs[seed]["mAP"] - baseline[seed]["mAP"] for seed in runs.keys() & baseline.keys()]
+            # A baseline's difference from itself is 0 by construction, and would look like a measurement.
             columns["difference"] = [] if is_reference else paired
             table.append({"name": row.name, "seeds": len(runs)} | {key: _mean_and_std(x) for key, x in columns.items()})
     return table
@@ -50,6 +51,7 @@ def statistics(results: Results, rows: tuple[Row, ...]) -> list[dict[str, Any]]:
 
 def _mean_and_std(values: list[float]) -> tuple[float, float]:
     mean = float(np.mean(values)) if values else math.nan
+    # The seeds are a sample of all seeds, so the deviation divides by n − 1; a single seed has no deviation.
     return mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
@@ -168,6 +170,7 @@ def write(
         workdir / "ablation.csv",
         [{"row": name, "seed": seed} | {score: run[score] for score in TITLES} for name, seed, run in runs],
     )
+    # A Figure made without pyplot needs no display, and is freed at the end, although this runs after every training.
     figure = Figure(figsize=(7, 0.5 * len(results) + 1.5), layout="constrained")
     axes = figure.subplots()
     # One line per row of the table: the mean with its deviation, and a dot for each seed just below it.

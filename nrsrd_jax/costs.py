@@ -43,6 +43,7 @@ def start_of(description: Description) -> str:
         found = read_description(find_checkpoint(Path(checkpoint)))
     except InputError:
         return f"{Path(checkpoint).name} (missing)"
+    # Equal hashes show that two rows started from the same weights. Equal paths would not: their content may change.
     return str(found.provenance.get("weights_sha256", "?"))[:8]
 
 
@@ -55,5 +56,6 @@ def work(description: Description) -> float:
 
     images = jax.ShapeDtypeStruct((1, *description.image_size, 3), jnp.float32)
     cameras = jax.ShapeDtypeStruct((1,), np.int32)
+    # Operations are counted before the compilation, which would take long and is not needed.
     lowered = jax.jit(embed).lower(description.abstract_variables(), images, cameras)
     return float((lowered.cost_analysis() or {}).get("flops", 0.0))

@@ -74,6 +74,7 @@ def queries_of(options: Options) -> list[Path]:
 
 def _sweep(source: Path, options: Options, folder: Path) -> None:
     """Score altered attention on the test set that the options choose, and write the results to a folder."""
+    # Check the folder before the sweep, which takes long.
     output = writable_folder(folder, "--output")
     rows = sweep.sweep(source, options, read_targets(options))
     sweep.write(rows, output, str(source))

@@ -95,6 +95,7 @@ def rows_of_maps(
                 low, high = values.min(), values.max()
                 scale = f"{low:.3g} to {high:.3g}"
             elif "−" in name:
+                # Equal limits would draw differences of 0 in the lowest value's colour instead of the neutral one.
                 high = np.abs(values).max() or 1
                 low, colours, scale = -high, "RdBu_r", f"±{high:.2g}"
             # The extent stretches the grid of patches over the image.
@@ -147,6 +148,7 @@ def heads(values: np.ndarray, grid: tuple[int, int], title: str) -> Figure:
     """Draw the maps [L, H, P] of every block (row) and head (column), each scaled to its own range."""
     blocks, count, _ = values.shape
     low, high = values.min(-1, keepdims=True), values.max(-1, keepdims=True)
+    # A constant map would divide by 0. It is drawn as all lowest.
     shown = (values - low) / np.where(high > low, high - low, 1)
     # A row and a column of NaN, which is drawn blank, separate each map from the next.
     padded = np.pad(shown.reshape(blocks, count, *grid), [(0, 0), (0, 0), (0, 1), (0, 1)], constant_values=np.nan)
@@ -226,6 +228,7 @@ def joint(study: Study) -> Figure:
     panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     most = max(counts.max() for counts, _, _ in histograms)
     for axes, (light, maps), (counts, q_edges, k_edges) in zip(panels, shown.items(), histograms, strict=True):
+        # NaN stays blank, so that bins of a single patch differ from empty ones.
         filled = np.where(counts > 0, counts, np.nan)
         drawn = axes.pcolormesh(k_edges, q_edges, filled, vmin=0, vmax=most, rasterized=True)
         q, k = (patch_norms(maps, vector) for vector in "qk")
@@ -262,6 +265,7 @@ def against_light(study: Study) -> Figure:
             ax.plot(lights, means, style, marker="o", markersize=3, color=colour, label=name.replace("_", " "))
         ax.set(xscale="log", xlabel=f"light ({study.preset})", ylabel=f"mean {label}")
         ax.set_xticks(lights, [f"{light:g}" for light in lights])
+        # A logarithmic axis also labels its minor ticks, across the labels of the lights.
         ax.minorticks_off()
         ax.invert_xaxis()
         ax.legend(fontsize=6, handlelength=4)

@@ -92,6 +92,7 @@ def _falls_with_light(study: Study) -> Statement:
         # The mean norm is fitted to log light, so that all lights count, and not only the first and the last.
         patches = np.ones(len(centre_distance(study.grid)), bool) if study.person is None else study.person
         norms = np.stack([region_mean(patch_norms(study.maps[light], "q"), patches) for light in lights])
+        # The brightest light is at 0, so that the intercept is the fitted norm in that light.
         slope, brightest = np.polyfit(np.log(lights) - np.log(max(lights)), norms, 1)
         change = slope * np.log(min(lights) / max(lights)) / brightest
         of = "all patches" if study.person is None else "the person"

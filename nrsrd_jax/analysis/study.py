@@ -99,6 +99,7 @@ def make_study(
     if masks:
         person = read_masks(masks, paths, probe.grid)
     given = np.empty((len(paths), *size, 3), np.uint8)
+    # The evaluation resizes bilinearly, so the maps are those of the pixels that are scored.
     decode_many(paths, size, "bilinear", given)
     images: dict[float | None, np.ndarray] = {None: given}
     for light in lights:
@@ -112,6 +113,7 @@ def make_study(
     return Study(
         name=str(source),
         paths=paths,
+        # Options without a value are not in `degradation`, so each entry beside the preset changes it.
         preset=degradation.get("preset", "maet") + (" with changes" if len(degradation) > 1 else ""),
         grid=probe.grid,
         images=images,

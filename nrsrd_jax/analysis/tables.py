@@ -47,6 +47,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _rounded(value: Any) -> Any:
+    # The maps are float32, which holds about seven digits, and the last one is mostly rounding.
     return f"{value:.6g}" if isinstance(value, float | np.floating) else value
 
 
@@ -62,6 +63,8 @@ def by_block(study: Study) -> list[Row]:
         for block in range(maps.q_norm.shape[1]):
             for vector in VECTORS:
                 norms = patch_norms(maps, vector, block)
+                # `fit` takes the patches of all images as one sample. `single` has one number per image, so that its
+                # interval counts images: patches of one image are not independent.
                 single, fit = interval(correlation(norms, distance)), trend(distance, norms)
                 row = {"light": light, "block": block + 1, "vector": vector, "mean_norm": norms.mean()}
                 if study.person is not None:
