@@ -10,6 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+# timm also gives up after 10 draws. All are made at once, without a loop whose length would depend on the data.
 ERASING_TRIES = 10
 
 

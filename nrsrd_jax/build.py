@@ -30,6 +30,7 @@ from .step import Preparation, Teacher, make_objective, make_train_step, make_up
 
 def degradation_options(options: Options) -> dict:
     """Return the options of `degradation` that are set. Raises InputError if a value is out of range."""
+    # These options are part of the hash that names cached features, so their order must not be that of the fields.
     values = sorted(dataclasses.asdict(options.degradation).items())
     chosen = {name: value for name, value in values if value is not None}
     try:
@@ -47,6 +48,8 @@ def architecture(model: Model) -> dict[str, Any]:
     """
     names = ("backbone", "depth", "stride", "jpm", "sie")
     chosen = {name: getattr(model, name) for name in names}
+    # model.depth may be 0 for the backbone's own depth. Use the number itself, so that two ways to write one model give
+    # equal descriptions.
     return chosen | {"depth": find_spec(**chosen).depth}
 
 
@@ -72,6 +75,8 @@ def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, di
     description, variables = checkpoint.load(options.init.checkpoint, mesh)
     spec = find_spec(**architecture(options.model))
     if not spec.can_start_from(description.spec):
+        # Weights of another backbone count as missing, so that an ablation leaves the row out and trains the others.
+        # Another depth of the same backbone is a mistake in the options.
         error = InputError if description.backbone == options.model.backbone else Missing
         raise error(
             f"init.checkpoint {options.init.checkpoint} is a {_named(description.backbone, description.spec)}, but the "
@@ -107,6 +112,7 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
         )
     description, variables = checkpoint.load(path, mesh)
     identities = tuple(records.bright.identities.tolist())
+    # A converted teacher does not record its identities, so only their number can be compared.
     if description.classes != len(identities) or (description.identities and description.identities != identities):
         raise InputError(
             f"the teacher {path} was trained on {description.classes} identities, which are not the {len(identities)} "
@@ -156,6 +162,7 @@ def check_model(options: Options) -> None:
         raise InputError(
             f"loss.center_real is only for bot and agw backbones, but model.backbone is {name}; set it to 0"
         )
+    # The default of triplet_syn is not 0, but without an auxiliary domain it has no effect.
     triplets = ["triplet_real", "weighted_real", *(["triplet_syn"] if options.aux.enabled else [])]
     for term in triplets:
         if options.train.instances == 1 and getattr(options.loss, term):
@@ -167,6 +174,7 @@ def check_model(options: Options) -> None:
     if form != OPTIONS["loss.weighted_form"].default and not options.loss.weighted_real:
         raise InputError(f"loss.weighted_form={form} has no effect without loss.weighted_real; leave it out")
     drop = options.model.drop_path
+    # The default is not 0, so a value that equals it does not show that the user asked for stochastic depth.
     if not spec.drops_paths and drop and drop != OPTIONS["model.drop_path"].default:
         raise InputError(f"model.drop_path={drop}: {name} has no stochastic depth; leave it out")
     check_feature(name, spec, options.eval.feature)
@@ -191,6 +199,7 @@ def make_optimizer(options: Options) -> optax.GradientTransformation:
     """Return the optimiser that the options describe, without its learning rate."""
     optim, weight = options.optim, options.loss.center_real
     head = find_spec(**architecture(options.model)).head
+    # Without the centre loss, the factor 0 keeps the centres as they are: otherwise weight decay would move them.
     centers = 0.0 if head.centers else None
     if weight:
         # The official code divides the centres' gradients by the loss's weight, so that it does not slow them down.
@@ -221,6 +230,8 @@ def sharded(create: Callable[[], TrainState], mesh: Mesh) -> tuple[TrainState, T
     """Return the shapes of the state that `create` returns, its shardings, and `create` with those shardings."""
     abstract = jax.eval_shape(create)
     shardings = parameter_shardings(abstract, mesh)
+    # Compiled with these shardings, `create` makes each part of an array on its own device, so that a large state never
+    # has to fit on one device.
     return abstract, shardings, jax.jit(create, out_shardings=shardings)
 
 

@@ -18,6 +18,7 @@ class Data:
         "images only, folders has one folder per identity, manifest is a CSV file, and crops (for pretraining) is any "
         "folders or lists of crops without labels.",
     )
+    # The folder may move between two calls. Other images are noticed by the hash of their names and labels.
     root: str = option(
         "data/Night600",
         "The folder of the data set, or the CSV file of a manifest. Give one per data set, separated by commas.",

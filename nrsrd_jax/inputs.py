@@ -229,6 +229,7 @@ def read_sources(
         InputError: the numbers of names, roots and protocols differ, or a data set cannot be read.
     """
     names, protocols = (text.replace(" ", "").split(",") for text in (choice.name, choice.protocol))
+    # The folder of a single data set may have commas in its name.
     roots = [root.strip() for root in choice.root.split(",")] if len(names) > 1 else [choice.root]
     # Without a protocol, each data set uses its own default.
     if choice.protocol == "":
@@ -269,6 +270,7 @@ def read_domains(options: Options, records: Records) -> dict[str, pipeline.Domai
 
     def source(split: datasets.Split) -> pipeline.Images:
         if options.data.cache == "none":
+            # Training decodes the images itself in this case, and an unreadable one must not stop it in a later epoch.
             check_readable(split.paths)
             return pipeline.Files(split.paths, options.image_size, options.data.train_filter)
         return cached_images(split.paths, options.image_size, options.data.train_filter, options.data.cache_dir)

@@ -115,6 +115,7 @@ class Loop:
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
                     rate = Rate()
+                # With several processes, JAX reports a signal after a single step only, so remember it.
                 ending = self.termination.told() or ending
                 # Stop only after a logged step, so that the log has the same lines as that of an uninterrupted run.
                 if ending and not pending and done < total:

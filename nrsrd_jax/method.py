@@ -74,6 +74,7 @@ def training_accuracy(workdir: Path, epochs: int, classes: int) -> Scores:
     accuracy, chance = logged_accuracy(workdir, epochs), 1 / classes
     if accuracy is None:
         return {}
+    # With two identities, twice the chance would be 1. Then the limit is the middle between chance and 1.
     if accuracy < min(2 * chance, (1 + chance) / 2) and is_first():
         say(
             f"warning: the training accuracy is {accuracy:.1%}, near chance ({chance:.1%} for {classes} identities): "

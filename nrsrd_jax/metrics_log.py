@@ -53,6 +53,7 @@ class MetricsLog:
         with contextlib.ExitStack() as opened:
             self._file = opened.enter_context(append_open(path))
             self._trackers = Trackers(loggers, workdir, start, options)
+            # If the trackers cannot start, the file is closed; otherwise it stays open until `__exit__`.
             opened.pop_all()
 
     def write(self, step: int, values: dict[str, float], prefix: str = "train/") -> None:
@@ -128,6 +129,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: Any) -> bool:
+    # The comparison is false for NaN and infinity. math.isfinite would raise OverflowError for a huge integer.
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 

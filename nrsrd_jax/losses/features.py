@@ -34,6 +34,7 @@ def pairwise_distances(features: jax.Array) -> jax.Array:
     """
     x = at_least_float32(features)
     squares = jnp.square(x).sum(axis=1)
+    # For near rows the sum below cancels, so that products in TF32, a GPU's default, would leave few correct digits.
     products = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
     return jnp.sqrt(jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 1e-12))
 
@@ -75,6 +76,7 @@ def triplet_loss(
         features = x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=1, keepdims=True), 1e-24))
     distances = pairwise_distances(features)
     same = labels[:, None] == labels[None, :]
+    # Select by index: the gradient of a maximum would be split among equal distances, and in PyTorch one row gets it.
     farthest = jnp.argmax(jnp.where(same, distances, -jnp.inf), axis=1)
     nearest = jnp.argmin(jnp.where(same, jnp.inf, distances), axis=1)
     positive, negative = (jnp.take_along_axis(distances, i[:, None], axis=1)[:, 0] for i in (farthest, nearest))
@@ -125,6 +127,7 @@ def weighted_triplet_loss(features: jax.Array, labels: jax.Array, *, form: str =
         # are −d, so their maximum is the 0 of a masked entry.
         largest = jnp.where(mask, values, 0 if form == "official" else -jnp.inf).max(axis=1, keepdims=True)
         powers = jnp.exp(jnp.where(mask, values - jax.lax.stop_gradient(largest), -jnp.inf))
+        # 1e-30 avoids 0/0 in rows without such entries, which the last line leaves out.
         total = powers.sum(axis=1, keepdims=True) + (1e-6 if form == "official" else 1e-30)
         return (powers / total * distances).sum(axis=1)
 

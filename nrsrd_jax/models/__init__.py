@@ -68,6 +68,7 @@ def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False,
         raise InputError(f"model.backbone is {backbone!r}; choose one of {', '.join(MODELS)}")
     spec = MODELS[backbone]
     options = {"depth": depth, "stride": stride, "jpm": jpm, "sie": sie}
+    # A description always names the depth, so a value that equals the backbone's own is valid.
     chosen = {name: value for name, value in options.items() if value and value != getattr(spec, name, False)}
     for name, value in chosen.items():
         if name not in spec.choices:
