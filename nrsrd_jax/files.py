@@ -35,6 +35,7 @@ def writable_folder(folder: str | Path, option: str) -> Path:
         raise InputError(f"{option} {folder} is a file; name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Make a file to be sure: os.access may be wrong, for example on network file systems.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -136,6 +137,7 @@ def _cell(value: object) -> object:
     if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return value
     try:
+        # Formatted numbers such as "-0.5" stay numbers.
         float(value)
     except ValueError:
         return f"'{value}"

@@ -111,6 +111,7 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
     for index, result in in_parallel(look, paths, "reading"):
         path = paths[index]
         if isinstance(result, InputError):
+            # Take the cause alone, because the text of the InputError itself repeats the path.
             findings.faults.append(f"{path}: {result.__cause__ or result}")
             findings.offending.append(path)
             continue
@@ -122,6 +123,7 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
         if min(width, height) < SMALLEST_SIDE:
             findings.warnings.append(f"{path}: {width}×{height} pixels are too few to show a person")
             findings.offending.append(path)
+        # A share is exactly 1 only if all pixels are at that level, because n / n is exact.
         elif (levels == 1).any(axis=1).all():
             findings.warnings.append(f"{path}: all pixels have the same colour")
             findings.offending.append(path)
@@ -148,6 +150,7 @@ def _check_identities(data: Dataset, findings: Findings) -> None:
         if both:
             findings.warnings.append(f"identities in training and in test: {len(both)} ({examples(sorted(both))})")
     match = make_target(data, "cross-camera").matched
+    # If no query has a match, `make_targets` reports that as one fault, so do not list every query.
     lost = np.flatnonzero(~match) if match.any() else ()
     for index in lost[:LISTED]:
         findings.warnings.append(f"{query.paths[index]}: this query has no match from another camera")

@@ -50,6 +50,7 @@ class Split:
 
     def hash(self) -> str:
         """Return the SHA-256 of names, identities and cameras; it does not depend on the folder."""
+        # A name need not be UTF-8, so hash its bytes.
         rows = zip((os.fsencode(path.name) for path in self.paths), self.pids, self.cameras, strict=True)
         return hashlib.sha256(b"\n".join(b"%s\t%d\t%d" % row for row in rows)).hexdigest()
 
@@ -133,8 +134,10 @@ def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collecti
     left_out = {os.path.realpath(path) for path in exclude}
 
     def wanted(path: Path) -> bool:
+        # realpath asks the file system about each folder on the way, so skip it if nothing is excluded.
         return not left_out or os.path.realpath(path) not in left_out
 
+    # Two splits may share a folder (rgbnt201), whose files are then listed twice.
     nested = list(filter(wanted, dict.fromkeys(listing.nested)))
     if nested:
         raise InputError(
@@ -161,6 +164,7 @@ def _refuse_another_place(name: str, source: Layout, root: Path) -> None:
         raise InputError(f"{root} is a file: unpack it, and give the folder of data set {name}")
     if source.here(root):
         return
+    # Users often give the folder that an archive was unpacked into, one or two levels above the data set.
     found = found_below(root, source.here)
     if len(found) == 1:
         raise InputError(f"{root} is not the folder of data set {name}: it is in {found[0]}; give that folder")
@@ -185,6 +189,7 @@ def read_bright(root: str | Path, option: str = "aux.bright_root", exclude: Coll
 
 def join(splits: Sequence[Split]) -> Split:
     """Join splits of several data sets. Renumber identities and cameras, so that no two data sets share a number."""
+    # A single data set keeps its own numbers, because the description of the model names its classes by them.
     if len(splits) == 1:
         return splits[0]
     numbers: list[list[np.ndarray]] = [[], []]
@@ -229,6 +234,7 @@ def read_exclude(file: str | Path) -> frozenset[Path]:
         raise InputError(f"data.exclude: {error}") from error
     paths = frozenset(_excluded(line) for line in lines)
     lost = sorted(path for path in paths if not os.path.lexists(path))
+    # The list may name files whose names are not UTF-8. Their bytes were decoded to these characters.
     if unencoded := [path for path in lost if any("\udc80" <= c <= "\udcff" for c in str(path))]:
         raise InputError(
             f"{unencoded[0]} in data.exclude {file} does not exist, and is not UTF-8; the list is probably saved as "

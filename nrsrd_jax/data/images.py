@@ -107,6 +107,7 @@ def read_picture(path: Path) -> Read:
     try:
         content = _content(path)
         picture = take_apart(content)
+        # Otherwise Pillow would choose a decoder itself, perhaps one whose limits `take_apart` has not checked.
         with Image.open(io.BytesIO(picture.content), formats=[picture.format]) as image:
             rgb = _to_rgb(image)
         turned = rgb.transpose(UPRIGHT[picture.orientation]) if picture.orientation in UPRIGHT else rgb
@@ -221,6 +222,7 @@ def in_parallel(
 
     def call(index: int) -> tuple[int, Result | InputError]:
         try:
+            # An error would end grain's iterator, and the files after the first bad one would not be looked at.
             return index, function(paths[index])
         except InputError as error:
             return index, error
@@ -234,6 +236,7 @@ def moments(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of pixels, in 0..1, given each level's share: [..., 256] -> [...] each."""
     levels = np.arange(256) / 255
     mean = shares @ levels
+    # By rounding, the variance of a single level may be slightly negative.
     return mean, np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
 
 
@@ -275,6 +278,8 @@ def _cached(
             if kept := sealed.read(target, np.uint8, shape):
                 return kept
         directory.mkdir(parents=True, exist_ok=True)
+        # Lock a file of its own, because writing replaces the target. It is never removed: a process that waits for a
+        # removed lock and one that makes a new lock would both decode.
         with locked_open(target.with_suffix(".lock")) as lock:
             _lock(lock, target)
             # Look again, because another process may have written the file while this one waited.
@@ -312,6 +317,7 @@ def _lock(file, target: Path) -> None:
 
 def mean_luminance(images: np.ndarray) -> np.ndarray:
     """Return the mean luminance of each image, in 0..255: uint8 [N, H, W, 3] -> [N]."""
+    # One image at a time: a product with all of them would make a float64 copy, eight times as large.
     return np.array([image.mean((0, 1)) @ LUMINANCE for image in images])
 
 

@@ -64,6 +64,7 @@ def _of_data_set(name: str, root: str) -> tuple[Split, list[str]]:
     first: dict[Path, tuple[int, int]] = {}
     for split in splits:
         for path, *label in zip(split.paths, split.pids.tolist(), split.cameras.tolist(), strict=True):
+            # A file may be in both splits (rgbnt201), and counts once.
             first.setdefault(path, (label[0], label[1]))
     known = {path: label for path, label in first.items() if label[0] != LAYOUTS[name].distractor}
     pids, cameras = (np.array([label[i] for label in known.values()], np.int64) for i in (0, 1))
@@ -98,6 +99,7 @@ def read_labels(file: Path) -> tuple[Split, bool, int]:
     table = read_table(file, ("path",), (*PERSON, "camera"))
     if not table:
         raise InputError(f"{file} lists no crops; give a row for each, in the columns path,person,camera")
+    # `read_table` gives all rows the same columns, so the first row shows which there are.
     named = [name for name in PERSON if name in table[0][1]]
     if len(named) != 1:
         reason = "has both columns, person and pid: remove one" if named else "has no column person or pid with labels"

@@ -71,5 +71,6 @@ def batches(domains: dict[str, Domain], start: int, stop: int, *, pixels: bool, 
             batch[name] = {"labels": domain.labels[index], "cameras": domain.cameras[index]} | images
         return batch
 
+    # grain yields the batches in order, however many threads load them, so that equal seeds give equal runs.
     steps = grain.MapDataset.range(start, stop).map(load)
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)))

@@ -107,6 +107,7 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
     versions = ["V2" if folder.name.startswith("mask_") else "V1" for folder in (train, test)]
     mixed = len(set(versions)) > 1
     listing = Listing(version="{} in training, {} in test".format(*versions) if mixed else versions[0])
+    # The 32,621 published training images are those of both lists, train and val.
     lists = (("train", "train", train), ("train", "val", train), ("query", "query", test), ("gallery", "gallery", test))
     for split, name, folder in lists:
         file = root / f"list_{name}.txt"
@@ -135,6 +136,7 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
 def _lies_hidden(entry: str) -> bool:
     """Return whether a listed path is hidden, or lies in a hidden folder below the list's folder."""
     parts = entry.replace("\\", "/").split("/")
+    # An absolute path may lead through a hidden folder of the user, such as ~/.cache: look at its last part only.
     return any(is_hidden(part) for part in (parts if parts[0] else parts[-1:]) if part not in (".", ".."))
 
 
@@ -154,6 +156,7 @@ def _read_knight(root: Path, protocol: str) -> Listing:
     for pid, rows in people.items():
         if pid % 2 == 0:
             listing.rows["train"] += rows
+        # Without images from both cameras, a person would be a query without a match, or match no query.
         elif set(cameras) <= {row[2] for row in rows}:
             listing.rows["query"] += [row for row in rows if row[2] == cameras[0]]
             listing.rows["gallery"] += [row for row in rows if row[2] == cameras[1]]

@@ -55,6 +55,7 @@ class BatchPlan:
 
     def _draw(self, epoch: int) -> np.ndarray:
         """Return the image indices of 0-based `epoch`, [batches, P·K]."""
+        # Each epoch has a seed of its own, so that an epoch that has left the cache is drawn again exactly.
         rng = np.random.default_rng([self.seed, self.stream, epoch])
         groups = []
         for members in self.members:
