@@ -80,6 +80,7 @@ def build(
     image = add_preparation(graph, fed, description, INPUT)
     if flip:
         # A slice with step −1 mirrors the last axis.
+        # Its end must lie before the first pixel: an end of −1 would be the last pixel.
         mirrored = graph.add("Slice", image, *(graph.numbers(n) for n in (-1, -(2**31), 3, -1)))
         image = graph.add("Concat", image, mirrored, axis=0)
     parts = params["base"], batch_stats.get("base", {})
@@ -93,6 +94,7 @@ def build(
     elif feature == "centred":
         features = graph.add("Sub", features, graph.weight("neck.mean", neck[1]["mean"], "float32"))
     if flip:
+        # `Concat` has put all mirrored images behind all others.
         both = graph.reshape(features, 2, -1, width)
         features = graph.reshape(graph.reduce("ReduceMean", both, 0), -1, width)
     graph.add("Identity", features, name=OUTPUT)
@@ -105,6 +107,7 @@ def with_metadata(model: "onnx.ModelProto", entries: Mapping[str, Any]) -> bytes
     Raises:
         onnx.checker.ValidationError: the model is not valid, which is a bug of this program.
     """
+    # The exporter calls this again, with the result of the comparison.
     del model.metadata_props[:]
     for name, value in entries.items():
         model.metadata_props.add(key=name, value=str(value))

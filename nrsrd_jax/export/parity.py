@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..retrieval.files import embed_all
 from ..retrieval.ranking import rank_features
 
+# Runtimes choose other kernels for other batch sizes, so one size may be wrong while the others are right.
 BATCHES = 1, 2, 7, 32
 MOST_CROPS = 64
 
@@ -99,6 +100,7 @@ def whole_batches(count: int, size: int) -> np.ndarray:
 
 def nearest(features: np.ndarray) -> np.ndarray:
     """Return the index of the nearest other feature, by cosine, of each feature: [N, D] -> [N]."""
+    # In float32, rounding could swap two crops that are about equally near.
     squared = np.square(features).sum(1, dtype=np.float64)
     units = features.astype(np.float64) / np.sqrt(np.maximum(squared, 1e-30))[:, None]
     cosines = units @ units.T

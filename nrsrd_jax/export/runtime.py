@@ -65,6 +65,7 @@ class OnnxEmbedder:
         self.notes: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         try:
             self.description = described(self.notes)
+            # Call this once now, so that a missing entry is not found in the middle of an evaluation.
             self.identity()
             self._layout = LAYOUTS[self.notes["input"]]
             self.width = int(self.session.get_outputs()[0].shape[1])

@@ -34,6 +34,7 @@ def build(embedder: Embedder, batch: int | None) -> bytes:
     variables = jax.tree.map(np.asarray, embedder.variables)
 
     def features(images):
+        # −1 stands for an unknown camera. Models that need one are refused above.
         return forward(variables, images, jnp.full(images.shape[0], -1, jnp.int32))
 
     height, width = description.image_size

@@ -50,6 +50,8 @@ def write_onnx(arguments: argparse.Namespace, output: Path) -> None:
         model = quantized(model, layout.feed(crops), arguments.batch)
     notes = _notes(arguments, embedder, input=arguments.input, colours=layout.colours, opset=arguments.opset)
     content = with_metadata(model, notes)
+    # Try the bytes that will be written. They need their metadata, which OnnxEmbedder reads, and get the result of this
+    # comparison only afterwards.
     tried = OnnxEmbedder(content, batch_size=embedder.batch_size)
     checks = [_check(arguments, embedder, tried, crops, about, RUNTIME)]
     if arguments.openvino:
@@ -84,6 +86,7 @@ def write_stablehlo(arguments: argparse.Namespace, output: Path) -> None:
     notes = _notes(arguments, embedder, input="uint8-nhwc", colours="RGB", platforms=", ".join(stablehlo.PLATFORMS))
     with written_whole(output, follow=True) as partial:
         partial.write_bytes(content)
+    # The user named only the program, so this file must not be written through a link.
     write_whole(about_it, json.dumps(notes | {"parity": json.dumps([check])}, indent=1) + "\n")
     say(f"{len(content) / 2**20:.1f} MiB, written to {output}, {about_it}")
 
@@ -144,6 +147,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Embedder, tuple[Split, bool] |
         say(*remarks)
     path = find_checkpoint(expanded(arguments.model))
     options: dict[str, Any] = {"flip": arguments.flip, "feature": arguments.feature}
+    # On a GPU the default is bfloat16, which differs from the file by more than --limit.
     return Embedder.load(path, batch_size=max(BATCHES), precision="float32", **options), labelled
 
 
