@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 NORMALIZE = ("none", "gallery", "camera", "brightness")
+# DBSCAN joins crops within eps. HDBSCAN chooses a distance for each group, and eps is only its upper limit.
 EPS = {"dbscan": 0.35, "hdbscan": 0.8}
 COLUMNS = ("path", "camera", "time", "person", "track", "brightness")
 SCORES = {"precision": "precision of pairs", "recall": "recall", "f": "F", "nmi": "NMI", "ami": "AMI"}
@@ -206,6 +207,7 @@ def _normalized(features: "np.ndarray", table: "pa.Table", cameras: "np.ndarray"
     if how == "brightness":
         brightness = table["brightness"].to_numpy()
         groups["brightness"] = brightness_groups(np.nan_to_num(brightness), brightness[:0])[0]
+    # The function takes queries and a gallery. Here all crops are queries, and the gallery is empty.
     return standardize_groups(features, features[:0], groups[how], groups[how][:0])[0]
 
 

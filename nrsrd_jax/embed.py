@@ -46,6 +46,7 @@ def main() -> None:
         flip=arguments.flip,
         feature=arguments.feature,
     )
+    # Before the gallery is created, refuse crops whose camera the model does not know.
     check_cameras(sources, embedder)
     with writing(arguments.gallery, f"{shard[0]}-of-{shard[1]}" if shard else ""):
         gallery = Gallery.create(arguments.gallery, about(embedder, arguments.model))
@@ -65,6 +66,7 @@ def main() -> None:
         gallery.mark(plan.gone, vanished=True)
         if shared and (copies := gallery.remove_copies()):
             say(f"{counted(copies, 'crop')} that another process embedded at the same time left out")
+        # With shards, other processes may still be writing, and the joined files would conflict with theirs.
         if not shard:
             gallery.compact()
     warn_unreadable(unreadable)

@@ -52,6 +52,7 @@ def main() -> None:
         indexed = has_index(gallery)
         count = gallery.delete(where)
         total = count + gallery.count()
+        # The index went with the old table: it held the deleted features, too.
         if indexed and gallery.count() >= FEWEST:
             make_index(gallery)
     if count:

@@ -16,7 +16,10 @@ def in_brackets(where: str) -> str:
     Raises:
         InputError: the condition's own brackets do not match.
     """
+    # Otherwise a condition such as "a) OR (b" would leave its brackets, and `nrsrd forget` would delete crops that
+    # other conditions exclude.
     depth = 0
+    # Brackets within quoted texts do not count.
     for sign in re.sub(r"'[^']*'", "", where):
         depth += (sign == "(") - (sign == ")")
         if depth < 0:

@@ -77,6 +77,7 @@ def make_plan(
         InputError: as `each_crop`.
     """
     plan = Plan()
+    # A manifest or a single image says nothing about crops that it does not list, so only folders can miss some.
     folders = tuple(f"{source.path}{os.sep}" for source in sources if source.path.is_dir())
     unseen = {path for path in known if path.startswith(folders) and _is_of(path, shard)}
     for crop in each_crop(sources):
@@ -91,6 +92,7 @@ def _place(crop: Crop, known: dict[str, Known], plan: Plan, by_camera: bool) -> 
     """Add a crop to the list of the plan that it belongs to."""
     old = known.get(crop.path)
     try:
+        # LanceDB stores texts as UTF-8, so it cannot hold a path that does not encode.
         crop.path.encode()
         about_file = os.stat(crop.path)
     except UnicodeEncodeError:
@@ -98,6 +100,7 @@ def _place(crop: Crop, known: dict[str, Known], plan: Plan, by_camera: bool) -> 
         return
     except OSError as error:
         plan.unreadable.append(f"{crop.path}: {error.strerror}")
+        # A file that cannot be reached for another reason, such as a missing permission, is not gone.
         if old and not old.vanished and isinstance(error, FileNotFoundError):
             plan.gone.append(crop.path)
         return
@@ -117,6 +120,7 @@ def _is_of(path: str, shard: tuple[int, int] | None) -> bool:
     """Return whether a path belongs to `shard`; without shards, every path does."""
     if not shard:
         return True
+    # Python's hash() of a text differs between processes, so shards would overlap.
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).digest()
     return int.from_bytes(digest, "big") % shard[1] + 1 == shard[0]
 
@@ -150,6 +154,7 @@ def describe(crops: Sequence[Crop], gallery: Gallery) -> None:
     """Write the columns for which the crops have values; features and other columns are kept."""
     for start in range(0, len(crops), CHUNK):
         part = {crop.path: crop for crop in crops[start : start + CHUNK]}
+        # Without a value, `vanished` becomes null: these files exist.
         columns = [name for name in gallery.columns if name != "vanished"]
         table, features = gallery.read(one_of("path", list(part)), columns)
         rows = [row | part[row["path"]].values for row in table.to_pylist()]

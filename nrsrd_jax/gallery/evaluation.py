@@ -47,6 +47,7 @@ def evaluate_gallery(uri: str, queries: str, options: Options) -> dict[str, Any]
     data, cameras, features, light = _labelled(gallery, queries)
     target = make_targets(options, {NAME: data})[NAME]
     scored = score(features, target, options.eval, luminance=light)
+    # A gallery stores brightness in 0..1; results group queries by 0..255.
     row = numbers_by_group(scored, target, light["query"] * 255)
     # The evaluation numbers the cameras, so give them back the names that the user knows.
     row["by_camera"] = {cameras[int(camera)]: numbers for camera, numbers in row["by_camera"].items()}
