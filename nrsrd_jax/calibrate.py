@@ -52,12 +52,15 @@ def main() -> None:
     plot = written.with_suffix(".png")
     if written == plot:
         raise InputError(f"--output {written} is the name of the plot; give a name that ends in .json")
+    # Only a file that the user named with --output may be a link. `write_whole` would refuse the others too, but only
+    # after the computation.
     for path in (plot,) if arguments.output else (written, plot):
         if path.is_symlink():
             raise InputError(f"{path} is a symbolic link; remove it, or name another --output")
     crops, with_cameras, remarks = read_labelled(arguments.data)
     say(*remarks)
     choice = {"same_camera": arguments.same_camera, "rates": arguments.fmr}
+    # Embedding takes long, so refuse labels that are too few before it.
     check_labels(crops.pids, crops.cameras if with_cameras else None, **choice)
 
     embedder = Embedder.load(
@@ -71,6 +74,7 @@ def main() -> None:
     known = crops.cameras.tolist() if with_cameras else [None] * len(crops)
     numbers = cameras_for(embedder.description, list(map(str, crops.paths)), known)
     found = embed_all(embedder, crops.paths, numbers)
+    # Two copies of a file would count as a genuine pair of similarity 1, and make the model look better than it is.
     kept = _without_copies(crops, found.digests)
     pixels = joint_digest([found.digests[i] for i in kept]).hex()
     crops = crops.subset(kept)

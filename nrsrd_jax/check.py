@@ -75,6 +75,7 @@ def main() -> None:
         domains: dict[str, Split] = {}
         refused += _refusals(lambda: domains.update(make_domains(options.aux, sources, left_out)[0]))
         too_few = _refusals(lambda: make_plans(options.train, domains))
+        # The smallest useful batch has two identities, because the triplet loss compares one with another.
         smaller = dataclasses.replace(options.train, batch_size=2 * options.train.instances)
         if given or _refusals(lambda: make_plans(smaller, domains)):
             refused += too_few
@@ -82,11 +83,13 @@ def main() -> None:
             # The user did not choose the batch size, and a smaller batch would work.
             total.warnings += too_few
             say(*(f"warning: {text}" for text in too_few))
+    # `check_run` stops at the first fault, and would report one of those above a second time.
     if given and not (refused or total.faults):
         refused = _refusals(lambda: _start(config))
     say(*(f"fault: {text}" for text in refused))
     say(f"{len(total.faults) + len(refused)} faults, {len(total.warnings)} warnings")
     if arguments.fix_list:
+        # Paths in data.exclude are relative to the current folder, so write absolute ones, which fit any folder.
         _write_fix_list(arguments.fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
     sys.exit(1 if total.faults or refused else 0)
 
@@ -138,6 +141,7 @@ def _start(config: Config) -> None:
     """Run the checks of training that need no images to be decoded, in a temporary work directory."""
     from .training import check_run
 
+    # The remarks on the data were printed above, when the data was surveyed.
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         check_run(config, Path(folder) / "run")
 

@@ -42,7 +42,9 @@ def main() -> None:
     elif verb == "--version":
         say(f"nrsrd-jax {importlib.metadata.version('nrsrd-jax')}")
     elif verb in VERBS:
+        # Each command parses sys.argv itself, as it does with python -m, so remove the verb from it.
         sys.argv = [f"nrsrd {verb}", *sys.argv[2:]]
+        # Import only the module of this verb: some of them import JAX, which takes seconds.
         importlib.import_module(f".{VERBS[verb][0]}", __package__).command()
     else:
         say(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)}", error=True)

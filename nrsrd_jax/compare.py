@@ -54,6 +54,7 @@ def _read_options() -> tuple[argparse.Namespace, list[str]]:
         help="the data to compare on, as in nrsrd eval; also takes --config.KEY=VALUE",
     )
     ours, rest = split_config_arguments(sys.argv[1:])
+    # Runs may stand on both sides of an option, as in `compare A --by identity B`, which parse_args refuses.
     options = parser.parse_intermixed_args(rest)
     if options.resamples < 100:
         parser.error(f"argument --resamples: {options.resamples} is too few for an interval; give at least 100")

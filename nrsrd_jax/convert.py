@@ -59,6 +59,7 @@ def level(text: str) -> float:
 
 def default_output(file: Path) -> Path:
     """Return the path of a file without its ending, or with "-jax" added if the file has no ending."""
+    # A folder may be given as "." or "..", which have no name to derive another from.
     whole = file.resolve() if file.is_dir() else file
     stem = whole.with_name(whole.name.removesuffix(".index.json")).with_suffix("") if whole.name else whole
     return stem if stem != whole else stem.with_name(f"{stem.name or 'weights'}-jax")
@@ -131,6 +132,7 @@ def main() -> None:
     if not options.file.is_file() and not options.file.is_dir():
         raise InputError(f"there is no file {options.file}")
     output = options.output or default_output(options.file)
+    # Look before the conversion, which takes long. A link that leads nowhere counts as existing, too.
     if not options.dry_run and os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     try:

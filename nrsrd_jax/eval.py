@@ -77,6 +77,7 @@ def command() -> None:
     )
 
     def main() -> None:
+        # Import these after the flags are read, so that --help is quick.
         from .retrieval.illumination import read_lights
         from .retrieval.result import evaluate_run, full_table
 
@@ -111,6 +112,7 @@ def _read_weights(texts: list[str]) -> list[float]:
     try:
         weights = [float(text) for text in texts]
     except ValueError:
+        # The check below refuses this, as it does a number that is not above 0.
         weights = [0.0]
     if not all(0 < weight < math.inf for weight in weights):
         raise InputError(f"--weights {','.join(texts)}: give numbers above 0, like 1,0.5")
@@ -126,6 +128,7 @@ def _evaluate_gallery(gallery: str, queries: str, output: str, rerank: bool) -> 
     from .retrieval.result import full_table
 
     overrides = config_overrides()
+    # --config has a default, so ask whether the user gave it.
     if flags.FLAGS["config"].present:
         raise InputError("--gallery decides which data and features are compared; leave out --config")
     if fixed := [name for name in overrides if not name.startswith(OF_GALLERY)]:

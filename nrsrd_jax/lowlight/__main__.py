@@ -72,6 +72,7 @@ def main() -> None:
             raise InputError(f"{path} is too small to measure its noise; give images of at least 3×3 pixels")
     versions = {"as given": given}
     for preset in PRESETS:
+        # Equal keys for all presets, so that their versions of an image differ only by the presets.
         keys = jax.random.split(jax.random.key(0), len(given))
         dark = [degrade(k, jnp.asarray(x[None]) / 255, preset=preset)[0] for k, x in zip(keys, given, strict=True)]
         versions[preset] = [np.asarray(jnp.round(image * 255)).astype(np.uint8) for image in dark]
