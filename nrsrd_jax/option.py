@@ -46,6 +46,7 @@ def option(
 
 
 def _is_whole(value: Any) -> bool:
+    # Larger numbers would overflow NumPy's int64.
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
@@ -55,6 +56,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     try:
+        # A text may become a path, which ends at NUL and cannot hold a lone surrogate.
         return isinstance(value, str) and b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
         return False
@@ -110,6 +112,7 @@ class Option:
 
     def check(self, value: Any) -> None:
         """Raise InputError if a value is not of the option's type or not in its range."""
+        # None is valid only as the default, where it stands for what another option says.
         if (value, self.default) == (None, None):
             return
         shown = f"{self.name} is {printable(repr(value), 100)}"

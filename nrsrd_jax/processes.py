@@ -29,6 +29,7 @@ def join() -> None:
         InputError: the variables are invalid, or the port is in use.
     """
     by_hand: dict[str, Any] = {}
+    # This counts the processes of one srun. SLURM_NTASKS is set in a batch script as well, which runs once.
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -52,6 +53,7 @@ def join() -> None:
         return
     say(f"waiting for {waiting}, at most {PATIENCE} s; after that JAX aborts (docs/reliability.md)", error=True)
     try:
+        # If a process dies, the others wait for 30 s until they end; JAX's default is 100 s.
         jax.distributed.initialize(
             **by_hand, heartbeat_timeout_seconds=30, initialization_timeout=PATIENCE, shutdown_timeout_seconds=30
         )
@@ -63,6 +65,7 @@ def join() -> None:
 
 def _check_port(port: int) -> None:
     """Raise InputError if the first process cannot listen on a port, because JAX would crash without a message."""
+    # JAX's service listens on [::]. Like this service, reuse a port that a run has just left.
     both = socket.has_dualstack_ipv6()
     with socket.socket(socket.AF_INET6 if both else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

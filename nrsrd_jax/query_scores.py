@@ -14,6 +14,7 @@ from .retrieval.scoring import Evaluation
 
 NAME = "queries.csv"
 TITLES = "mAP 95 %", "Rank-1 95 %"
+# The seed is fixed, so that a table that is made again shows the same intervals.
 RESAMPLES, SEED = 2000, 0
 
 
@@ -58,6 +59,7 @@ def intervals(runs: Sequence[Path]) -> list[str]:
     if len({data for data, _, _ in queries[0]}) > 1:
         return ["", ""]
     values = np.array([[(precision, rank == 1) for _, precision, rank in table] for table in tables])
+    # People are drawn, not queries, because the queries of a person are alike.
     people = np.array([identity for _, _, identity in queries[0]])
     means = resampled_means(values, resamples=RESAMPLES, seed=SEED, groups=people)
     return [f"{100 * low:.1f}–{100 * high:.1f}" for low, high in zip(*percentile_interval(means), strict=True)]
@@ -73,5 +75,6 @@ def _read(path: Path) -> list[tuple[tuple[str, str, str], float, int]]:
             ]
     except FileNotFoundError:
         return []
+    # A table without these columns raises KeyError; a short row holds None, which raises TypeError.
     except (OSError, csv.Error, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it to leave out the intervals of its row") from error

@@ -53,6 +53,7 @@ class Recipe:
 
 
 RECIPES = {
+    # eval.flip belongs to IDE and IDF because their official tests add the features of the mirrored image.
     "ide": Recipe(
         CROSS_ENTROPY | {"model.backbone": "ide_resnet50", "eval.flip": True},
         IMAGENET

@@ -181,6 +181,7 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
         config.update_from_flattened_dict(options)
         if backbone.startswith("vit_tiny"):
             config.model.backbone = recipe.small or backbone
+    # The user's options override those of the recipe; the row's own options, below, override both.
     config.update_from_flattened_dict(overrides)
     if row.recipe and "resnet" in config.model.backbone:
         # A value for all rows is for their ViTs: a ResNet refuses it.

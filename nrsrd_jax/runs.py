@@ -32,6 +32,7 @@ def owned(workdir: Path) -> Iterator[None]:
         raise InputError(f"cannot create the work directory {workdir}: {error.strerror}") from error
     with file:
         try:
+            # The kernel releases this lock when the process ends, even by SIGKILL; a mere lock file would stay.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
@@ -51,6 +52,7 @@ def owned(workdir: Path) -> Iterator[None]:
 
 def saved_steps(workdir: Path) -> list[int]:
     """Return the steps of a run's complete checkpoints, in ascending order."""
+    # Orbax gives a folder its step as a name when it is complete; damaged folders are renamed. Step 0 is never saved.
     return sorted(int(path.name) for path in (workdir / FOLDER).glob("*") if re.fullmatch("[1-9][0-9]*", path.name))
 
 
@@ -84,6 +86,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def newest_run(runs: Path = Path("runs")) -> Path:
     """Return the work directory under `runs` with the newest checkpoint. InputError if none has a checkpoint."""
+    # The runs of an ablation lie one folder deeper.
     homes = [path.parent for depth in ("*", "*/*") for path in runs.glob(f"{depth}/{FOLDER}")]
     found = [home for home in homes if saved_steps(home)]
     if not found:

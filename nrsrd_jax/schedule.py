@@ -42,8 +42,10 @@ def learning_rate(
     """
     group = group_factor * base
     start, end = warmup_factor * base, final_factor * base
+    # `where` below needs both values, so without a warm-up this must not divide by 0.
     warmup = start + (group - start) * epoch / max(warmup_epochs, 1)
     if milestones:
+        # The epoch is traced, so Python cannot compare it.
         passed = sum(jnp.where(epoch >= milestone, 1, 0) for milestone in milestones)
         later = group * milestone_factor**passed
     else:
@@ -125,6 +127,7 @@ def scale_updates(
         path = _path(key_path)
         if _is_centers(path):
             return -direction
+        # The official codes choose by the name, so the biases of norms count as well.
         return -(bias_rate if "bias" in path else rate) * factor(tuple(path.split("/"))) * direction
 
     return jax.tree_util.tree_map_with_path(scaled, directions)

@@ -58,6 +58,7 @@ def main() -> None:
             f"--not-same-camera: the query {path} has no camera; give a --pattern that finds the camera in its name"
         )
     limits = {"top": arguments.top, "where": where, "other_cameras": arguments.not_same_camera}
+    # k1, k2 and λ are the defaults of nrsrd eval, those of Zhong et al. 2017.
     whole = {"normalize": arguments.normalize, "rerank": (20, 6, 0.3) if arguments.rerank else None}
     if arguments.approximate:
         found = search_approximately(gallery, queries, **limits)
@@ -194,6 +195,7 @@ def match_lists(
     calibration: "Calibration | None",
 ) -> list[dict[str, Any]]:
     """Return a dict for each query, as written to the output: its path, and its matches above the threshold."""
+    # A crop may match several queries, but is read only once.
     rows = gallery.rows(sorted({int(row) for each in found for row in each.rows}), gallery.columns)
     lists = []
     for path, each in zip(paths, found, strict=True):
@@ -212,6 +214,7 @@ def match_lists(
 
 def _match(row: dict[str, Any], similarity: float) -> dict[str, Any]:
     """Return a match as written to the output: its path, similarity, and the columns that have a value."""
+    # Size and time of change serve only nrsrd embed, which finds changed files by them.
     left = {
         name: value for name, value in row.items() if name not in ("path", "size", "modified") and value is not None
     }

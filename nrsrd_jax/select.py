@@ -32,6 +32,7 @@ def main() -> None:
 
     output = writable_file(arguments.output, "--output")
     sources = [make_source(place, "", "") for place in arguments.crops]
+    # The list must not replace a manifest that it is made from.
     refuse_same_files([output, *(source.path for source in sources)])
     paths = [Path(path) for path in crops_of(sources)]
     warn_links(sources)
@@ -84,6 +85,7 @@ def _read_arguments() -> argparse.Namespace:
         "--output", default="list.csv", metavar="FILE", help="the list to write or replace; default: list.csv"
     )
     add_embedding_flags(parser)
+    # The published score compares embeddings. "auto" could choose "cls" for one model and "centred" for the other.
     parser.set_defaults(feature="cls")
     return parser.parse_args()
 

@@ -39,6 +39,7 @@ def make_mesh(batch_size: int = 0, model_parallel: int = 1, devices: Sequence[An
             f"train.batch_size {batch_size} does not divide among {data} devices; choose a multiple of {data}, or show "
             "the program fewer devices (CUDA_VISIBLE_DEVICES)"
         )
+    # JAX's default is explicit axes, with which each operation would have to state its layout.
     return jax.make_mesh((data, model_parallel), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
 
 
@@ -61,6 +62,7 @@ def place(tree: Any, shardings: Any) -> Any:
     """
 
     def one(x: Any, sharding: NamedSharding) -> jax.Array:
+        # An array that already spans several processes cannot be read by one of them, only moved.
         if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return jax.device_put(x, sharding)
         # Each process puts only its own part of the array on its devices.

@@ -73,6 +73,7 @@ class Preparation:
 
         def finish(erase_key: jax.Array, images: jax.Array) -> jax.Array:
             images = augment.normalize(images, self.mean, self.std)
+            # Erase after the normalisation, because the noise is N(0, 1) in normalised values.
             return augment.random_erasing(erase_key, images, probability=self.erasing, **self.erasing_form)
 
         real = augment.brighten(_to_float(batch["real"]["images"]), self.brighten)

@@ -143,6 +143,7 @@ class Trackers:
 
     def __init__(self, loggers: str, workdir: Path, start: int, options: Mapping[str, Any]):
         self._open: dict[str, Tracker] = {}
+        # A new run in an old folder must not continue the trackers' old runs.
         known = _read_ids(workdir) if start else {}
         for name in chosen(loggers):
             try:
@@ -191,6 +192,7 @@ def _warn(name: str, error: Exception) -> None:
 def _load(name: str) -> Any:
     """Return a tracker's module. InputError if it is not installed."""
     try:
+        # A tracker is imported only if it is chosen, because it is optional and slow to import.
         return importlib.import_module(MODULES[name])
     except ImportError as missing:
         raise InputError(

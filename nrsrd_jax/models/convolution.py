@@ -18,6 +18,7 @@ def uniform_fan_in(fan_in: int) -> Callable:
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Convolve images [B, h, w, C] with a kernel [k, k, C, D], padded by k // 2 pixels."""
+    # With stride 2, XLA's "SAME" pads the end more than the start; PyTorch pads both sides alike.
     padding, layout = [(kernel.shape[0] // 2, kernel.shape[0] // 2)] * 2, ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
 

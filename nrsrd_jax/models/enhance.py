@@ -44,6 +44,8 @@ class EnhanceNet(nn.Module):
         x4 = nn.relu(conv(4, x3))
         x5 = nn.relu(conv(5, x3, x4))
         x6 = nn.relu(conv(6, x2, x5))
+        # The curves are float32 even if the products are not: eight steps would add up their rounding, and the losses
+        # are small differences of neighbouring pixels.
         curves = jnp.tanh(conv(7, x1, x6, features=3 * ITERATIONS).astype(jnp.float32))
         x = images
         for curve in jnp.split(curves, ITERATIONS, axis=-1):
@@ -83,6 +85,7 @@ def variation(curves: jax.Array) -> jax.Array:
     """Return the mean squared difference of the curves [B, h, w, C] between neighbours, summed over the channels."""
     steps = jnp.diff(curves, axis=1), jnp.diff(curves, axis=2)
     down, across = (jnp.square(step).mean((0, 1, 2)).sum() for step in steps)
+    # The factor 2 is that of the official code.
     return 2 * (down + across)
 
 
@@ -96,6 +99,7 @@ def spatial(enhanced: jax.Array, images: jax.Array) -> jax.Array:
 
     The result is the sum over the four neighbours. Both images count as black outside.
     """
+    # Contrast is linear, so the change of a contrast is the contrast of the change.
     change = _brightness(enhanced, 4) - _brightness(images, 4)
     padded = jnp.pad(change, ((0, 0), (1, 1), (1, 1)))
     rows, columns = padded[:, :, 1:-1], padded[:, 1:-1]

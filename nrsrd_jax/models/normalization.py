@@ -29,6 +29,7 @@ def _normalize(
 def _normalize_forward(x, scale, bias, axes, epsilon, dtype):
     values = at_least_float32(x)
     mean = values.mean(axes, keepdims=True)
+    # The mean of x² minus the squared mean would cancel in float32 if the mean is large.
     var = jnp.square(values - mean).mean(axes, keepdims=True)
     factor = jax.lax.rsqrt(var + epsilon)
     y = (values - mean) * factor * scale + bias
@@ -106,11 +107,13 @@ class BatchNorm(nn.Module):
         if not train:
             factor = jax.lax.rsqrt(running_var.value + EPSILON) * scale
             return ((at_least_float32(x) - running_mean.value) * factor + bias).astype(x.dtype)
+        # [B / domains, domains, …, C]: the statistics are over every axis except the domain and the channel.
         by_domain = x.reshape(-1, domains, *x.shape[1:])
         axes = (0, *range(2, by_domain.ndim - 1))
         y, mean, var = normalize(by_domain, scale, bias, axes, EPSILON, x.dtype)
         if not self.is_initializing():
             count = x.size // (domains * width)
+            # A single value has no unbiased variance; 0 is taken.
             unbiased = var * (count / max(count - 1, 1))
             for each_mean, each_var in zip(mean.reshape(-1, width), unbiased.reshape(-1, width), strict=True):
                 running_mean.value = self.decay * running_mean.value + (1 - self.decay) * each_mean

@@ -79,6 +79,7 @@ def resize_bicubic(position: jax.Array, source: tuple[int, int], target: tuple[i
         jnp.asarray(_cubic_matrix(*lengths), position.dtype) for lengths in zip(source, target, strict=True)
     )
     patches = position[0, 1:].reshape(*source, -1)
+    # By default, a GPU would round the factors to TF32.
     exact = jax.lax.Precision.HIGHEST
     patches = jnp.einsum("hH,wW,HWd->hwd", rows, columns, patches, precision=exact)
     return jnp.concatenate([position[:, :1], patches.reshape(1, -1, patches.shape[-1])], axis=1)
@@ -87,6 +88,7 @@ def resize_bicubic(position: jax.Array, source: tuple[int, int], target: tuple[i
 @functools.cache
 def _cubic_matrix(source: int, target: int) -> np.ndarray:
     """Return the weights [target, source] of cubic interpolation. Positions beyond an end take the value at the end."""
+    # The official code adds 0.1 so that rounding cannot lose a row: https://github.com/facebookresearch/dino/issues/8.
     place = (np.arange(target) + 0.5) * source / (target + 0.1) - 0.5
     first = np.floor(place).astype(int) - 1
     matrix = np.zeros((target, source))

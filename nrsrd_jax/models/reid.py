@@ -84,12 +84,15 @@ class ReID(nn.Module):
         heads = {"real": ("classifier", self.classes), "aux": ("classifier_aux", self.aux_classes)}
         parts = []
         for index, (features, weight) in enumerate(zip(out["parts"], weights, strict=True)):
+            # The first part has no number, so that the names of a model with one part are the official ones.
             suffix = f"_{index}" if index else ""
             neck = features
             if head.neck:
                 norm = BatchNorm(frozen_bias=head.frozen_bias, name=f"bottleneck{suffix}")
                 neck = norm(features, train, domains)
+            # Dropout draws from the stream of stochastic depth, so that a step passes one key for both.
             dropout = nn.Dropout(head.dropout, rng_collection="drop_path", deterministic=not train)
+            # Without a dtype, the classifiers compute in float32, as the losses do.
             logits = {
                 domain: nn.Dense(
                     classes,
@@ -103,6 +106,7 @@ class ReID(nn.Module):
             parts.append({"features": features, "neck": neck, "logits": logits, "weight": weight})
         if head.centers and self.classes:
             shape = self.classes, parts[0]["features"].shape[-1]
+            # The official code of BoT draws the centres from N(0, 1), too.
             parts[0]["centers"] = self.param("centers", nn.initializers.normal(1.0), shape)
         if head.tested == "neck":
             out["embedding"] = jnp.concatenate([part["neck"] for part in parts], axis=1)

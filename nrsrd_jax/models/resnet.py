@@ -116,6 +116,7 @@ class ResNet(nn.Module):
         x = self.features(images, train, domains)
         if about.method == "pcb":
             pooled = strips(x)
+            # The limit keeps a strip of zeros at zero, instead of NaN.
             lengths = jnp.sqrt(jnp.maximum(jnp.square(pooled).sum(-1, keepdims=True), 1e-24))
             embedding = (pooled / lengths).swapaxes(1, 2).reshape(len(x), -1)
             y = nn.Dropout(about.dropout, rng_collection="drop_path", deterministic=not train)(pooled)
@@ -142,6 +143,7 @@ class ResNet(nn.Module):
         if about.stem_relu:
             x = nn.relu(x)
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        # `train` and `domains` choose the program, so they are static; argument 0 is the module.
         block_class = nn.remat(Bottleneck, static_argnums=(2, 3)) if self.remat else Bottleneck
         for stage, (count, nonlocal_count) in enumerate(zip(about.blocks, about.nonlocal_blocks, strict=True), start=1):
             channels = about.channels * 2 ** (stage - 1)
@@ -201,6 +203,7 @@ class ResNetSpec(Spec):
         dropout: the rate of ide's and pcb's dropout.
     """
 
+    # Fields that are not compared change no tensor that two methods share, so a ResNet of one method can start another.
     width: int = 2048
     stride: int = 16
     method: str = dataclasses.field(default="bot", compare=False)
@@ -237,6 +240,7 @@ class ResNetSpec(Spec):
 
     def fits(self, shapes: dict[str, tuple[int, ...]]) -> bool:
         """Return whether a state dict with these official names and shapes can belong to this model."""
+        # No known ResNet has 99 blocks in a stage; ResNet-152 has 36.
         stages = [sum(f"base.layer{stage}.{i}.conv3.weight" in shapes for i in range(99)) for stage in (1, 2, 3, 4)]
         ibn = any(".bn1.IN." in name for name in shapes)
         stem = shapes.get("base.conv1.weight", (0,))[0]

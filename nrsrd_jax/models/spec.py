@@ -123,6 +123,7 @@ class Spec:
             Traceback (most recent call last):
             nrsrd_jax.errors.InputError: image_size is (250, 128); it takes height and width, multiples of 16 pixels
         """
+        # Compare the type itself, because a bool passes `isinstance(side, int)`.
         if len(image_size) != 2 or any(type(side) is not int or side <= 0 or side % self.stride for side in image_size):
             raise InputError(
                 f"image_size is {tuple(image_size)}; it takes height and width, multiples of {self.stride} pixels"

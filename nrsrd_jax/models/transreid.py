@@ -11,6 +11,7 @@ PARTS = 4
 # The official option is 5 because it counts the CLS token.
 SHIFT = 4
 GROUPS = 2
+# The official configs call this SIE_COE.
 SIE_FACTOR = 3.0
 # The weights of the parts' losses: half for the global feature, half for the mean over the local features.
 LOSS_WEIGHTS = (0.5, *[0.5 / PARTS] * PARTS)
@@ -68,6 +69,7 @@ def add_cameras(tokens: jax.Array, table: jax.Array, cameras: jax.Array | None) 
     """
     if cameras is None:
         return tokens
+    # Row −1 would be the last camera's; `where` replaces it, so that its vector gets no gradient either.
     known = (cameras >= 0)[:, None, None]
     return tokens + (SIE_FACTOR * jnp.where(known, table[cameras], 0)).astype(tokens.dtype)
 

@@ -151,6 +151,7 @@ class VisionTransformer(nn.Module):
         x = rows(jnp.pad(x, [(0, 0), (0, length - tokens), (0, 0)]))
         rates, block_class = np.linspace(0, self.drop_path, self.depth), Block
         if self.remat:
+            # `batch`, `queries` and `train` choose the program, so they are static; argument 0 is the module.
             block_class = nn.remat(Block, static_argnums=(2, 3, 4))
 
         def run(index: int, x: jax.Array, queries: int, norm_ratio: NormRatio | None, fused: int, name: str = ""):
@@ -164,8 +165,10 @@ class VisionTransformer(nn.Module):
             x, kept = run(index, x, length, None, fused)
             blocks.append(kept)
         trunk = x.reshape(batch, length, -1)[:, :tokens]
+        # No cuDNN in the last block: NRA changes its logits, their spread is logged, and one query has few of them.
         x, kept = run(last, rows(trunk), tokens if maps else 1, self.norm_ratio, 0)
         blocks.append(kept)
+        # Without a dtype, the last norm returns float32, in which necks and losses compute.
         features = LayerNorm(name="norm")(x.reshape(batch, -1, self.width)[:, 0])
         names = [name for name in ("leverage", "logit_spread", "norm_ratio") if name in blocks[last]]
         diagnostics = {
@@ -265,6 +268,7 @@ class ViTSpec(Spec):
         return patch_grid(image_size, self.stride)
 
     def check_size(self, image_size: tuple[int, ...]) -> None:
+        # Overlapping patches may leave out a margin of the image, as in the official code, so any size fits.
         if self.stride == PATCH:
             super().check_size(image_size)
         elif len(image_size) != 2 or any(type(side) is not int or side < PATCH for side in image_size):
@@ -290,6 +294,7 @@ class ViTSpec(Spec):
             notes.append("the local branch starts as a copy of the last block")
         if "norm_ratio" in own[self._last]["attn"] and "norm_ratio" not in base[self._last]["attn"]:
             notes.append("λ of NRA is new")
+        # If only one of the models has NRA, this keeps the λ of this model, and drops that of the checkpoint.
         for name in {self._last, "local_block"} & own.keys():
             attn, own_attn = base[name]["attn"], own[name]["attn"]
             base[name] = base[name] | {"attn": {key: attn.get(key, value) for key, value in own_attn.items()}}

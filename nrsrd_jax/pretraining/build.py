@@ -51,6 +51,7 @@ def networks(options: Options) -> Networks:
     spec.check_size(dino.local_size)
     dtype, grid = compute_dtype(options.train.precision), spec.grid(options.image_size)
     student = spec.module(dtype=dtype, drop_path=options.model.drop_path, remat=options.train.remat, grid=grid)
+    # As in the official code, only the student drops paths, so that the targets are not noisy.
     teacher = spec.module(dtype=dtype, drop_path=0.0, grid=grid)
     head = Head(dino.prototypes, dino.hidden, dino.bottleneck, dino.free_length, dtype)
     return Networks(student, teacher, head)
@@ -67,6 +68,7 @@ def make_step(options: Options, description: Description, degradation: dict, ste
     """Return the step that the options describe, not yet compiled; `steps` is the number of steps of the run."""
     dino, optim, epochs = options.dino, options.optim, options.train.epochs
     prepare = Preparation(
+        # The official probabilities: the first large view is always blurred, and only the second is solarised.
         Views(options.image_size, dino.global_scale, blur=(1.0, 0.1), solarise=(0.0, 0.2)),
         Views(dino.local_size, dino.local_scale, blur=(0.5,) * dino.local_views),
         description.mean,

@@ -35,6 +35,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # The numbers are those of the official nn.Sequential, in which each GELU takes one.
         for layer, width in ((0, self.hidden), (2, self.hidden), (4, self.bottleneck)):
             x = nn.Dense(width, kernel_init=LINEAR_INIT, dtype=self.dtype, name=f"mlp_{layer}")(x)
             x = gelu(x) if layer < 4 else x
@@ -129,6 +130,7 @@ def entropies(probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
 
     def entropy(p):
+        # 0·log 0 counts as 0, its limit.
         return -(p * jnp.log(jnp.maximum(p, 1e-30))).sum(-1)
 
     each = entropy(probabilities).mean()
@@ -156,6 +158,7 @@ def cosine(step: jax.Array | int, start: float, end: float, steps: int, warmup: 
         [0.0, 1.0, 1.0, 0.854, 0.5, 0.146]
     """
     step = jnp.asarray(step, jnp.result_type(float))
+    # The official schedule is linspace(0, start, warmup), which includes both ends.
     rise = start * step / max(warmup - 1, 1)
     fall = end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * (step - warmup) / max(steps - warmup, 1)))
     return jnp.where(step < warmup, rise, fall)

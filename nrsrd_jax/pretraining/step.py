@@ -146,6 +146,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
         out, updates = module.apply(
             {"params": params, "batch_stats": stats},
             views.reshape(-1, *views.shape[2:]),
+            # The teacher too normalises by the batch: the official code leaves it in training mode.
             train=True,
             rngs={"drop_path": key} if key is not None else None,
             mutable=["batch_stats"],
@@ -179,6 +180,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
             return dino_loss(outputs, teacher, memory["centre"], temperature=temperature), stats
 
         (loss, student_stats), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
+        # The norm is taken before clipping, so that the log shows gradients that grow.
         norm = optax.tree.norm(grads)
         # As in the official code, each tensor is clipped by its own norm.
         if clip:
@@ -199,6 +201,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
 
         new_rest, adam = move(rest, rest_grads, memory["adam"])
         moved_last = move(last, last_grads, memory["adam_last"])
+        # Lengths that are not learned get no gradient, but the weight decay would shrink them.
         fixed = {} if networks.head.free_length else {"weight_g": last["weight_g"]}
         moved_last = (moved_last[0] | fixed, moved_last[1])
         # A frozen layer also keeps its moments, so that Adam counts the layer's steps from its first change.
@@ -217,6 +220,7 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
             "student": student,
             "student_stats": student_stats,
             "teacher_head": average(memory["teacher_head"], student["head"]),
+            # The loss above used the old centre, as in the official code.
             "centre": next_centre(memory["centre"], teacher),
             "adam": adam,
             "adam_last": adam_last,

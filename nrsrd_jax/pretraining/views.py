@@ -21,6 +21,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.
 BLUR = 0.1, 2.0
 # Pillow's weights of red, green and blue. They add up to 2**16.
 LUMINANCE = 19595, 38470, 7471
+# Pillow's coefficient of the cubic kernel; PyTorch's is −0.75 (models/position.py).
 CUBIC = -0.5
 
 
@@ -111,6 +112,7 @@ def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Seq
     area = height * width * jax.random.uniform(keys[0], (count, TRIES), minval=scale[0], maxval=scale[1])
     bounds = [math.log(ratio) for ratio in RATIO]
     ratio = jnp.exp(jax.random.uniform(keys[1], (count, TRIES), minval=bounds[0], maxval=bounds[1]))
+    # Halves are rounded to even, as Python's round does in torchvision.
     w, h = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.argmax(1)[:, None]
@@ -127,6 +129,7 @@ def resize_boxes(images: jax.Array, boxes: jax.Array, size: tuple[int, int]) -> 
     height, width = images.shape[1:3]
     across = _resampling(boxes[:, 1], boxes[:, 3], width, size[1])
     down = _resampling(boxes[:, 0], boxes[:, 2], height, size[0])
+    # TF32 would change pixels. Pillow resizes across first, and rounds to whole numbers in between.
     exact = jax.lax.Precision.HIGHEST
     x = _round(jnp.einsum("bwW,bHWc->bHwc", across, images, precision=exact))
     return _round(jnp.einsum("bhH,bHwc->bhwc", down, x, precision=exact))
@@ -158,10 +161,12 @@ def jitter(key: jax.Array, images: jax.Array) -> jax.Array:
     changes: list[Callable] = [brightness, contrast, saturation, hue]
     branches = [lambda x, change=change, factor=factor: change(x, factor) for change, factor in zip(changes, factors)]  # noqa: B905
     order = jax.random.permutation(order_key, len(branches))
+    # This compiles each change once; a choice between all 24 orders would compile each change 24 times.
     return jax.lax.fori_loop(0, len(branches), lambda i, x: jax.lax.switch(order[i], branches, x), images)
 
 
 def _blend(other: jax.Array | float, images: jax.Array, factor: jax.Array) -> jax.Array:
+    # Pillow's blend truncates, where its other operations round.
     return jnp.floor(jnp.clip(other + factor * (images - other), 0, 255))
 
 
@@ -172,6 +177,7 @@ def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
     """Move pixels away from the mean of the grey image by a factor [B, 1, 1, 1]."""
+    # Pillow takes the mean as a whole number.
     mean = jnp.floor(grey(images)[..., :1].mean((1, 2), keepdims=True) + 0.5)
     return _blend(mean, images, factor)
 
@@ -212,6 +218,7 @@ def blur(images: jax.Array, radius: jax.Array) -> jax.Array:
     # A box covers 2·whole + 1 pixels, and a part of one more pixel at each end.
     whole = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    # Boxes of radii up to 2.4 reach at most two pixels to each side.
     distance = jnp.abs(jnp.arange(-2, 3))
     box = jnp.where(distance <= whole[:, None], 1, jnp.where(distance == whole[:, None] + 1, part[:, None], 0))
     box = (box / box.sum(1, keepdims=True))[:, :, None, None, None]  # [B, 5, 1, 1, 1]

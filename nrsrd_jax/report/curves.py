@@ -74,6 +74,7 @@ def _chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) 
 def _thinned(points: list[tuple[float, float]]) -> list[list[float]]:
     """Average neighbouring points, so that at most MOST_POINTS remain."""
     parts = np.array_split(np.array(points), min(len(points), MOST_POINTS))
+    # Five digits are finer than a pixel, and keep the page small.
     return [[round(float(x), 1), float(f"{y:.5g}")] for x, y in (part.mean(0) for part in parts)]
 
 
@@ -98,6 +99,7 @@ def plot_illumination(path: Path, targets: Mapping[str, dict[str, Any]], title: 
     axes.set_title(title, fontsize="small")
     if len(lights) <= MOST_TICKS:
         axes.set_xticks(lights, [f"{light:g}" for light in lights])
+        # A logarithmic axis would label ticks of its own between these.
         axes.minorticks_off()
     axes.invert_xaxis()
     axes.legend(title="dashed: as given")
@@ -115,6 +117,7 @@ def plot_det(path: Path, curve: Mapping[str, Sequence[float]], pairs: Sequence[M
         title: the title of the plot.
     """
     rates = [np.array(curve[name]) for name in ("fmr", "fnmr")]
+    # Rates of 0 and 1 would lie at infinity on these axes.
     shown = np.all([(rate > 0) & (rate < 1) for rate in rates], axis=0)
     points = [row for row in pairs if 0 < row["fmr"] < 1]
     lowest = min([0.1, *(rates[0][shown]), *(row["fmr"] for row in points)])

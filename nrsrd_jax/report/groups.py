@@ -32,6 +32,7 @@ def write_groups(path: Path, table: pa.Table, groups: Groups, notes: Sequence[st
     """
     sizes = np.bincount(groups.labels[groups.labels >= 0], minlength=len(groups.doubt))
     doubtful = np.argsort(-groups.doubt, kind="stable")
+    # Count only the crops that are shown, so that a large group does not displace others.
     shown = doubtful[np.minimum(sizes[doubtful], CROPS).cumsum() <= MOST]
     order = _by_camera_and_time(groups.labels, table)
     starts = np.searchsorted(groups.labels[order], shown)
@@ -61,6 +62,7 @@ def write_groups(path: Path, table: pa.Table, groups: Groups, notes: Sequence[st
 def _by_camera_and_time(labels: np.ndarray, table: pa.Table) -> np.ndarray:
     """Return the indices of crops, sorted by group, then by camera, then by time."""
     cameras = np.array(table["camera"].fill_null("").to_pylist())
+    # `lexsort` sorts by its last key first.
     return np.lexsort((table["time"].to_numpy(), cameras, labels))
 
 

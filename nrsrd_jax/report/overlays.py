@@ -59,6 +59,7 @@ def make_overlays(probe: Probe, images: np.ndarray, rows: np.ndarray) -> list[Ov
     grids = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     nra = f", NRA at λ = {probe.strength:.3g}" if "plain" in grids else ""
     labels = {"q": "Q norm", "k": "K norm", "attention": f"CLS attention{nra}", "plain": "CLS attention without NRA"}
+    # Norms are compared between images, so they share a scale. The attention of each image sums to 1.
     return [_quantise(name, labels[name], grid, shared=name in ("q", "k")) for name, grid in grids.items()]
 
 
@@ -74,6 +75,7 @@ def _last_block(probe: Probe, images: np.ndarray) -> dict[str, np.ndarray]:
 def _quantise(name: str, label: str, grid: np.ndarray, shared: bool) -> Overlay:
     """Turn values [N, P] into bytes, on a scale that all images share, or on a scale from 0 for each image."""
     bottom, top = np.quantile(grid, ENDS) if shared else (0.0, grid.max(1))
+    # If all values are equal, the width is 0. Divide by the smallest number instead, which gives 0, not NaN.
     width = np.maximum(top - bottom, np.finfo(np.float32).tiny)
     levels = np.clip(np.round((grid - bottom) * 255 / np.reshape(width, (-1, 1))), 0, 255).astype(np.uint8)
     ends = float(f"{bottom:.4g}"), float(f"{top:.4g}") if shared else _short(top)

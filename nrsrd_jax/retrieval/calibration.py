@@ -90,6 +90,7 @@ class Calibration:
         """
         if not 0 < fmr <= 1:
             raise InputError(f"the false-match rate {fmr:g} is out of range: give a number above 0 and at most 1")
+        # A curve ends above 0 if strangers have the same features; then no threshold has a very low rate.
         if people_needed(fmr) > self.people or self.fmr[-1] > fmr:
             raise InputError(
                 f"{self.path} was measured on {self.people} people, too few for a false-match rate of {fmr:g}: it "
@@ -125,6 +126,7 @@ class Calibration:
         """
         # Interpolate the logarithm, because the rate falls by orders of magnitude. The maximum avoids log(0).
         rate = np.exp(np.interp(similarity, self.thresholds, np.log(np.maximum(self.fmr, 1e-300))))
+        # The rule of three bounds what so few people can show, however low the curve is.
         return float(min(max(1 / rate, 1.0), self.most))
 
     def statement(self, similarity: float) -> str:

@@ -75,6 +75,7 @@ def compare(
     options = read_options(_choose_config(config, overrides, [path for of in methods.values() for path in of.values()]))
     if flips and len(methods) < sum(map(len, methods.values())):
         raise InputError("--flips compares single runs: give runs without NAME=")
+    # Check the files to write first, because embedding may take hours.
     written = _files(output, flips)
     targets = read_targets(options)
     for name, target in targets.items():
@@ -89,6 +90,7 @@ def compare(
         measured: list[tuple] = []
         for given, path in members.items():
             say(f"{name}: {path}")
+            # A given config decides for all runs; without one, each run is tested with the features it was made for.
             own = options if config else _with_own_features(options, path, overrides)
             measured.append(_measure(path, own, targets))
             record, why = measured[-1][2], selected_by(expanded(given), path)
@@ -180,6 +182,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(rows) == 1:
         return dict(rows[0])
     means = {title: float(np.mean([row[title] for row in rows])) for title in TITLES}
+    # These seeds are a sample of all seeds, so ddof is 1.
     spread = float(np.std([row["mAP"] for row in rows], ddof=1))
     return dict(rows[0]) | means | {"trainings": len(rows), "mAP_deviation": spread}
 
@@ -249,6 +252,7 @@ def paired_differences(
         many queries or groups are drawn; and `trainings`. With the same weights all differences are exactly 0.
     """
     pairs = list(itertools.combinations(metrics, 2))
+    # All runs rank the same queries, so the same queries have a match.
     valid = next(iter(metrics.values()))[0].valid
     precision = {run: np.stack([each.average_precision[valid] for each in of]) for run, of in metrics.items()}
     right = {run: np.stack([each.first_match[valid] == 1 for each in of]) for run, of in metrics.items()}
@@ -273,6 +277,7 @@ def paired_differences(
 def _per_training(hits: np.ndarray) -> float:
     """Return how many queries are true in `hits`, bool [trainings, queries], as a mean over trainings."""
     mean = hits.sum(1).mean().item()
+    # Tables print whole numbers without decimals.
     return int(mean) if mean == int(mean) else mean
 
 

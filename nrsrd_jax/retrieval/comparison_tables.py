@@ -90,6 +90,7 @@ def plot_differences(path: Path, result: Mapping[str, Any]) -> None:
             middle, low, high = (100 * each[key] for key in keys)
             axes.plot([low, high], [y, y], color="C0", linewidth=2)
             axes.plot(middle, y, "o", color="C0" if low > 0 or high < 0 else "white", markeredgecolor="C0")
+        # A dollar sign in a run's name would begin a formula.
         axes.set_yticks(range(len(shown)), [_title(each, several) for each in shown], parse_math=False)
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set(xlabel=f"difference in {title} (percentage points)")

@@ -83,6 +83,7 @@ class Embedder:
         self.description, self.variables, self.mesh = description, variables, mesh
         self.options = {"flip": flip, "module": repr(model.base), "platform": jax.default_backend()}
         if feature != "cls":
+            # The entry is left out for "cls", so that features cached before this option existed stay valid.
             self.options["feature"] = feature
         check_feature(description.backbone, description.spec, feature)
         if feature != "cls" and variables and not _has_trained_neck(variables):
@@ -224,6 +225,7 @@ def make_forward(model: ReID, description: Description, flip: bool, feature: str
     """Return an Embedder's function (variables, uint8 images [B, H, W, 3], camera ranks [B]) -> features [B, D]."""
 
     def forward(variables, images, cameras):
+        # On a GPU, float32 products would otherwise use TF32.
         with jax.default_matmul_precision("highest"):
             x = augment.prepared(images, description.mean, description.std, description.brighten)
             views = jnp.stack((x, x[:, :, ::-1]) if flip else (x,), axis=1)  # [B, 1 or 2, H, W, 3]
@@ -277,6 +279,7 @@ def _necks(variables: dict) -> list[dict]:
     """Return the statistics of each part's BNNeck, in the order of the parts."""
     statistics = variables["batch_stats"]
     names = sorted(name for name in statistics if name.startswith("bottleneck"))
+    # Shorter names come first, so that bottleneck_10 follows bottleneck_9.
     return [statistics[name] for name in sorted(names, key=len)]
 
 

@@ -66,6 +66,7 @@ def cameras_for(description: Description, paths: Sequence[str], cameras: Sequenc
     if not description.spec.needs_cameras:
         return None
     texts = ["" if camera is None else str(camera) for camera in cameras]
+    # Eighteen digits fit int64.
     numbers = [int(text) if re.fullmatch(r"\d{1,18}", text) else -1 for text in texts]
     for path, text, number in zip(paths, texts, numbers, strict=True):
         if number not in description.cameras:
@@ -110,6 +111,7 @@ def embed_files(
         size: how many images a chunk has, at least 1.
         strict: whether an unreadable file is an error. The error is raised after all files are read, so that it counts
             the unreadable ones; no more files are embedded after the first of them.
+        cameras: the camera of each file [N], from `cameras_for`; None for a model that does not need cameras.
 
     Yields:
         Chunks in the order of the files. Each file is in one chunk, embedded or as a fault.

@@ -68,6 +68,7 @@ def darkener(light: float, degradation: Mapping[str, Any], stream: int) -> Calla
         >>> dark.dtype, bool(dark.mean() < images.mean())
         (dtype('uint8'), True)
     """
+    # A static argument of `jax.jit` must be hashable, which a dict is not.
     options = tuple(sorted(degradation.items()))
     return lambda start, images: np.asarray(_darken(light, stream, start, images, options))
 

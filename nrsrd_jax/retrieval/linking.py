@@ -60,6 +60,7 @@ def constrain(
         places = zip(crops.tolist(), cameras[crops].tolist(), _microseconds(times)[crops].tolist(), strict=True)
         # The times of each part, by camera. Only contested crops can cause a refusal, so the others are left out.
         seen = {crop: {camera: [time]} for crop, camera, time in places}
+    # Whole microseconds are compared exactly; seconds since 1970 as floats are not.
     tolerance = round(same_time * 1e6)
     weakest: dict[int, tuple[float, int, int]] = {}
 
@@ -104,6 +105,7 @@ def _links(graph: sp.csr_array, labels: np.ndarray) -> Iterator[tuple[float, int
     pairs = graph.tocoo()
     kept = (pairs.row < pairs.col) & (labels[pairs.row] == labels[pairs.col]) & (labels[pairs.row] >= 0)
     columns = pairs.data[kept], pairs.row[kept], pairs.col[kept]
+    # Pairs of equal distance are sorted by their crops, so that groups do not depend on the order in the graph.
     order = np.lexsort(columns[::-1])
     # Python numbers take five times the memory of NumPy's, so only BLOCK links are converted at a time.
     for start in range(0, len(order), BLOCK):

@@ -34,6 +34,7 @@ def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]
         feature=chosen.feature,
     )
     fingerprint = embedder.fingerprint() if options.data.cache != "none" else ""
+    # The images are read at the size that the model takes, whatever the config says.
     return embedder, dataclasses.replace(options, image_size=embedder.description.image_size), fingerprint
 
 

@@ -109,6 +109,7 @@ def _quick_search(
         if near.sum() + far.sum() > MANY * k * len(rows):
             return None
         query, image = np.divmod(np.flatnonzero(near), images)
+        # `lexsort` is stable, so equal distances stay in the order of the images, as in `lax.top_k`.
         order = np.lexsort((_pair_distances(features, rows[query], image), query))
         first = np.searchsorted(query, np.arange(len(rows)))
         neighbours = image[order][first[:, None] + np.arange(k)]
@@ -128,6 +129,7 @@ def nearest_and_farthest(distances: jax.Array, k: int) -> tuple[jax.Array, jax.A
 
 def _expanded_weights(features: np.ndarray, neighbours: np.ndarray, farthest: np.ndarray, k1: int) -> sp.csr_array:
     """Return each image's expanded k-reciprocal neighbours, weighted by exp(−distance); [N, N], rows sum to 1."""
+    # `round` takes halves to the even number, as np.around in the official code.
     mutual, half = (_mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2)))
     # A neighbour's smaller set is added if more than 2/3 of it is in the image's own set (Zhong et al. 2017).
     shared = sp.csr_array(sp.csr_array(mutual @ half).multiply(mutual))

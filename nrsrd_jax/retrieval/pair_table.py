@@ -56,6 +56,7 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
     pairs = _people_pairs(np.unique(queries.people), np.unique(others.people))
     levels = [histograms.threshold(rate) for rate in RATES if pairs * rate >= 3 and histograms.genuine.any()]
     fmr, fnmr = histograms.rates()
+    # BINS stands for no threshold: too many strangers have a similarity of 1.
     rows = [{"threshold": edge(k), "fmr": float(fmr[k]), "fnmr": float(fnmr[k])} for k in levels if k < BINS]
     unknown, mated = ~np.isin(queries.people, others.people), genuine > -np.inf
     open_set: dict[str, Any] = {"queries": int(np.sum(~np.isin(target.query.pids, target.gallery.pids)))}
@@ -75,4 +76,5 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
 def _people_pairs(query: np.ndarray, gallery: np.ndarray) -> int:
     """Return how many pairs of two people have one person among the queries and the other in the gallery."""
     both = len(np.intersect1d(query, gallery))
+    # A pair of two people who are on both sides occurs twice in the product.
     return len(query) * len(gallery) - both - both * (both - 1) // 2

@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from .distances import unit_rows
 
+# Bins are far wider than the rounding of float32 (2**-24 near 1), and 2**18 counts take only 2 MB.
 BITS = 17
 RESOLUTION = 2.0**-BITS
+# The last bin holds the similarity 1 alone.
 BINS = 2 ** (BITS + 1) + 1
 # With this many pairs at a time the intermediate arrays take around 100 MB.
 BLOCK_PAIRS = 2**22
@@ -116,6 +118,7 @@ class Histograms:
 
     def threshold(self, rate: float) -> int:
         """Return the lowest bin with a false-match rate of at most `rate` at its edge; BINS if no bin has that."""
+        # `searchsorted` needs rising numbers, and these rates fall.
         return int(np.searchsorted(-self.rates()[0], -rate))
 
 
@@ -141,6 +144,7 @@ def people_needed(rate: float) -> int:
         >>> people_needed(0.01), people_needed(1e-4)
         (25, 246)
     """
+    # The small number keeps rounding from adding a person where the root is a whole number.
     return math.ceil(min((1 + math.sqrt(1 + 24 / rate)) / 2 - 1e-9, 1e15))
 
 
@@ -209,6 +213,7 @@ class PersonCounts:
         pairs = self.pairs[self.pairs > 0]
         if not len(pairs):
             return None
+        # An impostor pair counts for two people, so without a person both of its counts are missing.
         rest = pairs.sum() - self.sides * pairs
         without = ((hits.sum() - self.sides * hits) / np.maximum(rest, 1))[rest > 0]
         units = len(pairs) * (len(pairs) - 1) // 2 if self.sides == 2 else len(pairs)
@@ -231,6 +236,7 @@ def count_by_person(
         For each grouping, and each of its groups, the counts of genuine and of impostor pairs.
     """
     levels = len(thresholds) + 1
+    # Pairs that must not count get a level of their own, which `_counted` leaves out.
     nothing, width = levels, levels + 1
     level_of = np.searchsorted(thresholds, np.arange(BINS), side="right")
     kinds = len(groupings[0])

@@ -61,6 +61,7 @@ def provenance(embedder: Embeds, options: Options, source: Path) -> dict[str, An
             "exclude": options.data.exclude,
         },
         "command": shlex.join(sys.argv),
+        # Relative paths in the command refer to this folder.
         "folder": os.getcwd(),
         "config": dataclasses.asdict(options),
         "trained_with": trained.get("config"),
@@ -89,6 +90,7 @@ def commit() -> str | None:
     try:
         # If this package was copied into another project's checkout, that project's commit would be wrong.
         git(["git", "ls-files", "--error-unmatch", here.name])
+        # --exclude leaves out all tags, so that the answer is always the hash.
         return git(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -123,6 +123,7 @@ def reranked_distances(
             say(text, error=True)
 
     weights, farthest = neighbour_weights(features, distances, k1, k2, BLOCK * devices, mesh, announce)
+    # Each query reads some columns of these weights, which this form gives without a search.
     gallery = sp.csc_array(weights[queries:])
 
     def rows(block: np.ndarray) -> np.ndarray:
@@ -207,6 +208,7 @@ def expand_queries(
         rows = np.arange(start, min(start + size, len(query)))
         with jax.enable_x64(True):
             found = np.asarray(nearest_and_farthest(distances(rows), k)[0])
+        # `centred_rows` subtracted the gallery's mean, which belongs to the expanded query.
         expanded[rows] = mean + (query[rows] + gallery[found].sum(1, dtype=np.float64)) / (1 + k)
     return expanded
 

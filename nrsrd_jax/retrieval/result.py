@@ -149,6 +149,7 @@ def evaluate_run(
             name: (read_test_images(options, target.query), read_test_images(options, target.gallery))
             for name, target in targets.items()
         }
+        # A report of an ONNX file was refused above.
         assert isinstance(embedder, Embedder)
         reason = no_attention(embedder.description)
         if reason:
@@ -249,10 +250,12 @@ def export_features(path: Path, results: Mapping[str, Evaluation], targets: Mapp
         parts = (("query", target.query, target.query_views), ("gallery", target.gallery, target.gallery_views))
         for part, split, views in parts:
             columns = {"features": result.features[part], "pids": split.pids, "cameras": split.cameras, "views": views}
+            # Paths are kept as text, because NumPy would pickle objects.
             columns["paths"] = np.array([str(path) for path in split.paths])
             arrays |= {f"{prefix}{part}_{column}": values for column, values in columns.items()}
         arrays[f"{prefix}average_precision"] = result.metrics.average_precision
         arrays[f"{prefix}first_match"] = result.metrics.first_match
+    # Given a path, NumPy would append .npz to it, because the partial file has another suffix.
     with written_whole(path, follow=True) as partial, open(partial, "wb") as file:
         np.savez(file, **arrays)
 

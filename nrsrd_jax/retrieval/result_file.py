@@ -45,6 +45,7 @@ def choose_file(plain: Path, result: Mapping[str, Any], trained_data: Any) -> Pa
         The file to write.
     """
     words, before = _words(result, trained_data), _read(plain)
+    # The plain name is for the run's own test, so another test gets the names of its data sets.
     if not words and before and _is_other_test(before, result):
         words = _names(result)
     if words:
@@ -83,6 +84,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     """Return what the result in a file depends on; None if the file is missing or not a result of this version."""
     try:
         return _subject(json.loads(read_bounded(path, MOST_BYTES)))
+    # A result of an earlier version, or a file of another program, lacks entries or has other types.
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return None
 

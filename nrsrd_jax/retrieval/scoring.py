@@ -85,6 +85,7 @@ def evaluate(
         with _stage("features", seconds):
             splits = {"query": target.query, "gallery": target.gallery}
             features = {}
+            # Queries and gallery draw different noise, or images of one place in both lists would share theirs.
             for stream, (part, split) in enumerate(splits.items()):
                 each = [
                     _features(*model, split=split, light=light, title=f"{name} {part}", stream=stream)
@@ -96,6 +97,7 @@ def evaluate(
                 luminance = {
                     part: mean_luminance(read_test_images(options, split)) / 255 for part, split in splits.items()
                 }
+        # Each process has all features, so it ranks them alone, without communication.
         scored = score(features, target, options.eval, own_mesh(embedder.mesh), luminance)
         results[name] = dataclasses.replace(scored, seconds=seconds | scored.seconds)
     return results
@@ -170,6 +172,7 @@ def score(
         if options.expand:
             query = expand_queries(query, gallery, options.expand, mesh)
         distances = squared_distances(query, gallery, mesh)
+        # This also runs if re-ranking follows: it costs little, and shows what re-ranking changes.
         metrics, plain = rank_by(distances, *target.labels, mesh=mesh), None
     if rerank.enabled:
         with _stage("re-ranking", seconds):

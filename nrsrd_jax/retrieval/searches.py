@@ -63,6 +63,7 @@ def predicted_fpir(one_person: float, people: int) -> float:
         >>> round(predicted_fpir(0.001, 1000), 3)
         0.632
     """
+    # log1p and expm1 keep the digits of a small p; the limit avoids log(0).
     return float(-np.expm1(people * np.log1p(-min(one_person, 1 - 1e-16))))
 
 
@@ -85,6 +86,7 @@ def measure_searches(crops: Crops, people: int, thresholds: Sequence[float], see
     enrolled = enrolled[np.argsort(crops.people[enrolled], kind="stable")]
     starts = np.searchsorted(crops.people[enrolled], np.arange(people))
     mated = crops.views != np.array(views)[crops.people]
+    # One more person searches, and the jackknife leaves out another.
     sizes = [size for size in GALLERIES if size <= people - 2] or [people - 2]
     kinds = [(size, top) for size in sizes for top in TOPS if top <= size]
     others = people - 1, people - 2
@@ -104,6 +106,7 @@ def measure_searches(crops: Crops, people: int, thresholds: Sequence[float], see
         # These people come before the right one; a person who is equally similar counts as before.
         above = (similarity >= own[:, None])[found].astype(np.float32)
         for k, threshold in enumerate(thresholds):
+            # `_Mean.add` multiplies by this matrix, and NumPy multiplies integers slowly.
             reached = (similarity >= threshold).astype(np.float32)
             hits[k] += reached.sum()
             for mean in strangers[k]:
@@ -158,6 +161,7 @@ class _Mean:
         self.whole, self.fewer = self.whole + whole.sum(), self.fewer + fewer.sum()
         self.own += np.bincount(whose, fewer, count)
         self.searches += np.bincount(whose, minlength=count)
+        # Most crops do not depend on a single person, so the product leaves them out.
         some = np.flatnonzero(change)
         self.changes += change[some].astype(np.float32) @ reached[some]
 
@@ -176,6 +180,7 @@ def _any_reported(others: int, size: int) -> np.ndarray:
     The values are for m = 0..others + 1.
     """
     m = np.minimum(np.arange(others + 2), others)
+    # Logarithms are needed, because the numbers of galleries exceed float64.
     nobody = _log_choose(others - m, size) - _log_choose(np.array([others]), size)
     return -np.expm1(np.where(others - m < size, -np.inf, nobody))
 

@@ -75,10 +75,12 @@ def without_old_layouts(tensors: dict[str, Array]) -> tuple[dict[str, Array], di
     """Return the tensors in the shapes of today's official model, and notes on the changes, by name."""
     tensors, notes = dict(tensors), {}
     projection, position = tensors.get("base.patch_embed.proj.weight"), tensors.get("base.pos_embed")
+    # Old ViTs of timm multiplied flattened patches by a matrix; timm's loader reshapes it in the same way.
     if projection is not None and projection.shape[1:] == (3 * PATCH * PATCH,):
         tensors["base.patch_embed.proj.weight"] = np.asarray(projection).reshape(-1, 3, PATCH, PATCH)
         notes["base.patch_embed.proj.weight"] = "a matrix in the file"
     if "base.dist_token" in tensors and position is not None and len(position.shape) == 3 and position.shape[1] > 1:
+        # Distilled ViTs (DeiT) have a second token after CLS, which this model lacks.
         tensors["base.pos_embed"] = np.delete(np.asarray(position), [1], axis=1)
         notes["base.pos_embed"] = "without the row of dist_token"
     return tensors, notes
@@ -180,6 +182,7 @@ def convert(
         resize = name == "base.pos_embed" and grids[0] != grids[1]
         if resize:
             values = resize_position_embedding(values, *grids)
+            # A resized embedding is new in float32, so an export must not round it to the file's type.
             types.pop("/".join(slot.path), None)
             steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
         put(variables, slot.path, values)

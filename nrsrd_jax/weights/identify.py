@@ -75,6 +75,7 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
         raise InputError(f"its ViT has width {width}; the known widths are {known}")
     depth = MODELS[backbone].depth
     if "depth" in MODELS[backbone].choices:
+        # Only up to four digits are read, so that a name cannot hold a number of any length.
         found = re.findall(r"^base\.blocks\.(\d{1,4})\.", "\n".join(shapes), re.MULTILINE)
         depth = 1 + max(map(int, found), default=0)
         if depth > MAX_DEPTH:
@@ -107,6 +108,7 @@ def identify_model(tensors: dict[str, Array], notes: str, source_size: tuple[int
         return description
     if own.architecture != description.architecture:
         raise InputError("the description in the file is of another model than its tensors; convert the original file")
+    # The description also has what tensors do not show: normalisation, identities and NRA's settings.
     return dataclasses.replace(own, image_size=size)
 
 

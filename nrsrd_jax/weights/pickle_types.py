@@ -90,6 +90,7 @@ class Namespace(dict):
 
 def natural(value: Any) -> int:
     """Return a size, offset or stride. Raise Refused if it is not a natural number below 2**48."""
+    # `isinstance` would accept True as a size.
     if type(value) is not int or not 0 <= value < 2**48:
         raise Refused("its pickle has a size, offset or stride that is not a natural number")
     return value
@@ -101,6 +102,7 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
         raise Refused(f"a tensor of {len(shape)} dimensions and {len(strides)} strides")
     offset, shape, strides = natural(offset), tuple(map(natural, shape)), tuple(map(natural, strides))
+    # NumPy limits the product of the sides even of an empty array, so zeros count as ones in `extent`.
     size, extent = math.prod(shape), math.prod(max(n, 1) for n in shape)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if size > storage.count or (size and last >= storage.count) or offset > storage.count or extent >= 2**48:

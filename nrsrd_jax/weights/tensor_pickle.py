@@ -21,6 +21,7 @@ MAX_TEXT = 2**24  # bytes of a text; a NumPy array beside the weights is stored 
 MAX_LINE = 2**12  # bytes of the name of a type
 MAX_KEY = 2**32  # larger integers can be chosen so that they collide in a dictionary
 WINDOW = 2**20  # bytes that a Cursor reads at a time
+# PyTorch's longest call, `_rebuild_tensor_v2`, has seven arguments.
 MAX_ARGUMENTS = 8
 
 
@@ -57,6 +58,7 @@ class Cursor:
 
     def readline(self) -> bytes:
         piece = self._peek(MAX_LINE)
+        # Without a line break this is empty, which pickletools refuses.
         line = piece[: piece.find(b"\n") + 1]
         self.position += len(line)
         return line
@@ -177,6 +179,7 @@ def run(cursor: Cursor, storage: Callable[[Any], Storage] | None = None) -> Any:
                     continue
                 if not isinstance(state, dict):
                     raise Refused("its pickle has an object whose state is not a dictionary")
+                # A dictionary can be the state of many objects, so each time its entries count as instructions.
                 work += len(state)
                 # The state of an OrderedDict is metadata, and is left out.
                 if isinstance(target, Namespace):

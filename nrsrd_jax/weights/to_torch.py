@@ -127,6 +127,7 @@ def main() -> None:
     directory = absolute(options.directory)
     name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
     output = options.output or directory.parent / name
+    # `exists` is false for a link that leads nowhere.
     if os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)
@@ -161,6 +162,7 @@ def write(
     notes = json.dumps(dataclasses.asdict(description))
     with written_whole(output, follow=follow) as partial:
         if file_format == "safetensors":
+            # safetensors copies an array's memory as it lies, so a transposed view must be put in order first.
             contiguous = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
             partial.write_bytes(safetensors.numpy.save(contiguous, {torch_file.NOTES: notes}))
         else:

@@ -150,6 +150,7 @@ def _records(entries: list[zipfile.ZipInfo], pages: Pages) -> dict[str, tuple[in
             raise Refused(f"record {shown(name)} is compressed or encrypted, which torch.save never does")
         if name in records:
             raise Refused(f"the archive has two records {shown(name)}")
+        # The central directory may give another length of the extra field, so read that of the record itself.
         signature, name_length, extra_length = struct.unpack("<4s22xHH", pages[begin : begin + 30])
         data = begin + 30 + name_length + extra_length
         if signature != b"PK\x03\x04" or begin < end or data + entry.file_size > len(pages):
@@ -173,6 +174,7 @@ def _load_legacy(pages: Pages) -> Any:
             raise Refused(f"storage {shown(key)} is declared twice, in different ways")
         return Storage(dtype, count, lambda begin, end: pages[found[key] + begin : found[key] + end])
 
+    # 1001 is the protocol of all legacy files.
     if run(file) != LEGACY_MAGIC or run(file) != 1001:
         raise Refused(NEITHER)
     system = run(file)
@@ -184,6 +186,7 @@ def _load_legacy(pages: Pages) -> Any:
     position = file.position
     for key in keys:
         dtype, count = declared[key]
+        # Eight bytes before each storage hold its number of elements.
         begin, size = position + 8, count * dtype.itemsize
         if struct.unpack("<q", pages[position:begin])[0] != count or begin + size > len(pages):
             raise Refused(f"storage {shown(key)} is truncated, or does not have the size that its tensors expect")

@@ -64,6 +64,7 @@ def slots(description: Description, jpm: bool = False) -> dict[str, Slot]:
         path: tuple[str, ...] = tuple(key.key for key in keys)  # pyright: ignore[reportAttributeAccessIssue]
         ndim = len(leaf.shape)
         transform, axes = KERNELS[ndim] if path[-1] == "kernel" else ("as it is", tuple(range(ndim)))
+        # The first key is the collection, "params" or "batch_stats".
         name = description.spec.torch_name(path[1:])
         if jpm:
             name = transreid.torch_name(name, description.depth)
