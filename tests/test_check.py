@@ -295,20 +295,6 @@ def test_pictures_of_unusual_modes_decode_to_the_right_colours(tmp_path):
     assert np.abs(np.subtract(pixel(tmp_path / "cmyk.jpg"), (255, 0, 0))).max() < 8
 
 
-def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path):
-    image = Image.new("RGB", (40, 20))
-    # The left quarter is white, so the top of the turned picture must be white.
-    image.paste((255, 255, 255), (0, 0, 10, 20))
-    exif = image.getexif()
-    # Orientation 6: viewers turn the picture clockwise by 90°.
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    upright = np.asarray(read_rgb(tmp_path / "a.jpg"))
-    assert upright.shape == (40, 20, 3)
-    assert upright[:8].min() > 240
-    assert upright[12:].max() < 15
-
-
 @pytest.mark.parametrize(("make", "message"), [
     (lambda path: big_png(path, 5000, 5000), f"more than the {MAX_PIXELS} that a crop may have"),
     (lambda path: big_png(path, 2**31 - 1, 2**31 - 1), "cannot read the image"),
