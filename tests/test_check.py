@@ -106,6 +106,7 @@ def test_each_fault_is_one_line_and_training_works_without_the_listed_images(pla
 
 def test_a_broken_image_stops_the_run_also_without_a_cache(tmp_path):
     root = write_night(tmp_path / "night")
+    # Without a cache, training decodes an image when its batch comes, so a broken one could end it after hours.
     config = small_config(tmp_path, data__cache="none")
     for folder in ("bounding_box_train", "query"):
         broken = next((root / folder).iterdir())
@@ -133,6 +134,8 @@ def test_check_suggests_brightening_only_for_dark_training_images(tmp_path, dark
     for path in root.glob("bounding_box_train/*.jpg"):
         with Image.open(path) as image:
             pixels = np.asarray(image)
+        # The advice is for images with a mean below a quarter of the range; these have at most an eighth or at least a
+        # half.
         Image.fromarray(pixels // 8 if dark else 128 + pixels // 8).save(path)
     assert ("data.brighten" in check("night600", root, *SMALL).stdout) == dark
 
