@@ -41,6 +41,7 @@ def plain(features: np.ndarray) -> np.ndarray:
     from sklearn.cluster import DBSCAN
 
     jaccard, _ = numpy_jaccard(normalised(features), len(features))
+    # In float16 a distance may be rounded to below 0, which scikit-learn refuses.
     jaccard = np.maximum(jaccard.astype(np.float32), 0)
     return DBSCAN(eps=EPS, min_samples=MIN_SIZE, metric="precomputed").fit(jaccard).labels_
 

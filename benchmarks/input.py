@@ -89,6 +89,7 @@ def main() -> None:
         print(f"batches from device memory    {batch / device:>9.0f} images/s, {1e3 * device:.2f} ms a batch")
 
         files = [[paths[i] for i in plan.batch(step)] for step in range(20)]
+        # JAX has started threads in this process, so a fork could deadlock.
         with multiprocessing.get_context("spawn").Pool(cores) as pool:
             load = functools.partial(load_batch, size=size)
             # A first batch per worker makes sure that all of them have started.

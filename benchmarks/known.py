@@ -45,6 +45,7 @@ class Named(Source):
 
 def stat(path: str | Path, real=os.stat, **options: bool) -> SimpleNamespace | os.stat_result:
     """Return the size and time that the gallery has for a crop, in place of os.stat."""
+    # Crops have their paths as text; any other file that is looked at exists.
     if isinstance(path, Path):
         return real(path, **options)
     # The number of the crop is the last field of its name.

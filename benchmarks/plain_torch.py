@@ -147,6 +147,7 @@ def calls(
 
     def loss():
         total = 0.0
+        # Each domain has its own pass, because batch norms must not mix the statistics of domains.
         for domain in range(domains):
             features, logits = student(images)
             total = total + F.cross_entropy(logits[domain].float(), target) + triplet(features, target)

@@ -27,6 +27,7 @@ SIZE, CLASSES, RATE = (256, 128), 300, 0.01
 
 def ours(images: np.ndarray, labels: np.ndarray) -> dict[str, Callable[[], Any]]:
     """Return functions that run our forward pass and our training step once, on images [B, 3, h, w]."""
+    # The official BoT has no activation after the first norm. This variant has one, as torchvision's network does.
     model = create_model("bot_resnet50_relu", classes=CLASSES)
     variables = initialise(model, jax.random.key(0), SIZE)
     inputs = jnp.asarray(images.transpose(0, 2, 3, 1))

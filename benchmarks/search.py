@@ -40,6 +40,7 @@ def make_gallery(folder: str, features: np.ndarray):
     for start in range(0, len(features), 8192):
         part = features[start : start + 8192]
         gallery.add([{"path": f"/{start + i:07d}.jpg", "camera": f"c{i % 4}"} for i in range(len(part))], part)
+    # Each call above writes files of its own, and `nrsrd embed` also joins them at its end.
     gallery.compact()
     return gallery
 

@@ -42,6 +42,7 @@ from nrsrd_jax.step import Teacher, make_update
 
 CLASSES, INSTANCES = 300, 4
 # Dense FLOP/s of the data sheets.
+# The first name that occurs in a device's name is taken, so L40S must stand before L4.
 BFLOAT16_PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 ROUNDS = 3
 VITS = {name: spec for name, spec in MODELS.items() if isinstance(spec, ViTSpec)}
@@ -124,6 +125,7 @@ class Case:
     def network(self) -> "Timed":
         """Return the step on prepared images, which corresponds to plain PyTorch's step."""
 
+        # As in the train step, float32 products must not be computed in TF32 on a GPU.
         def update(state, inputs, teacher_variables):
             with jax.default_matmul_precision("highest"):
                 return self.update(state, inputs, self.labels, 0, jax.random.key(0), teacher_variables)
@@ -152,6 +154,7 @@ class Case:
             return jax.grad(self.objective, has_aux=True)(*arguments)
 
         def apply(state):
+            # The parameters stand in for gradients, whose values do not change the time.
             directions, opt_state = self.optimizer.update(state.params, state.opt_state, state.params)
             return optax.apply_updates(state.params, directions), opt_state
 

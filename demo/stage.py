@@ -41,6 +41,8 @@ def wait(process: subprocess.Popen, name: str) -> int:
                 sys.stdout.flush()
     if sys.stdout.isatty():
         sys.stdout.write("\r")
+    # A script that a signal ended has the negative number of the signal as its status; a shell reports 128 plus the
+    # number.
     return 128 - status if status < 0 else status
 
 

@@ -51,12 +51,14 @@ def _section(title: str, module: str, entry: str) -> str:
 
 def _parsed(module, entry: str) -> tuple[str, list[tuple[str, str]]]:
     """Return the help text of a command, and its flags with what they mean, without running it."""
+    # absl's flags belong to the process, so those of one command must be removed before the next is read.
     before, defined, arguments = set(flags.FLAGS), [], sys.argv
 
     def stop_at_parser(parser: argparse.ArgumentParser, *_, **__) -> None:
         defined.append(
             (parser.description, [_argument(parser, each) for each in parser._actions if each.dest != "help"])
         )
+        # The command must not run, and this leaves it from anywhere.
         raise _Captured
 
     def stop_at_flags(main: Callable, doc: str, *_) -> None:
@@ -68,6 +70,7 @@ def _parsed(module, entry: str) -> tuple[str, list[tuple[str, str]]]:
     kept = command.Parser.parse_known_args, command.run, getattr(module, "run", None)
     sys.argv = ["nrsrd", "--help"]
     command.Parser.parse_known_args = stop_at_parser
+    # `nrsrd pretrain` has no `run` of its own: nrsrd_jax.train reads its flags.
     train = importlib.import_module("nrsrd_jax.train")
     runs = [each for each in (module, train) if getattr(each, "run", None) is command.run]
     for each in runs:

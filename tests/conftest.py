@@ -25,6 +25,7 @@ from nrsrd_jax.weights import from_torch, torch_file
 os.environ["XDG_CACHE_HOME"] = "/dev/null"
 os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matplotlib")
 jax.config.update("jax_platforms", "cpu")
+# Eight devices on any machine, so that sharding and padding to the devices are tested without an accelerator.
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Compilation would take most of the tests' time, so all processes share this cache of compiled programs.
@@ -104,6 +105,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
+    # The workers share the folder, so only the main process, which ends last, deletes it.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(COMPILED, ignore_errors=True)
 
@@ -229,8 +231,11 @@ def chromium():
     if path is None:
         reason = "Chromium, which opens the report, is not installed; install it: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    # Chromium's sandbox does not start as root, and tests in a container often run as root. The other flags keep
+    # Chromium from connecting to servers by itself.
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags = [*options.split(), "--disable-component-update", "--disable-sync"]
+    # Only tests of pages need Playwright, and the environments of matrix.py lack it.
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

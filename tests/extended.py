@@ -125,6 +125,7 @@ def main() -> None:
     for name, check in CHECKS.items():
         try:
             check()
+        # pytest.raises fails with an exception that is not an Exception, and a command may raise SystemExit.
         except BaseException:
             failed[name] = traceback.format_exc()
     print("\n" + json.dumps(failed))

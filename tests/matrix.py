@@ -55,10 +55,12 @@ def try_one(uv: str, name: str) -> str:
     home = ROOT / "build/matrix" / name
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", python, home], check=True)
     own = str(home / "bin/python")
+    # In one call, the lowest versions would be taken for the tools as well.
     for wanted in ([*INSTALL[packages], "--editable", PACKAGE], TOOLS):
         if subprocess.run([uv, "pip", "install", "--quiet", "--python", own, *wanted], check=False).returncode:
             return "failed to install"
     versions = subprocess.run([own, "-c", VERSIONS], capture_output=True, text=True, check=True).stdout.strip()
+    # These environments have no pyright, which a test of the options starts.
     command = [own, "-m", "pytest", "--numprocesses", "0", "-k", "not pyright", *TESTS]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     return f"{'failed' if done.returncode else 'passed'} with {versions}"

@@ -38,6 +38,7 @@ def write_images(folder: Path, identities, cameras=(1, 2), frames=2, seed=0, siz
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     for identity in identities:
+        # The colour depends on the identity alone, so that a person has it in every folder, whatever `seed` is.
         colour = np.random.default_rng(identity).integers(0, 256, 3)
         for camera in cameras:
             for frame in range(frames):
@@ -121,6 +122,7 @@ def small_model(depth=1, size=(32, 16), seed=0, **fields):
     return description, start(jax.random.key(seed))
 
 
+# Equal models are equal as keys, so each initialisation is compiled once.
 @functools.cache
 def _initialise(model, size):
     return jax.jit(lambda key: initialise(model, key, size))

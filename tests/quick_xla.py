@@ -26,12 +26,14 @@ def switch_on(cache: str) -> None:
     Processes share the cache. Setting `jax_disable_most_optimizations` to False restores full optimisation.
     """
     compiler.get_compile_options = _quick_options
+    # JAX would cache only programs that take a second to compile, and with this compiler few of them take that long.
     options = {
         "jax_compilation_cache_dir": cache,
         "jax_persistent_cache_min_compile_time_secs": 0.05,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         "jax_disable_most_optimizations": True,
     }
+    # Processes that tests start read the environment; this process has read it already.
     for name, value in options.items():
         os.environ[name.upper()] = str(value)
         jax.config.update(name, value)

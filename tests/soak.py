@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: 0")
     options = parser.parse_args()
     rng, moments, wrong = random.Random(options.seed), collections.Counter(), 0
+    # Each start compiles its programs again, and optimising them would take most of the time.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -82,6 +83,7 @@ def main() -> None:
                 done = max(saved_steps(workdir), default=0)
                 process = start(workdir)
                 try:
+                    # Some runs are killed before their first step: while they import, decode images or compile.
                     process.wait(rng.uniform(0.5 * ready, latest) if kills < options.kills else None)
                     ended = True
                     assert process.returncode == 0, (place / "log").read_text()[-2000:]
@@ -91,6 +93,8 @@ def main() -> None:
                     process.send_signal(signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL)
                     status = process.wait()
                     said = (place / "log").read_text()[-2000:]
+                    # A run that has saved after SIGTERM ends with 143. SIGTERM kills a run that does not handle it yet,
+                    # and status 0 is that of a run that was complete when the signal came.
                     assert status in (0, 143, -signal.SIGTERM, -signal.SIGKILL), f"status {status}: {said}"
             same = final_weights(workdir) == expected
             wrong += not same

@@ -31,6 +31,7 @@ def scores(*values):
 
 def test_mean_spread_and_paired_difference_match_a_hand_calculation():
     first, second = statistics({"baseline": scores(0.1, 0.3), "nra": scores(0.2, 0.5)}, ROWS)
+    # The standard deviation of a sample divides by n − 1.
     np.testing.assert_allclose(first["mAP"], (0.2, np.sqrt(0.02)))
     np.testing.assert_allclose(second["difference"], (0.15, np.sqrt(0.005)))
     assert (first["seeds"], np.isnan(first["difference"]).all()) == (2, True)
@@ -270,4 +271,5 @@ def test_each_config_of_a_method_is_valid(name):
     config = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
     options = read_options(config)
     check_model(options)
+    # The shortest official training, that of IDE and PCB, has 60 epochs.
     assert options.train.epochs >= 60

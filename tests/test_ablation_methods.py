@@ -62,6 +62,7 @@ def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(ablati
 def test_all_weights_of_the_methods_may_be_missing(ablation_file, tmp_path, model, untrained, capsys, monkeypatch):
     """The reason is told before the first training, and the table keeps its columns."""
     (tmp_path / "vit_tiny").symlink_to(model)
+    # Each training keeps what was printed before it.
     seen = []
     monkeypatch.setattr(
         ablation, "train", lambda *_, **__: seen.append(capsys.readouterr().out) or dict.fromkeys(TITLES, 0.25)
@@ -79,6 +80,7 @@ def test_table_1_shows_the_papers_numbers_of_rows_tested_as_published(
     ablation_file, tmp_path, untrained, monkeypatch, same_start
 ):
     """IDE's official code also tests mirrored images, and the others do not."""
+    # The table has the paper's numbers only if the data has the published size.
     for split, count in (("train", 32), ("query", 4)):
         monkeypatch.setitem(LAYOUTS["night600"].published[""], split, count)
     options = {"train.batch_size": 8, "image_size": (128, 64)}
@@ -95,6 +97,7 @@ def test_a_folder_with_a_run_of_other_options_stops_the_command(ablation_file, t
     rows = rows_of("ide", "transreid_ssl")
     run = tmp_path / "w/ide-seed0"
     (run / "checkpoints/1").mkdir(parents=True)
+    # This is the config of the published training, and the ablation below has another, with the common start.
     save_config(read_options(row_config(ablation_file, rows[0], 0, {})), run / "config.json")
     with pytest.raises(InputError, match=r"row ide: .* holds a run with other options"):
         run_ablation(ablation_file, rows, 1, tmp_path / "w", {}, same_start=True)

@@ -248,6 +248,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
     assert "Q norms are high in the centre: " in done.stdout
     assert "NRA at λ = 2: γ spreads" in done.stdout
     made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    # There are eleven figures in two formats, and seven tables.
     assert len(made) == 2 * 11 + 7
     for path in (tmp_path / "out").glob("*.png"):
         with Image.open(path) as image:

@@ -22,6 +22,7 @@ def norm_ratio_attention(q, k, v, strength=1.0, scope="head"):
 @pytest.mark.parametrize("scope", ["head", "token"])
 def test_the_penalty_equals_a_plain_loop(scope):
     q, k, _ = np.asarray(qkv())
+    # With a λ of 1, a missing factor would not show.
     penalty = attention.norm_ratio_penalty(*(attention.token_norms(jnp.asarray(x), scope) for x in (q, k)), 0.7)
     for head in range(3):
         part = slice(head, head + 1) if scope == "head" else slice(None)
@@ -43,11 +44,13 @@ def test_only_differences_between_key_norms_change_attention():
 
 def test_long_keys_get_less_attention():
     q, k, v = qkv()
+    # Short queries make γ large and the products small, so γ decides.
     weights = norm_ratio_attention(jnp.zeros_like(q) + 1e-3, k.at[:, 2].mul(5), v)[1]
     assert (weights[..., 2] == weights.min(-1)).all()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+# In float32 the square of 1e-30 is 0, so these queries have the norm 0 although they are not 0.
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-6])
 def test_zero_query_norms_give_finite_values_and_gradients(scale, dtype):
     q, k, v = qkv()
@@ -55,6 +58,7 @@ def test_zero_query_norms_give_finite_values_and_gradients(scale, dtype):
     def loss(q, k, strength):
         return norm_ratio_attention(q.astype(dtype), k.astype(dtype), v.astype(dtype), strength)[0].sum()
 
+    # Keys of length 0 are tested too: the derivative of a norm at 0 is not defined.
     gradients = jax.grad(loss, argnums=(0, 1, 2))(q * scale, k.at[0].set(0), 1.0)
     assert all(np.isfinite(g).all() for g in gradients)
 
@@ -77,6 +81,7 @@ def test_asking_for_maps_does_not_change_the_embedding(dtype, tolerance):
     np.testing.assert_allclose(out["diagnostics"]["leverage"], expected.mean(), rtol=1e-3)
 
 
+# This is why one more coordinate of queries and keys can hold γ, as a test below shows.
 def test_the_penalty_is_rank_one():
     """γ is an outer product over (query, key) in every image and head."""
     q, k, _ = qkv()
@@ -89,6 +94,7 @@ def test_the_penalty_is_rank_one():
 def test_the_standard_form_does_not_depend_on_the_scale_of_the_norms(scale):
     """γ has mean 0 and standard deviation λ over the keys. Equal norms give γ = 0 and finite gradients."""
     q, k, _ = qkv()
+    # This form uses only the norms of keys, so longer queries must change nothing.
     penalty = attention.NormRatio(form="standard").penalty(q * 7, k * scale, jnp.float32(0.7))
     assert penalty.shape == (*penalty.shape[:2], 1, k.shape[1])
     np.testing.assert_allclose(penalty.mean(-1), 0, atol=1e-5)
@@ -100,6 +106,7 @@ def test_the_standard_form_does_not_depend_on_the_scale_of_the_norms(scale):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 0.01)])
+# An image of 256×128 pixels has 129 tokens.
 @pytest.mark.parametrize("tokens", [1, 5, 129])
 def test_an_extra_coordinate_gives_the_same_logits(dtype, tolerance, tokens):
     """Any attention kernel computes NRA from q' = [q/√d, −λ/(‖q‖+ε)] and k' = [k, ‖k‖].
@@ -141,6 +148,7 @@ def test_fused_attention_gives_the_same_features_and_gradients(library, size, re
 
     def gradients(model):
         def loss(variables):
+            # With the same key, both models drop the same paths.
             rngs = {"drop_path": jax.random.key(2)}
             out, _ = model.apply(variables, images, train=True, mutable="batch_stats", rngs=rngs)
             return jnp.square(out["embedding"]).mean(), out["embedding"]
@@ -157,6 +165,7 @@ def test_fused_attention_gives_the_same_features_and_gradients(library, size, re
 
 
 def test_fused_attention_is_used_only_where_it_works(library, monkeypatch, capsys):
+    # The cache would keep the first answer.
     works = attention.fusion_works.__wrapped__
     # A CPU does not have cuDNN.
     assert not works()
@@ -189,5 +198,6 @@ def test_each_block_calls_fused_attention_differently(library, monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", noted)
     model = create_model("vit_base", depth=12, fused=True)
     jax.eval_shape(lambda key: initialise(model, key, (32, 16)), jax.random.key(0))
+    # The last of the twelve blocks computes the CLS token alone, without cuDNN.
     assert len(set(scales)) == len(scales) == 11
     assert {np.float32(scale) for scale in scales} == {np.float32(0.125)}

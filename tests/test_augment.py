@@ -98,6 +98,8 @@ def test_random_erasing_fills_one_rectangle_of_the_official_sizes():
     # A mask that has as many pixels as its rows times its columns is a full rectangle.
     np.testing.assert_array_equal(mask.sum((1, 2)), rows * columns)
     share = rows * columns / (64 * 32)
+    # Areas of 0.02 to 1/3 and ratios of 0.3 to 1/0.3 are drawn, and the sides are then rounded to whole pixels. A large
+    # area leaves out tall and wide rectangles, which do not fit in the image.
     assert share.min() > 0.015
     assert share.max() < 0.36
     ratio = rows / columns
@@ -110,6 +112,7 @@ def test_random_erasing_fills_one_rectangle_of_the_official_sizes():
 
 def test_random_erasing_changes_images_with_the_given_probability():
     _, mask = erased_areas(0.5)
+    # The standard error of the share is 0.02.
     assert abs(mask.any((1, 2)).mean() - 0.5) < 0.06
     _, mask = erased_areas(0.0)
     assert not mask.any()

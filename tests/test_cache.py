@@ -49,6 +49,7 @@ def images(tmp_path):
 
 def zeroed(path, shape, dtype):
     content = bytearray(path.read_bytes())
+    # These bytes lie behind the header, in the array.
     content[200:240] = bytes(40)
     path.write_bytes(content)
 
@@ -113,6 +114,7 @@ def test_a_cache_of_other_images_is_not_used(images, capsys):
     assert not np.array_equal(before, after)
 
 
+# Every example writes the file anew, so all of them may use one folder.
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**20), st.integers(1, 255))
 def test_every_changed_byte_is_detected(tmp_path, place, change):
@@ -173,6 +175,7 @@ def test_loaded_images_do_not_change_if_another_process_writes_the_cache(images)
     first = decoded(images)
     before = np.array(first)
     path = kept(images)
+    # A writer that changed the file in place would change the array, which is a map of the file.
     sealed.write(path, PIXELS[1], PIXELS[0], lambda out: b"")
     np.testing.assert_array_equal(first, before)
     path.unlink()

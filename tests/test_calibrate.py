@@ -180,6 +180,7 @@ def test_an_impossible_rate_is_refused(place, monkeypatch, capsys, text):
 
 def test_a_calibration_is_never_written_through_a_link(place, monkeypatch, tmp_path):
     for name in ("calibration.json", "calibration.png"):
+        # Another test of this file writes the calibration of this model.
         (place / "model" / name).unlink(missing_ok=True)
         (place / "model" / name).symlink_to(tmp_path / "victim")
         with pytest.raises(InputError, match=f"{name} is a symbolic link; remove it, or name another --output"):

@@ -101,6 +101,7 @@ def test_intervals_of_pairs_contain_the_truth_and_are_not_too_wide(common):
     trials = np.array([measure(*draw(rng, 25, common)) for _ in range(200)])
     rate, low, high = np.moveaxis(trials, -1, 0)
     holds = ((low <= truth) & (truth <= high)).mean(0)
+    # The standard error of a coverage of 95 % in 200 simulations is 1.5 %.
     assert (holds[0] > 0.9).all()
     assert (holds[0] < 0.99).all()
     # The jackknife over pairs of people is known to give intervals that are too wide.
@@ -163,6 +164,7 @@ def test_search_rates_equal_those_of_all_galleries(monkeypatch):
         np.testing.assert_allclose((row.fpir, row.fnir), expected, atol=1e-12)
         without = np.array([plain(*case, left_out=person) for person in range(8)])
         for measured, rate, each in zip((row.fpir_interval, row.fnir_interval), expected, without.T, strict=True):
+            # Without errors the rule of three gives the interval, which another test checks.
             if 0 < rate < 1:
                 np.testing.assert_allclose(measured, pairs.interval(rate, each, 8), atol=1e-5)
 
@@ -278,6 +280,7 @@ def test_strangers_and_thresholds_follow_the_false_match_rate_as_far_as_the_data
     assert found.strangers(-1.0) == 1
     with pytest.raises(InputError, match=r"400 people, too few for a false-match rate of 1e-05: it needs 776"):
         found.threshold_at(1e-5)
+    # For such a rate the formula gives infinity, of which math.ceil raises an OverflowError.
     with pytest.raises(InputError, match="it needs 1,000,000,000,000,000"):
         found.threshold_at(1e-320)
     with pytest.raises(InputError, match="give a number above 0"):
@@ -312,6 +315,7 @@ def test_a_calibration_is_loaded_and_a_damaged_file_is_named(tmp_path):
     crowds = [content | {"people": people} for people in (float("inf"), 0, 10**400)]
     square = content | {"probability": {"similarity": [[0]], "probability": [[1]]}}
     damaged = no_curve, falling, empty, wild, square, *crowds, {"model": 1}
+    # Json raises a RecursionError for a hundred thousand brackets, and 10**400 does not fit a float.
     for text in ("", "[]", "[" * 100_000, *map(json.dumps, damaged)):
         file.write_text(text)
         with pytest.raises(InputError, match=r"calibration\.json is not a calibration of this version"):

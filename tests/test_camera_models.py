@@ -31,6 +31,8 @@ def test_crops_and_queries_are_embedded_with_the_cameras_in_their_names(place, n
     table, features = Gallery.open(tmp_path / "g").read()
     images = np.stack([decode(Path(path), (32, 16), "bilinear") for path in table["path"].to_pylist()])
     embedder = Embedder.load(place / "model")
+    # Sorted by name, each person has two crops of camera 1 and two of camera 2. The crops have no camera 5, whose
+    # vector must give other features.
     own, other = (embedder(images, cameras=np.array(cameras)) for cameras in ([1, 1, 2, 2] * 6, [5] * 24))
     np.testing.assert_allclose(features, own, rtol=1e-4, atol=1e-4)
     assert np.abs(own - other).max() > 0.01
@@ -39,6 +41,7 @@ def test_crops_and_queries_are_embedded_with_the_cameras_in_their_names(place, n
     write_images(tmp_path, [9], cameras=[5], frames=1)
     with pytest.raises(InputError, match=r"0009_c5_000000.jpg is unknown, but this model \(model.sie\)"):
         nrsrd("search", query, "--gallery", tmp_path / "g")
+    # The search returns all 24 crops, so that every similarity is compared.
     nrsrd(
         *("search", query, "--gallery", tmp_path / "g"),
         *("--pattern", PATTERN, "--output", tmp_path / "m.json", "--top", "30"),

@@ -44,6 +44,7 @@ def test_two_cameras_in_a_name_are_refused(tmp_path):
         datasets.read_dataset("folders", touch(tmp_path, "train/a/c1_c2.jpg"))
 
 
+# A reader that stops behind the first digits would find camera 1 in each of these names.
 HALVES = ["1_c1-2.jpg", "1_c1.5.jpg", "1_cam1.5.jpg", "cam1-2_a.jpg", "1_c1s1-2.jpg", "1_c1,5.jpg"]
 
 

@@ -43,6 +43,7 @@ def gallery(tmp_path_factory):
     rows += [{"path": str(place / "lost.jpg"), "camera": "<b>c9</b>"}, {"path": "/vanished.jpg"}]
     about = About("model", {"feature": "cls"}, 8, "vit_tiny", "0.1.0")
     gallery = Gallery.create(place / "gallery", about)
+    # The last two crops are far from every person.
     gallery.add(rows, np.concatenate([features, 9 - features[:2]]))
     gallery.mark(["/vanished.jpg"], vanished=True)
     return place
@@ -70,6 +71,7 @@ def read(file):
 
 
 def test_the_command_writes_a_row_for_each_crop(gallery, tmp_path):
+    # A person has four crops, so more neighbours would be crops of other people.
     output = command(gallery, "--gallery", "gallery", "--k1", "4", "--k2", "1", "--output", tmp_path / "g.csv")[0]
     rows = read(tmp_path / "g.csv")
     assert list(rows[0])[:2] == ["path", "group"]
@@ -89,6 +91,7 @@ def test_the_command_keeps_crops_of_one_camera_at_one_time_apart(gallery, tmp_pa
     output = command(gallery, *usual, tmp_path / "g.csv", "--same-time", "3600")[0]
     assert "20 crops share camera and time with another" in output
     rows = [row for row in read(tmp_path / "g.csv") if row["group"]]
+    # Each person has crops of two cameras, so at least ten crops are left in groups, and the comparison is not empty.
     assert len({(row["group"], row["camera"]) for row in rows}) == len(rows) >= 10
     command(gallery, *usual, tmp_path / "h.csv", "--same-time", "none")
     assert len({row["group"] for row in read(tmp_path / "h.csv")}) == 5
@@ -141,6 +144,7 @@ def test_the_page_opens_in_a_browser(gallery, tmp_path, chromium):
     found = cluster(features, eps=0.6, k1=4, k2=1)
     file = tmp_path / "groups.html"
     with pytest.MonkeyPatch.context() as patch:
+        # With these limits the page has neither all crops of a group nor all groups.
         patch.setattr(groups_page, "CROPS", 3)
         patch.setattr(groups_page, "MOST", 13)
         groups_page.write_groups(file, table, found, ["<img src=x onerror=window.broken=1>"], "all are in g.csv")

@@ -66,6 +66,7 @@ def test_distances_equal_those_of_re_ranking(k1, k2):
     clear = known & (np.abs(expected - 0.8) > 1e-5)
     np.testing.assert_array_equal(kept[clear], expected[clear] < 0.8)
     np.testing.assert_allclose(graph.toarray()[kept & known], expected[kept & known], atol=1e-6)
+    # If the limit kept all pairs, or hardly any, the comparison would prove little.
     assert 0.05 < kept.mean() < 0.9
     assert (graph != graph.T).nnz == 0
     assert kept.diagonal().all()
@@ -96,6 +97,7 @@ def test_hdbscan_on_the_graph_finds_the_groups_of_scikit_learns_hdbscan_on_all_d
         .labels_
     )
     assert partition(hdbscan(graph, 0.8, size)) == partition(expected)
+    # Two methods that find one group would agree too easily.
     assert len(partition(expected)) > 4
 
 
@@ -176,6 +178,7 @@ def situations(draw):
     pairs = [(i, j) for i in range(count) for j in range(i) if rng.random() < draw(st.sampled_from([0.2, 0.6]))]
     graph = graph_of({pair: float(rng.choice([0.0, 0.1, 0.2, 0.3])) for pair in pairs or [(1, 0)]}, count)
     tracks = rng.integers(-1, draw(st.integers(0, 6)), size=count) if draw(st.booleans()) else None
+    # Times are multiples of a quarter second, so that some differences equal `same_time` exactly.
     times = (START + rng.integers(0, 5, size=count) * 250_000).astype("datetime64[us]")
     times[rng.random(count) < 0.1] = NEVER
     labels = sp.csgraph.connected_components(graph)[1]
@@ -245,4 +248,5 @@ def test_a_wrong_argument_is_named(changed, message):
 def test_a_hundred_thousand_crops_need_less_than_two_gibibytes():
     """benchmarks/clustering.py measures the memory that is really used."""
     assert memory_bound(100_000, 384, 20, 6) < 2 * 2**30
+    # A matrix of all pairs would take four times the memory for twice the crops.
     assert memory_bound(200_000, 384, 20, 6) < 2.1 * memory_bound(100_000, 384, 20, 6)

@@ -33,6 +33,7 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     result = json.loads((tmp_path / "r.json").read_text())
     assert result.keys() >= {"mAP", "mINP", "rank1", "rank5", "rank10", "queries", "queries_without_match"}
     assert result.keys() >= {"config", "data", "weights_sha256", "protocol", "devices", "seconds", "selected_by"}
+    # An unpacked archive has no commit, and a working tree may have changes that are not committed.
     if (ROOT / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert result["versions"]["commit"].removesuffix("-dirty") == head.strip()
@@ -151,6 +152,7 @@ def test_help_of_a_script_shows_its_usage(script):
 def test_an_option_without_a_value_does_not_swallow_the_next_argument(tmp_path):
     done = run("-m", "nrsrd_jax.cli", "compare", "--config.eval.flip", "lost-a", "lost-b", cwd=tmp_path, status=2)
     assert "lost-a does not exist" in done.stderr
+    # If argparse took --conf for --config, the command would ignore its value.
     done = run("-m", "nrsrd_jax.cli", "compare", "a", "b", "--conf", "demo", cwd=tmp_path, status=2)
     assert "unrecognized arguments: --conf demo" in done.stderr
 

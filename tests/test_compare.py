@@ -88,6 +88,7 @@ def test_by_identity_all_queries_of_a_person_are_resampled_together():
     (by_query,) = paired_differences({"a": [a], "b": [b]}, None, 1000, 0)
     (by_person,) = paired_differences({"a": [a], "b": [b]}, np.repeat([3, 1, 8, 5], 10), 1000, 0)
     assert by_person["mAP"] == by_query["mAP"]
+    # With ten equal queries per person, the interval over people is √10 times as wide.
     assert by_person["high"] - by_person["low"] > 2 * (by_query["high"] - by_query["low"])
     assert (by_query["resampled"], by_person["resampled"]) == (40, 4)
 
@@ -98,6 +99,7 @@ def test_the_trainings_of_a_method_are_resampled_too():
     b = [metrics([0.4] * 30, [1] * 30), metrics([0.8] * 30, [1] * 15 + [2] * 15)]
     (found,) = paired_differences({"a": a, "b": b}, None, 1000, 0)
     np.testing.assert_allclose([found["low"], found["mAP"], found["high"]], [-0.1, 0.1, 0.3], atol=1e-12)
+    # The first training loses no query and the second fifteen.
     assert (found["trainings"], found["queries"], found["worse"]) == (2, 30, 7.5)
     (same,) = paired_differences({"a": a[:1], "b": b[:1]}, None, 1000, 0)
     np.testing.assert_allclose([same["low"], same["high"]], -0.1)
@@ -188,6 +190,7 @@ def test_runs_of_the_same_name_are_shown_by_their_paths(place, here):
     try:
         steps, _ = compare([*runs(place, "b/checkpoints/7"), "x/a"], resamples=200)
     finally:
+        # Other tests use the run without this checkpoint.
         (place / "runs/b/checkpoints/9").unlink()
     assert [each["run"] for each in steps["runs"]] == ["b/7", "a"]
 
@@ -201,11 +204,13 @@ def test_a_named_file_is_replaced_and_a_link_in_the_folder_is_not_followed(place
     _, files = compare(runs(place, "a", "c"), "kept.json", resamples=200)
     assert json.loads((here / "kept.json").read_text())["differences"]
     assert files[1].name == "kept.png"
+    # compare.json is still a link to kept.json.
     with pytest.raises(InputError, match="two files to read or write are the same"):
         compare(runs(place, "a", "c"), "kept.json", flips="compare.json")
 
 
 def test_bad_input_is_named_before_a_model_is_loaded(place, here, monkeypatch):
+    # Loading a model would now raise a TypeError.
     monkeypatch.setattr("nrsrd_jax.retrieval.comparison.load_embedder", None)
     (here / "new").mkdir()
     configuration.save_config(read_options(small_config(place)), here / "new/config.json")

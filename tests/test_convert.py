@@ -280,6 +280,7 @@ def test_tensors_of_any_shape_are_converted_or_refused(tmp_path, monkeypatch, da
                 st.sampled_from([name, "b1.x", "base.dist_token", "base.blocks.3.norm1.bias", "x\n\x1b[31m"])
             )
             tensors[new] = np.zeros(shape, kind)
+    # The conversion hashes the file, although `read` is replaced.
     (tmp_path / "in.pth").write_bytes(b"")
     monkeypatch.setattr(from_torch, "read", lambda path, key: state_dict.StateDict(tensors, {}, {}, ""))
     try:
@@ -298,6 +299,7 @@ def test_damaged_safetensors_and_indexes_are_read_or_refused_cleanly(tmp_path, w
     for path in (tmp_path / "a-00001-of-00002.safetensors", tmp_path / "a.safetensors.index.json"):
         content = bytearray(index if path.suffix == ".json" else path.read_bytes())
         for _ in range(data.draw(st.integers(0, 3))):
+            # The changes hit the header and the first tensors: changed numbers alone would be read without complaint.
             content[data.draw(st.integers(0, min(len(content), 3000) - 1))] = data.draw(st.integers(0, 255))
         path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, 9, 1, 0]))])
     with contextlib.suppress(InputError):

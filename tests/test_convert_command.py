@@ -48,6 +48,7 @@ def test_export_and_import_keep_the_whole_description_of_a_model(tmp_path, kind)
     assert not report.faults
     assert dataclasses.replace(again, provenance={}) == description
     assert weights_hash(back) == weights_hash(jax.tree.map(np.asarray, variables))
+    # The file may be published, and the notes must not name folders of this machine.
     assert str(tmp_path) not in state_dict.read(out).notes
 
 
@@ -96,6 +97,7 @@ def test_brighten_makes_a_converted_model_brighten_dark_images(tmp_path):
     shown = run("convert/from_torch.py", tmp_path / "in.pth", "--brighten", "0.4").stdout
     assert "images with a mean below 0.4 are first brightened to it" in shown
     embedder = Embedder.load(tmp_path / "in")
+    # These images are dark enough to be brightened.
     images = np.random.default_rng(0).integers(0, 60, (2, *embedder.description.image_size, 3), np.uint8)
     brightened = augment.brighten(jnp.asarray(images, jnp.float32) / 255, 0.4)
     model = embedder.description.create_model()

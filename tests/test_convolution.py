@@ -11,6 +11,7 @@ from nrsrd_jax.models.convolution import convolve
 @pytest.mark.parametrize(("channels", "features"), [(3, 5), (6, 2)])
 def test_gradients_equal_those_of_an_ordinary_convolution(size, stride, channels, features):
     keys = jax.random.split(jax.random.key(0), 3)
+    # One side is odd, so a stride of 2 leaves a remainder.
     x = jax.random.normal(keys[0], (2, 9, 6, channels))
     kernel = jax.random.normal(keys[1], (size, size, channels, features))
 

@@ -28,6 +28,7 @@ def page(tmp_path_factory):
         pattern = ["--pattern", r"_(?P<camera>c\d)_"]
         patch.setattr(sys, "argv", ["", str(place / "crops"), "--model", str(place / "model"), *gallery, *pattern])
         embed.main()
+        # The gallery keeps the crop's features, but the page cannot show its picture.
         os.remove(place / "crops" / "0001_c1_000000.jpg")
         patch.setattr(
             sys, "argv", ["", str(place / "queries"), *gallery, "--top", "12", "--report", str(place / "p.html")]
@@ -40,6 +41,7 @@ def page(tmp_path_factory):
 def test_the_page_shows_each_query_and_its_matches_without_a_verdict(chromium, page, width):
     with opened(chromium, page, width) as tab:
         assert tab.locator(".item").count() == 3
+        # A row has the query and all twelve crops.
         assert tab.locator(".item").first.locator(".card").count() == 13
         assert tab.locator(".card.main").count() == 3
         text = tab.locator("body").inner_text()

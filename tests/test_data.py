@@ -203,6 +203,7 @@ def build_slowly(paths, cache, delay):
 
 
 def start_builder(paths, cache, delay):
+    # JAX has started threads in this process, so a fork could deadlock, and JAX warns of it.
     process = multiprocessing.get_context("spawn").Process(target=build_slowly, args=(paths, cache, delay))
     process.start()
     return process
@@ -219,6 +220,7 @@ def test_two_processes_share_one_cache_even_after_another_was_killed(tmp_path):
     paths = paths_in(tmp_path / "images")
     cache = tmp_path / "cache"
     cache.mkdir()
+    # The long delay leaves the writer in the middle of its file when the signal comes.
     killed = start_builder(paths, cache, delay=30)
     wait_for(lambda: list(cache.glob("*.partial")))
     os.kill(killed.pid, signal.SIGKILL)
@@ -252,6 +254,7 @@ def test_batches_hold_p_identities_with_k_images(plan):
     used = np.concatenate(epoch)
     for identity, count in enumerate(counts):
         mine = used[labels[used] == identity]
+        # An identity with fewer than K images has one group, in which images are repeated.
         assert len(mine) <= max(count // instances, 1) * instances
         if count >= instances:
             # Images are drawn without replacement.

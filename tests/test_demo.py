@@ -18,10 +18,12 @@ def test_a_stage_prints_one_line_with_its_seconds_and_the_log_has_the_rest(tmp_p
     done = run("demo/stage.py", "teacher", "-c", code, cwd=tmp_path)
     assert re.fullmatch(LINE, done.stdout)
     assert not done.stderr
+    # The script buffers its stdout, so its two streams may come in either order.
     assert sorted(log(tmp_path).splitlines()) == ["a warning", "epoch 1"]
 
 
 def test_a_failed_stage_keeps_its_status_and_shows_the_end_of_this_log(tmp_path):
+    # A stage appends to its log, and a failure must show the lines of its own call.
     run("demo/stage.py", "teacher", "-c", "print('an earlier call')", cwd=tmp_path)
     code = "import sys; [print('line', i) for i in range(40)]; sys.exit('error: no such folder')"
     done = run("demo/stage.py", "teacher", "-c", code, cwd=tmp_path, status=1)
@@ -56,5 +58,6 @@ time.sleep(60)
         assert time.monotonic() - begin < 30
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
+    # sys.exit with a text prints it to stderr and ends with status 1.
     assert process.wait(30) == 1
     assert log(tmp_path) == "ready\nsaved\n"

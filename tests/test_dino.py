@@ -125,6 +125,7 @@ def test_crops_are_distributed_as_the_official_ones(tensors, kind, picture):
     scale = (0.4, 1.0) if kind == "global" else (0.05, 0.4)
     boxes = np.asarray(views.random_boxes(jax.random.key(3), 20_000, height, width, scale))
     # The standard error of the official means, which were taken over 4,000 boxes.
+    # Our means are over 20,000 boxes, so their own error hardly counts.
     error = np.maximum(g["std"], 1) / np.sqrt(4000)
     assert (np.abs(boxes.mean(0) - g["mean"]) < 5 * error).all()
     assert (np.abs(boxes.std(0) - g["std"]) < 0.05 * g["std"] + 0.1).all()
@@ -179,6 +180,7 @@ def official_start(shapes, seed):
         scale = {"cls_token": 0.1, "pos_embed": 0.1, "weight_v": 0.3, "bias": 0.1}.get(leaf)
         if scale is None:
             z, scale = (1 + 0.2 * z, 1) if len(shape) == 1 else (z, 0.05)
+        # Multiples of 1/512 are exact in float32 too, so both codes start from the same weights.
         weights[name] = np.round(scale * z * 512) / 512
     return weights
 
@@ -229,6 +231,7 @@ def test_four_training_steps_equal_the_official_training_loop(tensors, kind, see
         )
         update = jax.jit(step.make_update(networks, schedules, clip=c["clip_grad"]))
         for index in range(4):
+            # The official run drew its images from these seeds.
             rng = np.random.RandomState(250 + index)
             large, small = (
                 np.stack([np.round(rng.standard_normal((4, 3, h, h // 2)) * 32) / 32 for _ in range(n)], axis=1)
@@ -237,6 +240,7 @@ def test_four_training_steps_equal_the_official_training_loop(tensors, kind, see
             large, small = (jnp.asarray(x.transpose(0, 1, 3, 4, 2)) for x in (large, small))
             given = {"teacher": large, "global": large, "local": small}
             state, metrics = update(state, given, index // 2, jax.random.key(0))
+            # In float64 the two codes differ only by the order of their sums.
             np.testing.assert_allclose(metrics["loss"], g[f"step{index}_loss_f64"], rtol=1e-12)
             np.testing.assert_allclose(state.opt_state["centre"], g[f"step{index}_center_f64"][0], atol=1e-13)
             norm = np.linalg.norm(g[f"step{index}_grad_norms_before_f64"])
@@ -253,6 +257,7 @@ def test_four_training_steps_equal_the_official_training_loop(tensors, kind, see
             if expected is None or "qkv.bias" in name:
                 continue
             flat = array.ravel()
+            # The golden file has 64 numbers of each larger tensor.
             kept = flat if flat.size <= 512 else flat[np.linspace(0, flat.size - 1, 64).astype(np.int64)]
             # The official weights are stored in float32.
             np.testing.assert_allclose(kept, expected, atol=1e-7, err_msg=name)
@@ -260,6 +265,7 @@ def test_four_training_steps_equal_the_official_training_loop(tensors, kind, see
     assert compared >= 60
     for who, stats in (("student", memory["student_stats"]), ("teacher", state.batch_stats.get("base", {}))):
         named = tree_names(spec, {"base": stats})
+        # Only the stem has batch norms.
         assert bool(named) == (kind == "ics")
         for name, (_, array) in named.items():
             np.testing.assert_allclose(array, g[f"step3_{who}_buffer/{name}"], rtol=1e-5, atol=1e-6, err_msg=name)

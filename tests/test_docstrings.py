@@ -144,6 +144,7 @@ def folder(tmp_path_factory):
     """Make the files that the examples name: a checkpoint, its PyTorch and ONNX files, a calibration and an image."""
     folder = tmp_path_factory.mktemp("examples")
     description = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, classes=4)
+    # No example prints a weight, and ones need no compiled initialisation.
     variables = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), description.abstract_variables())
     checkpoint.save_weights(folder / "runs/night", description, variables, kept={})
     torch_file.save(folder / "model.pth", to_torch.export(folder / "runs/night")[0])
@@ -183,6 +184,7 @@ def test_docstring_has_a_summary_and_describes_results_errors_and_an_example(fun
     assert not rest.strip() or rest.startswith("\n"), "the summary takes more than a line"
     returns = not inspect.isclass(function) and inspect.signature(function).return_annotation is not None
     assert ("Returns" in found) == returns
+    # Errors that come from a called function are not found here.
     raises = inspect.isfunction(function) and re.search(r"^ +raise \w*Error\(", inspect.getsource(function), re.M)
     assert "Raises" in found or not raises
     assert (name_of(function) in EXAMPLES) == (function not in WITHOUT_EXAMPLE)

@@ -28,6 +28,7 @@ def made(tmp_path_factory, model):
     gallery = Gallery.create(place, embedding.about(embedder, model))
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(PEOPLE, embedder.width))
+    # With this much noise some matches are wrong, so the score depends on the order.
     features = np.repeat(centres, 2, 0) + 4 * rng.normal(size=(2 * PEOPLE, embedder.width))
     rows = [
         {"path": f"/{i:02d}.jpg", "person": f"who {i // 2}", "camera": f"c{1 + i % 2}", "brightness": i / 99}

@@ -59,6 +59,7 @@ def test_the_file_is_compared_at_four_batch_sizes_and_describes_itself(place, mo
     assert kept["weights_sha256"] == embedder.identity()["weights_sha256"]
     (found,) = json.loads(kept["parity"])
     assert list(found["largest"]) == ["1", "2", "7", "32"]
+    # Two programs differ by rounding. A difference of 0 would mean that the model was compared with itself.
     assert 0 < max(found["largest"].values()) < 1e-5
     assert str(place).encode() not in (place / "m.onnx").read_bytes()
     np.testing.assert_allclose(OnnxEmbedder(place / "m.onnx")(CROPS), embedder(CROPS), atol=2e-5)
@@ -85,6 +86,7 @@ def test_nothing_is_written_if_the_features_of_the_file_differ(place, monkeypatc
     ):
         call(monkeypatch, place / "model", "--output", place / "kept.onnx")
     assert (place / "kept.onnx").read_bytes() == b"before"
+    # The logarithm of a negative number is NaN.
     monkeypatch.setitem(
         onnx_file.WRITERS, ViTSpec, lambda *given: given[0].add("Log", given[0].add("Neg", add_vit(*given)))
     )
@@ -104,6 +106,7 @@ def test_a_model_that_cannot_be_written_as_onnx_is_named(place, monkeypatch):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["absent", "--output", "x.onnx"], "absent does not exist; give a checkpoint"),
     (["model", "--output", "crops"], "--output crops is a folder; name a file"),
+    # Not even root can create a file in /proc.
     (["model", "--output", "/proc/x.onnx"], "--output: cannot write in /proc: .*; name another folder"),
     (["model", "--output", "x.onnx", "--crops", "absent"], "absent does not exist; give a folder of crops"),
     (["model", "--output", "x.onnx", "--crops", "model"], "model has no crops"),
@@ -204,6 +207,7 @@ def test_an_evaluation_of_a_file_keeps_the_results_of_other_evaluations(place, m
 ])  # fmt: skip
 def test_an_option_that_contradicts_the_file_is_refused(place, monkeypatch, name, value, own):
     path = place / "fixed.onnx"
+    # The three cases share the file, because each export compares features at several batch sizes.
     if not path.exists():
         call(monkeypatch, place / "model", "--feature", "neck", "--output", path)
     with pytest.raises(InputError, match=rf"--config\.{name} is .*, but .*fixed.onnx was exported with {own}"):
@@ -232,6 +236,7 @@ def test_a_file_of_fewer_bits_is_smaller_and_records_its_accuracy(
     path = place / f"{precision}.onnx"
     bits = ["--precision", precision, "--crops", place / "crops", "--data", labelled, "--input", "boxmot"]
     call(monkeypatch, place / "model", *bits, "--loss", 0.02, "--output", path)
+    # ONNX Runtime writes its warnings past sys.stderr, where capsys would miss them.
     said, warned = capfd.readouterr()
     assert re.search(r"mAP of 40 labelled crops, crops.csv: 0\.\d{4} in float32 by JAX, 0\.\d{4} by the file", said)
     assert not warned
@@ -276,6 +281,7 @@ def test_nra_can_be_left_out_of_a_torch_file_only_if_it_has_no_effect(place, mon
     assert not (place / "n.pth").exists()
     description = describe(norm_ratio=NormRatio())
     variables = trained(description)
+    # With so small a λ, leaving NRA out changes the features by less than the limit.
     base = description.spec.with_strength(variables["params"]["base"], 1e-6)
     variables["params"] = {**variables["params"], "base": base}
     save_weights(place / "inert", description, variables, {})

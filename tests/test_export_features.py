@@ -68,6 +68,7 @@ def test_each_kind_of_features_equals_that_of_the_embedder(feature, flip):
 def test_each_input_layout_gives_the_same_features(layout):
     description = describe(brighten=0.4)
     own, file = embedders(description, layout=layout)
+    # The brightening takes the logarithm of a crop's mean, which is 0 here.
     black = np.zeros_like(CROPS[:1])
     crops = np.concatenate([CROPS, black])
     np.testing.assert_allclose(file(crops), own(crops), atol=2e-5)

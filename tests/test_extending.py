@@ -21,6 +21,7 @@ COUNTS = SECTIONS["How many files"]
 
 
 def apply(diff: str, folder: Path, *options: str) -> None:
+    # If a folder above were a repository, git would skip the files of the copy and still report success.
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
     done = subprocess.run(
         ["git", "apply", "--verbose", *options], input=diff.encode(), cwd=folder, env=environment, capture_output=True

@@ -37,6 +37,7 @@ def test_a_link_in_a_folder_is_not_followed(folder, victim, write, target):
 
 
 @pytest.mark.parametrize("write", [locked_open, append_open])
+# Only the number of its names distinguishes a hard link from an ordinary file.
 def test_a_hard_link_to_another_file_is_not_written_to(folder, victim, write):
     os.link(victim, folder / "name")
     with pytest.raises(InputError, match="not a regular file with one name"):
@@ -59,6 +60,7 @@ def test_a_link_that_the_user_named_is_followed_and_stays(folder):
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(folder):
     write_whole(folder / "name", "old")
+    # Ctrl-C is not an Exception, so code that cleans up after exceptions alone would leave the partial file.
     with contextlib.suppress(KeyboardInterrupt), written_whole(folder / "name") as partial:
         partial.write_text("half")
         raise KeyboardInterrupt
@@ -95,6 +97,7 @@ def test_any_name_is_printed_as_one_line_without_control_characters(text):
 
 
 def test_a_name_cannot_forge_a_line_of_output(capsys):
+    # U+202E reverses the direction of the text behind it, which can disguise a name.
     say("wrong: a\nerror: all is lost\x1b[31m\u202e", "next")
     assert capsys.readouterr().out.splitlines() == [r"wrong: a\nerror: all is lost\x1b[31m\u202e", "next"]
     say("bad", error=True)

@@ -24,6 +24,7 @@ from nrsrd_jax.options import OPTIONS, read_options
 from nrsrd_jax.report.curves import read_curves
 from nrsrd_jax.sharding import make_mesh
 
+# Every example writes its files anew, so all of them may use one folder.
 often = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

@@ -124,6 +124,7 @@ Gallery.add = killed
 sys.argv = {arguments!r}
 embed.command()
 """
+    # The first process is killed as it begins a write, and the second while it writes or shortly after.
     for writes, delay in ((3, 0), (5, 0.03)):
         process = start(["-c", code, writes, delay])
         assert process.wait(120) == -9
@@ -165,6 +166,7 @@ def test_a_gallery_of_another_feature_of_the_model_names_the_feature_to_give(cro
 
 def test_unreadable_crops_are_named_and_the_others_are_embedded(crops, model, nrsrd, tmp_path, capsys):
     (crops / "0000_c1_000000.jpg").write_bytes(b"no picture")
+    # This name is not UTF-8, as in old archives.
     (crops / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"x")
     arguments = [crops, "--model", model, "--gallery", tmp_path / "g"]
     done = run("-m", "nrsrd_jax.embed", *arguments)
@@ -270,6 +272,7 @@ def test_a_crop_whose_file_was_damaged_counts_as_vanished(gallery, crops, model,
 
 
 def test_shards_can_add_the_same_column_at_once(gallery):
+    # Both open the table before it has the column.
     one, other = Gallery.open(gallery), Gallery.open(gallery)
     feature = np.ones((1, one.about.width))
     one.add([{"path": "/a", "floor": "1"}], feature)

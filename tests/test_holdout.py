@@ -41,6 +41,7 @@ def test_held_out_people_have_matches_across_cameras_and_are_not_in_training(spl
     assert target.matched.all()
     pairs = list(zip(target.query.pids, target.query.cameras, strict=True))
     gallery = zip(target.gallery.pids, target.gallery.cameras, strict=True)
+    # A person is a query once per camera.
     assert len(set(pairs)) == len(pairs) == len(set(gallery))
     assert hold_out(split, share)[0].paths == rest.paths
 

@@ -66,6 +66,7 @@ def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
     """Load each bomb in a process that may use 1 GiB of addresses and 30 seconds."""
     pytest.importorskip("resource")
     path = archive(tmp_path / "a.pth", BOMBS[name])
+    # OpenBLAS reserves addresses for each of its threads, which would count against the limit.
     environment = os.environ | {"PYTHONPATH": str(Path(torch_file.__file__).parent), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LIMITED, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)

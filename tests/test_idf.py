@@ -20,6 +20,7 @@ from nrsrd_jax.models.enhance import EnhanceNet, colour, enhancement_loss, expos
 from nrsrd_jax.training import check_run
 from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 
+# PyTorch draws other random numbers, so the comparisons need networks without dropout.
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
 WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "enhance": 1.0, "decode": 0.1, "agree": 0.1}
 
@@ -147,6 +148,7 @@ def test_gradients_of_a_training_step_equal_the_official_ones(reference, officia
     assert learnt.keys() == {name for name in slots if "running" not in name}
     for name, norm in learnt.items():
         ours = slots[name].to_torch(np.asarray(at(gradients, slots[name].path[1:])))
+        # A gradient that should be 0 consists of rounding errors, whose size the largest gradient determines.
         np.testing.assert_allclose(np.linalg.norm(ours), norm, rtol=1e-4, atol=1e-6 * max(norms.values()), err_msg=name)
         if f"grad/{name}" in reference:
             close(ours, reference[f"grad/{name}"])

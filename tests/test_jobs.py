@@ -43,6 +43,7 @@ def signals(places: list[Path], *numbers):
         wait_until(lambda: all(place.exists() and place.read_text() == "ready" for place in places))
         for number in numbers:
             os.kill(os.getpid(), number)
+            # Two equal signals are delivered as one if the second comes before the first is handled.
             time.sleep(0.5)
 
     threading.Thread(target=send, daemon=True).start()
@@ -53,6 +54,7 @@ def test_gpus_are_split_evenly():
     assert gpu_shares(["GPU-a", "GPU-b"], 2) == [{"CUDA_VISIBLE_DEVICES": x} for x in ("GPU-a", "GPU-b")]
     three = gpu_shares(["0", "1"], 3)
     assert [each["CUDA_VISIBLE_DEVICES"] for each in three] == ["0", "1", "0"]
+    # Two processes share a GPU, of whose memory a tenth is left to CUDA.
     assert {each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in three} == {"0.450"}
 
 

@@ -38,6 +38,7 @@ def manifest(folder, content):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_manifest_is_read_however_it_was_saved(folder, old, new, encoding):
     content = TABLE.replace(old, new) if old else TABLE
+    # The quotes must enclose the whole cell.
     content = content.replace('img/"', '"img/').encode(encoding)
     data = manifest(folder, content)
     assert data.train.paths == (folder / "img/a b.jpg", folder / "img/b.jpg")
@@ -86,6 +87,7 @@ def test_a_number_that_may_be_in_thousands_is_refused(folder, value):
 def test_a_number_that_a_spreadsheet_has_rounded_is_refused(folder, value, column):
     row = f"img/b.jpg;{value};1;train" if column == "pid" else f"img/b.jpg;7;{value};train"
     if column == "camera" and value.startswith("-"):
+        # A camera below 0 would be refused for its sign first.
         row = row.replace("-", "")
     with pytest.raises(InputError, match=f"line 5: a spreadsheet has rounded the {column}"):
         manifest(folder, TABLE.replace(",", ";") + row + "\n")
@@ -184,6 +186,7 @@ def test_the_lists_of_msmt17_are_read_however_they_were_saved(tmp_path, line, en
     "a 5", "0000_01.jpg 5", "1" * 4000 + "_1_" + "1" * 4000 + " x", " " * 9000 + "x", "0_" * 4000 + " x",
 ])  # fmt: skip
 def test_an_invalid_line_of_a_list_is_refused_within_a_second(tmp_path, line):
+    # A regular expression that tries all ways to split these lines would take minutes.
     begin = time.perf_counter()
     with pytest.raises(InputError, match=r"list_train.txt, line 2: .* is not .path identity.") as refusal:
         msmt17(tmp_path, f"\n{line}\n")
@@ -195,6 +198,7 @@ def test_a_list_that_is_too_large_is_refused(tmp_path):
     path = tmp_path / "list.txt"
     path.touch()
     with path.open("r+b") as file:
+        # The file is sparse, so it fills no disk.
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(InputError, match=f"more than {MAX_BYTES} bytes"):
         datasets.read_exclude(path)

@@ -89,6 +89,7 @@ def test_dkd_loss_equals_the_published_code(golden, temperature):
     name = f"dkd_T{temperature:.0f}"
 
     def loss(x):
+        # The published code of DKD lacks the factor of the paper's eq. 6.
         return dkd_loss(x, g["teacher_logits"], g["labels"], temperature=temperature, nckd_weight="none")
 
     value, gradient = value_and_gradient(loss, g["logits"])
@@ -106,6 +107,7 @@ def test_dkd_loss_of_equation_6_by_hand():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("nckd_weight", ["target", "none"])
+# In float32 the softmax of 200 against 0 is exactly 1, and the logarithm of the rest would be −∞.
 @pytest.mark.parametrize(("teacher", "student"), [(200.0, 0.0), (0.0, 200.0), (200.0, -200.0), (1e4, 1e4), (0.0, 0.0)])
 def test_dkd_loss_is_finite_when_teacher_or_student_is_certain(teacher, student, nckd_weight, dtype):
     one_hot = np.eye(5, dtype=np.float32)[:3]
@@ -157,6 +159,7 @@ def test_relation_loss_of_one_image_is_zero():
 def test_spread_loss_is_finite_and_pushes_features_apart(features):
     value, _ = value_and_gradient(spread_loss, features.astype(np.float32))
     assert 0 <= value <= 1
+    # Features that are nearly equal must not lie where the loss is flat.
     apart = np.random.default_rng(0).normal(0, 1e-3, (8, 3)).astype(np.float32)
     moved = apart - jax.grad(spread_loss)(apart)
     assert (moved.std(0) > 2 * apart.std(0)).all()
@@ -176,4 +179,5 @@ def test_dkd_loss_refuses_wrong_arguments_by_name():
 
 def test_total_loss_is_the_weighted_sum_of_the_given_terms():
     weights = {"id_real": 0.5, "triplet_real": 2.0, "distill": 100.0}
+    # A weight may belong to a term that this step lacks, such as the teacher's.
     assert total_loss({"id_real": jnp.array(4.0), "triplet_real": jnp.array(3.0)}, weights) == 8

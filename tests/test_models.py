@@ -21,6 +21,7 @@ WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0}
 
 
 def tiny(name, **options):
+    # PyTorch draws other random numbers, so no path is dropped.
     return create_model(name, classes=17, drop_path=0.0, **options)
 
 
@@ -65,6 +66,7 @@ def test_the_losses_of_twelve_training_steps_equal_those_of_pytorch(golden, offi
     update = jax.jit(make_update(objective, optimizer, lambda _: (0.01, 0.02)))
     state, losses = TrainState.create(variables, optimizer), []
     for step in range(12):
+        # The losses of PyTorch are those of batches from these seeds (tests/golden/README.md).
         random = np.random.RandomState(1000 + step)
         images = random.randn(16, 3, 256, 128).astype(np.float32).transpose(0, 2, 3, 1)
         labels = np.repeat(random.permutation(17)[:4], 4)
@@ -78,6 +80,7 @@ def check_train_step(reference, description, variables, prefix, name, suffix):
     dtype = np.float64 if suffix else np.float32
     tight = 1e-6 if suffix else 1e-5
     objective = make_objective(tiny(name), WEIGHTS)
+    # This optimiser keeps the gradients as its state, where the test can read them.
     kept = optax.GradientTransformation(lambda params: params, lambda grads, *_: (grads, grads))
     optimizer = optax.chain(kept, make_optimizer("sgd", momentum=0.9, decay=1e-4))
     rate, bias_rate = 3e-3, 7e-3

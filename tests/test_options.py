@@ -49,6 +49,7 @@ def read_alone(option):
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
     needs |= {"model.sie": {"teacher.enabled": False, "aux.enabled": False}}
+    # A pretraining refuses what needs labels.
     unlabelled = {"teacher.enabled": False, "aux.enabled": False, "model.norm_ratio": False, "optim.name": "adamw"}
     needs |= {"dino.enabled": unlabelled, "data.include": unlabelled | {"dino.enabled": True}}
     base, config = get_config(), get_config()
@@ -75,6 +76,7 @@ def test_an_error_for_a_value_out_of_range_names_the_option_and_the_range(data):
     option = data.draw(st.sampled_from(RANGED))
     if option.choices:
         value = data.draw(
+            # A surrogate or NUL is refused as text, with another message.
             st.text(st.characters(exclude_categories=["Cs"]), max_size=9).filter(
                 lambda text: text not in option.choices and "\0" not in text
             )

@@ -32,6 +32,7 @@ def sdist(tmp_path_factory):
 def wheel(sdist):
     """Build the wheel from the source distribution, which therefore lacks no file."""
     folder = sdist.parent
+    # setuptools is among the test dependencies, so nothing is downloaded.
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     subprocess.run([*pip, "--wheel-dir", folder, sdist], check=True, capture_output=True)
     (built,) = folder.glob("*.whl")
@@ -68,6 +69,7 @@ def test_the_installed_command_finds_the_shipped_configs(wheel, tmp_path):
     (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert b"nrsrd = nrsrd_jax.cli:main" in wheel.read(scripts)
     write_night(tmp_path / "night")
+    # The first line of the output shows that this is the package of the wheel and not the clone's.
     program = "import sys; from nrsrd_jax.cli import main; print(sys.modules['nrsrd_jax'].__file__); main()"
     options = ["--config.data.root=night", "--config.model.backbone=vit_tiny", "--config.train.batch_size=16"]
     done = subprocess.run(

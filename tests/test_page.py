@@ -31,6 +31,7 @@ def report(tmp_path_factory):
     (root / "query" / "0105_c2_000000.jpg").rename(root / "query" / "0100_c2_000000.jpg")
     for folder in ("query", "bounding_box_test"):
         for index, path in enumerate(sorted((root / folder).iterdir())):
+            # The last ending stands for a byte that is not UTF-8.
             ending = [BROKEN, ", 'quoted\" & so", "\n&lt;b&gt;", "\udcff"][index % 4]
             path.rename(path.with_name(f"{path.stem}{ending}.jpg"))
     write_night(place / "plain", frames=1)
@@ -308,6 +309,7 @@ def test_a_page_that_would_be_too_large_leaves_out_pictures_of_the_best_queries(
         _, files = evaluate_run("", str(tmp_path / "weights"), "", small_config(tmp_path), report=str(tmp_path / "out"))
         return files[-1].stat().st_size
 
+    # The limit is a little below the size of the page, so that a few pictures must go.
     limit = size() - 2000
     monkeypatch.setattr(page, "PAGE_BYTES", limit)
     assert limit - 1000 < size() <= limit

@@ -12,6 +12,7 @@ from nrsrd_jax.retrieval.pair_table import pair_table
 
 def test_the_rates_of_a_test_set_equal_those_of_a_plain_loop(monkeypatch):
     """The queries of people without a gallery image are searches for strangers."""
+    # The blocks are small, and the last one is incomplete.
     monkeypatch.setattr(pairs, "BLOCK_PAIRS", 999)
     rng = np.random.default_rng(11)
     features, who = draw(rng, 90, crops=(4, 9))

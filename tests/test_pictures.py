@@ -68,6 +68,20 @@ def test_metadata_does_not_change_the_pixels(tmp_path, name, mode, orientation, 
     np.testing.assert_array_equal(read_rgb(placed(tmp_path, content)), expected.convert("RGB"))
 
 
+def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    # The left quarter is white, so the top of the turned picture must be white.
+    image.paste((255, 255, 255), (0, 0, 10, 20))
+    exif = image.getexif()
+    # Orientation 6: viewers turn the picture clockwise by 90°.
+    exif[ORIENTATION] = 6
+    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    upright = np.asarray(read_rgb(tmp_path / "a.jpg"))
+    assert upright.shape == (40, 20, 3)
+    assert upright[:8].min() > 240
+    assert upright[12:].max() < 15
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_exif_and_xmp_turn_a_picture_that_lies_on_its_side(tmp_path, order):
     """Use both byte orders, since cameras write big-endian EXIF, and XMP. If a file has both, EXIF counts."""

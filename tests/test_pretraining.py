@@ -38,6 +38,7 @@ def unlabelled(place, **options):
             "data__name": "crops",
             "data__root": str(place / "crops"),
             "train__batch_size": 8,
+            # A pretraining refuses options that would change nothing, so this one gets its default again.
             "train__instances": 4,
             "eval__every": 0,
         }
@@ -80,6 +81,7 @@ def test_a_resumed_pretraining_gives_the_same_weights(crops, pretrained):
     config, _ = pretrained
     before = weights(crops / "run")
     shutil.copytree(crops / "run", crops / "killed")
+    # The run was killed after its first epoch, before the last checkpoint.
     shutil.rmtree(crops / "killed" / "checkpoints" / "4")
     train(config, crops / "killed", jax.devices()[:1])
     assert weights(crops / "killed") == before
@@ -211,6 +213,7 @@ def test_a_data_root_with_an_empty_or_missing_part_is_refused(crops, root, messa
 
 
 def test_folders_with_spaces_and_commas_in_their_names_are_read(crops):
+    # A comma separates folders, unless the whole text names a folder that exists.
     for name in ("my crops", "one, two"):
         write_images(crops / name, range(8), frames=1)
         records = read_records(read_options(unlabelled(crops, data__root=str(crops / name))))

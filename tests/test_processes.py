@@ -77,6 +77,7 @@ def test_two_processes_give_the_losses_of_one(place, alone, tmp_path):
     assert [(line["step"], "mAP" in line) for line in one] == [(line["step"], "mAP" in line) for line in two]
     for name in ("loss", "mAP"):
         curves = [[line[name] for line in log if name in line] for log in (one, two)]
+        # Sums over two processes are added in another order.
         np.testing.assert_allclose(curves[0], curves[1], rtol=1e-4)
     said = [(tmp_path / f"two-{process}.log").read_text() for process in (0, 1)]
     assert "done: mAP" in said[0]
@@ -190,6 +191,7 @@ def test_a_run_can_move_from_one_process_to_two_and_back(place, alone, tmp_path)
 
 
 def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
+    # The run is far from its end when the signal comes.
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)
         for process in processes:
@@ -207,6 +209,7 @@ def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
         for process in processes:
             process.send_signal(signal.SIGTERM)
         assert [process.wait(timeout=100) for process in processes] == [143, 143]
+    # The signal takes effect after the first step that both processes take.
     assert max(runs.saved_steps(tmp_path / "run")) == step + 1
 
 
@@ -215,4 +218,5 @@ def test_if_one_process_is_killed_the_other_one_stops(place, tmp_path):
         wait_for_steps(tmp_path / "run", processes)
         processes[1].kill()
         assert processes[0].wait(timeout=100) != 0
+    # JAX may abort the process with its own message.
     assert "error" in (tmp_path / "run-0.log").read_text().lower()

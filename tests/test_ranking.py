@@ -78,6 +78,7 @@ def naive(distances, query_ids, gallery_ids, query_cameras, gallery_cameras):
 def test_metrics_equal_a_naive_reference(seed, queries, gallery, identities, cameras, values):
     """Check too that only the order of distances counts, that junk has no effect and that a perfect ranking gives 1."""
     rng = np.random.default_rng(seed)
+    # Few different values give many equal distances.
     distances = (rng.integers(values, size=(queries, gallery)) - values // 2).astype(np.float32)
     ids = rng.integers(identities, size=queries), rng.integers(identities, size=gallery)
     cams = rng.integers(cameras, size=queries), rng.integers(cameras, size=gallery)
@@ -138,6 +139,7 @@ def test_blocks_and_devices_do_not_change_the_metrics(golden, monkeypatch):
     g = golden("metrics")
     labels = g["q_pids"], g["g_pids"], g["q_camids"], g["g_camids"]
     expected = rank_features(g["qf"], g["gf"], *labels)
+    # The golden gallery has 2,000 images, so a block has three queries per device.
     monkeypatch.setattr(ranking, "BLOCK_DISTANCES", 3 * 2000)
     asked = []
     distances = squared_distances(g["qf"], g["gf"])

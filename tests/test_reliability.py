@@ -28,6 +28,7 @@ def weights(run, step=None):
 
 
 def start(place, workdir):
+    # No epoch before the last saves a checkpoint, so only the signal can.
     return people.start(train_command(small_config(place, train__epochs=6, train__save_every=100), workdir))
 
 
@@ -38,6 +39,7 @@ def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
     while not log.exists() or log.read_text().count("loss") < 3:
         assert ended.poll() is None, ended.communicate()
         assert time.time() < deadline
+        # A step takes milliseconds, and the signal must come before the last one.
         time.sleep(0.005)
     ended.send_signal(signal.SIGTERM)
     output, errors = ended.communicate(timeout=200)
@@ -215,6 +217,7 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
     try:
         *_, before, last = runs.saved_steps(finished)
         shutil.copytree(finished, run, dirs_exist_ok=True, ignore=shutil.ignore_patterns(str(last), "tensorboard"))
+        # Half a MiB is left, which is less than a checkpoint takes.
         (run / "ballast").write_bytes(bytes(shutil.disk_usage(run).free - 2**19))
         for when in ("midway", "before"):
             status, said = resume(when)
@@ -224,6 +227,7 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
         assert resume("before")[0] == 0
         jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
     finally:
+        # A file that is still open must not make the test fail.
         subprocess.run(["umount", "--lazy", run], check=True)
 
 
@@ -239,6 +243,8 @@ def test_the_error_for_a_loss_that_is_not_finite_names_the_batch(place, tmp_path
     with pytest.raises(
         InputError, match=r"not finite at step 2: .*id_real nan, .*loss nan, .*triplet_real nan"
     ) as error:
+        # The first update makes the weights so large that the next loss is NaN. Each step is checked, also if it is not
+        # logged.
         train(small_config(place, optim__lr=1e30, train__log_every=100), tmp_path / "run", jax.devices()[:1])
     report = json.loads((tmp_path / "run/not_finite.json").read_text())
     assert report["step"] == 2

@@ -161,6 +161,7 @@ def test_curves_of_a_killed_run_are_read(tmp_path):
     lines = [{"step": i, "epoch": 1, "loss": 3 - i / 1000, "id_real": 1.0, "accuracy_real": 0.5} for i in range(1000)]
     lines += [{"step": 1000, "epoch": 1, "mAP": 0.25, "rank1": 0.5, "queries": 4}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
+    # A kill truncated the last line.
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 1001, "lo')
     loss, accuracy, evaluation = read_curves(tmp_path)
     assert [series["name"] for series in loss["series"]] == ["loss", "id_real"]

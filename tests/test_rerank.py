@@ -115,6 +115,7 @@ def test_the_quick_search_finds_the_neighbours_that_float64_finds(spread, quick)
     expected = np.argsort(exact, axis=1, kind="stable")[:, :9]
     mesh = make_mesh()
     found = neighbour_search._quick_search(rows, 9, 64, mesh)(np.arange(64))
+    # None means that float32 cannot separate enough images, and that float64 must compare all of them.
     assert (found is not None) == quick
     neighbours, farthest = neighbour_search._nearest(rows, distances_of(rows, rows, mesh), 9, 64, mesh, None)
     if quick:

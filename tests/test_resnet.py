@@ -25,6 +25,7 @@ from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
 from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 
+# PyTorch draws other random numbers, so the comparisons need networks without dropout.
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 WEIGHTS = dict.fromkeys(TERMS, 0.0)
@@ -153,6 +154,7 @@ def test_a_file_with_centres_is_imported_but_they_are_not_exported(tmp_path):
         torch_file.save(tmp_path / "in.pth", tensors | added)
         _, variables, _, report = from_torch.convert(tmp_path / "in.pth")
         assert not report.faults
+        # Centres that the file lacks start at 0.
         assert np.all(variables["params"]["centers"] == len(added))
 
 
@@ -220,6 +222,8 @@ def test_losses_gradients_and_statistics_of_a_step_equal_the_official_ones(refer
 def test_two_steps_of_bot_with_adam_and_sgd_for_centres_equal_the_official_ones(reference):
     file = reference("bot")
     description, variables, slots = model_of(file, "bot_resnet50")
+    # The official code moves the centres at a rate of 0.5, and divides their gradients by the weight of the centre
+    # loss.
     optimizer = make_optimizer("adam", momentum=0.9, decay=5e-4, centers=0.5 / 0.0005)
     objective = make_objective(description.create_model(), WEIGHTS | METHODS["bot"][1], loss_options=OPTIONS)
     update = jax.jit(make_update(objective, optimizer, lambda _: (3.5e-4, 3.5e-4)))

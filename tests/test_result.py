@@ -144,6 +144,7 @@ def test_a_result_is_never_written_through_a_link(place, monkeypatch):
             with pytest.raises(InputError, match=f"{name} is a symbolic link; remove it, or name .* --output"):
                 evaluate(place)
             (place / "weights" / name).unlink()
+    # Without links nothing is refused.
     refuse_links(place / "weights/result.json")
     assert victim.read_text() == "mine"
     assert not (place / "absent").exists()
@@ -206,6 +207,7 @@ def test_features_of_two_models_can_be_joined(place):
     assert (both["weight"], both["also"][0]["weight"]) == (1.0, 0.5)
     assert "-also-" in files[0].name
     save_weights(place / "other", *small_model(2), {})
+    # The features of the first model have almost no weight, so the second decides alone.
     other, _ = evaluate(place, also=[str(place / "other")], weights=[1e-6, 1.0])
     assert other["mAP"] == pytest.approx(evaluate_run("", str(place / "other"), "", small_config(place))[0]["mAP"])
     with pytest.raises(InputError, match="--weights has 1 numbers; give 2"):

@@ -42,6 +42,7 @@ def test_folders_that_are_not_steps_of_this_run_are_set_aside(place, finished, t
     folder = run / "checkpoints"
     good, last = runs.saved_steps(run)
     shutil.rmtree(folder / str(last))
+    # The largest numbers do not fit in 32 and in 64 bits.
     copied, forged, *beyond = good + 2, good + 1, last + 1, 2**31, 10**30
     for step in (copied, forged, *beyond):
         shutil.copytree(folder / str(good), folder / str(step))
@@ -115,6 +116,7 @@ def test_arrays_that_unpack_to_far_more_than_their_size_on_disk_are_refused_befo
         ):
             checkpoint.load(small_checkpoint, make_mesh())
     # ru_maxrss is in KiB.
+    # Each of these arrays would have taken more than 64 MiB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**16
 
 

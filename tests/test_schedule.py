@@ -32,6 +32,7 @@ def test_every_parameter_has_the_official_learning_rate_and_weight_decay(golden)
     params = {str(name): jnp.ones(()) for name in g["group_names"]}
     usual = Optim()
     optimizer = make_optimizer(usual.name, momentum=usual.momentum, decay=usual.weight_decay)
+    # Without gradients only the weight decay moves a parameter.
     directions, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     moved = scale_updates(directions, jnp.array(4e-4), jnp.array(8e-4))
     for name, rate, decay in zip(g["group_names"], g["group_base_lr"], g["group_weight_decay"], strict=True):
@@ -49,6 +50,7 @@ def test_two_steps_of_sgd_equal_those_worked_out_by_hand():
         directions, state = optimizer.update(grads, state, params)
         params = optax.apply_updates(params, scale_updates(directions, jnp.array(0.01), jnp.array(0.02)))
         for name, (p, v) in expected.items():
+            # Weight decay would pull λ to 0, where NRA has no effect.
             decay = 0.0 if name == "norm_ratio" else 0.1
             v = 0.9 * v + float(grads[name]) + decay * p
             expected[name] = (p - (0.02 if name == "bias" else 0.01) * v, v)
@@ -60,6 +62,7 @@ def test_adamw_adds_weight_decay_after_scaling_the_gradient():
     params = {"kernel": jnp.array(2.0)}
     optimizer = make_optimizer("adamw", momentum=0.9, decay=0.1)
     directions, _ = optimizer.update({"kernel": jnp.array(5.0)}, optimizer.init(params), params)
+    # The first direction of Adam is 1, whatever the size of the gradient.
     np.testing.assert_allclose(directions["kernel"], 1 + 0.1 * 2, rtol=1e-5)
 
 

@@ -163,6 +163,7 @@ def test_a_damaged_cache_does_not_change_the_metrics(place, capsys):
             path.write_bytes(b"PK\3\4junk")
         else:
             content = bytearray(path.read_bytes())
+            # These bytes are pixels behind the header.
             content[1000:3000] = bytes(2000)
             path.write_bytes(content)
     capsys.readouterr()
@@ -171,6 +172,7 @@ def test_a_damaged_cache_does_not_change_the_metrics(place, capsys):
     warnings = capsys.readouterr().err.splitlines()
     assert sum("decoding again" in line for line in warnings) == 2
     assert sum("embedding again" in line for line in warnings) == 2
+    # Queries and gallery have a file of images and a file of features each.
     assert len(warnings) == 4
 
 
@@ -197,6 +199,7 @@ def test_illumination_gives_a_curve_a_table_and_a_plot(place):
 def test_less_light_gives_darker_images():
     """Check too that full light without noise keeps an image, and that its noise does not depend on the batch."""
     images = np.random.default_rng(0).integers(0, 256, (6, 32, 16, 3), np.uint8)
+    # A converter of 24 bits hides its own rounding.
     clean = {"shot": (0.0, 0.0), "bits": (24,), "gamma": (2.0, 2.0)}
     np.testing.assert_allclose(darkener(1.0, clean, 0)(0, images).astype(int), images, atol=1)
     means = [darkener(light, {}, 0)(0, images).mean() for light in (1, 0.5, 0.2, 0.05)]

@@ -18,6 +18,7 @@ from nrsrd_jax.retrieval import Embedder
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--where", "nonsense >"], "does not fit the gallery"),
+    # The command puts the condition into brackets. A condition that closes them could undo the other filters.
     (["--where", "1=1) OR (1=1"], "the brackets .* do not match"),
     (["--where", "camera = c1"], "does not fit the gallery.*with texts in single quotes"),
     (["--camera", "c7"], "none of the 12 crops .* fits .*; its cameras are c1, c2$"),
@@ -91,6 +92,7 @@ def test_a_search_in_batches_equals_a_search_over_all_crops_at_once(gallery, mon
     opened = Gallery.open(gallery)
     queries = matching.from_gallery(opened, paths_in(gallery))
     limits = {"top": 5, "where": "", "other_cameras": False}
+    # These sizes do not divide the twelve crops, so the last batch and block are incomplete.
     monkeypatch.setattr("nrsrd_jax.gallery.store.BATCH", 5)
     monkeypatch.setattr(matching, "QUERIES", 7)
     monkeypatch.setattr(matching, "BLOCK", 5)
@@ -183,6 +185,7 @@ def test_a_search_with_an_index_prints_no_warning(tmp_path, model, crops):
     """LanceDB's Rust code writes warnings to stderr directly, so the search runs as a command."""
     embedder = Embedder.load(model)
     gallery = Gallery.create(tmp_path / "g", embedding.about(embedder, model))
+    # LanceDB cannot make this kind of index from fewer vectors.
     features = np.random.default_rng(0).normal(size=(256, embedder.width))
     gallery.add([{"path": f"/{i:03d}.jpg"} for i in range(256)], features)
     matching.make_index(gallery)

@@ -41,6 +41,7 @@ def embedder(model):
     {"flip": True, "normalize": "brightness", "rerank": True},
 ])  # fmt: skip
 def test_search_orders_the_gallery_as_eval_does(night, model, embedder, nrsrd, tmp_path, monkeypatch, options):
+    # Each command would load the model and compile it again.
     monkeypatch.setattr(Embedder, "load", lambda _, flip=False, **others: embedder(flip))
     chosen = {f"eval__{name}": value for name, value in options.items() if name != "rerank"}
     if "rerank" in options:
@@ -58,5 +59,6 @@ def test_search_orders_the_gallery_as_eval_does(night, model, embedder, nrsrd, t
     queries = json.loads((tmp_path / "m.json").read_text())["queries"]
     assert [query["path"] for query in queries] == list(map(str, target.query.paths))
     for query, row in zip(queries, expected, strict=True):
+        # The copy has the distance of its original, and the earlier file comes first in both commands.
         order = [str(target.gallery.paths[i]) for i in np.argsort(row, kind="stable")]
         assert [match["path"] for match in query["matches"]] == order

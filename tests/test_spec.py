@@ -56,6 +56,7 @@ def halves(monkeypatch):
 
 def test_a_backbone_with_two_parts_and_cameras_trains_embeds_and_evaluates(halves, tmp_path):
     night = write_night(tmp_path / "night")
+    # The sides are multiples of this backbone's 8 pixels, but not of the 16 of a plain ViT.
     config = small_config(tmp_path, model__backbone="halves", model__depth=0, image_size=(40, 24), train__epochs=2)
     assert 0 < train(config, tmp_path / "run", jax.devices()[:1])["mAP"] <= 1
     row = next(row for row in read_metrics(tmp_path / "run") if "loss" in row)
@@ -71,6 +72,7 @@ def test_a_backbone_with_two_parts_and_cameras_trains_embeds_and_evaluates(halve
     assert description.cameras == tuple(np.unique(data.train.cameras))
     embedder = Embedder.load(tmp_path / "run")
     images = np.zeros((2, 40, 24, 3), np.uint8)
+    # Training had no camera 77, so its images get no vector.
     known, unknown = (embedder(images, cameras=np.array(c)) for c in (data.train.cameras[:2], [77, 77]))
     assert known.shape == (2, embedder.width) == (2, 16)
     assert not np.allclose(known, unknown)

@@ -39,6 +39,7 @@ def test_normalisation_removes_the_scale_and_shift_of_a_camera(scale, shift):
 
 
 def test_groups_get_mean_0_and_deviation_1_and_small_groups_use_all_images():
+    # Far from 0, a mean that is not subtracted shows.
     gallery, cameras = features(40) + 100, np.repeat([1, 2, 3], [20, 17, 3])
     _, new = standardize_groups(gallery[:0], gallery, cameras[:0], cameras)
     for camera in (1, 2):
@@ -48,6 +49,7 @@ def test_groups_get_mean_0_and_deviation_1_and_small_groups_use_all_images():
 
 
 def test_constant_features_and_no_images_give_finite_numbers():
+    # The mean of these numbers is rounded, so their deviation may be a little above 0.
     constant = np.full((12, 3), 0.1, np.float32)
     _, new = standardize_groups(constant[:0], constant, np.zeros(0, int), np.zeros(12, int))
     assert not new.any()
@@ -130,6 +132,7 @@ def test_training_evaluates_with_the_chosen_features(trained):
 
 
 def test_compare_uses_the_features_that_each_run_chose(trained, tmp_path):
+    # The test above trains this run, but this test may also run alone.
     if not (trained / "centred").exists():
         config = small_config(trained, train__epochs=1, eval__feature="centred", eval__normalize="camera")
         train(config, trained / "centred", jax.devices()[:1])

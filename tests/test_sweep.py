@@ -43,10 +43,12 @@ def test_the_sweep_reports_moved_attention_and_the_difference_in_map(place, tmp_
         rows = list(csv.DictReader(file))
     assert {row["altered"] for row in rows} == {"ratio", "standard", "temperature"}
     for row in rows:
+        # A temperature of 1, and a λ of 0 in both forms, leave the model as it is.
         plain = (row["altered"] == "temperature") == (float(row["value"]) == 1) and row["value"] in ("0.0", "1.0")
         if plain:
             assert [float(row[name]) for name in ("moved", "difference", "low", "high")] == [0] * 4
         elif row["altered"] == "standard":
+            # In the standard form, λ is the standard deviation of γ over the keys.
             assert float(row["leverage"]) == pytest.approx(abs(float(row["value"])), rel=0.02)
             assert float(row["moved"]) > 0
     scores = {row["mAP"] for row in rows if (row["altered"], row["value"]) in (("ratio", "0.0"), ("standard", "0.0"))}

@@ -108,6 +108,7 @@ def test_a_resumed_run_continues_the_runs_of_the_trackers_and_a_new_run_does_not
     assert sum(call[0] == "parameters" for call in mlflow.calls) == 1
     log(tmp_path, 0, "wandb", (1, {"loss": 3.0}))
     assert list(wandb.runs) == ["run1", "run3"]
+    # Without a readable id, a resumed run starts a new one in the tracker.
     (tmp_path / trackers.IDS).write_text("[" * 9999)
     log(tmp_path, 1, "wandb", (2, {"loss": 2.0}))
     assert list(wandb.runs) == ["run1", "run3", "run4"]
@@ -119,6 +120,7 @@ def test_trackers_are_told_how_a_run_ended(tmp_path, fakes):
         with pytest.raises(type(error)), MetricsLog(tmp_path, 0, "wandb,mlflow", OPTIONS):
             raise error
     assert [status for call, *status in mlflow.calls if call == "end"] == [["KILLED"], ["FAILED"]]
+    # W&B knows only success and failure.
     assert [run.statuses for run in wandb.runs.values()] == [[1], [1]]
 
 
@@ -157,6 +159,7 @@ def test_tensorboard_gets_the_numbers_and_hides_what_a_resumed_run_writes_again(
     assert [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value] == [
         (5, "train/loss", 1.5)
     ]
+    # TensorBoard hides what an earlier session wrote from this step on.
     assert [event.step for event in events if event.session_log.status == event_pb2.SessionLog.START] == [5]
 
 
@@ -194,6 +197,7 @@ def test_an_unknown_tracker_ends_the_run_before_anything_is_read(tmp_path, logge
 
 @pytest.mark.parametrize("name", trackers.MODULES)
 def test_a_tracker_that_is_not_installed_ends_the_run_before_anything_is_read(tmp_path, monkeypatch, name):
+    # Importing a module whose entry is None fails, as if it were not installed.
     monkeypatch.setitem(sys.modules, trackers.MODULES[name], None)
     with pytest.raises(InputError, match=rf"names {name}, which needs a package: pip install 'nrsrd-jax\[{name}\]'"):
         train(small_config(tmp_path / "nothing", train__loggers=name), tmp_path / "run", jax.devices()[:1])

@@ -86,6 +86,7 @@ def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, capl
     # Each row has the time and the memory too.
     for row in lines(tmp_path / "run"):
         assert abs(row["time"] - time.time()) < 600
+        # These bounds would show a wrong unit.
         assert 0.05 < row["host_peak_gib"] < 100
     rates = [row["images_per_second"] for row in steps_of(tmp_path / "run")[1:]]
     assert all(rate > 0 for rate in rates)
@@ -118,6 +119,7 @@ def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, tmp_
     log = killed / "metrics.jsonl"
     process = start(place, killed)
     deadline = time.time() + 120
+    # After four of the twelve steps, the checkpoint of the first epoch is complete.
     while not log.exists() or sum('"loss"' in line for line in log.read_text().splitlines()) < 4:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.time() < deadline
@@ -173,6 +175,7 @@ def test_a_run_cannot_resume_with_other_images(place, tmp_path):
 
 
 def test_training_can_start_from_the_backbone_of_another_run(place, tmp_path):
+    # With so small a learning rate, the backbone is still the given one after the epoch.
     config = small_config(place, "nra", train__epochs=1, init__checkpoint=str(place / "teacher"), optim__lr=1e-12)
     train(config, tmp_path / "run", jax.devices()[:1])
     ours, theirs = weights(tmp_path / "run")["params"], weights(place / "teacher")["params"]
@@ -220,6 +223,7 @@ def test_the_embedder_loads_runs_and_checkpoints_and_embeds_every_image(place):
     features = embedder(images)
     assert features.shape == (13, 192)
     assert features.dtype == np.float32
+    # A batch of three images is rounded up to the eight devices, so these counts fill batches in part and exactly.
     for count in (1, 8, 12):
         np.testing.assert_allclose(embedder(images[:count]), features[:count], atol=2e-5)
     assert embedder(images[:0]).shape == (0, 192)

@@ -85,6 +85,7 @@ def test_a_whole_official_file_gives_the_official_test_feature(reference, conver
     assert description.cameras == tuple(range(8))
     out = jax.jit(description.create_model().apply)(variables, images(reference), cameras=reference["cameras"])
     close(out["embedding"], reference[f"s{stride}/eval_before"])
+    # The official feature has a quarter of each local feature.
     necks = [part["neck"] / (1 if index == 0 else 4) for index, part in enumerate(out["parts"])]
     close(jnp.concatenate(necks, axis=1), reference[f"s{stride}/eval_after"])
 
@@ -198,6 +199,7 @@ def test_names_of_cameras_that_were_not_chosen_are_reported(converted, tmp_path,
 def test_an_image_of_an_unknown_camera_is_refused(converted):
     embedder = Embedder.load(converted[16][2])
     crops = np.zeros((2, *SIZE, 3), np.uint8)
+    # The features are a global one and four local ones, of 128 numbers each.
     assert embedder(crops, cameras=np.array([0, 7])).shape == (2, 640) == (2, embedder.width)
     with pytest.raises(InputError, match=r"camera, one of \[0, 1, .*camera is unknown"):
         embedder(crops)
@@ -206,6 +208,7 @@ def test_an_image_of_an_unknown_camera_is_refused(converted):
 
 
 def test_a_file_that_fits_two_image_sizes_needs_the_right_one(reference, tmp_path):
+    # Both image sizes give 18×9 patches.
     tensors = official_file(reference, 16) | {"base.pos_embed": np.zeros((1, 163, 128), np.float32)}
     torch_file.save(tmp_path / "in.pth", tensors)
     with pytest.raises(InputError, match=r"288,144 with patches 16 pixels apart, or images of 256,128 .* 14 pixels"):

@@ -36,6 +36,7 @@ NESTED = {
     "Lightning": lambda w: {"state_dict": prefixed("model.", w), "pytorch-lightning_version": "2.1", "loops": {}},
     "Lightning, compiled inside": lambda w: {"state_dict": prefixed("net._orig_mod.", w)},
     "a deep prefix": lambda w: {"state_dict": prefixed("system.student_net.encoder.", w)},
+    # The student's weights are zeros, which would show if they were taken.
     "DINO": lambda w: {"student": prefixed("module.backbone.", zeros(w)), "teacher": prefixed("backbone.", w)},
     "Lightning's DINO": lambda w: {"state_dict": prefixed("student.vit.", zeros(w)) | prefixed("teacher.vit.", w)},
 }  # fmt: skip
@@ -187,6 +188,7 @@ BESIDE = {
     "a NumPy dtype": np.dtype("float16"), "a NumPy type": np.float32, "a date": np.datetime64("2024-01-01"),
     "a path": pathlib.PurePosixPath("/data/people/of/many/parts/and/more/of/them"), "no path": pathlib.PurePosixPath(),
     "a Windows path": pathlib.PureWindowsPath("C:/data"), "a local path": pathlib.Path("runs"),
+    # PyTorch is not installed, so these pickles are written by hand.
     "a device": b"ctorch\ndevice\n(X\x04\x00\x00\x00cudaK\x00tR", "a type": b"ctorch\nbfloat16\n",
     "a version": b"ctorch.torch_version\nTorchVersion\n(X\x03\x00\x00\x002.1t\x81",
     "options": argparse.Namespace(root=pathlib.PurePosixPath("a"), best=np.float32(1), classes={1, 2}),

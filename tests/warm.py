@@ -32,6 +32,7 @@ class Command:
         weakref.finalize(self, shutil.rmtree, folder)
         self._outputs = [log or folder / name for name in ("stdout", "stderr")]
         for output in self._outputs:
+            # `_run` opens files that exist. A log that an earlier command wrote becomes empty.
             output.write_bytes(b"")
         self._process = _CONTEXT.Process(target=_run, args=(argv, cwd, environment, self._outputs))
         self._process.start()
@@ -74,6 +75,7 @@ def _start_server() -> None:
 
 def _run(argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path]) -> None:
     for descriptor, path in enumerate(outputs, start=1):
+        # With `log`, both streams write to one file, and must not overwrite each other.
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     os.environ.clear()
     os.environ.update(environment)
@@ -90,9 +92,11 @@ def _run(argv: list[str], cwd: Path, environment: dict[str, str], outputs: list[
     elif script == "-m":
         module, *arguments = arguments
         sys.argv = [module, *arguments]
+        # `python -m` puts the current folder first.
         sys.path[0:0] = [str(cwd)]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         sys.argv = [script, *arguments]
+        # `python SCRIPT` puts the folder of the script first.
         sys.path[0:0] = [str(Path(script).parent)]
         runpy.run_path(script, run_name="__main__")

@@ -58,6 +58,7 @@ def save(path, content):
         # Bytes are a pickle that a test wrote.
         if type(value) is bytes:
             return value
+        # Without the protocol in front and the stop at the end, a pickle can stand inside another.
         return pickle.dumps(value, 2)[2:-1]
 
     program = build(content)
