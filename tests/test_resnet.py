@@ -299,7 +299,7 @@ def test_a_new_non_local_block_changes_nothing_but_can_learn(reference):
     variables = block.init(jax.random.key(0), x, True, 1)
 
     def output(params):
-        return block.apply(variables | {"params": params}, x, True, 1, mutable=["batch_stats"])[0]
+        return block.apply({**variables, "params": params}, x, True, 1, mutable=["batch_stats"])[0]
 
     assert not np.any(output(variables["params"]) - x)
     gradient = jax.grad(lambda params: jnp.square(output(params)).sum())(variables["params"])
