@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from .models.spec import Spec
 from .options import OPTIONS, Model, Options, fixed_statistic, three_numbers
 from .precision import compute_dtype
 from .retrieval.embedding import check_feature
+from .runs import find_checkpoint
 from .sharding import parameter_shardings
 from .state import TrainState
 from .step import Preparation, Teacher, make_objective, make_train_step, make_update
@@ -87,15 +89,14 @@ def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, di
     return description, variables
 
 
-def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
-    """Load the frozen teacher and its variables; None, None for a run without a teacher.
+def find_teacher(options: Options, records: Records) -> Path | None:
+    """Return the teacher's checkpoint; None for a run without a teacher.
 
     Raises:
         Missing: the teacher's checkpoint is missing.
-        InputError: the teacher has other identities or another image size.
     """
     if not options.teacher.enabled or records.bright is None:
-        return None, None
+        return None
     path = options.teacher.checkpoint
     if not path or not expanded(path).exists():
         needed = {
@@ -110,6 +111,19 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
             f"teacher.checkpoint {path!r} does not exist; train a teacher with: nrsrd train --config teacher "
             f"{given} --workdir {path or 'runs/teacher'} (for the demo with --config demo:teacher)"
         )
+    return find_checkpoint(path)
+
+
+def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
+    """Load the frozen teacher and its variables; None, None for a run without a teacher.
+
+    Raises:
+        Missing: the teacher's checkpoint is missing.
+        InputError: the teacher has other identities or another image size.
+    """
+    if not find_teacher(options, records) or records.bright is None:
+        return None, None
+    path = options.teacher.checkpoint
     description, variables = checkpoint.load(path, mesh)
     identities = tuple(records.bright.identities.tolist())
     # A converted teacher does not record its identities, so only their number can be compared.

@@ -46,6 +46,17 @@ def main() -> None:
         )
     if first.spec.needs_cameras or second.spec.needs_cameras:
         raise InputError("nrsrd select embeds crops without their cameras: give models without model.sie")
+    kinds = [model.identity()["feature"] for model in models]
+    if kinds[0] != kinds[1]:
+        raise InputError(
+            f"--feature {arguments.feature} chooses {kinds[0]} for --source and {kinds[1]} for --tuned: the score "
+            "compares features of one kind, so set --feature cls"
+        )
+    if models[0].width != models[1].width:
+        raise InputError(
+            f"the features of --source have {models[0].width} numbers and those of --tuned {models[1].width}: give one "
+            "model before and after tuning, both with model.jpm or both without"
+        )
     if models[0].fingerprint() == models[1].fingerprint():
         raise InputError(
             "--source and --tuned have the same weights, so every crop would have the score 1; give two models"

@@ -14,7 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import checkpoint, runs, trackers
-from .build import architecture, degradation_options, load_initial_backbone, load_teacher, norm_ratio, sharded
+from .build import (
+    architecture,
+    degradation_options,
+    find_teacher,
+    load_initial_backbone,
+    load_teacher,
+    norm_ratio,
+    sharded,
+)
 from .checkpoint import Checkpoints
 from .compiled import CompiledStep, keep_compiled
 from .config import Config, differences, flatten, load_config, save_config
@@ -39,6 +47,7 @@ from .processes import check_alike, is_first, together
 from .runs import owned
 from .sharding import make_mesh, place
 from .step import Teacher
+from .stored import read_description
 from .termination import Termination
 
 
@@ -77,6 +86,11 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         dtype = compute_dtype(options.train.precision)
         # How attention is computed depends on the devices, so processes on different machines could differ in it.
         module = repr(spec.module(dtype=dtype, norm_ratio=norm_ratio(options), cameras=cameras))
+        # The processes load these checkpoints together, below, but one of their machines may lack a checkpoint.
+        if options.init.checkpoint and not done:
+            read_description(runs.find_checkpoint(options.init.checkpoint))
+        if teacher := find_teacher(options, records):
+            read_description(teacher)
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(options, mesh)

@@ -277,3 +277,11 @@ def test_only_files_of_earlier_comparisons_are_replaced(place, here):
         with pytest.raises(InputError, match="belongs to a run or a checkpoint"):
             compare(runs(place, "a", "b"), **name)
     assert (here / "mine.png").read_text() == "mine"
+
+
+def test_a_comparison_in_the_folder_of_a_run_can_be_repeated(place, here):
+    shutil.copytree(place / "runs/a", here / "a")
+    for _ in range(2):
+        compare(runs(place, "a", "c"), output="a/compare.json", flips="a/flips.csv", resamples=10)
+    with pytest.raises(InputError, match=r"config\.json belongs to a run or a checkpoint"):
+        compare(runs(place, "a", "c"), output="a/compare.json", flips="a/config.json")

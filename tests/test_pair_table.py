@@ -48,3 +48,16 @@ def test_a_large_test_set_is_measured_on_some_of_its_queries(monkeypatch):
     part = pair_table(features, features, target)
     assert (whole["pair_queries"], part["pair_queries"]) == (240, 80)
     assert part["pairs"][0]["threshold"] == pytest.approx(whole["pairs"][0]["threshold"], abs=0.1)
+
+
+def test_a_large_test_set_keeps_its_few_queries_of_people_who_are_not_in_the_gallery(monkeypatch):
+    rng = np.random.default_rng(13)
+    features, who = draw(rng, 60, crops=(4, 5))
+    # Every third of all queries would leave out the only stranger, at index 1.
+    people = np.where(np.arange(240) == 1, 99, who)
+    target = Target(Split((), people, who), Split((), who, who), np.zeros(240), np.ones(240))
+    monkeypatch.setattr("nrsrd_jax.retrieval.pair_table.MOST_PAIRS", 240 * 100)
+    found = pair_table(features, features, target)["open_set"]
+    assert found["queries"] == 1
+    # The same crop is in the gallery under another name.
+    assert {row["fpir"] for row in found["searches"]} == {1.0}

@@ -169,6 +169,23 @@ def test_select_keeps_the_crops_whose_features_fine_tuning_moved_least(crops, tm
         selected(monkeypatch, crops / "crops", "--source", tmp_path / "after", "--tuned", tmp_path / "after")
 
 
+def test_select_refuses_models_with_different_features_before_it_embeds(crops, tmp_path, monkeypatch):
+    description, variables = small_model(1, size=(64, 32))
+    save_weights(tmp_path / "plain", description, variables, {})
+    save_weights(tmp_path / "parts", *small_model(1, size=(64, 32), jpm=True), {})
+    neck = variables["batch_stats"]["bottleneck"]
+    neck["mean"] = np.ones_like(neck["mean"])
+    save_weights(tmp_path / "trained", description, variables, {})
+    monkeypatch.setattr("nrsrd_jax.retrieval.files.embed_all", None)
+    for tuned, feature, words in (
+        ("parts", "cls", r"have 192 numbers and those of --tuned 960: give .* with model\.jpm or both without"),
+        ("trained", "auto", "cls for --source and centred for --tuned: .* set --feature cls"),
+    ):
+        models = "--source", tmp_path / "plain", "--tuned", tmp_path / tuned
+        with pytest.raises(InputError, match=words):
+            selected(monkeypatch, crops / "crops", *models, "--feature", feature)
+
+
 @pytest.mark.parametrize("share", ["most", "0", "1.5", "nan"])
 def test_the_share_to_keep_must_be_above_0_and_at_most_1(monkeypatch, capsys, share):
     with pytest.raises(SystemExit):

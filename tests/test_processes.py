@@ -37,7 +37,9 @@ def train_alone(place, workdir):
 
 
 def start(place, workdir, process, port, **options):
-    environment = {"JAX_NUM_CPU_DEVICES": "2"} | pod_variables(process, port)
+    # Each process has its own home folder, as on machines that share only the work directory.
+    home = str(workdir.with_name(f"home-{process}"))
+    environment = {"JAX_NUM_CPU_DEVICES": "2", "HOME": home} | pod_variables(process, port)
     command = train_command(small_config(place, **options), workdir)
     return people.start(command, log=workdir.with_name(f"{workdir.name}-{process}.log"), **environment)
 
@@ -97,6 +99,15 @@ def test_an_error_in_one_process_stops_both(place, tmp_path):
     assert said[0] == "error: another process has failed; its own message says why"
     assert said[1].startswith("error: ")
     assert "/nowhere" in said[1]
+
+
+def test_a_checkpoint_that_one_machine_lacks_stops_both_processes(place, model, tmp_path):
+    shutil.copytree(model, tmp_path / "home-0/model")
+    with pair(place, tmp_path / "run", {"init__checkpoint": "~/model"}) as processes:
+        assert [process.wait(timeout=60) for process in processes] == [2, 2]
+    said = [(tmp_path / f"run-{process}.log").read_text().splitlines()[-1] for process in (0, 1)]
+    assert said[0] == "error: another process has failed; its own message says why"
+    assert "does not exist" in said[1]
 
 
 JOIN = """

@@ -298,6 +298,18 @@ def test_pooling_equals_the_official_one_and_non_local_blocks_start_as_the_ident
         close(pooled.swapaxes(1, 2), reference("pcb")[f"pool/y_{height}"], 1e-6)
 
 
+def test_a_new_non_local_block_changes_nothing_but_can_learn(reference):
+    block, x = NonLocal(4), jnp.asarray(reference("agw")["nonlocal/x"].transpose(0, 2, 3, 1))
+    variables = block.init(jax.random.key(0), x, True, 1)
+
+    def output(params):
+        return block.apply({**variables, "params": params}, x, True, 1, mutable=["batch_stats"])[0]
+
+    assert not np.any(output(variables["params"]) - x)
+    gradient = jax.grad(lambda params: jnp.square(output(params)).sum())(variables["params"])
+    assert np.any(gradient["W_1"]["scale"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,8 +8,11 @@ import urllib.parse
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
-from people import ROOT, run, write_images, write_night
+from people import ROOT, run, small_model, write_images, write_night
+
+from nrsrd_jax.checkpoint import save_weights
 
 INDEX = (ROOT / "docs/index.md").read_text(encoding="utf-8")
 TUTORIALS = re.findall(r"^- \[.+?\]\((\S+\.md)\)", INDEX.split("## Tutorials")[1].split("\n## ")[0], re.MULTILINE)
@@ -87,6 +90,18 @@ def test_the_commands_for_own_labelled_data_run(tmp_path, monkeypatch):
     names: dict = {}
     exec(lines, names)
     assert names["features"].shape == (4, 192)
+
+
+def test_the_check_of_imported_weights_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_weights(tmp_path / "weights/market", *small_model(1, classes=4), {})
+    lines = (ROOT / "docs/weights.md").read_text(encoding="utf-8").split("## How to check")[1]
+    names: dict = {}
+    for _, language, text in BLOCK.findall(lines):
+        if language == "python":
+            exec(text, names)
+    assert capsys.readouterr().out.startswith("(16, 192) (16, 192) (16, 192)\n{'real': (16, 4)}\n")
+    assert np.isfinite(names["metrics"]["loss"])
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

@@ -70,7 +70,8 @@ class NonLocal(nn.Module):
         # Without a softmax the products may be taken in this order, which needs no matrix of all pairs of places.
         y = theta @ (phi.swapaxes(1, 2) @ g) / (height * width)
         y = y.reshape(batch, height, width, self.width)
-        y = Conv(channels, 1, bias=True, init=nn.initializers.zeros, dtype=self.dtype, name="W_0")(y)
+        # Only the norm is 0 at first: with a zero kernel as well, every gradient but that of its bias would stay 0.
+        y = Conv(channels, 1, bias=True, dtype=self.dtype, name="W_0")(y)
         return x + BatchNorm(scale_init=0.0, name="W_1")(y, train, domains)
 
 

@@ -17,7 +17,7 @@ from ..config import Config, config_of
 from ..data.lists import quoted
 from ..data.protocol import Target
 from ..errors import InputError, counted, say
-from ..files import expanded, refuse_same_files, writable_file, write_csv, write_whole
+from ..files import expanded, read_bounded, refuse_same_files, writable_file, write_csv, write_whole
 from ..inputs import read_targets
 from ..metrics_log import TITLES
 from ..options import Options, read_options
@@ -32,6 +32,8 @@ from .result import find_warnings
 from .scoring import evaluate
 
 OUTPUT = "compare.json"
+# The first columns of the list of flips.
+FLIPS = ("data", "path", "identity", "camera")
 # The entries of `provenance` that may differ between checkpoints; the other entries hold for all.
 OF_ONE = (
     *("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source"),
@@ -214,11 +216,23 @@ def _files(output: str, flips: str) -> dict[str, Path]:
         raise InputError(f"{written['plot']} exists without a comparison beside it; name another --output")
     if flips:
         written["flips"] = writable_file(flips, "--flips")
-    for file in written.values():
-        if file.exists() and any((file.parent / name).is_dir() for name in ("checkpoints", "model")):
+    for name, file in written.items():
+        in_run = any((file.parent / folder).is_dir() for folder in ("checkpoints", "model"))
+        # The plot has no mark of its own.
+        marked = written["output"] if name == "plot" else file
+        if in_run and file.exists() and not _is_of_comparison(marked):
             raise InputError(f"{file} belongs to a run or a checkpoint; name a file elsewhere")
     refuse_same_files(written.values())
     return written
+
+
+def _is_of_comparison(file: Path) -> bool:
+    """Return whether an earlier comparison wrote a file: its numbers or its list of flips."""
+    try:
+        content = read_bounded(file, 2**28)
+        return content.startswith(",".join(FLIPS).encode()) or {"rows", "differences"} <= set(json.loads(content))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _measure(
@@ -293,6 +307,6 @@ def _write_flips(file: Path, metrics: Mapping[str, Mapping[str, RankMetrics]], t
                 row[f"rank of first match, {run}"] = int(of_run[data].first_match[i])
                 row[f"AP, {run}"] = round(float(of_run[data].average_precision[i]), 6)
             rows.append(row)
-    columns = ["data", "path", "identity", "camera"]
+    columns = [*FLIPS]
     columns += [f"{title}, {run}" for run in metrics for title in ("rank of first match", "AP")]
     write_csv(file, rows, follow=True, columns=columns)

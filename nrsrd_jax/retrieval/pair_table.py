@@ -8,7 +8,7 @@ from ..data.protocol import Target
 from .pairs import BINS, Crops, Histograms, blocks, edge
 
 RATES = 1e-2, 1e-3, 1e-4
-# In a test with more pairs, only every second query is measured, or every third, …
+# If there are more pairs, only every second query is measured, or every third, …
 MOST_PAIRS = 2**26
 
 
@@ -24,7 +24,8 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
         "pairs": for each of RATES with enough people (rule of three: 3/rate pairs of people) the threshold of cosine
         similarity and both rates. "open_set": how many queries show people who are not in the gallery. If there are
         any, it has for each threshold the share of them that report anybody (FPIR), and the share of the queries with a
-        match that do not report a match first (FNIR). "pair_queries": how many queries were measured.
+        match that do not report a match first (FNIR). "pair_queries": how many queries were measured. In a large test
+        these are a sample of the queries of people in the gallery, and a sample of the other queries.
 
     Raises:
         ValueError: a feature is not finite.
@@ -41,9 +42,11 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
         >>> [(row["fmr"], row["fnmr"]) for row in found["pairs"]], found["open_set"]
         ([(0.0, 0.0)], {'queries': 0})
     """
-    step = -(-len(query) * len(gallery) // MOST_PAIRS)
+    unknown = ~np.isin(target.query.pids, target.gallery.pids)
+    # A sample of all queries together could leave out the few of people who are not in the gallery.
+    chosen = np.concatenate([_sample(np.flatnonzero(group), len(gallery)) for group in (unknown, ~unknown)])
     _, people = np.unique(np.concatenate([target.query.pids, target.gallery.pids]), return_inverse=True)
-    queries = Crops.of(query[::step], people[: len(query)][::step], target.query_views[::step])
+    queries = Crops.of(query[chosen], people[chosen], target.query_views[chosen])
     others = Crops.of(gallery, people[len(query) :], target.gallery_views)
     histograms = Histograms()
     genuine, stranger = np.full(len(queries), -np.inf), np.full(len(queries), -np.inf)
@@ -58,8 +61,8 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
     fmr, fnmr = histograms.rates()
     # BINS stands for no threshold: too many strangers have a similarity of 1.
     rows = [{"threshold": edge(k), "fmr": float(fmr[k]), "fnmr": float(fnmr[k])} for k in levels if k < BINS]
-    unknown, mated = ~np.isin(queries.people, others.people), genuine > -np.inf
-    open_set: dict[str, Any] = {"queries": int(np.sum(~np.isin(target.query.pids, target.gallery.pids)))}
+    open_set: dict[str, Any] = {"queries": int(unknown.sum())}
+    unknown, mated = unknown[chosen], genuine > -np.inf
     if unknown.any():
         open_set |= {"gallery_people": len(np.unique(others.people)), "top": 1}
         open_set["searches"] = [
@@ -71,6 +74,11 @@ def pair_table(query: np.ndarray, gallery: np.ndarray, target: Target) -> dict[s
             for row in rows
         ]
     return {"pairs": rows, "pair_queries": len(queries), "open_set": open_set}
+
+
+def _sample(queries: np.ndarray, gallery: int) -> np.ndarray:
+    """Return every n-th query, so that the queries have at most MOST_PAIRS pairs with a gallery of that size."""
+    return queries[:: max(1, -(-len(queries) * gallery // MOST_PAIRS))]
 
 
 def _people_pairs(query: np.ndarray, gallery: np.ndarray) -> int:
