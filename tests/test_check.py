@@ -268,47 +268,6 @@ def test_a_file_name_may_hold_any_bytes(tmp_path):
     assert "\x1b" not in done.stdout
 
 
-def pixel(path):
-    return decode(path, (2, 2), "bilinear")[0, 0].tolist()
-
-
-def test_pictures_of_unusual_modes_decode_to_the_right_colours(tmp_path):
-    red = (200, 10, 20)
-    for name, image in {
-        "palette.png": Image.new("RGB", (2, 2), red).quantize(4), "opaque.png": Image.new("RGBA", (2, 2), (*red, 255)),
-        "clear.png": Image.new("RGBA", (2, 2), (*red, 0)), "grey.png": Image.new("L", (2, 2), 99),
-        "grey_alpha.png": Image.new("LA", (2, 2), (99, 255)),
-        "sixteen.png": Image.fromarray(np.full((2, 2), 99 * 256 + 50, np.uint16)),
-    }.items():  # fmt: skip
-        image.save(tmp_path / name)
-    assert pixel(tmp_path / "palette.png") == pixel(tmp_path / "opaque.png") == list(red)
-    # The colour of a fully transparent pixel is invisible, so it must not appear.
-    assert pixel(tmp_path / "clear.png") == [0, 0, 0]
-    assert (
-        pixel(tmp_path / "grey.png")
-        == pixel(tmp_path / "grey_alpha.png")
-        == pixel(tmp_path / "sixteen.png")
-        == [99] * 3
-    )
-    cmyk = Image.new("CMYK", (2, 2), (0, 255, 255, 0))
-    cmyk.save(tmp_path / "cmyk.jpg", quality=100)
-    assert np.abs(np.subtract(pixel(tmp_path / "cmyk.jpg"), (255, 0, 0))).max() < 8
-
-
-def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path):
-    image = Image.new("RGB", (40, 20))
-    # The left quarter is white, so the top of the turned picture must be white.
-    image.paste((255, 255, 255), (0, 0, 10, 20))
-    exif = image.getexif()
-    # Orientation 6: viewers turn the picture clockwise by 90°.
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.jpg", exif=exif, quality=95)
-    upright = np.asarray(read_rgb(tmp_path / "a.jpg"))
-    assert upright.shape == (40, 20, 3)
-    assert upright[:8].min() > 240
-    assert upright[12:].max() < 15
-
-
 @pytest.mark.parametrize(("make", "message"), [
     (lambda path: big_png(path, 5000, 5000), f"more than the {MAX_PIXELS} that a crop may have"),
     (lambda path: big_png(path, 2**31 - 1, 2**31 - 1), "cannot read the image"),
