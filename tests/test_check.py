@@ -226,6 +226,12 @@ def test_wrong_and_missing_arguments_are_refused(tmp_path):
         check(*arguments, status=2)
 
 
+def test_a_fix_list_that_cannot_be_written_is_refused_before_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("nrsrd_jax.check.check", pytest.fail)
+    with pytest.raises(InputError, match=r"--fix-list .* is a folder; name a file"):
+        check("night600", write_night(tmp_path / "night"), "--fix-list", tmp_path)
+
+
 def test_a_tuple_option_that_is_given_twice_is_refused(tmp_path, capsys):
     check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
     message = "error: --config.image_size is given 2 times; give it once, with commas between its numbers\n"
