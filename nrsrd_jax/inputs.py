@@ -11,7 +11,6 @@ from . import augment
 from .data import datasets, pipeline
 from .data.crops import CROPS, Source, crops_of, make_source, warn_links
 from .data.images import (
-    THREADS,
     cached_images,
     cached_pixels_sha256,
     check_readable,
@@ -21,6 +20,7 @@ from .data.images import (
 )
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan
+from .data.sealed import THREADS
 from .data_options import Aux, Data
 from .errors import InputError, say
 from .eval_options import EvalData

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from people import small_config, small_model, write_images, write_night
+from people import ROOT, small_config, small_model, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax import check
@@ -165,6 +167,14 @@ def test_images_are_cached_and_a_full_disk_is_reported_before_decoding(images, m
 
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot limit a process to some cores")
+def test_a_process_uses_as_many_threads_as_it_may_use_cores():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    code += "from nrsrd_jax.data.sealed import THREADS; print(THREADS)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize(("make", "suffix"), [(decoded, ".npy"), (decoded, ".lock"), (embedded, ".npy")])

@@ -27,6 +27,8 @@ NOTE = 32  # bytes that the writer may add, such as a hash of the files that the
 SEAL = 32  # bytes
 # If nothing was written to a partial file for this many seconds, its writer was killed.
 ABANDONED = 24 * 3600
+# The number of cores that this process may use, which a scheduler may limit. macOS tells only that of the machine.
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Shape = tuple[int, ...]
 # The files that this process has checked.
@@ -128,7 +130,7 @@ def _digest(file: int, name: str, header: bytes, end: int, note: bytes) -> bytes
     def check(start: int) -> bytes:
         return zlib.crc32(os.pread(file, min(BLOCK, end - start), start)).to_bytes(4, "big")
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         blocks = b"".join(threads.map(check, range(len(header), end, BLOCK)))
     return hashlib.sha256(b"\0".join((os.fsencode(name), header, note, blocks))).digest()
 
