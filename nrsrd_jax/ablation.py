@@ -30,7 +30,7 @@ models. If a training fails, the others continue, and the command ends with stat
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def run_ablation(
     workdir: Path,
     overrides: dict[str, Any],
     preempted_status: int = 143,
-    jobs: int = 1,
+    shares: Sequence[Mapping[str, str]] = (),
     same_start: bool = False,
 ) -> tuple[Results, dict[str, str]]:
     """Train every row with each seed, and write the tables after each training.
@@ -87,7 +87,8 @@ def run_ablation(
         workdir: the folder of the tables and of the trainings.
         overrides: the options of the command line, {"data.root": …}.
         preempted_status: the exit status that `Stopped` carries.
-        jobs: the number of trainings at a time; if it is above 1, each runs in its own process.
+        shares: the environment variables of each process that trains, as `device_shares` returns them. They make as
+            many trainings run at the same time. If empty, this process trains one row after another.
         same_start: whether the rows of table 1 differ only in the method, not in how it is trained.
 
     Returns:
@@ -143,7 +144,6 @@ def run_ablation(
             "rows differ in data.holdout or eval.normalize, so their scores do not compare; set both alike in all rows"
         )
     tested = tests.pop()
-    shares = device_shares(jobs) if jobs > 1 else []
     with owned(workdir):
         # Trainings that an earlier run of the command completed are in the tables from the start.
         known = {(each.row.name, each.seed): each.logged() for each in trainings}
@@ -224,15 +224,19 @@ def main() -> None:
     if variant:
         raise InputError(f"--config {file}:{variant}: leave out the variant, because each row has its own")
     rows = choose_rows(values.table, values.row, values.rows)
-    if values.jobs > 1:
+    shares = device_shares(values.jobs) if values.jobs > 1 else []
+    if shares:
         # This process only checks and waits. It must leave the GPUs' memory to the processes that train.
         jax.config.update("jax_platforms", "cpu")
+        # Batches and parameters must divide over the devices of each of these processes, so check with as many.
+        if gpus := shares[0].get("CUDA_VISIBLE_DEVICES"):
+            jax.config.update("jax_num_cpu_devices", len(gpus.split(",")))
     same_start = bool(values["same-start"].value)
     workdir = expanded(values.workdir or default_workdir(file, values.table, same_start))
     status = values.preempted_status
     with Termination(status):
         results, missing = run_ablation(
-            *(file, rows, values.seeds, workdir, config_overrides(), status, values.jobs),
+            *(file, rows, values.seeds, workdir, config_overrides(), status, shares),
             same_start=same_start,
         )
     rows = tuple(row for row in rows if row.name not in missing)

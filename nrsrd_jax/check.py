@@ -33,13 +33,15 @@ from .data.readers import LAYOUTS
 from .data_options import Data
 from .errors import InputError, counted, say
 from .eval_options import EvalData
-from .files import expanded, written_whole
+from .files import writable_file, written_whole
 from .options import read_options
 
 
 def main() -> None:
     arguments, config, given = _read_arguments()
     options = read_options(config)
+    # Refuse the list's place before all images are decoded.
+    fix_list = arguments.fix_list and writable_file(arguments.fix_list, "--fix-list")
     # Import these after reading the arguments, so that --help is quick.
     from .inputs import make_domains, make_plans, make_targets, read_crops, read_sources
 
@@ -88,9 +90,9 @@ def main() -> None:
         refused = _refusals(lambda: _start(config))
     say(*(f"fault: {text}" for text in refused))
     say(f"{len(total.faults) + len(refused)} faults, {len(total.warnings)} warnings")
-    if arguments.fix_list:
+    if fix_list:
         # Paths in data.exclude are relative to the current folder, so write absolute ones, which fit any folder.
-        _write_fix_list(arguments.fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
+        _write_fix_list(fix_list, {os.path.abspath(path) for path in (*left_out, *total.offending)})
     sys.exit(1 if total.faults or refused else 0)
 
 
@@ -149,7 +151,7 @@ def _start(config: Config) -> None:
 def _write_fix_list(file: Path, listed: set[str]) -> None:
     # The list has one path per line, so it cannot hold a path with a line break.
     lines = [os.fsencode(path) for path in sorted(listed) if not {"\n", "\r"} & set(path)]
-    with written_whole(expanded(file), follow=True) as partial:
+    with written_whole(file, follow=True) as partial:
         partial.write_bytes(b"".join(line + b"\n" for line in lines))
     hint = f"; leave them out with --config.data.exclude={file}" if lines else ""
     say(f"{counted(len(lines), 'path', 'paths')} written to {file}{hint}")

@@ -106,7 +106,7 @@ class Checkpoints:
                 raise
             steps = saved_steps(self._directory.parent)
             last = f"the last good one is {steps[-1]}" if steps else "no other has been saved yet"
-            reason = printable(str(error).partition("\n")[0], 300)
+            reason = printable((getattr(error, "strerror", None) or str(error)).partition("\n")[0], 300)
             fix = "Make room" if full else "Fix that"
             raise InputError(
                 f"cannot save {what} in {self._directory}: {reason}; {last}. {fix}, then the same command continues"

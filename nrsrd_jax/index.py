@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("gallery", help="the gallery, as nrsrd embed made it")
     parser.add_argument("--check-recall", action="store_true", help="compare the index with the exact search")
     parser.add_argument(
-        "--queries", type=positive, default=100, help="how many queries --check-recall makes; default: 100"
+        "--queries", type=positive, default=100, help="the most queries of --check-recall; default: 100"
     )
     arguments = parser.parse_args()
     # Import these after reading the arguments, so that --help is quick.
@@ -36,10 +36,10 @@ def main() -> None:
     say(f"index of {counted(total, 'crop')} made; nrsrd search --approximate uses it")
     if arguments.check_recall:
         top = 10
-        share, fast, exact = recall(gallery, arguments.queries, top)
+        used, share, fast, exact = recall(gallery, arguments.queries, top)
         say(
-            f"of the {top} most similar crops the index finds {share:.1%}, in {1000 * fast:.1f} ms a query instead of "
-            f"{1000 * exact:.1f} ms ({counted(arguments.queries, 'query', 'queries')})"
+            f"of the {top} most similar crops the index finds {share:.1%} ({counted(used, 'query', 'queries')}); "
+            f"a search for one crop takes {1000 * fast:.1f} ms instead of {1000 * exact:.1f} ms"
         )
 
 

@@ -11,7 +11,6 @@ from . import augment
 from .data import datasets, pipeline
 from .data.crops import CROPS, Source, crops_of, make_source, warn_links
 from .data.images import (
-    THREADS,
     cached_images,
     cached_pixels_sha256,
     check_readable,
@@ -21,6 +20,7 @@ from .data.images import (
 )
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan
+from .data.sealed import THREADS
 from .data_options import Aux, Data
 from .errors import InputError, say
 from .eval_options import EvalData
@@ -113,7 +113,7 @@ def _unlabelled(paths: Sequence[Path], data: Data, exclude: Collection[Path]) ->
     excluded = {absolute(path) for path in exclude}
     kept = tuple(path for path in paths if path not in excluded)
     if data.include:
-        kept = _included(kept, data)
+        kept = _included(kept, excluded, data)
     return datasets.Split(kept, np.zeros(len(kept), np.int64), np.zeros(len(kept), np.int64))
 
 
@@ -134,13 +134,17 @@ def _crop_sources(root: str) -> list[Source]:
     return sources
 
 
-def _included(paths: tuple[Path, ...], data: Data) -> tuple[Path, ...]:
-    """Return the paths that data.include lists. InputError if it is not a list, or lists crops that `paths` lacks."""
+def _included(paths: tuple[Path, ...], excluded: Collection[Path], data: Data) -> tuple[Path, ...]:
+    """Return the paths that data.include lists.
+
+    Raises:
+        InputError: it is not a list, or lists crops that are neither in `paths` nor excluded.
+    """
     source = make_source(Path(data.include), "", "")
     if not source.is_manifest:
         raise InputError(f"data.include {data.include} is not a list (.csv) with a column path")
     chosen = {Path(path) for path in crops_of([source])}
-    if lost := sorted(chosen - set(paths)):
+    if lost := sorted(chosen.difference(paths, excluded)):
         raise InputError(
             f"data.include: {len(lost)} of its {len(chosen)} crops are not in data.root {data.root}, such as "
             f"{lost[0]}; make the list again, or set data.root to the folders that it was made from"

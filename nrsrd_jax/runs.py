@@ -1,7 +1,6 @@
 """Find the checkpoints and scores in the work directory of a run, and lock it for one process."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -9,8 +8,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import InputError, Missing, printable, say
+from .errors import InputError, Missing, printable
 from .files import absolute, locked_open, read_bounded
+from .locks import try_lock
 from .metrics_log import is_number, read_metrics
 
 LOCK = ".lock"
@@ -32,17 +32,10 @@ def owned(workdir: Path) -> Iterator[None]:
         raise InputError(f"cannot create the work directory {workdir}: {error.strerror}") from error
     with file:
         try:
-            # The kernel releases this lock when the process ends, even by SIGKILL; a mere lock file would stay.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(file, workdir, "run only one training in it at a time")
         except BlockingIOError as error:
             owner = printable(os.pread(file.fileno(), 200, 0).decode(errors="replace").strip()) or "another process"
             raise InputError(f"{workdir} is in use by {owner}; wait for it, or choose another --workdir") from error
-        except OSError as error:
-            # The file system does not support locks.
-            say(
-                f"warning: {workdir} cannot be locked ({error.strerror}): run only one training in it at a time",
-                error=True,
-            )
         # If the disk is full, hold the lock without writing the name of its owner.
         with contextlib.suppress(OSError):
             file.truncate(0)

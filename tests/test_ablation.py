@@ -226,7 +226,7 @@ def test_parallel_rows_make_the_same_runs_as_sequential_rows(ablation_file, tmp_
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     # These options do not change the compiled programs, which other tests have compiled already.
     rows = (ROWS[0], parse_row("dim=nra,degradation.light=0.1,0.5"))
-    results, _ = run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.log_every": 2}, jobs=2)
+    results, _ = run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.log_every": 2}, shares=[{}, {}])
     output = capsys.readouterr().out
     assert "2/2: dim-seed0\n" in output
     assert "dim-seed0: epoch 1: mAP" in output
@@ -244,6 +244,25 @@ def test_parallel_rows_make_the_same_runs_as_sequential_rows(ablation_file, tmp_
 
     monkeypatch.setattr(ablation, "train", train)
     assert run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.log_every": 2})[0] == results
+
+
+@pytest.mark.parametrize(("model_parallel", "message"), [
+    (2, "the trainings would start"), (4, "train.model_parallel 4 does not divide 2 devices; lower it"),
+])  # fmt: skip
+def test_parallel_rows_are_checked_with_the_gpus_of_each_process(ablation_file, tmp_path, model_parallel, message):
+    arguments = ["--table=none", "--row=a=nra", "--jobs=2", f"--config.train.model_parallel={model_parallel}"]
+    code = f"""
+import sys
+from nrsrd_jax import ablation
+from nrsrd_jax.errors import InputError
+def run_jobs(*_):
+    raise InputError("the trainings would start")
+ablation.device_shares = lambda count: [{{"CUDA_VISIBLE_DEVICES": gpus}} for gpus in ("0,1", "2,3")]
+ablation.run_jobs = run_jobs
+sys.argv = ["ablation", "--config", {ablation_file!r}, "--workdir", {str(tmp_path / "w")!r}, *{arguments!r}]
+ablation.command()
+"""
+    assert message in run("-c", code, status=2).stderr
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

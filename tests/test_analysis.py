@@ -259,6 +259,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--images", "nowhere.jpg"], "--images nowhere.jpg: no such file or folder"),
     (["--images", "."], "no images"),
+    (["--images", "cut.png"], r"cannot read the image cut\.png: .*; fix or remove it$"),
     ([], "does not belong to a run; name the images with --images"),
     (["--images", "a.png", "--lights", "2"], "--lights 2: give intensities above 0"),
     (["--images", "a.png", "--limit", "0"], "take 1 to 500 images"),
@@ -270,6 +271,7 @@ def test_the_command_writes_figures_and_tables_from_any_folder(checkpoint, tmp_p
 @pytest.mark.filterwarnings("ignore:the load_module")
 def test_a_wrong_argument_is_named(checkpoint, tmp_path, monkeypatch, arguments, message):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "cut.png").touch()
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty" if "." in arguments else tmp_path)
     monkeypatch.setattr(sys, "argv", ["analysis", "--checkpoint", str(checkpoint), *arguments])

@@ -1,13 +1,17 @@
 """Caches on disk return what was written or are made again with a warning, and images are identified by hashes."""
 
+import errno
 import os
+import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from people import small_config, small_model, write_images, write_night
+from people import ROOT, small_config, small_model, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax import check
@@ -143,6 +147,36 @@ def test_arrays_of_any_size_are_read_back_with_their_note(tmp_path, shape):
         assert note == b"n" * 32
         assert not array.flags.writeable
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), values)
+
+
+@pytest.mark.parametrize("has_fallocate", [True, False])
+def test_images_are_cached_and_a_full_disk_is_reported_before_decoding(images, monkeypatch, has_fallocate):
+    """macOS does not have os.posix_fallocate."""
+    if not has_fallocate:
+        monkeypatch.delattr(os, "posix_fallocate")
+    before = np.array(decoded(images))
+    np.testing.assert_array_equal(decoded(images), before)
+    kept(images).unlink()
+    # The header is written before the space is reserved, so only a reservation can fail here.
+    monkeypatch.setattr("nrsrd_jax.data.images.decode_many", pytest.fail)
+    if has_fallocate:
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        monkeypatch.setattr(os, "fstatvfs", lambda file: SimpleNamespace(f_bavail=4, f_frsize=4096))
+    with pytest.raises(InputError, match=r"cannot write decoded images to .*: No space left on device; set data"):
+        decoded(images)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot limit a process to some cores")
+def test_a_process_uses_as_many_threads_as_it_may_use_cores():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    code += "from nrsrd_jax.data.sealed import THREADS; print(THREADS)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 @pytest.mark.parametrize(("make", "suffix"), [(decoded, ".npy"), (decoded, ".lock"), (embedded, ".npy")])

@@ -229,6 +229,12 @@ def test_wrong_and_missing_arguments_are_refused(tmp_path):
         check(*arguments, status=2)
 
 
+def test_a_fix_list_that_cannot_be_written_is_refused_before_images_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("nrsrd_jax.check.check", pytest.fail)
+    with pytest.raises(InputError, match=r"--fix-list .* is a folder; name a file"):
+        check("night600", write_night(tmp_path / "night"), "--fix-list", tmp_path)
+
+
 def test_a_tuple_option_that_is_given_twice_is_refused(tmp_path, capsys):
     check("night600", tmp_path, "--config.image_size=32,16", "--config.image_size", "64,32", status=2)
     message = "error: --config.image_size is given 2 times; give it once, with commas between its numbers\n"
@@ -269,33 +275,6 @@ def test_a_file_name_may_hold_any_bytes(tmp_path):
     done = check("night600", root, status=1)
     assert "\\x1b[31m" in done.stdout
     assert "\x1b" not in done.stdout
-
-
-def pixel(path):
-    return decode(path, (2, 2), "bilinear")[0, 0].tolist()
-
-
-def test_pictures_of_unusual_modes_decode_to_the_right_colours(tmp_path):
-    red = (200, 10, 20)
-    for name, image in {
-        "palette.png": Image.new("RGB", (2, 2), red).quantize(4), "opaque.png": Image.new("RGBA", (2, 2), (*red, 255)),
-        "clear.png": Image.new("RGBA", (2, 2), (*red, 0)), "grey.png": Image.new("L", (2, 2), 99),
-        "grey_alpha.png": Image.new("LA", (2, 2), (99, 255)),
-        "sixteen.png": Image.fromarray(np.full((2, 2), 99 * 256 + 50, np.uint16)),
-    }.items():  # fmt: skip
-        image.save(tmp_path / name)
-    assert pixel(tmp_path / "palette.png") == pixel(tmp_path / "opaque.png") == list(red)
-    # The colour of a fully transparent pixel is invisible, so it must not appear.
-    assert pixel(tmp_path / "clear.png") == [0, 0, 0]
-    assert (
-        pixel(tmp_path / "grey.png")
-        == pixel(tmp_path / "grey_alpha.png")
-        == pixel(tmp_path / "sixteen.png")
-        == [99] * 3
-    )
-    cmyk = Image.new("CMYK", (2, 2), (0, 255, 255, 0))
-    cmyk.save(tmp_path / "cmyk.jpg", quality=100)
-    assert np.abs(np.subtract(pixel(tmp_path / "cmyk.jpg"), (255, 0, 0))).max() < 8
 
 
 @pytest.mark.parametrize(("make", "message"), [

@@ -1,6 +1,7 @@
 """Crops are embedded into a gallery. No crop is lost, embedded twice or left out without a warning."""
 
 import dataclasses
+import errno
 import importlib
 import os
 import shutil
@@ -145,6 +146,20 @@ def test_two_writers_at_once_are_refused(crops, model, nrsrd, tmp_path):
         # Shard 1/3 shares crops with shard 1/2.
         with pytest.raises(InputError, match="another process is writing"):
             nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g", "--shard", "1/3")
+
+
+@pytest.mark.parametrize("shard", ["", "1-of-2"])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_gallery_is_written_with_a_warning_on_a_file_system_without_locks(tmp_path, monkeypatch, capsys, shard, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with writing(tmp_path / "g", shard):
+        warning = f"warning: {tmp_path / 'g'} cannot be locked ({os.strerror(code)}): write to it from one process at"
+        assert capsys.readouterr().err.startswith(warning)
+        with writing(tmp_path / "g", shard):
+            assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_gallery_refuses_features_of_another_model(gallery, crops, nrsrd, tmp_path):

@@ -137,14 +137,15 @@ def test_the_noise_level_of_a_shaded_picture_is_estimated(sigma):
     assert noise_level(picture) == pytest.approx(sigma, rel=0.1, abs=1e-9)
 
 
-def test_the_sheet_shows_every_preset_and_prints_how_dark_it_is(tmp_path):
+def test_the_sheet_shows_every_preset_and_prints_how_dark_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("a.png", "b.png"):
         Image.fromarray(np.full((60, 30, 3), 128, np.uint8)).save(tmp_path / name)
     command = ["-m", "nrsrd_jax.lowlight", "a.png", "b.png", "--output"]
-    lines = run(*command, "sheet.png", cwd=tmp_path).stdout.splitlines()
+    lines = run(*command, "~/new/sheet.png", cwd=tmp_path).stdout.splitlines()
     assert lines[0] == "as given  luminance mean 128.0, standard deviation   0.0; noise  0.0"
     assert [line.split()[0] for line in lines[1:-1]] == list(PRESETS)
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    with Image.open(tmp_path / "new/sheet.png") as sheet:
         assert sheet.height > 6 * 128
     refused = run(*command, "x.txt", cwd=tmp_path, status=2)
     assert refused.stderr == "error: --output x.txt: name a .png, .jpg or .webp file\n"

@@ -68,6 +68,33 @@ def test_metadata_does_not_change_the_pixels(tmp_path, name, mode, orientation, 
     np.testing.assert_array_equal(read_rgb(placed(tmp_path, content)), expected.convert("RGB"))
 
 
+def pixel(path):
+    return decode(path, (2, 2), "bilinear")[0, 0].tolist()
+
+
+def test_pictures_of_unusual_modes_decode_to_the_right_colours(tmp_path):
+    red = (200, 10, 20)
+    for name, image in {
+        "palette.png": Image.new("RGB", (2, 2), red).quantize(4), "opaque.png": Image.new("RGBA", (2, 2), (*red, 255)),
+        "clear.png": Image.new("RGBA", (2, 2), (*red, 0)), "grey.png": Image.new("L", (2, 2), 99),
+        "grey_alpha.png": Image.new("LA", (2, 2), (99, 255)),
+        "sixteen.png": Image.fromarray(np.full((2, 2), 99 * 256 + 50, np.uint16)),
+    }.items():  # fmt: skip
+        image.save(tmp_path / name)
+    assert pixel(tmp_path / "palette.png") == pixel(tmp_path / "opaque.png") == list(red)
+    # The colour of a fully transparent pixel is invisible, so it must not appear.
+    assert pixel(tmp_path / "clear.png") == [0, 0, 0]
+    assert (
+        pixel(tmp_path / "grey.png")
+        == pixel(tmp_path / "grey_alpha.png")
+        == pixel(tmp_path / "sixteen.png")
+        == [99] * 3
+    )
+    cmyk = Image.new("CMYK", (2, 2), (0, 255, 255, 0))
+    cmyk.save(tmp_path / "cmyk.jpg", quality=100)
+    assert np.abs(np.subtract(pixel(tmp_path / "cmyk.jpg"), (255, 0, 0))).max() < 8
+
+
 def test_a_picture_is_turned_as_its_exif_orientation_says(tmp_path):
     image = Image.new("RGB", (40, 20))
     # The left quarter is white, so the top of the turned picture must be white.

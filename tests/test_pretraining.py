@@ -254,3 +254,13 @@ def test_a_list_of_absolute_paths_matches_a_relative_data_root(crops, monkeypatc
     monkeypatch.chdir(crops)
     config = unlabelled(crops, data__name="bright", data__root="night/bounding_box_train", data__include="night.csv")
     assert len(read_records(read_options(config)).train) == 8
+
+
+@pytest.mark.parametrize(("name", "root"), [("crops", "crops"), ("bright", "night/bounding_box_train")])
+def test_a_crop_that_is_both_included_and_excluded_is_left_out(crops, name, root):
+    files = sorted((crops / root).rglob("*.jpg"))[:9]
+    (crops / "list.csv").write_text("path\n" + "\n".join(map(str, files)) + "\n")
+    (crops / "bad.txt").write_text(f"{files[0]}\n")
+    lists = {"data__include": str(crops / "list.csv"), "data__exclude": str(crops / "bad.txt")}
+    records = read_records(read_options(unlabelled(crops, data__name=name, data__root=str(crops / root), **lists)))
+    assert list(records.train.paths) == files[1:]

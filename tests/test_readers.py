@@ -9,6 +9,7 @@ from people import small_config, write_images, write_night
 from PIL import Image
 
 from nrsrd_jax.data import datasets
+from nrsrd_jax.data.check import check, report
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_records, read_targets
 from nrsrd_jax.options import read_options
@@ -45,9 +46,10 @@ def test_the_protocol_of_nightreid_chooses_query_and_gallery(tmp_path, protocol,
 
 
 @pytest.mark.parametrize(
-    ("protocol", "cameras", "ids"), [("", (1, 2), {3}), ("1-3", (1, 3), {3, 5}), ("2-3", (2, 3), {3})]
+    ("protocol", "cameras", "ids", "alone"),
+    [("", (1, 2), {3}, 3), ("1-3", (1, 3), {3, 5}, 1), ("2-3", (2, 3), {3}, 3)],
 )
-def test_knight_trains_on_even_identities_and_tests_on_a_pair_of_cameras(tmp_path, protocol, cameras, ids):
+def test_knight_trains_on_even_identities_and_tests_on_a_pair_of_cameras(tmp_path, protocol, cameras, ids, alone):
     home = tmp_path / "NightPerson" / "Person"
     write(home, "2/cam1_001.jpg", "4/cam3_001.jpg", *(f"3/cam{c}_00{c}.jpg" for c in (1, 2, 3)),
           "5/cam1_001.jpg", "5/cam3_001.jpg", "7/cam2_001.jpg")  # fmt: skip
@@ -56,6 +58,9 @@ def test_knight_trains_on_even_identities_and_tests_on_a_pair_of_cameras(tmp_pat
     assert set(data.query.pids) == set(data.gallery.pids) == ids
     assert set(data.query.cameras) == {cameras[0]}
     assert set(data.gallery.cameras) == {cameras[1]}
+    shown = report(data, *check(data))
+    assert any(line.startswith("not read: 1 of test people from a camera outside the protocol (") for line in shown)
+    assert any(line.startswith(f"not read: {alone} of test people without images from both cameras") for line in shown)
 
 
 def test_an_unknown_protocol_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -229,6 +230,15 @@ def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
     finally:
         # A file that is still open must not make the test fail.
         subprocess.run(["umount", "--lazy", run], check=True)
+
+
+def test_the_error_of_a_full_disk_gives_the_reason_without_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    state = SimpleNamespace(step=1, variables={"x": np.zeros(3)}, opt_state={})
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(InputError, match=r"cannot save the checkpoint of step 1 in \S+: no space: it needs 0 MiB, and"):
+        checkpoints.save(state, people.small_model()[0], None)
+    checkpoints.close()
 
 
 def test_two_processes_cannot_use_the_same_work_directory(place, tmp_path):

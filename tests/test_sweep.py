@@ -1,13 +1,19 @@
 """Test the sweep over λ and temperature, which scores a model with altered attention."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 from people import run, small_model, write_night
 
 from nrsrd_jax import checkpoint
+from nrsrd_jax.analysis import sweep
+from nrsrd_jax.config import get_config
+from nrsrd_jax.description import Description
+from nrsrd_jax.errors import InputError
 from nrsrd_jax.models.attention import NormRatio
+from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import Embedder
 from nrsrd_jax.sharding import make_mesh
 
@@ -69,3 +75,14 @@ def test_a_model_of_the_standard_form_is_saved_and_loaded(tmp_path):
 def test_an_option_that_the_sweep_does_not_use_is_refused(place):
     done = run("-m", "nrsrd_jax.analysis", "--checkpoint", place / "model", "--sweep", "--images", "x", status=2)
     assert "--sweep takes no --images" in done.stderr
+
+
+@pytest.mark.parametrize("fields", [{"jpm": True}, {"cameras": ("1", "2"), "sie": True}])
+def test_a_transreid_model_is_refused_before_anything_is_scored(monkeypatch, fields):
+    description = Description("vit_small", 12, (256, 128), (0.5,) * 3, (0.5,) * 3, **fields)
+    monkeypatch.setattr(checkpoint, "load", lambda *_: (description, {}))
+    monkeypatch.setattr(sweep, "evaluate", pytest.fail)
+    with pytest.raises(
+        InputError, match=r"model\.sie cannot be shown; choose a checkpoint of a ViT without model\.jpm"
+    ):
+        sweep.sweep(Path("model"), read_options(get_config("baseline")), {})

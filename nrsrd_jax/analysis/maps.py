@@ -52,6 +52,14 @@ def no_attention(description: Description) -> str:
     return "the attention of a ViT with model.jpm or model.sie cannot be shown" if spec.jpm or spec.sie else ""
 
 
+def with_attention(description: Description) -> ViTSpec:
+    """Return the spec of a model whose attention a Probe can show. InputError for any other model."""
+    if reason := no_attention(description):
+        raise InputError(f"{reason}; choose a checkpoint of a ViT without model.jpm and model.sie")
+    assert isinstance(description.spec, ViTSpec)
+    return description.spec
+
+
 class Probe:
     """Compute the Maps of uint8 RGB images [N, h, w, 3] at the model's size, in float32. An instance is callable.
 
@@ -62,11 +70,7 @@ class Probe:
 
     def __init__(self, description: Description, variables: dict, mesh: Mesh):
         self.description, self.mesh = description, mesh
-        if reason := no_attention(description):
-            raise InputError(f"{reason}; choose a checkpoint of a ViT without model.jpm and model.sie")
-        spec = description.spec
-        assert isinstance(spec, ViTSpec)
-        self._spec = spec
+        self._spec = spec = with_attention(description)
         self.grid = spec.grid(description.image_size)
         self.strength = spec.strength(variables["params"]["base"])
         self._variables = variables

@@ -100,7 +100,7 @@ def make_study(
         person = read_masks(masks, paths, probe.grid)
     given = np.empty((len(paths), *size, 3), np.uint8)
     # The evaluation resizes bilinearly, so the maps are those of the pixels that are scored.
-    decode_many(paths, size, "bilinear", given)
+    decode_many(paths, size, "bilinear", given, advice="")
     images: dict[float | None, np.ndarray] = {None: given}
     for light in lights:
         darken = darkener(light, degradation, 0)

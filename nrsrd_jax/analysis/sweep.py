@@ -17,7 +17,6 @@ from .. import checkpoint
 from ..compiled import keep_compiled
 from ..data.protocol import Target
 from ..description import Description
-from ..errors import InputError
 from ..files import write_csv, written_whole
 from ..inputs import read_test_images
 from ..models.attention import NormRatio
@@ -29,7 +28,7 @@ from ..retrieval.embedding import Embedder
 from ..retrieval.ranking import RankMetrics
 from ..retrieval.scoring import evaluate
 from ..sharding import make_mesh
-from .maps import Probe
+from .maps import Probe, with_attention
 from .statistics import moved_attention
 from .study import evenly
 
@@ -64,14 +63,13 @@ def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list
         by a paired bootstrap over people.
 
     Raises:
-        InputError: the checkpoint cannot be used, or its backbone is not a ViT.
+        InputError: the checkpoint cannot be used, or its attention cannot be shown.
     """
     keep_compiled()
     mesh = make_mesh()
     description, variables = checkpoint.load(source, mesh)
-    spec = description.spec
-    if not isinstance(spec, ViTSpec):
-        raise InputError(f"backbone {description.backbone} has no attention to alter; choose a checkpoint of a ViT")
+    # A Probe would refuse the model only after the scores of all values.
+    spec = with_attention(description)
     # The model's image size replaces that of the options.
     options = dataclasses.replace(options, image_size=description.image_size)
     # Leverage and moved attention are measured on queries of the first test set.

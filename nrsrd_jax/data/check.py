@@ -14,7 +14,7 @@ from ..errors import InputError, counted
 from .crops import CROPS
 from .datasets import OF_JUNK, Dataset, Split
 from .images import in_parallel, joint_digest, moments, read_picture
-from .listing import SPLITS
+from .listing import ONE_CAMERA, OTHER_CAMERA, SPLITS
 from .protocol import make_target
 from .readers import LAYOUTS
 
@@ -25,6 +25,8 @@ SMALLEST_SIDE = 8
 SHOWN = 5  # examples per line
 # Few data sets have more cameras. With more, the numbers in the file names may not be those of cameras.
 MANY = 50
+# The data set itself gives these reasons not to read images, so there is nothing to warn of.
+EXPECTED = OF_JUNK, OTHER_CAMERA, ONE_CAMERA
 LISTED = 20  # queries without a match that get their own line
 
 
@@ -74,7 +76,7 @@ def check(data: Dataset) -> tuple[Findings, Pixels]:
     if data.source != CROPS:
         _check_published(data, findings)
         _check_identities(data, findings)
-    findings.warnings += [line for reason, line in _skipped(data).items() if reason != OF_JUNK]
+    findings.warnings += [line for reason, line in _skipped(data).items() if reason not in EXPECTED]
     return findings, pixels
 
 
@@ -166,7 +168,7 @@ def examples(values: Sequence[object]) -> str:
 def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
     """Return the counts, the findings and the pixel statistics as lines of text."""
     lines = _counts(data)
-    lines += [line for reason, line in _skipped(data).items() if reason == OF_JUNK]
+    lines += [line for reason, line in _skipped(data).items() if reason in EXPECTED]
     lines += [f"fault: {text}" for text in findings.faults] + [f"warning: {text}" for text in findings.warnings]
     mean, std = pixels.statistics()
     for label, values in (("mean", mean), ("std", std)):

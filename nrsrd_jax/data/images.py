@@ -30,7 +30,6 @@ CACHE_VERSION = 2
 DATA_SET = "; `nrsrd check` lists them, data.exclude leaves them out"
 # The weights of red, green and blue in luminance (ITU-R BT.601).
 LUMINANCE = 0.299, 0.587, 0.114
-THREADS = os.cpu_count() or 1
 # The operation that turns a picture of each EXIF orientation upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -227,7 +226,7 @@ def in_parallel(
         except InputError as error:
             return index, error
 
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=64)
+    options = grain.ReadOptions(num_threads=sealed.THREADS, prefetch_buffer_size=64)
     results = grain.MapDataset.range(len(paths)).map(call).to_iter_dataset(options)
     return iter(tqdm(results, title, len(paths), unit="image", leave=False, disable=None))
 

@@ -19,6 +19,8 @@ NO_FOLDER = "outside the identities' folders"
 OTHER_FOLDER = "in folders other than train, query and gallery"
 WITHOUT_IMAGES = "sub-folders without images"
 NOBODY = "of unknown identity"
+OTHER_CAMERA = "of test people from a camera outside the protocol"
+ONE_CAMERA = "of test people without images from both cameras of the protocol"
 
 
 @dataclasses.dataclass
@@ -83,6 +85,13 @@ class Listing:
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder with this name is hidden or belongs to the system, so that it is not read."""
     return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+
+
+def lies_hidden(entry: str) -> bool:
+    """Return whether a listed path is hidden, or lies in a hidden folder below the list's folder."""
+    parts = entry.replace("\\", "/").split("/")
+    # An absolute path may lead through a hidden folder of the user, such as ~/.cache: look at its last part only.
+    return any(is_hidden(part) for part in (parts if parts[0] else parts[-1:]) if part not in (".", ".."))
 
 
 def sub_folders(folder: Path) -> list[Path]:

@@ -14,11 +14,13 @@ from .listing import (
     HIDDEN,
     NO_FOLDER,
     NOBODY,
+    ONE_CAMERA,
+    OTHER_CAMERA,
     OTHER_FOLDER,
     SPLITS,
     Listing,
     Rows,
-    is_hidden,
+    lies_hidden,
     sub_folders,
 )
 from .lists import path_in, quoted, read_lines, read_table
@@ -126,18 +128,11 @@ def _read_msmt17(root: Path, protocol: str) -> Listing:
                     f'{file}, line {number}: {quoted(line)} is not "path identity" with the camera as the name\'s '
                     "third field"
                 )
-            if _lies_hidden(entry):
+            if lies_hidden(entry):
                 listing.skipped[HIDDEN].append(path)
             else:
                 listing.rows[split].append((path, int(identity), int(match[1])))
     return listing
-
-
-def _lies_hidden(entry: str) -> bool:
-    """Return whether a listed path is hidden, or lies in a hidden folder below the list's folder."""
-    parts = entry.replace("\\", "/").split("/")
-    # An absolute path may lead through a hidden folder of the user, such as ~/.cache: look at its last part only.
-    return any(is_hidden(part) for part in (parts if parts[0] else parts[-1:]) if part not in (".", ".."))
 
 
 def _read_knight(root: Path, protocol: str) -> Listing:
@@ -160,6 +155,9 @@ def _read_knight(root: Path, protocol: str) -> Listing:
         elif set(cameras) <= {row[2] for row in rows}:
             listing.rows["query"] += [row for row in rows if row[2] == cameras[0]]
             listing.rows["gallery"] += [row for row in rows if row[2] == cameras[1]]
+            listing.skipped[OTHER_CAMERA] += [row[0] for row in rows if row[2] not in cameras]
+        else:
+            listing.skipped[ONE_CAMERA] += [row[0] for row in rows]
     return listing
 
 
@@ -257,7 +255,7 @@ def _read_manifest(file: Path, protocol: str) -> Listing:
             )
         pid, camera = manifest_label(f"{file}, line {number}", row["pid"], row.get("camera", ""), with_cameras)
         path = path_in(file.parent, row["path"])
-        if _lies_hidden(row["path"]):
+        if lies_hidden(row["path"]):
             listing.skipped[HIDDEN].append(path)
         elif is_unknown(pid):
             listing.skipped[NOBODY].append(path)

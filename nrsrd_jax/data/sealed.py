@@ -5,6 +5,7 @@ against accidents. It is not a signature: anyone who may write in the folder can
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import math
@@ -26,6 +27,8 @@ NOTE = 32  # bytes that the writer may add, such as a hash of the files that the
 SEAL = 32  # bytes
 # If nothing was written to a partial file for this many seconds, its writer was killed.
 ABANDONED = 24 * 3600
+# The number of cores that this process may use, which a scheduler may limit. macOS tells only that of the machine.
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 Shape = tuple[int, ...]
 # The files that this process has checked.
@@ -85,15 +88,28 @@ def write(
     with written_whole(path) as partial, open(partial, "r+b") as file:
         file.write(header)
         file.flush()
-        # Reserve the space first: a full disk then raises OSError here. Otherwise it would kill the process by a bus
-        # error while the array is filled.
-        os.posix_fallocate(file.fileno(), 0, end + NOTE + SEAL)
+        _reserve(file.fileno(), end + NOTE + SEAL)
         array = np.memmap(file, dtype, "r+", len(header), shape)
         note = fill(array).ljust(NOTE, b"\0")
         array.flush()
         file.seek(end)
         file.write(note + _digest(file.fileno(), path.name, header, end, note))
         return np.memmap(file, dtype, "r", len(header), shape), note
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its full size. OSError if the disk is full.
+
+    Otherwise a full disk would kill the process by a bus error while the array is filled.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    # macOS can only be asked for the free space, which other processes may use up later.
+    disk = os.fstatvfs(file)
+    if disk.f_bavail * disk.f_frsize < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.ftruncate(file, size)
 
 
 def _header(dtype: npt.DTypeLike, shape: Shape) -> bytes:
@@ -114,7 +130,7 @@ def _digest(file: int, name: str, header: bytes, end: int, note: bytes) -> bytes
     def check(start: int) -> bytes:
         return zlib.crc32(os.pread(file, min(BLOCK, end - start), start)).to_bytes(4, "big")
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(THREADS) as threads:
         blocks = b"".join(threads.map(check, range(len(header), end, BLOCK)))
     return hashlib.sha256(b"\0".join((os.fsencode(name), header, note, blocks))).digest()
 

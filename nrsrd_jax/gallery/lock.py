@@ -1,13 +1,16 @@
 """Lock a gallery, so that one process writes to it at a time, or one process for each shard."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
 from ..files import locked_open
+from ..locks import try_lock
 from .address import address
+
+# What to do on a file system that does not support locks.
+ADVICE = "write to it from one process at a time, or from one for each shard"
 
 
 @contextlib.contextmanager
@@ -32,18 +35,24 @@ def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
     with contextlib.ExitStack() as open_files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Shards share the common lock; a process without shards has it alone. A shard has its own lock alone.
-            for name, kind in ((".lock", fcntl.LOCK_SH if shard else fcntl.LOCK_EX), (f".lock-{shard}", fcntl.LOCK_EX)):
-                if shard or name == ".lock":
-                    fcntl.flock(open_files.enter_context(locked_open(folder / name)), kind | fcntl.LOCK_NB)
-            # A shard of another count may hold the same crops, which would then be written twice.
-            count = shard.partition("-of-")[2]
-            for path in folder.glob(".lock-*-of-*"):
-                if shard and not path.name.endswith(f"-of-{count}"):
-                    with locked_open(path) as other:
-                        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(folder, shard, open_files)
         except BlockingIOError as error:
             raise InputError(f"another process is writing to {folder}; wait until it has ended") from error
         except OSError as error:
             raise InputError(f"cannot write to the gallery {folder}: {error.strerror}") from error
         yield
+
+
+def _lock(folder: Path, shard: str, open_files: contextlib.ExitStack) -> None:
+    """Lock the folder until `open_files` are closed. BlockingIOError if another process excludes this one."""
+    # Shards share the common lock; a process without shards has it alone. A shard has its own lock alone.
+    for name in (".lock", f".lock-{shard}") if shard else (".lock",):
+        file = open_files.enter_context(locked_open(folder / name))
+        if not try_lock(file, folder, ADVICE, shared=bool(shard) and name == ".lock"):
+            return
+    # A shard of another count may hold the same crops, which would then be written twice.
+    count = shard.partition("-of-")[2]
+    for path in folder.glob(".lock-*-of-*"):
+        if shard and not path.name.endswith(f"-of-{count}"):
+            with locked_open(path) as other:
+                try_lock(other, folder, ADVICE)

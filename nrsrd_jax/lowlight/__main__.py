@@ -6,7 +6,6 @@ Give at most 50 images. Compare the numbers with those of your own night images 
 """
 
 import math
-import os
 from pathlib import Path
 
 import jax
@@ -17,7 +16,7 @@ from PIL import Image
 from ..command import Parser, one_line
 from ..data.images import LUMINANCE, read_rgb
 from ..errors import InputError, say
-from ..files import written_whole
+from ..files import writable_file, written_whole
 from ..sheet import HEIGHT, WIDTH, brighten, sheet
 from .degradation import PRESETS, degrade
 
@@ -63,8 +62,7 @@ def main() -> None:
         raise InputError(f"--output {output}: name a .png, .jpg or .webp file")
     if len(options.images) > MAX_IMAGES:
         raise InputError(f"{len(options.images)} images are too many for one sheet; give at most {MAX_IMAGES}")
-    if not os.access(output.absolute().parent, os.W_OK):
-        raise InputError(f"cannot write --output {output}: its folder is missing or not writable; name another")
+    output = writable_file(output, "--output")
     # Each image keeps its own size because resizing would smooth the noise.
     given = [np.asarray(read_rgb(path)) for path in options.images]
     for path, image in zip(options.images, given, strict=True):

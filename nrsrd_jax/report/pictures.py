@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..data.images import THREADS
+from ..data.sealed import THREADS
 
 # The choices of height in pixels and WebP quality, the finest first.
 LEVELS = ((128, 80), (128, 60), (96, 60), (64, 60), (64, 40), (64, 20))
