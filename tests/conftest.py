@@ -28,8 +28,10 @@ jax.config.update("jax_platforms", "cpu")
 # Eight devices on any machine, so that sharding and padding to the devices are tested without an accelerator.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Compilation would take most of the tests' time, so all processes share this cache of compiled programs.
-COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
+# Compilation would take most of the tests' time, so all processes share this cache of compiled programs. The workers of
+# pytest-xdist inherit the variable, which `switch_on` sets.
+GIVEN = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+COMPILED = GIVEN or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
 quick_xla.switch_on(COMPILED)
 quick_steps.switch_on()
 
@@ -105,8 +107,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_unconfigure() -> None:
-    # The workers share the folder, so only the main process, which ends last, deletes it.
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Only the main process has made a folder, and it ends last. A developer's own cache must stay.
+    if not GIVEN:
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 
