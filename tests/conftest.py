@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: eight CPU devices, quick compilation, and the list of slow test files."""
+"""Settings and fixtures of all tests: eight CPU devices, and quick compilation."""
 
 import functools
 import importlib
@@ -36,74 +36,9 @@ quick_xla.switch_on(COMPILED)
 quick_steps.switch_on()
 
 
-# Test files that train, start processes or compile whole models. They run first, the longest at the front, so that the
-# workers finish at about the same time. `make quick` skips them.
-SLOW = (
-    *(
-        "training",
-        "pretraining",
-        "processes",
-        "dino",
-        "convert",
-        "convert_command",
-        "reliability",
-        "page",
-        "step_cost",
-        "ablation",
-        "ablation_methods",
-        "models",
-        "step",
-    ),
-    *(
-        "attention",
-        "analysis",
-        "own_crops",
-        "gallery",
-        "search",
-        "extending",
-        "scoring",
-        "run_folder",
-        "standardize",
-        "spec",
-    ),
-    *("docstrings", "compare", "holdout", "readers", "file_names", "sweep", "report", "check", "torch_file"),
-    *("hostile_weights", "commands", "data", "lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options"),
-    *("weights", "foreign_weights", "calibrate", "calibration", "demo", "tutorials"),
-    *(
-        "clustering",
-        "query_scores",
-        "camera_models",
-        "cluster_command",
-        "export",
-        "export_features",
-        "deploy",
-        "search_order",
-        "eval_gallery",
-    ),
-)
-
-
-# `make test` leaves out these tests, because they take a quarter of the time of all. `make test-all` runs them.
-LONG = {
-    "test_any_number_of_devices_gives_the_same_losses",
-    "test_two_devices_give_the_losses_of_one",
-    "test_a_signal_makes_both_processes_save_the_same_step",
-    "test_a_run_can_move_from_one_process_to_two_and_back",
-    "test_if_one_process_is_killed_the_other_one_stops",
-    "test_on_a_full_disk_the_last_good_checkpoint_survives",
-    "test_training_learns_identities_that_differ_in_colour",
-    "test_debug_nans_names_the_operation_that_gave_nan",
-}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": place for place, name in enumerate(SLOW)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
-    for item in items:
-        if item.path.stem in order:
-            item.add_marker("slow")
-        if item.name in LONG:
-            item.add_marker("long")
+    # Slow files run first. The quick ones after them fill the time in which one worker would wait for the other.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_unconfigure() -> None:

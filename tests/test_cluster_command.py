@@ -17,6 +17,8 @@ from nrsrd_jax.gallery.store import About, Gallery
 from nrsrd_jax.report import groups as groups_page
 from nrsrd_jax.retrieval.clustering import cluster
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):

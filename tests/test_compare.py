@@ -23,6 +23,8 @@ from nrsrd_jax.retrieval.ranking import RankMetrics
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

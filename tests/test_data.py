@@ -17,6 +17,8 @@ from nrsrd_jax.data import datasets, images, pipeline
 from nrsrd_jax.data.sampling import BatchPlan
 from nrsrd_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_night600_layout_is_read(tmp_path):
     write_night(tmp_path, identities=3)

@@ -11,6 +11,8 @@ from nrsrd_jax.data import datasets
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def touch(root, *names):
     """Create empty files and return `root`. Readers only look at names."""

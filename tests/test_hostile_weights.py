@@ -18,6 +18,8 @@ from weight_files import FORMATS, FOUR, archive, described, refusal, safetensors
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.weights import from_torch, tensor_pickle, torch_file
 
+pytestmark = pytest.mark.slow
+
 BOMBS = {
     # A C unpickler would allocate two billion entries.
     "memo": b"\x80\x02Nr\xff\xff\xff\x7f.",

@@ -16,6 +16,8 @@ from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
 from nrsrd_jax.weights import torch_names
 
+pytestmark = pytest.mark.slow
+
 MODELS = [("vit", "vit_tiny"), ("ics", "vit_tiny_ics")]
 WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0}
 

@@ -20,6 +20,8 @@ from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.options import OPTIONS, NormRatioOptions, Options, read_options
 from nrsrd_jax.train import describe
 
+pytestmark = pytest.mark.slow
+
 RANGED = [option for option in OPTIONS.values() if option.range]
 
 

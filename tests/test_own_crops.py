@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from people import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs/own-crops.md").read_text()
 BLOCKS = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"^nrsrd .*$", BLOCKS, re.MULTILINE)

@@ -23,6 +23,8 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 from nrsrd_jax.weights import from_torch, to_torch, torch_file
 
+pytestmark = pytest.mark.slow
+
 
 def unlabelled(place, **options):
     """Return the config of a pretraining on `place`/crops that takes seconds."""
@@ -87,6 +89,7 @@ def test_a_resumed_pretraining_gives_the_same_weights(crops, pretrained):
     assert weights(crops / "killed") == before
 
 
+@pytest.mark.long
 def test_two_devices_give_the_losses_of_one(crops, pretrained):
     config, _ = pretrained
     train(config, crops / "two", jax.devices()[:2])

@@ -19,6 +19,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -173,6 +175,7 @@ def test_an_invalid_address_is_refused_at_once(monkeypatch, address, count, proc
         processes.join()
 
 
+@pytest.mark.long
 def test_a_run_can_move_from_one_process_to_two_and_back(place, alone, tmp_path):
     """Train in one process, resume in two from a damaged newest checkpoint, then in one. The losses stay the same."""
     moved = tmp_path / "moved"
@@ -190,6 +193,7 @@ def test_a_run_can_move_from_one_process_to_two_and_back(place, alone, tmp_path)
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 
 
+@pytest.mark.long
 def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     # The run is far from its end when the signal comes.
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
@@ -213,6 +217,7 @@ def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     assert max(runs.saved_steps(tmp_path / "run")) == step + 1
 
 
+@pytest.mark.long
 def test_if_one_process_is_killed_the_other_one_stops(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)

@@ -15,6 +15,8 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 def write(root, *names):
     for name in names:

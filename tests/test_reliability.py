@@ -22,6 +22,8 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.termination import Termination
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 def weights(run, step=None):
     return checkpoint.load(run / "checkpoints" / str(step or max(runs.saved_steps(run))), make_mesh())[1]
@@ -201,6 +203,7 @@ one_line(lambda: training.train(config.load_config(run / "config.json"), run))
 """
 
 
+@pytest.mark.long
 def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
     """Let the disk be full before a save, or become full during it. After space is made, the run continues."""
     run = tmp_path / "run"
@@ -261,6 +264,7 @@ def test_too_little_device_memory_is_an_error_before_the_first_step(place, tmp_p
     assert not (tmp_path / "run/metrics.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_debug_nans_names_the_operation_that_gave_nan(place, tmp_path):
     config = small_config(place, optim__lr=1e30, train__debug_nans=True, train__batch_size=4)
     with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):

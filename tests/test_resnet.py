@@ -25,6 +25,8 @@ from nrsrd_jax.state import TrainState
 from nrsrd_jax.step import make_objective, make_update
 from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 
+pytestmark = pytest.mark.slow
+
 # PyTorch draws other random numbers, so the comparisons need networks without dropout.
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
 STATISTICS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -11,6 +11,8 @@ from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.retrieval import Embedder
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -20,6 +20,8 @@ from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -44,6 +46,7 @@ def weights(workdir):
     return jax.device_get(checkpoint.load(workdir, make_mesh(devices=jax.devices()[:1]))[1])
 
 
+@pytest.mark.long
 def test_any_number_of_devices_gives_the_same_losses(place, tmp_path):
     """Train the whole method on 8 devices. Resume halfway on 1 device, and on 4 that share each parameter by two."""
     # Without queries there is less to compile.
@@ -94,6 +97,7 @@ def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, capl
     assert 0 < scores["mAP"] <= 1
 
 
+@pytest.mark.long
 def test_training_learns_identities_that_differ_in_colour(place, tmp_path):
     config = small_config(place, train__epochs=30, augment__erasing=0.0, **{"eval.every": 30, "train.save_every": 30})
     scores = train(config, tmp_path / "run", jax.devices()[:1])

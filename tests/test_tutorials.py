@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 import pytest
 from people import ROOT, run, write_images, write_night
 
+pytestmark = pytest.mark.slow
+
 INDEX = (ROOT / "docs/index.md").read_text(encoding="utf-8")
 TUTORIALS = re.findall(r"^- \[.+?\]\((\S+\.md)\)", INDEX.split("## Tutorials")[1].split("\n## ")[0], re.MULTILINE)
 PAGES = {"README.md": ROOT / "README.md"} | {name: ROOT / "docs" / name for name in TUTORIALS}
