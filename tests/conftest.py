@@ -88,13 +88,14 @@ def official_weights(official):
     return lambda name: official(name)[1]
 
 
-@pytest.fixture(scope="module")
+# Tests copy what they change, so all files share the data set and the run.
+@pytest.fixture(scope="session")
 def place(tmp_path_factory):
     """Return a folder with a small data set, `night`, in Night600's layout."""
     return write_night(tmp_path_factory.mktemp("place") / "night").parent
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(place):
     """Return a run of three epochs on one device, with a checkpoint of each epoch."""
     from nrsrd_jax.training import train

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import people
 import pytest
-from people import small_config, train_command, write_night
+from people import small_config, train_command
 from pods import pod_variables
 
 from nrsrd_jax import processes, runs
@@ -20,11 +20,6 @@ from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.training import train
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return write_night(tmp_path_factory.mktemp("place") / "night").parent
 
 
 @pytest.fixture(scope="module")
