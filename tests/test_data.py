@@ -162,13 +162,6 @@ def test_cached_images_are_not_decoded_again(tmp_path):
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
-def test_a_damaged_cache_is_rebuilt(tmp_path):
-    paths = paths_in(tmp_path / "images")
-    before = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache").copy()
-    next((tmp_path / "cache").glob("*.npy")).write_bytes(bytes(50))
-    np.testing.assert_array_equal(images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache"), before)
-
-
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write decoded images to .*file.*set data.cache_dir"):
