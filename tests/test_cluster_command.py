@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsing import opened
 from people import write_images
 
 from nrsrd_jax import cluster as cluster_command
@@ -150,33 +151,25 @@ def test_the_page_opens_in_a_browser(gallery, tmp_path, chromium):
         patch.setattr(groups_page, "CROPS", 3)
         patch.setattr(groups_page, "MOST", 13)
         groups_page.write_groups(file, table, found, ["<img src=x onerror=window.broken=1>"], "all are in g.csv")
-    tab = chromium.new_page(viewport={"width": 390, "height": 800})
-    faults = []
-    tab.on("console", lambda message: faults.append(message.text))
-    tab.on("pageerror", lambda error: faults.append(str(error)))
-    tab.on("request", lambda request: faults.append(request.url) if request.url[:5] not in ("file:", "data:") else None)
-    tab.goto(file.as_uri())
-    assert tab.locator("h1").inner_text() == "5 groups of 21 crops"
-    order = [int(text.split()[1]) for text in tab.locator("section h2").all_inner_texts()]
-    assert order == np.argsort(-found.doubt, kind="stable")[:4].tolist()
-    assert "Not shown: 1 group with smaller doubts; all are in g.csv." in tab.locator("header").inner_text()
-    assert tab.get_by_text("4 crops, 1 of them not shown").count() == 4
-    first = tab.locator("section").first.locator(".card")
-    assert first.count() == 3
-    assert [("weakest link" in text) for text in first.all_inner_texts()] == [True, True, False]
-    names = [Path(table["path"][int(crop)].as_py()).name for crop in found.weakest[order[0]]]
-    assert all(name in text for name, text in zip(names, first.all_inner_texts(), strict=False))
-    assert "camera c1" in first.all_inner_texts()[0] + first.all_inner_texts()[2]
-    assert "2026-11-27 19:" in first.all_inner_texts()[0]
-    assert tab.locator("section img").count() == 12
-    assert tab.locator("section img").first.evaluate("(image) => image.complete && image.naturalWidth > 0")
-    assert tab.evaluate("document.documentElement.scrollWidth") == 390
-    tab.keyboard.press("Tab")
-    assert tab.evaluate("document.activeElement.textContent") == "Skip to the first row"
-    tab.keyboard.press("n")
-    assert not faults
-    assert tab.evaluate("window.broken") is None
-    tab.close()
+    with opened(chromium, file, 390) as tab:
+        assert tab.locator("h1").inner_text() == "5 groups of 21 crops"
+        order = [int(text.split()[1]) for text in tab.locator("section h2").all_inner_texts()]
+        assert order == np.argsort(-found.doubt, kind="stable")[:4].tolist()
+        assert "Not shown: 1 group with smaller doubts; all are in g.csv." in tab.locator("header").inner_text()
+        assert tab.get_by_text("4 crops, 1 of them not shown").count() == 4
+        first = tab.locator("section").first.locator(".card")
+        assert first.count() == 3
+        assert [("weakest link" in text) for text in first.all_inner_texts()] == [True, True, False]
+        names = [Path(table["path"][int(crop)].as_py()).name for crop in found.weakest[order[0]]]
+        assert all(name in text for name, text in zip(names, first.all_inner_texts(), strict=False))
+        assert "camera c1" in first.all_inner_texts()[0] + first.all_inner_texts()[2]
+        assert "2026-11-27 19:" in first.all_inner_texts()[0]
+        assert tab.locator("section img").count() == 12
+        assert tab.locator("section img").first.evaluate("(image) => image.complete && image.naturalWidth > 0")
+        assert tab.evaluate("document.documentElement.scrollWidth") == 390
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.textContent") == "Skip to the first row"
+        tab.keyboard.press("n")
 
 
 def test_a_page_without_groups_says_so(tmp_path, gallery):
