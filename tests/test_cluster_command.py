@@ -112,9 +112,24 @@ def test_tracks_stay_together_and_several_crops_of_a_track_at_one_time_are_repor
 
 
 @pytest.mark.parametrize("how", ["gallery", "camera", "brightness"])
-def test_features_can_be_normalised(gallery, tmp_path, how):
-    command(gallery, "--gallery", "gallery", "--k1", "4", "--normalize", how, "--output", tmp_path / "g.csv")
-    assert len(read(tmp_path / "g.csv")) == 21
+def test_normalising_makes_groups_independent_of_a_camera_a_brightness_or_a_large_number(tmp_path, how):
+    """Each person has eight crops from two cameras and at four brightnesses. One of these shifts the features."""
+    random = np.random.default_rng(0)
+    person, crop = np.divmod(np.arange(40), 8)
+    features = random.normal(size=(5, 32))[person] + 0.05 * random.normal(size=(40, 32))
+    if how == "gallery":
+        features[:, 0] = 100 * random.normal(size=40)
+    else:
+        features += 10 * random.normal(size=(4, 32))[crop % {"camera": 2, "brightness": 4}[how]]
+    gallery = Gallery.create(tmp_path / "gallery", About("model", {}, 32, "vit_tiny", "0.1.0"))
+    rows = [
+        {"path": f"/{i}.jpg", "person": str(person[i]), "camera": f"c{crop[i] % 2}", "brightness": crop[i] % 4 / 4}
+        for i in range(40)
+    ]
+    gallery.add(rows, features)
+    usual = "--gallery", "gallery", "--k1", "7", "--k2", "1"
+    assert "F 1.000" not in command(tmp_path, *usual)[0]
+    assert "F 1.000" in command(tmp_path, *usual, "--normalize", how)[0]
 
 
 @pytest.mark.parametrize(
