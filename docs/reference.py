@@ -67,7 +67,7 @@ def _parsed(module, entry: str) -> tuple[str, list[tuple[str, str]]]:
         defined.append((doc, [_flag(each) for each in {each.name: each for each in ours}.values()]))
         raise _Captured
 
-    kept = command.Parser.parse_known_args, command.run, getattr(module, "run", None)
+    parse, run = command.Parser.parse_known_args, command.run
     sys.argv = ["nrsrd", "--help"]
     command.Parser.parse_known_args = stop_at_parser
     # `nrsrd pretrain` has no `run` of its own: nrsrd_jax.train reads its flags.
@@ -81,9 +81,9 @@ def _parsed(module, entry: str) -> tuple[str, list[tuple[str, str]]]:
         pass
     finally:
         sys.argv = arguments
-        command.Parser.parse_known_args = kept[0]
+        command.Parser.parse_known_args = parse
         for each in runs:
-            each.run = kept[1]
+            each.run = run
         for name in set(flags.FLAGS) - before:
             delattr(flags.FLAGS, name)
     return defined[0]

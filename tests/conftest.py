@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests: eight CPU devices, quick compilation, and the list of slow test files."""
+"""Settings and fixtures of all tests: eight CPU devices, and quick compilation."""
 
 import functools
 import importlib
@@ -28,85 +28,22 @@ jax.config.update("jax_platforms", "cpu")
 # Eight devices on any machine, so that sharding and padding to the devices are tested without an accelerator.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Compilation would take most of the tests' time, so all processes share this cache of compiled programs.
-COMPILED = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
+# Compilation would take most of the tests' time, so all processes share this cache of compiled programs. The workers of
+# pytest-xdist inherit the variable, which `switch_on` sets.
+GIVEN = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+COMPILED = GIVEN or tempfile.mkdtemp(prefix="nrsrd-jax-compiled-")
 quick_xla.switch_on(COMPILED)
 quick_steps.switch_on()
 
 
-# Test files that train, start processes or compile whole models. They run first, the longest at the front, so that the
-# workers finish at about the same time. `make quick` skips them.
-SLOW = (
-    *(
-        "training",
-        "pretraining",
-        "processes",
-        "dino",
-        "convert",
-        "convert_command",
-        "reliability",
-        "page",
-        "step_cost",
-        "ablation",
-        "ablation_methods",
-        "models",
-        "step",
-    ),
-    *(
-        "attention",
-        "analysis",
-        "own_crops",
-        "gallery",
-        "search",
-        "extending",
-        "scoring",
-        "run_folder",
-        "standardize",
-        "spec",
-    ),
-    *("docstrings", "compare", "holdout", "readers", "file_names", "sweep", "report", "check", "torch_file"),
-    *("hostile_weights", "commands", "data", "lowlight", "result", "crops_page", "package", "jobs", "fuzz", "options"),
-    *("weights", "foreign_weights", "calibrate", "calibration", "demo", "tutorials"),
-    *(
-        "clustering",
-        "query_scores",
-        "camera_models",
-        "cluster_command",
-        "export",
-        "export_features",
-        "deploy",
-        "search_order",
-        "eval_gallery",
-    ),
-)
-
-
-# `make test` leaves out these tests, because they take a quarter of the time of all. `make test-all` runs them.
-LONG = {
-    "test_any_number_of_devices_gives_the_same_losses",
-    "test_two_devices_give_the_losses_of_one",
-    "test_a_signal_makes_both_processes_save_the_same_step",
-    "test_a_run_can_move_from_one_process_to_two_and_back",
-    "test_if_one_process_is_killed_the_other_one_stops",
-    "test_on_a_full_disk_the_last_good_checkpoint_survives",
-    "test_training_learns_identities_that_differ_in_colour",
-    "test_debug_nans_names_the_operation_that_gave_nan",
-}
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {f"test_{name}": place for place, name in enumerate(SLOW)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
-    for item in items:
-        if item.path.stem in order:
-            item.add_marker("slow")
-        if item.name in LONG:
-            item.add_marker("long")
+    # Slow files run first. The quick ones after them fill the time in which one worker would wait for the other.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_unconfigure() -> None:
-    # The workers share the folder, so only the main process, which ends last, deletes it.
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Only the main process has made a folder, and it ends last. A developer's own cache must stay.
+    if not GIVEN:
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 
@@ -151,13 +88,14 @@ def official_weights(official):
     return lambda name: official(name)[1]
 
 
-@pytest.fixture(scope="module")
+# Tests copy what they change, so all files share the data set and the run.
+@pytest.fixture(scope="session")
 def place(tmp_path_factory):
     """Return a folder with a small data set, `night`, in Night600's layout."""
     return write_night(tmp_path_factory.mktemp("place") / "night").parent
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(place):
     """Return a run of three epochs on one device, with a checkpoint of each epoch."""
     from nrsrd_jax.training import train

@@ -49,7 +49,7 @@ def moment(workdir: Path, cache: Path, done: int) -> str:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--runs", type=positive, default=3, help="number of runs; default: 3")
-    parser.add_argument("--kills", type=int, default=10, help="kill each run at least KILLS times; default: 10")
+    parser.add_argument("--kills", type=int, default=10, help="kill each run at most KILLS times; default: 10")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments; default: 0")
     options = parser.parse_args()
     rng, moments, wrong = random.Random(options.seed), collections.Counter(), 0

@@ -21,6 +21,8 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.rows import TABLES, Row, choose_rows, parse_row, row_config
 from nrsrd_jax.training import check_run
 
+pytestmark = pytest.mark.slow
+
 ROWS = TABLES["2"][:2]
 
 

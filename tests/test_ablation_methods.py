@@ -13,6 +13,8 @@ from nrsrd_jax.metrics_log import TITLES
 from nrsrd_jax.options import read_options
 from nrsrd_jax.rows import TABLES, parse_row, row_config
 
+pytestmark = pytest.mark.slow
+
 COSTS = ["bot_resnet_tiny", "random", "0.6", "0.04", "0.1"]
 NIGHT = str(ROOT / "configs/night600.py")
 

@@ -20,6 +20,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 GRID = 8, 4
 DISTANCE = statistics.centre_distance(GRID)
 IMAGES = 5

@@ -9,6 +9,8 @@ import pytest
 
 from nrsrd_jax.models import attention, create_model, initialise
 
+pytestmark = pytest.mark.slow
+
 
 def qkv(seed=0, shape=(2, 5, 3, 64)):
     return jax.random.normal(jax.random.key(seed), (3, *shape))

@@ -25,7 +25,7 @@ from nrsrd_jax.retrieval.embedding import cached_features
 from nrsrd_jax.retrieval.result import evaluate_run
 
 # ml_collections loads config files with a deprecated function.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")]
 SIZE = 32, 16
 PIXELS = (12, *SIZE, 3), np.uint8
 FEATURES = (6, 5), np.float32

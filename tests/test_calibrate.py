@@ -16,6 +16,8 @@ from nrsrd_jax.retrieval.calibration import load_calibration
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run, full_table
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = 12
 
 

@@ -15,6 +15,8 @@ from nrsrd_jax.retrieval.calibration import Calibration, load_calibration
 from nrsrd_jax.retrieval.error_rates import calibrate
 from nrsrd_jax.retrieval.pairs import Crops, Histograms, blocks, count_by_person, people_needed
 
+pytestmark = pytest.mark.slow
+
 LEVELS = [int(pairs.bin_of(np.array(x))) for x in (0.5, 0.7, 0.85)]
 THRESHOLDS = [pairs.edge(level) for level in LEVELS]
 

@@ -13,6 +13,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder
 
+pytestmark = pytest.mark.slow
+
 PATTERN = r"_c(?P<camera>\d)_"
 
 

@@ -24,7 +24,7 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import check_run, train
 
 # ml_collections loads a config file with the deprecated load_module.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")]
 SMALL = "--config.train.batch_size=16", "--config.train.instances=2"
 
 

@@ -11,6 +11,8 @@ from nrsrd_jax.retrieval.clustering import CLOSE, METHODS, cluster, dbscan, hdbs
 from nrsrd_jax.retrieval.linking import constrain
 from nrsrd_jax.retrieval.rerank import k_reciprocal
 
+pytestmark = pytest.mark.slow
+
 START = np.datetime64("2026-11-27T19:30:00", "us")
 NEVER = np.datetime64("NaT")
 

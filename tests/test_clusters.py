@@ -58,11 +58,6 @@ def wait_for_calls(folder, count):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("script", [LOCAL, SBATCH], ids=lambda path: path.name)
-def test_bash_parses_the_script(script):
-    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
-
-
 # ml_collections loads a config file with the deprecated load_module.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("script", [LOCAL, SBATCH, MANIFEST], ids=lambda path: path.name)

@@ -8,6 +8,8 @@ from people import ROOT, run, write_night
 
 from nrsrd_jax.cli import VERBS
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--config.image_size=32,16",
     "--config.train.batch_size=16",

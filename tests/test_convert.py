@@ -20,6 +20,8 @@ from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.weights import from_torch, identify, state_dict, to_torch, torch_file, torch_names
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

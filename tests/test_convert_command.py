@@ -21,6 +21,8 @@ from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 from nrsrd_jax.weights import from_torch, state_dict, to_torch, torch_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors"])
 def test_export_and_import_keep_the_whole_description_of_a_model(tmp_path, kind):

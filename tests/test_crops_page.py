@@ -11,6 +11,8 @@ from playwright.sync_api import expect
 from nrsrd_jax import embed, search
 from nrsrd_jax.checkpoint import save_weights
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=window.broken=1>"
 
 

@@ -17,6 +17,8 @@ from nrsrd_jax.data import datasets, images, pipeline
 from nrsrd_jax.data.sampling import BatchPlan
 from nrsrd_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_night600_layout_is_read(tmp_path):
     write_night(tmp_path, identities=3)
@@ -158,13 +160,6 @@ def test_cached_images_are_not_decoded_again(tmp_path):
     assert next((tmp_path / "cache").glob("*.npy")).stat().st_mtime_ns == written
     images.cached_images(paths, (32, 16), "bilinear", tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
-
-
-def test_a_damaged_cache_is_rebuilt(tmp_path):
-    paths = paths_in(tmp_path / "images")
-    before = images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache").copy()
-    next((tmp_path / "cache").glob("*.npy")).write_bytes(bytes(50))
-    np.testing.assert_array_equal(images.cached_images(paths, (32, 16), "bicubic", tmp_path / "cache"), before)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):

@@ -4,7 +4,10 @@ import re
 import signal
 import time
 
+import pytest
 from people import run, start
+
+pytestmark = pytest.mark.slow
 
 LINE = r"teacher +\d+ s   log: runs/demo-teacher\.log\n"
 

@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from people import ROOT
 
 from nrsrd_jax.data.images import decode
 from nrsrd_jax.export.runtime import LAYOUTS, OnnxEmbedder
+
+pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs/deploy.md").read_text()
 

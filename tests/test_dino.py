@@ -12,6 +12,8 @@ from nrsrd_jax.models import ReID, position
 from nrsrd_jax.models.vit import ViTSpec
 from nrsrd_jax.pretraining import dino, step, views
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tensors(golden):

@@ -33,6 +33,8 @@ from nrsrd_jax.retrieval import (
 )
 from nrsrd_jax.weights import from_torch, to_torch, torch_file
 
+pytestmark = pytest.mark.slow
+
 PUBLIC = (
     losses.id_loss,
     losses.pairwise_distances,

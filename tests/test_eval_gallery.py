@@ -14,6 +14,8 @@ from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import Embedder, rank_features
 
+pytestmark = pytest.mark.slow
+
 PEOPLE, UNLABELLED = 30, 5
 
 

@@ -26,6 +26,8 @@ from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.weights import from_torch, torch_file
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -290,7 +292,7 @@ def test_nra_can_be_left_out_of_a_torch_file_only_if_it_has_no_effect(place, mon
     assert (found.norm_ratio, report.faults) == (None, [])
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="OpenVINO is not installed")
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="to run this test: pip install openvino")
 def test_openvino_gives_the_same_features(place, monkeypatch, capsys):
     call(monkeypatch, place / "model", "--openvino", "--output", place / "o.onnx")
     assert re.search(r"OpenVINO .*largest difference \S+e-0[67]", capsys.readouterr().out)

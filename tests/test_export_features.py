@@ -14,6 +14,8 @@ from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 def written(description: Description, variables: dict, **choice) -> OnnxEmbedder:
     """Build the ONNX file of a model, and return it ready to run."""

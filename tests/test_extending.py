@@ -12,6 +12,8 @@ import pytest
 from conftest import COMPILED
 from people import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 SECTIONS = dict(section.split("\n", 1) for section in PAGE.split("\n## ")[1:])
 DIFFS = {

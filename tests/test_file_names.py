@@ -12,6 +12,8 @@ from nrsrd_jax.data.check import EXPECTED
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def touch(root, *names):
     """Create empty files and return `root`. Readers only look at names."""

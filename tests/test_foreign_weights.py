@@ -11,6 +11,8 @@ from nrsrd_jax.checkpoint import weights_hash
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.weights import from_torch
 
+pytestmark = pytest.mark.slow
+
 
 def hugging_face(bare, version):
     """Return the same tensors under the names of transformers 4 or 5."""

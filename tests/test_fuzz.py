@@ -24,6 +24,8 @@ from nrsrd_jax.options import OPTIONS, read_options
 from nrsrd_jax.report.curves import read_curves
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 # Every example writes its files anew, so all of them may use one folder.
 often = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(

@@ -23,6 +23,8 @@ from nrsrd_jax.gallery.lock import writing
 from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_gallery_has_the_feature_person_camera_and_brightness_of_each_crop(gallery, crops, model):
     table, features = Gallery.open(gallery).read()

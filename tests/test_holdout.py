@@ -18,6 +18,8 @@ from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 @st.composite
 def splits(draw):

@@ -7,16 +7,18 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from people import ROOT
 from weight_files import FORMATS, FOUR, archive, described, refusal, safetensors, tensor
 
 from nrsrd_jax.errors import InputError
-from nrsrd_jax.weights import from_torch, tensor_pickle, torch_file
+from nrsrd_jax.weights import from_torch, tensor_pickle
+
+pytestmark = pytest.mark.slow
 
 BOMBS = {
     # A C unpickler would allocate two billion entries.
@@ -67,7 +69,7 @@ def test_no_pickle_hangs_or_fills_the_memory(name, tmp_path):
     pytest.importorskip("resource")
     path = archive(tmp_path / "a.pth", BOMBS[name])
     # OpenBLAS reserves addresses for each of its threads, which would count against the limit.
-    environment = os.environ | {"PYTHONPATH": str(Path(torch_file.__file__).parent), "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LIMITED, str(path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr

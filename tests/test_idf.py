@@ -20,6 +20,8 @@ from nrsrd_jax.models.enhance import EnhanceNet, colour, enhancement_loss, expos
 from nrsrd_jax.training import check_run
 from nrsrd_jax.weights import from_torch, to_torch, torch_file, torch_names
 
+pytestmark = pytest.mark.slow
+
 # PyTorch draws other random numbers, so the comparisons need networks without dropout.
 NARROW = {"channels": 8, "width": 256, "blocks": (1, 2, 3, 1), "reduced": 32, "dropout": 0.0}
 WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "enhance": 1.0, "decode": 0.1, "agree": 0.1}

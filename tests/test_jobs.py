@@ -12,6 +12,8 @@ import pytest
 from nrsrd_jax.errors import InputError, Stopped
 from nrsrd_jax.jobs import gpu_shares, run_jobs
 
+pytestmark = pytest.mark.slow
+
 # This program writes "ready" to a file, waits for SIGTERM, and exits with the status of a training that has saved.
 SAVES = """
 import pathlib, signal, sys, time

@@ -33,7 +33,7 @@ def manifest(folder, content):
     ("\n", "\r\n"), ("\n", "\r"),
     ("\nimg", "\n\n,,,\n  \nimg"), ("path,", "\n,,,\npath,"), ("img/", "img\\"), (",7,", ",7.0,"), (",7,", ",007,"),
     (",7,2", ",7.00,002"), (",7,2", ", +7 ,2.0"), ("train\nimg/b", "TRAIN\nimg/b"), ("a b.jpg,7", '"a b.jpg","7"'),
-    ("camera,split", "camera,split,note"), ("2,train", "2,train,,,"),
+    ("camera,split", "camera,split,note"), ("2,train", "2,train,,,"), (",8,2,train", ", 8 , 2 , train "),
 ])  # fmt: skip
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_manifest_is_read_however_it_was_saved(folder, old, new, encoding):
@@ -60,7 +60,8 @@ def test_a_manifest_is_read_however_it_was_saved(folder, old, new, encoding):
     (TABLE + "C:\\img\\x.jpg,7,1,train\n", "is a path on a Windows drive: write paths relative"),
     (TABLE + "img/x.jpg,1.23E+15,1,train\n", "line 5: a spreadsheet has rounded the pid"),
     (TABLE + f"{'x' * MAX_LINE}.jpg,1,1,train\n", f"line 5 has more than {MAX_LINE} characters"),
-    (TABLE + '"img\n', "cannot read the manifest"),
+    (TABLE + '"img\n', "cannot read the manifest"), ("", "has no column"),
+    (TABLE + "img/x.jpg\0,7,1,train\n", "line 5"), (TABLE + "img/x.jpg,7\n", "line 5: it needs a path"),
 ])  # fmt: skip
 def test_an_invalid_manifest_is_refused_with_the_reason(folder, content, message):
     with pytest.raises(InputError, match=message) as refusal:

@@ -10,6 +10,8 @@ from PIL import Image
 from nrsrd_jax.lowlight import PRESETS, degrade
 from nrsrd_jax.lowlight.__main__ import noise_level
 
+pytestmark = pytest.mark.slow
+
 NO_NOISE = {"shot": (0.0, 0.0)}
 FULL_LIGHT = {"light": (1.0, 1.0), "light_distribution": "uniform", "gain": (1.0, 0.0)}
 ONE_CAMERA = {"gamma": (2.2, 2.2), "red_gain": (2.0, 2.0), "blue_gain": (1.6, 1.6), "bits": (14,)}

@@ -11,6 +11,8 @@ import zipfile
 import pytest
 from people import ROOT, write_night
 
+pytestmark = pytest.mark.slow
+
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 

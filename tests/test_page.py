@@ -14,6 +14,8 @@ from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.report import page
 from nrsrd_jax.retrieval.result import evaluate_run
 
+pytestmark = pytest.mark.slow
+
 BROKEN = "<img src=x onerror=window.broken=1>"
 # This text names a folder, because a file name cannot contain a slash.
 HOSTILE = "</script><script>window.broken=1<!--"

@@ -6,22 +6,29 @@ import shutil
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from people import small_config, small_model, write_images, write_night
 
 from nrsrd_jax import checkpoint, select
 from nrsrd_jax.augment import prepared
+from nrsrd_jax.build import degradation_options
 from nrsrd_jax.checkpoint import save_weights
+from nrsrd_jax.config import get_config
 from nrsrd_jax.data.images import decode
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_records
 from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.options import read_options
+from nrsrd_jax.pretraining import step
+from nrsrd_jax.pretraining.views import Views
 from nrsrd_jax.retrieval import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 from nrsrd_jax.weights import from_torch, to_torch, torch_file
+
+pytestmark = pytest.mark.slow
 
 
 def unlabelled(place, **options):
@@ -87,6 +94,7 @@ def test_a_resumed_pretraining_gives_the_same_weights(crops, pretrained):
     assert weights(crops / "killed") == before
 
 
+@pytest.mark.long
 def test_two_devices_give_the_losses_of_one(crops, pretrained):
     config, _ = pretrained
     train(config, crops / "two", jax.devices()[:2])
@@ -123,6 +131,20 @@ def test_a_pretraining_starts_from_the_weights_of_another(crops, again):
 
 def test_a_list_of_crops_and_dark_views_give_a_finite_loss(again):
     assert np.isfinite(again[0]["loss"])
+
+
+def test_at_night_the_student_sees_a_darker_second_view_than_the_teacher(monkeypatch):
+    # Random views of grey images would be grey as well, but take seconds to compile.
+    monkeypatch.setattr(
+        step, "make_views", lambda key, images, views: jnp.full((8, len(views.blur), *views.size, 3), 0.6)
+    )
+    large, small = Views((32, 16), (0.4, 1.0), blur=(1.0, 0.1)), Views((16, 16), (0.05, 0.4), blur=(0.5,) * 2)
+    degradation = degradation_options(read_options(get_config("nrsrd")))
+    prepare = step.Preparation(large, small, (0.0,) * 3, (1.0,) * 3, night=1.0, degradation=degradation)
+    views = prepare(jax.random.key(0), jnp.zeros((8, 32, 16, 3), jnp.uint8))
+    np.testing.assert_array_equal(views["global"][:, 0], views["teacher"][:, 0])
+    ours, theirs = (views[name][:, 1].mean((1, 2, 3)) for name in ("global", "teacher"))
+    assert (ours < 0.8 * theirs).all()
 
 
 def test_a_collapsed_pretraining_gives_a_warning(again):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import people
 import pytest
-from people import small_config, train_command, write_night
+from people import small_config, train_command
 from pods import pod_variables
 
 from nrsrd_jax import processes, runs
@@ -19,10 +19,7 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import read_metrics
 from nrsrd_jax.training import train
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return write_night(tmp_path_factory.mktemp("place") / "night").parent
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -138,29 +135,6 @@ def test_a_process_stops_if_the_other_one_does_not_start():
     assert first.returncode == -signal.SIGABRT
 
 
-def test_other_connections_to_the_port_do_not_disturb_the_processes():
-    """Connect two clients that claim to be process 1. The first process must still wait for the real one."""
-    port = free_port()
-    first = join(0, 2, port)
-    deadline = time.time() + 60
-    while True:
-        with contextlib.suppress(ConnectionRefusedError):
-            strangers = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
-            break
-        assert time.time() < deadline
-        time.sleep(0.05)
-    for stranger in strangers:
-        stranger.send(b"nrsrd-jax 1 of 2\n")
-    time.sleep(0.5)
-    # The first process still waits for process 1.
-    assert first.poll() is None
-    second = join(1, 2, port)
-    said = [process.communicate(timeout=60)[1] for process in (first, second)]
-    for stranger in strangers:
-        stranger.close()
-    assert [text.splitlines()[-1] for text in said] == ["joined True", "joined False"], said
-
-
 def test_a_port_in_use_is_refused():
     with socket.create_server(("", 0)) as server:
         first = join(0, 2, server.getsockname()[1])
@@ -184,6 +158,7 @@ def test_an_invalid_address_is_refused_at_once(monkeypatch, address, count, proc
         processes.join()
 
 
+@pytest.mark.long
 def test_a_run_can_move_from_one_process_to_two_and_back(place, alone, tmp_path):
     """Train in one process, resume in two from a damaged newest checkpoint, then in one. The losses stay the same."""
     moved = tmp_path / "moved"
@@ -201,6 +176,7 @@ def test_a_run_can_move_from_one_process_to_two_and_back(place, alone, tmp_path)
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-3)
 
 
+@pytest.mark.long
 def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     # The run is far from its end when the signal comes.
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
@@ -224,6 +200,7 @@ def test_a_signal_makes_both_processes_save_the_same_step(place, tmp_path):
     assert max(runs.saved_steps(tmp_path / "run")) == step + 1
 
 
+@pytest.mark.long
 def test_if_one_process_is_killed_the_other_one_stops(place, tmp_path):
     with pair(place, tmp_path / "run", {"train__epochs": 2000}) as processes:
         wait_for_steps(tmp_path / "run", processes)

@@ -9,6 +9,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import logged_scores
 from nrsrd_jax.query_scores import NAME, intervals
 
+pytestmark = pytest.mark.slow
+
 
 def write(folder, precisions, people):
     folder.mkdir()

@@ -16,6 +16,8 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 def write(root, *names):
     for name in names:
@@ -115,18 +117,6 @@ def test_a_manifest_may_lack_cameras(tmp_path):
     assert rows(data.query) == [("b.jpg", 9, 0)]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("path,pid,camera\n", "m.csv has no column split in its first line .*takes the columns path"),
-    ("", "has no column"),
-    ("path,pid,camera,split\na,1,1,train\nb,1,1,test\n", "m.csv, line 3: it needs a path .* not \"test\""),
-    ("path,pid,camera,split\na\0,1,1,train\n", "line 2"),
-    ("path,pid,camera,split\na,1\n", "line 2: it needs a path"), ('path,pid,camera,split\n"a', "cannot read"),
-])  # fmt: skip
-def test_an_error_in_a_manifest_names_the_line(tmp_path, text, message):
-    with pytest.raises(InputError, match=message):
-        datasets.read_dataset("manifest", manifest(tmp_path, text))
-
-
 def test_excluded_images_are_left_out(tmp_path):
     write_night(tmp_path / "night", identities=3)
     gone = tmp_path / "night/bounding_box_train/0001_c1_000000.jpg"
@@ -193,8 +183,3 @@ def test_a_file_name_without_an_identity_is_refused(tmp_path, name):
     write(write_night(tmp_path), f"bounding_box_train/{name}")
     with pytest.raises(InputError, match="no identity and camera in its name, as night600 writes them"):
         datasets.read_dataset("night600", tmp_path)
-
-
-def test_spaces_in_a_manifest_do_not_make_a_new_identity(tmp_path):
-    text = "path,pid,camera,split\nimages/b.jpg, 7 ,1,train\nimages/c.jpg,7,1, train\nimages/b.jpg,-1,1,train\n"
-    assert datasets.read_dataset("manifest", manifest(tmp_path, text)).train.pids.tolist() == [7, 7]

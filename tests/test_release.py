@@ -6,6 +6,8 @@ import tomllib
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from people import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -40,11 +42,21 @@ def test_every_dependency_and_extra_is_pinned():
     assert {name_of(each) for each in wanted} - {"nrsrd-jax"} <= pins().keys()
 
 
-def test_the_lock_knows_the_dependencies_of_pyproject():
-    (own,) = (each for each in LOCK["package"] if each["source"] == {"editable": "."})
-    assert set(own["optional-dependencies"]) == set(EXTRAS)
-    for ours, theirs in ((PROJECT["dependencies"], own["dependencies"]), (EXTRAS["cuda13"], [{"name": "jax"}])):
-        assert {name_of(each) for each in ours} == {each["name"] for each in theirs}
+def test_the_lock_has_the_requirements_of_pyproject():
+    (own,) = (each["metadata"] for each in LOCK["package"] if each["source"] == {"editable": "."})
+    ours = {("", *parts(Requirement(each))) for each in PROJECT["dependencies"]}
+    ours |= {(name, *parts(Requirement(each))) for name, extra in EXTRAS.items() for each in extra}
+    locked = set()
+    for each in own["requires-dist"]:
+        extra = re.search(r"extra == '(.+?)'", each.get("marker", ""))
+        text = f"{each['name']}[{','.join(each.get('extras', ()))}]{each.get('specifier', '')}"
+        locked.add((extra[1] if extra else "", *parts(Requirement(text))))
+    assert locked == ours
+    assert set(own["provides-extras"]) == set(EXTRAS)
+
+
+def parts(requirement: Requirement) -> tuple[str, frozenset, SpecifierSet]:
+    return normal(requirement.name), frozenset(requirement.extras), requirement.specifier
 
 
 def test_test_tools_are_in_the_extra_test_alone():

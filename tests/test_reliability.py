@@ -15,13 +15,15 @@ import people
 import pytest
 from people import small_config, train_command
 
-from nrsrd_jax import checkpoint, compiled, runs
+from nrsrd_jax import checkpoint, compiled, loop, runs
 from nrsrd_jax import config as configuration
 from nrsrd_jax.errors import InputError, Stopped
 from nrsrd_jax.runs import owned
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.termination import Termination
 from nrsrd_jax.training import train
+
+pytestmark = pytest.mark.slow
 
 
 def weights(run, step=None):
@@ -101,14 +103,6 @@ def test_ctrl_c_saves_and_a_second_ctrl_c_stops_at_once(place, tmp_path, monkeyp
     assert runs.saved_steps(tmp_path / "run") == [2]
 
 
-def test_an_edited_description_is_refused(finished, tmp_path):
-    path = tmp_path / "checkpoint"
-    shutil.copytree(finished / "checkpoints" / str(max(runs.saved_steps(finished))), path)
-    edit_the_description(path)
-    with pytest.raises(InputError, match="its description of the model is not the one that was saved"):
-        checkpoint.load(path, make_mesh())
-
-
 def lose_a_folder(saved):
     shutil.rmtree(saved / "optimizer")
 
@@ -150,31 +144,46 @@ def change_a_weight(saved):
     assert (saved / "model" / "metadata").read_text() == model
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lose_a_folder,
-        cut_off,
-        spoil_the_description,
-        empty_the_description,
-        edit_the_description,
-        empty_the_scores,
-        change_a_weight,
-    ],
-)
-def test_if_the_newest_checkpoint_is_damaged_the_previous_one_is_used(place, finished, tmp_path, capsys, spoil):
-    run = tmp_path / "run"
-    shutil.copytree(finished, run)
+def resume(run, spoil, capsys):
+    """Spoil a run's newest checkpoint, check that the run continues from the previous one, and return the warnings."""
     # This name is not a step number, although str.isdigit says so.
     (run / "checkpoints" / "²").mkdir()
     before, last = runs.saved_steps(run)[-2:]
     spoil(run / "checkpoints" / str(last))
-    config = configuration.load_config(run / "config.json")
-    train(config, run, jax.devices()[:1])
+    train(configuration.load_config(run / "config.json"), run, jax.devices()[:1])
     told = capsys.readouterr()
     assert f"warning: {run}/checkpoints/{last} is damaged" in told.err
     assert f"resuming {run} after step {before}" in told.out
     assert (run / "checkpoints" / f"damaged-{last}").is_dir()
+    return told.err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lose_a_folder, "optimizer/_METADATA"),
+        (cut_off, "it cannot be read: Unterminated string"),
+        (spoil_the_description, "it cannot be read: Expecting property name"),
+        (empty_the_description, "its description of the model does not fit together: 'image_size'"),
+        (edit_the_description, "its description of the model is not the one that was saved"),
+        (empty_the_scores, "optimizer/_METADATA"),
+    ],
+)
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_is_restored(
+    finished, tmp_path, capsys, monkeypatch, spoil, reason
+):
+    run, restored = tmp_path / "run", []
+    shutil.copytree(finished, run)
+    # The next test trains on; here the state that training would start from is enough.
+    monkeypatch.setattr(loop.Loop, "run", lambda loop, state, *_: restored.append(state))
+    assert reason in resume(run, spoil, capsys)
+    jax.tree.map(np.testing.assert_array_equal, restored[0].variables, weights(finished, int(restored[0].step)))
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_with_the_same_weights(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    resume(run, change_a_weight, capsys)
     jax.tree.map(np.testing.assert_array_equal, weights(run), weights(finished))
 
 
@@ -202,6 +211,7 @@ one_line(lambda: training.train(config.load_config(run / "config.json"), run))
 """
 
 
+@pytest.mark.long
 def test_on_a_full_disk_the_last_good_checkpoint_survives(finished, tmp_path):
     """Let the disk be full before a save, or become full during it. After space is made, the run continues."""
     run = tmp_path / "run"
@@ -271,6 +281,7 @@ def test_too_little_device_memory_is_an_error_before_the_first_step(place, tmp_p
     assert not (tmp_path / "run/metrics.jsonl").read_text()
 
 
+@pytest.mark.long
 def test_debug_nans_names_the_operation_that_gave_nan(place, tmp_path):
     config = small_config(place, optim__lr=1e30, train__debug_nans=True, train__batch_size=4)
     with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):

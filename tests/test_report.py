@@ -25,6 +25,8 @@ from nrsrd_jax.retrieval.ranking import rank_metrics
 from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 def ranking(distances, query_ids, gallery_ids, query_views, gallery_views, top=10):
     distances = np.array(distances, np.float32)

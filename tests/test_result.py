@@ -14,6 +14,8 @@ from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run, full_table
 from nrsrd_jax.retrieval.result_file import choose_file, refuse_links
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):

@@ -20,6 +20,8 @@ from nrsrd_jax.metrics_log import logged_scores, read_metrics
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 def weights(run):
     return checkpoint.load(run / "checkpoints" / str(max(runs.saved_steps(run))), make_mesh())[1]

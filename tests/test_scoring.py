@@ -20,6 +20,8 @@ from nrsrd_jax.retrieval.ranking import rank_features, rank_metrics
 from nrsrd_jax.retrieval.rerank import k_reciprocal
 from nrsrd_jax.retrieval.result import evaluate_run, full_table
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path):

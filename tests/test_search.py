@@ -16,6 +16,8 @@ from nrsrd_jax.gallery import matching
 from nrsrd_jax.gallery.store import Gallery
 from nrsrd_jax.retrieval import Embedder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--where", "nonsense >"], "does not fit the gallery"),

@@ -13,6 +13,8 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.scoring import evaluate
 
+pytestmark = pytest.mark.slow
+
 PATTERN = r"(?P<camera>c\d+)_"
 
 

@@ -20,6 +20,8 @@ from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 class Halves(nn.Module):
     """Pool a convolution over the upper and the lower half of the image: two parts, and a vector for each camera."""

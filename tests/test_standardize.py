@@ -21,6 +21,8 @@ from nrsrd_jax.retrieval.result import evaluate_run, full_table
 from nrsrd_jax.retrieval.standardize import brightness_groups
 from nrsrd_jax.training import train
 
+pytestmark = pytest.mark.slow
+
 
 def features(count, seed=0, width=5):
     return np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)

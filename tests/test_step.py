@@ -15,6 +15,8 @@ from nrsrd_jax.models import create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.step import Preparation, Teacher, make_objective
 
+pytestmark = pytest.mark.slow
+
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 USUAL = {"flip": 0.5, "pad": 10, "erasing": 0.5, "degradation": {}}
 

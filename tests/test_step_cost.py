@@ -15,6 +15,8 @@ from nrsrd_jax.models import MODELS, create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.step import make_objective
 
+pytestmark = pytest.mark.slow
+
 SIZE = (256, 128)
 
 

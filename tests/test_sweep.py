@@ -17,6 +17,8 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import Embedder
 from nrsrd_jax.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -19,6 +19,8 @@ from nrsrd_jax.errors import InputError
 from nrsrd_jax.weights import from_torch, pickle_types, torch_file, weights_file
 from nrsrd_jax.weights.pickle_types import Refused
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

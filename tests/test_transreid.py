@@ -26,6 +26,8 @@ from nrsrd_jax.schedule import learning_rate
 from nrsrd_jax.step import make_objective
 from nrsrd_jax.weights import from_torch, identify, to_torch, torch_file, torch_names
 
+pytestmark = pytest.mark.slow
+
 STRIDES = [16, 12]
 SIZE = (96, 48)
 WEIGHTS = dict.fromkeys(TERMS, 0.0) | {"id_real": 1.0, "triplet_real": 1.0}

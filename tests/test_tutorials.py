@@ -14,6 +14,8 @@ from people import ROOT, run, small_model, write_images, write_night
 
 from nrsrd_jax.checkpoint import save_weights
 
+pytestmark = pytest.mark.slow
+
 INDEX = (ROOT / "docs/index.md").read_text(encoding="utf-8")
 TUTORIALS = re.findall(r"^- \[.+?\]\((\S+\.md)\)", INDEX.split("## Tutorials")[1].split("\n## ")[0], re.MULTILINE)
 PAGES = {"README.md": ROOT / "README.md"} | {name: ROOT / "docs" / name for name in TUTORIALS}

@@ -19,6 +19,8 @@ from nrsrd_jax.checkpoint import weights_hash
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.weights import from_torch, torch_file
 
+pytestmark = pytest.mark.slow
+
 NESTED = {
     "bare": lambda w: w,
     "under an unknown name": lambda w: {"my weights": w, "epoch": 3},

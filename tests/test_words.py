@@ -37,7 +37,7 @@ EXACT = {phrase: re.compile(WORD.format(phrase)) for phrase in PHRASES}
 LOOSE = {phrase: re.compile(phrase.replace(" ", r"[\s#\"'fr_]+")) for phrase in PHRASES}
 ANY_LOOSE = re.compile("|".join(pattern.pattern for pattern in LOOSE.values()))
 
-FOLDERS = ("nrsrd_jax", "configs", "convert", "benchmarks", "tests")
+FOLDERS = ("nrsrd_jax", "configs", "convert", "benchmarks", "demo", "docs", "tests")
 FILES = ("train.py", "eval.py", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 
