@@ -20,6 +20,7 @@ from .checkpoint import save_weights
 from .command import Parser, one_line
 from .description import Description
 from .errors import InputError, say
+from .files import expanded
 from .models.vit import PATCH
 from .options import OPTIONS
 from .weights.from_torch import convert, summary
@@ -131,7 +132,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.file.is_file() and not options.file.is_dir():
         raise InputError(f"there is no file {options.file}")
-    output = options.output or default_output(options.file)
+    output = expanded(options.output) if options.output else default_output(options.file)
     # Look before the conversion, which takes long. A link that leads nowhere counts as existing, too.
     if not options.dry_run and os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")

@@ -346,5 +346,5 @@ def three_numbers(value: str, name: str, low: float = 0, others: str = "") -> tu
     except ValueError:
         numbers = ()
     if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
-        raise InputError(f"{name} is {value!r}; choose {others}three numbers in 0..1 like 0.13,0.13,0.12")
+        raise InputError(f"{name} is {value!r}; choose {others}three numbers in {low:g}..1 like 0.13,0.13,0.12")
     return numbers

@@ -141,6 +141,10 @@ def test_runs_of_different_image_sizes_are_compared_on_the_data_of_the_first_run
     assert result["protocol"].startswith("cross-camera")
     assert result["interval"]["resamples"] == 200
     assert result["versions"]["jax"]
+    # Each run has its own features, so the shared config names none.
+    own = {"feature", "flip", "normalize"}
+    assert all(own <= each.keys() for each in result["runs"])
+    assert not own & result["config"]["eval"].keys()
     score = {row["run"]: row for row in result["rows"]}
     for each in result["differences"]:
         for name in ("mAP", "rank1"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from people import run, small_config, small_model, write_images, write_night
 from nrsrd_jax import augment
 from nrsrd_jax.checkpoint import load, save_weights, weights_hash
 from nrsrd_jax.description import Description
+from nrsrd_jax.errors import InputError
 from nrsrd_jax.models import initialise
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.retrieval.embedding import Embedder
@@ -114,6 +116,21 @@ def test_a_dry_run_reports_and_writes_nothing(tmp_path):
     assert "53 mapped, 1 resized, 4 new, 14 ignored, 0 FAULT" in shown
     assert shown.splitlines()[-1].endswith("so it can start a training, but not be a teacher")
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
+
+
+def test_output_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("convert/from_torch.py", GOLDEN / "vit_tiny_dino.pth", "--output", "~/jax")
+    run("convert/to_torch.py", "~/jax", "--backbone", "--output", "~/out.pth", cwd=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["jax", "out.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_export(tmp_path, model, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["to_torch.py", str(model), "--output", str(tmp_path / "file/out.pth")])
+    monkeypatch.setattr(to_torch, "export", None)
+    with pytest.raises(InputError, match=r"--output .*/file is a file; name a folder"):
+        to_torch.main()
 
 
 @pytest.mark.parametrize(("script", "arguments", "message"), [

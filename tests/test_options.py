@@ -144,7 +144,7 @@ def test_a_group_of_options_set_to_none_is_refused():
 @pytest.mark.parametrize(("options", "message"), [
     ({"aux.enabled": False}, "teacher.enabled needs aux.enabled"),
     ({"eval.data.root": "x"}, "need eval.data.name"),
-    ({"data.std": "0,0,0"}, "data.std is '0,0,0'; choose half"),
+    ({"data.std": "0,0,0"}, "data.std is '0,0,0'; choose half, dataset or three numbers in 1e-06..1 like"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_together_are_refused(options, message):
     config = get_config()

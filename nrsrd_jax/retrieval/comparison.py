@@ -34,11 +34,10 @@ from .scoring import evaluate
 OUTPUT = "compare.json"
 # The first columns of the list of flips.
 FLIPS = ("data", "path", "identity", "camera")
+# The options of `eval` that each run has for itself.
+OWN = ("feature", "flip", "normalize")
 # The entries of `provenance` that may differ between checkpoints; the other entries hold for all.
-OF_ONE = (
-    *("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source"),
-    *("feature", "flip", "normalize", "transductive"),
-)
+OF_ONE = ("checkpoint", "weights_sha256", "backbone", "image_size", "trained_with", "source", "transductive", *OWN)
 
 
 def compare(
@@ -98,6 +97,7 @@ def compare(
             record, why = measured[-1][2], selected_by(expanded(given), path)
             about.append({"run": name, "given": given, "selected_by": why} | {key: record[key] for key in OF_ONE})
             shared = {key: value for key, value in record.items() if key not in OF_ONE}
+            shared["config"]["eval"] = {key: value for key, value in shared["config"]["eval"].items() if key not in OWN}
         metrics[name] = {data: [each[0][data] for each in measured] for data in targets}
         rows += [{"run": name, "data": data} | _mean([each[1][data] for each in measured]) for data in targets]
     differences = []
@@ -200,7 +200,7 @@ def _choose_config(config: Config, overrides: Mapping[str, Any], checkpoints: Se
 def _with_own_features(options: Options, path: Path, overrides: Mapping[str, Any]) -> Options:
     """Return the options with the feature, flip and normalisation of the checkpoint's run, except in `overrides`."""
     own = read_options(config_of(run_of(path))).eval
-    chosen = {key: getattr(own, key) for key in ("feature", "flip", "normalize") if f"eval.{key}" not in overrides}
+    chosen = {key: getattr(own, key) for key in OWN if f"eval.{key}" not in overrides}
     return dataclasses.replace(options, eval=dataclasses.replace(options.eval, **chosen))
 
 

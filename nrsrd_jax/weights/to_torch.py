@@ -21,7 +21,7 @@ from ..checkpoint import load, load_kept
 from ..command import Parser, one_line
 from ..description import Description
 from ..errors import InputError, say
-from ..files import absolute, written_whole
+from ..files import absolute, writable_file, written_whole
 from ..models.idf import IDFSpec
 from ..runs import find_checkpoint
 from ..sharding import make_mesh
@@ -125,14 +125,15 @@ def main() -> None:
     )
     options = parser.parse_args()
     directory = absolute(options.directory)
+    path = find_checkpoint(directory)
     name = directory.name + ("-backbone" if options.backbone else "") + SUFFIXES[options.format]
-    output = options.output or directory.parent / name
+    output = writable_file(options.output or directory.parent / name, "--output")
     # `exists` is false for a link that leads nowhere.
     if os.path.lexists(output):
         raise InputError(f"{output} exists; remove it, or choose another --output")
     tensors, description = export(directory, options.backbone)
     if options.backbone:
-        whole = read_description(find_checkpoint(directory))
+        whole = read_description(path)
         parts = ["the local features of JPM (b2)"] * whole.jpm + ["the cameras' vectors of SIE"] * whole.sie
         say(*(f"not part of the backbone, left out: {part}" for part in parts))
     write(output, tensors, description, options.format, backbone=options.backbone, follow=options.output is not None)
