@@ -74,15 +74,16 @@ def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
     (batch, height, width, _), count = images.shape, len(views.blur)
     keys = jax.random.split(key, 6)
     x = jnp.repeat(images.astype(jnp.float32), count, axis=0)
-    if views.swap:
-        swapped = swap_surroundings(keys[5], x, count)
-        x = jnp.where(jax.random.bernoulli(jax.random.fold_in(keys[5], 1), views.swap, (len(x), 1, 1, 1)), swapped, x)
-    x = resize_boxes(x, random_boxes(keys[0], len(x), height, width, views.scale, views.ratio), views.size)
 
     def chosen(key: jax.Array, *probability: float) -> jax.Array:
         """Draw with one probability for all, or with one for each view of an image."""
         each = jnp.tile(jnp.array(probability), len(x) // len(probability))
         return jax.random.bernoulli(key, each)[:, None, None, None]
+
+    if views.swap:
+        swaps = jax.random.split(keys[5])
+        x = jnp.where(chosen(swaps[0], views.swap), swap_surroundings(swaps[1], x, count), x)
+    x = resize_boxes(x, random_boxes(keys[0], len(x), height, width, views.scale, views.ratio), views.size)
 
     flips = jax.random.split(keys[1], 3)
     x = jnp.where(chosen(flips[0], FLIP), x[:, :, ::-1], x)
