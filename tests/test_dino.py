@@ -156,6 +156,18 @@ def test_views_can_show_a_whole_standing_body():
     assert official[:, 2].max() <= 86
 
 
+def test_swapped_surroundings_come_from_another_image_and_the_middle_stays():
+    values = jnp.arange(8.0) * 20
+    images = jnp.repeat(jnp.broadcast_to(values[:, None, None, None], (8, 64, 32, 3)), 2, axis=0)
+    given = np.asarray(views.swap_surroundings(jax.random.key(0), images, 2)).reshape(8, 2, 64, 32, 3)
+    np.testing.assert_array_equal(given[:, :, 32, 16, 0], np.stack([values, values], axis=1))
+    corners = given[:, :, 0, 0, 0]
+    # Each copy takes the corner of one other image, and both copies take different ones.
+    assert set(corners.ravel()) <= set(np.asarray(values))
+    assert (corners != np.asarray(values)[:, None]).all()
+    assert (corners[:, 0] != corners[:, 1]).all()
+
+
 def test_views_are_in_range_and_differ_and_depend_only_on_the_key():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 32, 16, 3), np.uint8))
     make = jax.jit(lambda key: views.make_views(key, images, views.Views((16, 8), (0.05, 0.4), (0.5,) * 4, (0.5,) * 4)))
