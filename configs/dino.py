@@ -8,7 +8,8 @@ DIR is a folder of crops, or a list of them (a .csv file with a column `path`); 
 second command continues from existing weights on crops of your own cameras. Set eval.data.name and eval.data.root to
 evaluate the teacher on a labelled data set every eval.every epochs.
 
-The variant `small` fits a CPU: a vit_tiny on images of 128×64, with a small head and four local views.
+The variant `small` fits a CPU and few crops: a vit_tiny on images of 64×32, with a small head. Its views show a person in
+the surroundings of another crop (dino.swap), because a short run otherwise learns the surroundings, not the person.
 
 The official run had 512 images in a batch. For another batch size, change optim.lr in proportion.
 """
@@ -30,11 +31,15 @@ def get_config(variant: str = "official"):
     c.optim.warmup_epochs, c.optim.final_factor = 10, 1e-3
     c.train.epochs, c.train.batch_size, c.train.save_every = 100, 512, 1
     if variant == "small":
-        c.image_size, c.dino.local_size, c.data.cache = (128, 64), (64, 32), "device"
-        c.model.backbone, c.model.depth = "vit_tiny", 6
-        c.dino.local_views = 4
+        c.image_size, c.dino.local_size, c.data.cache = (64, 32), (32, 16), "device"
+        c.model.backbone, c.model.depth, c.model.drop_path = "vit_tiny", 6, 0.0
+        c.data.brighten = 0.4
+        c.dino.ratio, c.dino.swap, c.dino.local_views = (0.375, 0.667), 1.0, 2
         c.dino.prototypes, c.dino.hidden, c.dino.bottleneck = 4096, 512, 128
-        c.train.batch_size, c.train.epochs, c.optim.warmup_epochs = 64, 10, 1
+        # A short run never gets as far as to need trained prototypes.
+        c.dino.koleo, c.dino.frozen_epochs = 1.0, 100
+        c.dino.momentum, c.dino.weight_decay_end = 0.99, 0.04
+        c.train.batch_size, c.train.epochs, c.optim.warmup_epochs = 32, 12, 1
         c.optim.lr = 5e-4
         c.degradation.preset = "low_noise"
     return c

@@ -28,6 +28,24 @@ class Dino:
     local_size: tuple[int, int] = option((128, 64), "Height and width of the small views.", unit="pixels")
     global_scale: Pair = option((0.4, 1.0), "The smallest and largest part of the image's area in a large view.")
     local_scale: Pair = option((0.05, 0.4), "The smallest and largest part of the image's area in a small view.")
+    ratio: Pair = option(
+        (3 / 4, 4 / 3),
+        "The smallest and largest width / height of the part of the image that a view shows. The default is that of "
+        "the official code, with which no view of a standing person shows the whole body; 0.375,0.667 lets it.",
+    )
+    koleo: float = option(
+        0.0,
+        "The weight of the KoLeo loss of DINOv2, which spreads the features of a batch over all directions. It is not "
+        "part of DINO; DINOv2 takes 0.1.",
+        low=0,
+    )
+    swap: float = option(
+        0.0,
+        "The probability that a view gets the surroundings of another image of the batch, so that only the middle of an "
+        "image, where the person stands, is common to its views. This is an idea of this project, not of DINO.",
+        low=0,
+        high=1,
+    )
     night: float = option(
         0.0,
         "The probability that the student sees its second large view darkened (degradation.*), while the teacher sees "

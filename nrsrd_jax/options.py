@@ -290,10 +290,10 @@ def _check_dino(options: Options) -> None:
             raise InputError(f"dino.enabled needs {name}=False: it pretrains a plain ViT, without labels")
     if options.optim.name != "adamw":
         raise InputError(f"optim.name is {options.optim.name}; dino.enabled needs adamw")
-    for name in ("global_scale", "local_scale"):
+    for name, limit in (("global_scale", 1), ("local_scale", 1), ("ratio", 10)):
         low, high = getattr(options.dino, name)
-        if not 0 < low <= high <= 1:
-            raise InputError(f"dino.{name} is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
+        if not 0 < low <= high <= limit:
+            raise InputError(f"dino.{name} is {low},{high}; give two numbers, 0 < low <= high <= {limit}")
     if options.data.holdout:
         raise InputError("data.holdout needs labels, which dino.enabled does not use")
     changed = [name for name, value in flatten(options).items() if value != OPTIONS[name].default]

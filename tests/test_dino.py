@@ -38,6 +38,21 @@ def test_loss_gradient_and_centre_equal_the_official_ones_in_two_calls(tensors, 
     np.testing.assert_allclose(dino.next_centre(g["center_before"][0], teacher), g["center_after"][0], atol=1e-7)
 
 
+def test_koleo_is_the_mean_negative_log_of_the_distance_to_the_nearest_other_image():
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    directions = x / np.linalg.norm(x, axis=1, keepdims=True)
+    distances = np.linalg.norm(directions[:, None] - directions[None], axis=2) + 9 * np.eye(6)
+    np.testing.assert_allclose(dino.koleo_loss(x), -np.log(distances.min(1)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(dino.koleo_loss(5 * x), dino.koleo_loss(x), rtol=1e-5)
+
+
+def test_koleo_of_equal_images_and_of_zeros_has_a_finite_gradient():
+    for x in (jnp.ones((3, 4)), jnp.zeros((3, 4)), jnp.array([[1.0, 0], [1, 0], [0, 1]])):
+        loss, gradient = jax.value_and_grad(dino.koleo_loss)(x)
+        assert np.isfinite(loss)
+        assert np.isfinite(gradient).all()
+
+
 def test_schedules_equal_the_official_ones_in_short_and_long_runs(tensors):
     g = tensors("schedule")
     steps = jnp.arange(70)
@@ -132,6 +147,28 @@ def test_crops_are_distributed_as_the_official_ones(tensors, kind, picture):
     assert (np.abs(boxes.mean(0) - g["mean"]) < 5 * error).all()
     assert (np.abs(boxes.std(0) - g["std"]) < 0.05 * g["std"] + 0.1).all()
     assert (boxes[:, :2] + boxes[:, 2:]).max(0).tolist() == [height, width]
+
+
+def test_views_can_show_a_whole_standing_body():
+    boxes = np.asarray(views.random_boxes(jax.random.key(0), 2000, 128, 64, (0.4, 1.0), (0.375, 0.667)))
+    ratio = boxes[:, 3] / boxes[:, 2]
+    assert 0.36 < ratio.min() < ratio.max() < 0.68
+    assert (boxes[:, 2] == 128).any()
+    # With the official ratios, no view is higher than the width allows.
+    official = np.asarray(views.random_boxes(jax.random.key(0), 2000, 128, 64, (0.4, 1.0)))
+    assert official[:, 2].max() <= 86
+
+
+def test_swapped_surroundings_come_from_another_image_and_the_middle_stays():
+    values = jnp.arange(8.0) * 20
+    images = jnp.repeat(jnp.broadcast_to(values[:, None, None, None], (8, 64, 32, 3)), 2, axis=0)
+    given = np.asarray(views.swap_surroundings(jax.random.key(0), images, 2)).reshape(8, 2, 64, 32, 3)
+    np.testing.assert_array_equal(given[:, :, 32, 16, 0], np.stack([values, values], axis=1))
+    corners = given[:, :, 0, 0, 0]
+    # Each copy takes the corner of one other image, and both copies take different ones.
+    assert set(corners.ravel()) <= set(np.asarray(values))
+    assert (corners != np.asarray(values)[:, None]).all()
+    assert (corners[:, 0] != corners[:, 1]).all()
 
 
 def test_views_are_in_range_and_differ_and_depend_only_on_the_key():

@@ -42,6 +42,7 @@ def unlabelled(place, **options):
             "dino__bottleneck": 8,
             "dino__local_views": 2,
             "dino__local_size": (16, 16),
+            "dino__koleo": 0.1,
             "data__name": "crops",
             "data__root": str(place / "crops"),
             "train__batch_size": 8,
@@ -95,11 +96,12 @@ def test_a_resumed_pretraining_gives_the_same_weights(crops, pretrained):
 
 
 @pytest.mark.long
-def test_two_devices_give_the_losses_of_one(crops, pretrained):
+@pytest.mark.parametrize("devices", [2, 4])
+def test_more_devices_give_the_losses_of_one(crops, pretrained, devices):
     config, _ = pretrained
-    train(config, crops / "two", jax.devices()[:2])
-    one, two = ([row["loss"] for row in read_metrics(crops / run) if "loss" in row] for run in ("run", "two"))
-    np.testing.assert_allclose(two, one, rtol=1e-5)
+    train(config, crops / f"{devices}", jax.devices()[:devices])
+    one, more = ([row["loss"] for row in read_metrics(crops / run) if "loss" in row] for run in ("run", f"{devices}"))
+    np.testing.assert_allclose(more, one, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

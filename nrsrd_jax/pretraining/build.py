@@ -64,19 +64,24 @@ def make_state(options: Options, description: Description) -> TrainState:
     return dino_step.start(variables, networks(options), keys[1])
 
 
-def make_step(options: Options, description: Description, degradation: dict, steps: int) -> Callable:
-    """Return the step that the options describe, not yet compiled; `steps` is the number of steps of the run."""
-    dino, optim, epochs = options.dino, options.optim, options.train.epochs
-    prepare = Preparation(
+def preparation(options: Options, description: Description, degradation: dict) -> Preparation:
+    """Return how a batch becomes views."""
+    dino = options.dino
+    return Preparation(
         # The official probabilities: the first large view is always blurred, and only the second is solarised.
-        Views(options.image_size, dino.global_scale, blur=(1.0, 0.1), solarise=(0.0, 0.2)),
-        Views(dino.local_size, dino.local_scale, blur=(0.5,) * dino.local_views),
+        Views(options.image_size, dino.global_scale, (1.0, 0.1), solarise=(0.0, 0.2), ratio=dino.ratio, swap=dino.swap),
+        Views(dino.local_size, dino.local_scale, (0.5,) * dino.local_views, ratio=dino.ratio, swap=dino.swap),
         description.mean,
         description.std,
         brighten=description.brighten,
         night=dino.night,
         degradation=degradation,
     )
+
+
+def make_step(options: Options, description: Description, degradation: dict, steps: int) -> Callable:
+    """Return the step that the options describe, not yet compiled; `steps` is the number of steps of the run."""
+    dino, optim, epochs = options.dino, options.optim, options.train.epochs
     schedules = Schedules(
         steps=steps,
         warmup=steps // epochs * min(optim.warmup_epochs, epochs),
@@ -90,8 +95,8 @@ def make_step(options: Options, description: Description, degradation: dict, ste
         temperature_epochs=dino.temperature_epochs,
         frozen_epochs=dino.frozen_epochs,
     )
-    update = dino_step.make_update(networks(options), schedules, clip=dino.clip)
-    return dino_step.make_step(prepare, update, options.train.seed)
+    update = dino_step.make_update(networks(options), schedules, clip=dino.clip, koleo=dino.koleo)
+    return dino_step.make_step(preparation(options, description, degradation), update, options.train.seed)
 
 
 def conclude(workdir: Path) -> dict[str, float]:

@@ -111,6 +111,32 @@ def next_centre(centre: jax.Array, teacher: jax.Array) -> jax.Array:
     return CENTRE_MOMENTUM * centre + (1 - CENTRE_MOMENTUM) * at_least_float32(teacher).mean((0, 1))
 
 
+def koleo_loss(features: jax.Array) -> jax.Array:
+    """Return a loss that spreads the images of a batch evenly over all directions: −log of the nearest distance.
+
+    Args:
+        features: [B, D], of different images, B at least 2. Only their directions count.
+
+    Returns:
+        A scalar, the mean over images; 0 if each image is at the distance 1 from its nearest.
+
+    Source:
+        Sablayrolles et al. 2019, equation 2, https://arxiv.org/abs/1806.03198, as in DINOv2, Oquab et al. 2023,
+        https://arxiv.org/abs/2304.07193.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.pretraining.dino import koleo_loss
+        >>> round(koleo_loss(3.0 * jnp.eye(2)).item(), 4)  # −ln √2
+        -0.3466
+    """
+    x = unit(at_least_float32(features))
+    cosines = x @ x.T - 4 * jnp.eye(len(x))
+    squares = jnp.square(x - x[jax.lax.stop_gradient(cosines).argmax(1)]).sum(1)
+    # Equal features have no direction to move apart in. The floor keeps their gradient finite.
+    return -0.5 * jnp.log(jnp.maximum(squares, 1e-8)).mean()
+
+
 def entropies(probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return how undecided the teacher is, and how much its answers differ, in nats.
 

@@ -23,7 +23,7 @@ import optax
 
 from .. import augment, lowlight
 from ..state import TrainState
-from .dino import Head, cosine, dino_loss, entropies, next_centre, teacher_probabilities
+from .dino import Head, cosine, dino_loss, entropies, koleo_loss, next_centre, teacher_probabilities
 from .dino import teacher_temperature as temperature_of
 from .views import Views, make_views
 
@@ -134,10 +134,11 @@ def _base_stats(batch_stats: dict) -> dict:
     return batch_stats.get("base", {})
 
 
-def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Callable:
+def make_update(networks: Networks, schedules: Schedules, *, clip: float, koleo: float = 0.0) -> Callable:
     """Return update(state, views, epoch, key) -> (state, metrics), which takes the views that Preparation returns.
 
-    `clip` limits the norm of the gradient of each tensor separately; 0 for no limit.
+    `clip` limits the norm of the gradient of each tensor separately; 0 for no limit. `koleo` is the weight of
+    `koleo_loss` of the student's features of each large view.
     """
 
     def backbone(module: nn.Module, params: dict, stats: Any, views: jax.Array, key: jax.Array | None):
@@ -177,7 +178,10 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float) -> Cal
             )
             small, stats = backbone(networks.student, student["base"], stats, views["local"], keys[1])
             outputs = head(student["head"], jnp.concatenate([large, small], axis=1))
-            return dino_loss(outputs, teacher, memory["centre"], temperature=temperature), stats
+            loss = dino_loss(outputs, teacher, memory["centre"], temperature=temperature)
+            if koleo:
+                loss += koleo * jax.vmap(koleo_loss, in_axes=1)(large).sum()
+            return loss, stats
 
         (loss, student_stats), grads = jax.value_and_grad(objective, has_aux=True)(memory["student"])
         # The norm is taken before clipping, so that the log shows gradients that grow.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ..models.position import cubic_kernel
 
 TRIES = 10
-# Width / height of a crop, as torchvision draws it.
+# Width / height of a view's part of the image, as torchvision draws it.
 RATIO = 3 / 4, 4 / 3
 JITTER, GREY, FLIP = 0.8, 0.2, 0.5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)
@@ -23,6 +23,9 @@ BLUR = 0.1, 2.0
 LUMINANCE = 19595, 38470, 7471
 # Pillow's coefficient of the cubic kernel; PyTorch's is −0.75 (models/position.py).
 CUBIC = -0.5
+# The smallest and largest half height and half width of the ellipse that swap_surroundings keeps, as parts of the image,
+# and the width of its edge as a part of that.
+SMALLEST, LARGEST, SOFT = (0.42, 0.25), (0.6, 0.45), 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +37,16 @@ class Views:
         scale: the smallest and largest part of the image's area that a view shows.
         blur: the probability that each view is blurred [V].
         solarise: the probability that each view is solarised [V]; () for never.
+        ratio: the smallest and largest width / height of that part.
+        swap: the probability that a view gets the surroundings of another image of the batch.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float]
     blur: tuple[float, ...]
     solarise: tuple[float, ...] = ()
+    ratio: tuple[float, float] = RATIO
+    swap: float = 0.0
 
 
 def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
@@ -68,12 +75,16 @@ def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
     (batch, height, width, _), count = images.shape, len(views.blur)
     keys = jax.random.split(key, 6)
     x = jnp.repeat(images.astype(jnp.float32), count, axis=0)
-    x = resize_boxes(x, random_boxes(keys[0], len(x), height, width, views.scale), views.size)
 
     def chosen(key: jax.Array, *probability: float) -> jax.Array:
         """Draw with one probability for all, or with one for each view of an image."""
         each = jnp.tile(jnp.array(probability), len(x) // len(probability))
         return jax.random.bernoulli(key, each)[:, None, None, None]
+
+    if views.swap:
+        swaps = jax.random.split(keys[5])
+        x = jnp.where(chosen(swaps[0], views.swap), swap_surroundings(swaps[1], x, count), x)
+    x = resize_boxes(x, random_boxes(keys[0], len(x), height, width, views.scale, views.ratio), views.size)
 
     flips = jax.random.split(keys[1], 3)
     x = jnp.where(chosen(flips[0], FLIP), x[:, :, ::-1], x)
@@ -87,8 +98,37 @@ def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
     return x.reshape(batch, count, *x.shape[1:]) / 255
 
 
-def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Sequence[float]) -> jax.Array:
-    """Draw crops as torchvision's RandomResizedCrop does, with its usual aspect ratios.
+def swap_surroundings(key: jax.Array, images: jax.Array, count: int) -> jax.Array:
+    """Put the middle of each image, where the person stands, into the surroundings of another image of the batch.
+
+    The middle is an ellipse of random size with a soft edge.
+
+    Args:
+        key: a JAX random key.
+        images: [B·count, H, W, 3]; each image of the batch stands there `count` times in a row.
+        count: how often each image occurs.
+
+    Returns:
+        [B·count, H, W, 3], whole numbers.
+    """
+    keys = jax.random.split(key)
+    total, height, width, _ = images.shape
+    # The shift is the same for all images of the batch, but another one for each copy, so that no two copies of an
+    # image need to share their surroundings.
+    batch = total // count
+    shifts = jax.random.randint(keys[0], (count,), 1, max(batch, 2))
+    other = (jnp.arange(batch)[:, None] + shifts) % batch * count
+    half = jax.random.uniform(keys[1], (total, 2), minval=jnp.array(SMALLEST), maxval=jnp.array(LARGEST))
+    y = ((jnp.arange(height) + 0.5) / height - 0.5)[None, :, None] / half[:, :1, None]
+    x = ((jnp.arange(width) + 0.5) / width - 0.5)[None, None, :] / half[:, 1:, None]
+    inside = jax.nn.sigmoid((1 - jnp.sqrt(y**2 + x**2)) / SOFT)[..., None]
+    return _round(inside * images + (1 - inside) * images[other.reshape(-1)])
+
+
+def random_boxes(
+    key: jax.Array, count: int, height: int, width: int, scale: Sequence[float], limits: Sequence[float] = RATIO
+) -> jax.Array:
+    """Draw crops as torchvision's RandomResizedCrop does.
 
     Takes the first of ten draws that fits; if no draw fits, the largest centred crop of an allowed ratio.
 
@@ -97,6 +137,7 @@ def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Seq
         count: N.
         height, width: the size of the image in pixels.
         scale: the smallest and largest part of the image's area.
+        limits: the smallest and largest width / height.
 
     Returns:
         float32 [N, 4], whole numbers: top, left, height, width.
@@ -110,7 +151,7 @@ def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Seq
     """
     keys = jax.random.split(key, 4)
     area = height * width * jax.random.uniform(keys[0], (count, TRIES), minval=scale[0], maxval=scale[1])
-    bounds = [math.log(ratio) for ratio in RATIO]
+    bounds = [math.log(limit) for limit in limits]
     ratio = jnp.exp(jax.random.uniform(keys[1], (count, TRIES), minval=bounds[0], maxval=bounds[1]))
     # Halves are rounded to even, as Python's round does in torchvision.
     w, h = jnp.round(jnp.sqrt(area * ratio)), jnp.round(jnp.sqrt(area / ratio))
@@ -119,7 +160,7 @@ def random_boxes(key: jax.Array, count: int, height: int, width: int, scale: Seq
     w, h = (jnp.take_along_axis(x, first, 1)[:, 0] for x in (w, h))
     top = jnp.floor(jax.random.uniform(keys[2], (count,)) * (height - h + 1))
     left = jnp.floor(jax.random.uniform(keys[3], (count,)) * (width - w + 1))
-    full_w, full_h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    full_w, full_h = min(width, round(height * limits[1])), min(height, round(width / limits[0]))
     middle = jnp.array([(height - full_h) // 2, (width - full_w) // 2, full_h, full_w], jnp.float32)
     return jnp.where(fits.any(1)[:, None], jnp.stack([top, left, h, w], axis=1), middle)
 
