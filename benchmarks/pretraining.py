@@ -53,7 +53,7 @@ def main() -> None:
     mesh = make_mesh(size, 1, jax.devices())
     description = build.make_description(options, records, mean, std)
     degradation = degradation_options(options)
-    _, shardings, create = sharded(functools.partial(build.make_state, options, description), mesh)
+    _, _, create = sharded(functools.partial(build.make_state, options, description), mesh)
     batch["real"] = place(batch["real"], over_data(mesh))
     prepare = build.preparation(options, description, degradation)
     views = jax.jit(lambda key, images: prepare(key, images))

@@ -8,8 +8,8 @@ DIR is a folder of crops, or a list of them (a .csv file with a column `path`); 
 second command continues from existing weights on crops of your own cameras. Set eval.data.name and eval.data.root to
 evaluate the teacher on a labelled data set every eval.every epochs.
 
-The variant `small` fits a CPU and few crops: a vit_tiny on images of 64×32, with a small head. Its views show a person in
-the surroundings of another crop (dino.swap), because a short run otherwise learns the surroundings, not the person.
+The variant `small` fits a CPU and few crops: a vit_tiny on images of 64×32, with a small head. Its views show a person
+in the surroundings of another crop (dino.swap), because a short run otherwise learns the surroundings, not the person.
 
 The official run had 512 images in a batch. For another batch size, change optim.lr in proportion.
 """

@@ -41,8 +41,8 @@ class Dino:
     )
     swap: float = option(
         0.0,
-        "The probability that a view gets the surroundings of another image of the batch, so that only the middle of an "
-        "image, where the person stands, is common to its views. This is an idea of this project, not of DINO.",
+        "The probability that a view gets the surroundings of another image of the batch, so that only the middle of "
+        "an image, where the person stands, is common to its views. This is an idea of this project, not of DINO.",
         low=0,
         high=1,
     )

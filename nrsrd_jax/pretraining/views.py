@@ -23,8 +23,8 @@ BLUR = 0.1, 2.0
 LUMINANCE = 19595, 38470, 7471
 # Pillow's coefficient of the cubic kernel; PyTorch's is −0.75 (models/position.py).
 CUBIC = -0.5
-# The smallest and largest half height and half width of the ellipse that swap_surroundings keeps, as parts of the image,
-# and the width of its edge as a part of that.
+# The smallest and largest half height and half width of the ellipse that swap_surroundings keeps, as parts of the
+# image, and the width of its edge as a part of the ellipse.
 SMALLEST, LARGEST, SOFT = (0.42, 0.25), (0.6, 0.45), 0.05
 
 
