@@ -39,7 +39,7 @@ def get_config(variant: str = "official"):
         # A short run never gets as far as to need trained prototypes.
         c.dino.koleo, c.dino.frozen_epochs = 1.0, 100
         c.dino.momentum, c.dino.weight_decay_end = 0.99, 0.04
-        c.train.batch_size, c.train.epochs, c.optim.warmup_epochs = 32, 12, 1
-        c.optim.lr = 5e-4
+        c.train.batch_size, c.train.epochs, c.optim.warmup_epochs = 32, 16, 1
+        c.optim.lr = 2.5e-4
         c.degradation.preset = "low_noise"
     return c
