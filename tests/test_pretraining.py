@@ -43,6 +43,7 @@ def unlabelled(place, **options):
             "dino__local_views": 2,
             "dino__local_size": (16, 16),
             "dino__koleo": 0.1,
+            "dino__swap": 0.5,
             "data__name": "crops",
             "data__root": str(place / "crops"),
             "train__batch_size": 8,
