@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from people import ROOT, small_config, small_model, write_images, write_night
 from PIL import Image
 
-from nrsrd_jax import check
+from nrsrd_jax import check, checkpoint
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets, sealed
 from nrsrd_jax.data.images import cached_images, cached_pixels_sha256, pixels_sha256
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.inputs import read_targets, stamps
 from nrsrd_jax.options import read_options
-from nrsrd_jax.retrieval.embedding import cached_features
+from nrsrd_jax.retrieval import Embedder
 from nrsrd_jax.retrieval.result import evaluate_run
+from nrsrd_jax.retrieval.scoring import cached_features
 
 # ml_collections loads config files with a deprecated function.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")]
@@ -300,3 +301,14 @@ def test_a_split_with_an_unreadable_image_has_no_hash(tmp_path, monkeypatch, cap
     next((root / "query").iterdir()).write_bytes(b"")
     lines = checked(monkeypatch, capsys, "night600", root)
     assert [line.split()[3] for line in lines if "images' files" in line] == ["train", "gallery"]
+
+
+def test_an_evaluation_hashes_the_weights_once_until_they_are_replaced(tmp_path, monkeypatch):
+    save_weights(tmp_path / "model", *small_model(), {})
+    embedder, counted = Embedder.load(tmp_path / "model"), []
+    monkeypatch.setattr(checkpoint, "weights_hash", lambda variables: str(counted.append(variables) or len(counted)))
+    first = embedder.fingerprint()
+    assert (embedder.identity()["weights_sha256"], embedder.fingerprint()) == ("1", first)
+    embedder.variables = {**embedder.variables}
+    assert embedder.identity()["weights_sha256"] == "2"
+    assert embedder.fingerprint() != first

@@ -305,7 +305,7 @@ def test_pooling_equals_the_official_one_and_non_local_blocks_start_as_the_ident
 
 def test_a_new_non_local_block_changes_nothing_but_can_learn(reference):
     block, x = NonLocal(4), jnp.asarray(reference("agw")["nonlocal/x"].transpose(0, 2, 3, 1))
-    variables = block.init(jax.random.key(0), x, True, 1)
+    variables = block.init(jax.random.key(0), x, False, 1)
 
     def output(params):
         return block.apply({**variables, "params": params}, x, True, 1, mutable=["batch_stats"])[0]

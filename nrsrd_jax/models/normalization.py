@@ -111,13 +111,12 @@ class BatchNorm(nn.Module):
         by_domain = x.reshape(-1, domains, *x.shape[1:])
         axes = (0, *range(2, by_domain.ndim - 1))
         y, mean, var = normalize(by_domain, scale, bias, axes, EPSILON, x.dtype)
-        if not self.is_initializing():
-            count = x.size // (domains * width)
-            # A single value has no unbiased variance; 0 is taken.
-            unbiased = var * (count / max(count - 1, 1))
-            for each_mean, each_var in zip(mean.reshape(-1, width), unbiased.reshape(-1, width), strict=True):
-                running_mean.value = self.decay * running_mean.value + (1 - self.decay) * each_mean
-                running_var.value = self.decay * running_var.value + (1 - self.decay) * each_var
+        count = x.size // (domains * width)
+        # A single value has no unbiased variance; 0 is taken.
+        unbiased = var * (count / max(count - 1, 1))
+        for each_mean, each_var in zip(mean.reshape(-1, width), unbiased.reshape(-1, width), strict=True):
+            running_mean.value = self.decay * running_mean.value + (1 - self.decay) * each_mean
+            running_var.value = self.decay * running_var.value + (1 - self.decay) * each_var
         return y.reshape(x.shape)
 
 

@@ -94,7 +94,7 @@ def _cubic_matrix(source: int, target: int) -> np.ndarray:
     matrix = np.zeros((target, source))
     for tap in range(4):
         weights = cubic_kernel(np.abs(place - (first + tap)), CUBIC)
-        np.add.at(matrix, (np.arange(target), np.clip(first + tap, 0, source - 1)), weights)
+        matrix[np.arange(target), np.clip(first + tap, 0, source - 1)] += weights
     return matrix
 
 

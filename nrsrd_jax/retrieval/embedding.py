@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from .. import augment, checkpoint
-from ..data import sealed
 from ..description import Description
-from ..errors import InputError, say
+from ..errors import InputError
 from ..models.reid import ReID
 from ..models.spec import Spec
 from ..precision import compute_dtype
@@ -91,6 +90,7 @@ class Embedder:
                 "the neck of these weights was never trained, so it has no mean of features: set eval.feature=cls"
             )
         self.batch_size = batch_size
+        self._hashed: tuple[dict | None, str] = None, ""
 
         # Every device gets all features of a batch, so that NumPy can read them in each process.
         self._forward = jax.jit(make_forward(model, description, flip, feature), out_shardings=replicated(mesh))
@@ -208,7 +208,7 @@ class Embedder:
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
         text = json.dumps(model, sort_keys=True, default=str)
         return {
-            "weights_sha256": checkpoint.weights_hash(self.variables),
+            "weights_sha256": self._weights_hash(),
             "model_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "feature": self.options.get("feature", "cls"),
             "flip": self.options["flip"],
@@ -217,8 +217,14 @@ class Embedder:
     def fingerprint(self) -> str:
         """Return a hash of what determines the features of images: weights, model, mirroring, precision, platform."""
         model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
-        text = json.dumps([CACHE_VERSION, model, self.options, checkpoint.weights_hash(self.variables)], default=str)
+        text = json.dumps([CACHE_VERSION, model, self.options, self._weights_hash()], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _weights_hash(self) -> str:
+        # An evaluation asks several times, and hashing takes long. The training loop replaces `variables`.
+        if self._hashed[0] is not self.variables:
+            self._hashed = self.variables, checkpoint.weights_hash(self.variables)
+        return self._hashed[1]
 
 
 def make_forward(model: ReID, description: Description, flip: bool, feature: str) -> Callable[..., jax.Array]:
@@ -323,26 +329,3 @@ def host_batches(
 def filled(batch: np.ndarray, size: int) -> np.ndarray:
     """Pad a batch with black images to `size` images."""
     return np.pad(batch, [(0, size - len(batch))] + [(0, 0)] * 3)
-
-
-def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Load cached features [N, D] from `path`. If the file is missing, call `embed()` and cache the result.
-
-    A damaged file counts as missing, with a warning.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        if kept := sealed.read(path, np.float32, shape):
-            return np.array(kept[0])
-    except ValueError as error:
-        say(f"warning: the features in {path} cannot be used: {error}; embedding again", error=True)
-    features = embed()
-
-    def fill(out: np.ndarray) -> bytes:
-        out[:] = features
-        return b""
-
-    sealed.write(path, np.float32, shape, fill)
-    return features

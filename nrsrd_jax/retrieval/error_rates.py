@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 from ..errors import InputError, counted
 from .pairs import BINS, RESOLUTION, Crops, Histograms, PersonCounts, blocks, count_by_person, edge, people_needed
 from .searches import measure_searches, predicted_fpir
-from .standardize import BRIGHTNESS_GROUPS
+from .standardize import BRIGHTNESS_GROUPS, quantile_groups
 
 RATES = 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6
 # The fewest people for the false-non-match rate of a group.
@@ -191,8 +191,7 @@ def _groups(
     crops: Crops, levels: Sequence[int], cameras: np.ndarray | None, brightness: np.ndarray
 ) -> dict[str, list[tuple[dict[str, Any], PersonCounts, PersonCounts]]]:
     """Count all pairs, pairs by brightness, and pairs by their two cameras. Each group has a description."""
-    edges = np.quantile(brightness, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
-    light = np.searchsorted(edges[1:-1], brightness, side="right")
+    light, edges = quantile_groups(brightness)
     names, camera = np.unique(np.zeros(len(crops)) if cameras is None else cameras, return_inverse=True)
     if len(names) > MOST_CAMERAS:
         names, camera = names[:1], np.zeros_like(camera)

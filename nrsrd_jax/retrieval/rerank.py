@@ -107,7 +107,7 @@ def reranked_distances(
         (1, 3)
     """
     check_parameters(k1, k2, lambda_value)
-    _check_features(query_features, gallery_features)
+    _check_some(query_features, gallery_features)
     mesh = mesh or make_mesh()
     features = np.concatenate(centred_rows(query_features, gallery_features)[:2])
     queries = len(query_features)
@@ -198,7 +198,7 @@ def expand_queries(
     """
     if nearest < 1:
         raise ValueError(f"query expansion needs at least 1 nearest image, not {nearest}")
-    _check_features(query_features, gallery_features)
+    _check_some(query_features, gallery_features)
     mesh = mesh or make_mesh()
     query, gallery, mean = centred_rows(query_features, gallery_features)
     distances = distances_of(query, gallery, mesh)
@@ -213,12 +213,8 @@ def expand_queries(
     return expanded
 
 
-def _check_features(query: np.ndarray, gallery: np.ndarray) -> None:
-    """Raise ValueError if the features differ in width, or if there are no queries or gallery images."""
-    if np.ndim(query) != 2 or np.ndim(gallery) != 2 or np.shape(query)[1] != np.shape(gallery)[1]:
-        raise ValueError(
-            f"features must be rows of one width: queries are {np.shape(query)}, the gallery {np.shape(gallery)}"
-        )
+def _check_some(query: np.ndarray, gallery: np.ndarray) -> None:
+    """Raise ValueError if there are no queries or gallery images."""
     if not len(query) or not len(gallery):
         raise ValueError("there are no queries, or no gallery images")
 

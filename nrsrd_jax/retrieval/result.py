@@ -33,7 +33,7 @@ from .provenance import hashes_of, provenance, selected_by
 from .ranking import RankMetrics
 from .result_file import PLAIN, choose_file, refuse_links
 from .scoring import Evaluation, evaluate, headline
-from .standardize import BRIGHTNESS_GROUPS
+from .standardize import BRIGHTNESS_GROUPS, quantile_groups
 
 
 def evaluate_run(
@@ -212,8 +212,7 @@ def target_record(evaluation: Evaluation, target: Target, options: Options) -> d
 def numbers_by_group(evaluation: Evaluation, target: Target, luminance: np.ndarray) -> dict[str, Any]:
     """Return the scores of one data set, also by the queries' camera and mean `luminance` [Q], in 0..255."""
     metrics = evaluation.metrics
-    edges = np.quantile(luminance, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
-    group = np.searchsorted(edges[1:-1], luminance, side="right")
+    group, edges = quantile_groups(luminance)
     cameras = {str(camera): target.query.cameras == camera for camera in np.unique(target.query.cameras)}
     brightness = {
         f"{i + 1}/{BRIGHTNESS_GROUPS}, {low:.1f}–{high:.1f}": group == i

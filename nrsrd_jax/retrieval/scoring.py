@@ -5,13 +5,15 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from ..build import degradation_options
+from ..data import sealed
 from ..data.datasets import Split
 from ..data.images import cache_folder, decoding_key, mean_luminance
 from ..data.protocol import Target
@@ -21,7 +23,7 @@ from ..inputs import read_test_images
 from ..options import Options
 from ..sharding import own_mesh
 from .distances import Distances, squared_distances
-from .embedding import Embeds, cached_features
+from .embedding import Embeds
 from .illumination import SEED, darkener
 from .ranking import RankMetrics, rank_by
 from .rerank import expand_queries, reranked_distances
@@ -138,6 +140,29 @@ def _features(
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     path = cache_folder(options.data.cache_dir) / f"features-{name}.npy"
     return cached_features(path, embed, (len(split), embedder.width))
+
+
+def cached_features(path: Path, embed: Callable[[], np.ndarray], shape: tuple[int, int]) -> np.ndarray:
+    """Load cached features [N, D] from `path`. If the file is missing, call `embed()` and cache the result.
+
+    A damaged file counts as missing, with a warning.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if kept := sealed.read(path, np.float32, shape):
+            return np.array(kept[0])
+    except ValueError as error:
+        say(f"warning: the features in {path} cannot be used: {error}; embedding again", error=True)
+    features = embed()
+
+    def fill(out: np.ndarray) -> bytes:
+        out[:] = features
+        return b""
+
+    sealed.write(path, np.float32, shape, fill)
+    return features
 
 
 def score(

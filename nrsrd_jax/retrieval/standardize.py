@@ -72,9 +72,6 @@ def _standardize(features: np.ndarray) -> np.ndarray:
 def brightness_groups(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Split images by their mean luminance into four groups of about equal size.
 
-    The luminance is rounded to float32, as in a stored gallery of crops, so that a search makes the same groups as an
-    evaluation.
-
     Args:
         query: the mean luminance of each query [Q], in 0..1.
         gallery: the mean luminance of each gallery image [G], in 0..1.
@@ -82,6 +79,22 @@ def brightness_groups(query: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarra
     Returns:
         The group of each query [Q] and gallery image [G], integers in 0..3.
     """
-    query, gallery = (light.astype(np.float32).astype(np.float64) for light in (query, gallery))
-    edges = np.quantile(np.concatenate([query, gallery]), np.linspace(0, 1, BRIGHTNESS_GROUPS + 1)[1:-1])
-    return np.searchsorted(edges, query, side="right"), np.searchsorted(edges, gallery, side="right")
+    groups, _ = quantile_groups(np.concatenate([query, gallery]))
+    return groups[: len(query)], groups[len(query) :]
+
+
+def quantile_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split images by a value of each, such as its mean luminance, into four groups of about equal size.
+
+    The values are rounded to float32, as in a stored gallery of crops, so that a search makes the same groups as an
+    evaluation.
+
+    Args:
+        values: [N], finite.
+
+    Returns:
+        The group of each image [N], integers in 0..3, and the ends of the groups [5], ascending.
+    """
+    values = values.astype(np.float32).astype(np.float64)
+    edges = np.quantile(values, np.linspace(0, 1, BRIGHTNESS_GROUPS + 1))
+    return np.searchsorted(edges[1:-1], values, side="right"), edges

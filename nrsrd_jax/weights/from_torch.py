@@ -26,8 +26,6 @@ from .pickle_types import STORAGES
 from .state_dict import read
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-# The error lists at most this many faults, because the report lists all of them.
-MAX_LISTED = 20
 # Tensors that are kept for to_torch.py take at most this many bytes of memory.
 MAX_KEPT = 2**31
 
