@@ -97,10 +97,10 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(place):
-    """Return a run of three epochs on one device, with a checkpoint of each epoch."""
+    """Return a run of six epochs on one device, with the last two of its checkpoints, one of each epoch."""
     from nrsrd_jax.training import train
 
-    train(small_config(place, train__epochs=3, model__depth=1), place / "finished", jax.devices()[:1])
+    train(small_config(place, train__epochs=6), place / "finished", jax.devices()[:1])
     return place / "finished"
 
 

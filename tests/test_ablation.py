@@ -78,6 +78,8 @@ def test_each_seed_has_its_own_run_and_rows_are_compared_seed_by_seed(ablation_f
 
 def test_rows_are_trained_once_and_a_rerun_continues(ablation_file, tmp_path, monkeypatch):
     """After a kill before the second row, a rerun trains only that row, and another rerun trains nothing."""
+    # This option does not change the compiled program, so both rows share it.
+    rows = (ROWS[0], parse_row("later=baseline,train.log_every=2"))
     trained, real = [], ablation.train
 
     def train(config, workdir, preempted_status):
@@ -88,19 +90,19 @@ def test_rows_are_trained_once_and_a_rerun_continues(ablation_file, tmp_path, mo
 
     monkeypatch.setattr(ablation, "train", train)
     with pytest.raises(KeyboardInterrupt):
-        run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+        run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.seed": 7})
     table = (tmp_path / "w/ablation.md").read_text()
     assert "| baseline | 1 |" in table
     assert "paper" not in table
-    results, _ = run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
-    assert trained == [("baseline-seed0", 7), ("nra-seed0", 7), ("baseline-seed0", 7), ("nra-seed0", 7)]
-    logged = json.loads((tmp_path / "w/nra-seed0/metrics.jsonl").read_text().splitlines()[-1])
-    assert results["nra"][0]["mAP"] == logged["mAP"]
+    results, _ = run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.seed": 7})
+    assert trained == [("baseline-seed0", 7), ("later-seed0", 7), ("baseline-seed0", 7), ("later-seed0", 7)]
+    logged = json.loads((tmp_path / "w/later-seed0/metrics.jsonl").read_text().splitlines()[-1])
+    assert results["later"][0]["mAP"] == logged["mAP"]
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     # The table has the paper's numbers only if the data has the published size.
     for split, count in (("train", 32), ("query", 4)):
         monkeypatch.setitem(LAYOUTS["night600"].published[""], split, count)
-    assert run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})[0] == results
+    assert run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.seed": 7})[0] == results
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "w").glob("*/checkpoints/*")}
     assert "paper's mAP" in (tmp_path / "w/ablation.md").read_text()
     assert (tmp_path / "w/ablation.png").read_bytes().startswith(b"\x89PNG")
@@ -108,10 +110,10 @@ def test_rows_are_trained_once_and_a_rerun_continues(ablation_file, tmp_path, mo
     monkeypatch.setattr(ablation, "train", lambda *_, **__: next(first))
     # A rerun that stops after its first row keeps the results of the other rows.
     with pytest.raises(StopIteration):
-        run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7})
+        run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.seed": 7})
     assert (tmp_path / "w/ablation.csv").read_text().count("\n") == 3
     with pytest.raises(InputError, match="other options"):
-        run_ablation(ablation_file, ROWS, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
+        run_ablation(ablation_file, rows, 1, tmp_path / "w", {"train.seed": 7, "optim.lr": 1e-4})
 
 
 def test_rows_with_different_test_options_are_not_compared(ablation_file, tmp_path, monkeypatch):

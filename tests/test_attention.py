@@ -160,6 +160,9 @@ def test_fused_attention_gives_the_same_features_and_gradients(library, size, re
     (plain, plain_features), (fused, fused_features) = map(gradients, models)
     np.testing.assert_allclose(fused_features, plain_features, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fused, plain)
+    if remat or size != (64, 32):
+        return
+    # Maps are computed without fused attention, at any size.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         *(jax.jit(functools.partial(model.apply, maps=True))(variables, images)["maps"] for model in models),

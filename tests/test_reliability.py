@@ -30,14 +30,11 @@ def weights(run, step=None):
     return checkpoint.load(run / "checkpoints" / str(step or max(runs.saved_steps(run))), make_mesh())[1]
 
 
-def start(place, workdir):
-    # No epoch before the last saves a checkpoint, so only the signal can.
-    return people.start(train_command(small_config(place, train__epochs=6, train__save_every=100), workdir))
-
-
-def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
+def test_a_signal_saves_and_says_how_to_continue(place, finished, tmp_path, capsys):
     """Send SIGTERM during an epoch. The same command then continues to the weights of an uninterrupted run."""
-    ended = start(place, tmp_path / "ended")
+    # No epoch before the last saves a checkpoint, so only the signal can.
+    config = small_config(place, train__epochs=6, train__save_every=100)
+    ended = people.start(train_command(config, tmp_path / "ended"))
     log, deadline = tmp_path / "ended/metrics.jsonl", time.time() + 200
     while not log.exists() or log.read_text().count("loss") < 3:
         assert ended.poll() is None, ended.communicate()
@@ -52,10 +49,9 @@ def test_a_signal_saves_and_says_how_to_continue(place, tmp_path):
     assert "saved; the same command continues from there" in last
     step = int(last.split("after step ")[1].split()[0])
     assert runs.saved_steps(tmp_path / "ended") == [step]
-    resumed = start(place, tmp_path / "ended")
-    train(small_config(place, train__epochs=6), tmp_path / "whole", jax.devices()[:1])
-    assert f"resuming {tmp_path / 'ended'} after step {step}" in resumed.communicate(timeout=200)[0]
-    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(tmp_path / "whole"))
+    train(config, tmp_path / "ended", jax.devices()[:1])
+    assert f"resuming {tmp_path / 'ended'} after step {step}" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "ended"), weights(finished))
 
 
 def test_a_signal_before_the_first_step_stops_at_once_and_a_later_one_after_the_step():
@@ -98,8 +94,10 @@ def test_ctrl_c_saves_and_a_second_ctrl_c_stops_at_once(place, tmp_path, monkeyp
         return told(termination)
 
     monkeypatch.setattr(Termination, "told", after_the_second_step)
+    # Runs of as many epochs as `finished` share its compiled step.
+    config = small_config(place, train__epochs=6, train__save_every=100)
     with pytest.raises(KeyboardInterrupt):
-        train(small_config(place, train__save_every=100), tmp_path / "run", jax.devices()[:1])
+        train(config, tmp_path / "run", jax.devices()[:1])
     assert runs.saved_steps(tmp_path / "run") == [2]
 
 
@@ -277,7 +275,7 @@ def test_the_error_for_a_loss_that_is_not_finite_names_the_batch(place, tmp_path
 def test_too_little_device_memory_is_an_error_before_the_first_step(place, tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "free_memory", lambda: 2**10)
     with pytest.raises(InputError, match=r"needs 0\.0 GiB on each device, and 0\.0 GiB are free: lower train"):
-        train(small_config(place), tmp_path / "run", jax.devices()[:1])
+        train(small_config(place, train__epochs=6), tmp_path / "run", jax.devices()[:1])
     assert not (tmp_path / "run/metrics.jsonl").read_text()
 
 

@@ -156,7 +156,7 @@ def test_an_unreadable_score_or_list_of_items_is_set_aside(finished, tmp_path, t
     (run / "checkpoints" / str(last) / "metrics" / "metrics").write_text(text)
     (run / "checkpoints" / str(last) / stored.ITEMS).write_text(text)
     assert runs.saved_score(run, last) is None
-    assert runs.known_score(run, last) == logged_scores(run, 3)["mAP"]
+    assert runs.known_score(run, last) == logged_scores(run, 6)["mAP"]
     checkpoint.Checkpoints(run).close()
     assert (run / "checkpoints" / str(last) / "damaged-metrics").is_dir()
 

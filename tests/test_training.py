@@ -23,15 +23,12 @@ from nrsrd_jax.training import train
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Write night/ in the layout of Night600 and aux/ as a bright auxiliary set, and train a teacher on aux/."""
-    place = tmp_path_factory.mktemp("place")
-    write_night(place / "night")
+@pytest.fixture(scope="module", autouse=True)
+def teacher(place):
+    """Write aux/ as a bright auxiliary set beside night/, and train a teacher on aux/."""
     write_images(place / "aux", range(200, 210), cameras=(1, 2), frames=2)
     config = small_config(place, **{"data.name": "bright", "data.root": str(place / "aux"), "train.epochs": 1})
     train(config, place / "teacher", jax.devices()[:1])
-    return place
 
 
 def lines(workdir):
@@ -74,10 +71,16 @@ def compiled_steps(caplog) -> int:
     return sum("Compiling jit(train_step)" in message for message in caplog.messages)
 
 
-def test_the_log_has_every_term_and_the_step_compiles_once(place, tmp_path, caplog):
+def test_a_student_starts_from_a_backbone_compiles_its_step_once_and_logs_every_term(place, tmp_path, caplog):
     quick_steps.forget()
+    # With so small a learning rate, the backbone is still the given one after the run.
+    config = small_config(place, "nrsrd", init__checkpoint=str(place / "teacher"), optim__lr=1e-12)
     with jax.log_compiles():
-        train(small_config(place, "nrsrd"), tmp_path / "run", jax.devices()[:2])
+        train(config, tmp_path / "run", jax.devices()[:2])
+    ours, theirs = weights(tmp_path / "run")["params"], weights(place / "teacher")["params"]
+    assert float(ours["base"]["blocks_0"]["attn"].pop("norm_ratio")) == pytest.approx(1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours["base"], theirs["base"])
+    assert ours["classifier"]["kernel"].shape == (192, 8)
     assert compiled_steps(caplog) == 1
     first = steps_of(tmp_path / "run")[0]
     terms = {"id_real", "triplet_real", "id_syn", "triplet_syn", "distill"}
@@ -118,8 +121,8 @@ def start(place, workdir):
     return people.start(train_command(small_config(place, train__epochs=6), workdir))
 
 
-def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, finished, tmp_path):
+    killed = tmp_path / "killed"
     log = killed / "metrics.jsonl"
     process = start(place, killed)
     deadline = time.time() + 120
@@ -131,13 +134,13 @@ def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, tmp_
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     resumed = start(place, killed)
-    train(small_config(place, train__epochs=6), whole, jax.devices()[:1])
     output, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0
     assert "resuming" in output
-    jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(whole))
-    assert [line["step"] for line in steps_of(killed)] == [line["step"] for line in steps_of(whole)]
-    scores = [{name: value for name, value in lines(run)[-1].items() if name not in MACHINE} for run in (killed, whole)]
+    jax.tree.map(np.testing.assert_array_equal, weights(killed), weights(finished))
+    assert [line["step"] for line in steps_of(killed)] == [line["step"] for line in steps_of(finished)]
+    last = [lines(run)[-1] for run in (killed, finished)]
+    scores = [{name: value for name, value in line.items() if name not in MACHINE} for line in last]
     assert scores[0] == scores[1]
 
 
@@ -166,16 +169,6 @@ def test_a_run_cannot_resume_with_other_images(place, tmp_path):
     next((tmp_path / "night" / "bounding_box_train").iterdir()).unlink()
     with pytest.raises(InputError, match="not those that this run started with"):
         train(config, tmp_path / "run", jax.devices()[:1])
-
-
-def test_training_can_start_from_the_backbone_of_another_run(place, tmp_path):
-    # With so small a learning rate, the backbone is still the given one after the epoch.
-    config = small_config(place, "nra", train__epochs=1, init__checkpoint=str(place / "teacher"), optim__lr=1e-12)
-    train(config, tmp_path / "run", jax.devices()[:1])
-    ours, theirs = weights(tmp_path / "run")["params"], weights(place / "teacher")["params"]
-    assert float(ours["base"]["blocks_0"]["attn"].pop("norm_ratio")) == pytest.approx(1.0)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours["base"], theirs["base"])
-    assert ours["classifier"]["kernel"].shape == (192, 8)
 
 
 def test_the_best_and_the_last_two_checkpoints_are_kept(place, tmp_path):
