@@ -108,9 +108,8 @@ class Checkpoints:
             last = f"the last good one is {steps[-1]}" if steps else "no other has been saved yet"
             reason = printable((getattr(error, "strerror", None) or str(error)).partition("\n")[0], 300)
             fix = "Make room" if full else "Fix that"
-            raise InputError(
-                f"cannot save {what} in {self._directory}: {reason}; {last}. {fix}, then the same command continues"
-            ) from error
+            problem = f"cannot save {what} in {self._directory}: {reason}; {last}"
+            raise InputError(f"{problem}. {fix}, then the same command continues") from error
 
     def restore(self, state: TrainState, shardings: TrainState, description: Description, last_step: int) -> TrainState:
         """Restore the newest checkpoint that is not damaged; warn about damaged ones and rename them.

@@ -267,9 +267,7 @@ def read_options(config: Any) -> Options:
     if options.dino.enabled:
         _check_dino(options)
     elif options.data.include:
-        raise InputError(
-            "data.include is only for pretraining (dino.enabled); to leave out labelled images, set data.exclude"
-        )
+        raise InputError("data.include is only for pretraining; to leave out labelled images, set data.exclude")
     if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
         raise InputError("eval.data.root and eval.data.protocol need eval.data.name, the layout of the data set")
     low, high = options.augment.erasing_area

@@ -1,5 +1,6 @@
 """Test that re-ranking equals the official code and stays within its announced memory."""
 
+import re
 import tracemalloc
 
 import jax
@@ -135,7 +136,8 @@ def test_identical_images_and_images_of_zeros_have_finite_distances():
 def test_re_ranking_announces_its_memory_and_time(capsys, monkeypatch):
     monkeypatch.setattr(rerank, "WORTH_TELLING", 0)
     k_reciprocal(np.eye(3), np.eye(3))
-    assert "re-ranking 6 images: at most 0.0 GiB, about 0 s" in capsys.readouterr().err
+    # The number of seconds depends on the machine.
+    assert re.search(r"re-ranking 6 images: at most 0\.0 GiB, about \d+ s", capsys.readouterr().err)
 
 
 def test_re_ranking_stays_within_the_announced_host_memory():
