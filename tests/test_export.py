@@ -231,13 +231,15 @@ def labelled(place):
     return place / "crops.csv"
 
 
-@pytest.mark.parametrize(("precision", "share"), [("float16", 0.6), ("int8", 0.8)])
+# ONNX Runtime computes int8 products differently on each kind of processor. With these random weights it loses less
+# than 0.02 of mAP on some, and 0.043 on an AMD EPYC.
+@pytest.mark.parametrize(("precision", "share", "loss"), [("float16", 0.6, 0.02), ("int8", 0.8, 0.1)])
 def test_a_file_of_fewer_bits_is_smaller_and_records_its_accuracy(
-    place, labelled, monkeypatch, capfd, precision, share
+    place, labelled, monkeypatch, capfd, precision, share, loss
 ):
     path = place / f"{precision}.onnx"
     bits = ["--precision", precision, "--crops", place / "crops", "--data", labelled, "--input", "boxmot"]
-    call(monkeypatch, place / "model", *bits, "--loss", 0.02, "--output", path)
+    call(monkeypatch, place / "model", *bits, "--loss", loss, "--output", path)
     # ONNX Runtime writes its warnings past sys.stderr, where capsys would miss them.
     said, warned = capfd.readouterr()
     assert re.search(r"mAP of 40 labelled crops, crops.csv: 0\.\d{4} in float32 by JAX, 0\.\d{4} by the file", said)
@@ -246,7 +248,7 @@ def test_a_file_of_fewer_bits_is_smaller_and_records_its_accuracy(
     assert path.stat().st_size < 4 * share * weights
     file = OnnxEmbedder(path)
     (check,) = json.loads(file.notes["parity"])
-    assert abs(check["mAP"] - check["mAP_of_the_file"]) <= 0.02
+    assert abs(check["mAP"] - check["mAP_of_the_file"]) <= loss
     own = Embedder.load(place / "model", feature="auto")(CROPS)
     assert np.corrcoef(file(CROPS).ravel(), own.ravel())[0, 1] > 0.99
 
