@@ -23,7 +23,8 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.pretraining import build
 from nrsrd_jax.sharding import make_mesh, over_data, place
 
-STEPS = 20
+# Reading runs ahead of its use, so few batches would look too fast.
+STEPS, READ = 20, 300
 
 
 def main() -> None:
@@ -43,11 +44,8 @@ def main() -> None:
         for cache, title in (("none", "read from files"), ("disk", "read from the cache")):
             chosen = dataclasses.replace(options, data=dataclasses.replace(options.data, cache=cache))
             domains = read_domains(chosen, records)
-            served = pipeline.batches(domains, 0, STEPS + 4, pixels=True, threads=reading_threads(chosen))
-            # The first batches were read ahead, so they would look too fast.
-            for _ in range(4):
-                next(served)
-            report(title, size, seconds(functools.partial(next, served), STEPS - 4))
+            served = pipeline.batches(domains, 0, READ, pixels=True, threads=reading_threads(chosen))
+            report(title, size, seconds(functools.partial(next, served), READ))
         batch = next(pipeline.batches(domains, 0, 1, pixels=True))
         mean, std = pixel_statistics(options.data, domains["real"].sources["images"])
     mesh = make_mesh(size, 1, jax.devices())
