@@ -20,7 +20,7 @@ TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 # The losses, the options, a train step against the official code, and a training with checkpoints and evaluation.
 TESTS = (
     *("tests/test_losses.py", "tests/test_schedule.py", "tests/test_options.py", "tests/test_step.py"),
-    "tests/test_training.py::test_the_log_has_every_term_and_the_step_compiles_once",
+    "tests/test_training.py::test_a_student_starts_from_a_backbone_compiles_its_step_once_and_logs_every_term",
 )
 SHOWN = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 VERSIONS = f"import importlib.metadata as m; print(*(f'{{name}} {{m.version(name)}}' for name in {SHOWN}), sep=', ')"
