@@ -5,6 +5,7 @@ options.py has the other options, and reads and checks all of them.
 
 import dataclasses
 
+from .errors import InputError
 from .option import Pair, option
 
 
@@ -144,3 +145,21 @@ class Augment:
         "The colour to fill the erased rectangle with, in normalised pixels, like 0.485,0.456,0.406 as in BoT; empty: "
         "noise.",
     )
+
+
+def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
+    """Return the numbers that data.mean or data.std stands for, or None if they must be measured ("dataset")."""
+    if value in ("half", "dataset"):
+        return (0.5, 0.5, 0.5) if value == "half" else None
+    return three_numbers(value, name, 1e-6 if name.endswith("std") else 0, "half, dataset or ")
+
+
+def three_numbers(value: str, name: str, low: float = 0, others: str = "") -> tuple[float, ...]:
+    """Return an option's numbers for red, green and blue. Raise InputError unless they are three in `low`..1."""
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
+        raise InputError(f"{name} is {value!r}; choose {others}three numbers in {low:g}..1 like 0.13,0.13,0.12")
+    return numbers

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from .data_options import Augment, Aux, Data, Degradation
+from .data_options import Augment, Aux, Data, Degradation, fixed_statistic, three_numbers
 from .dino_options import Dino
 from .errors import InputError
 from .eval_options import Eval
@@ -264,8 +264,11 @@ def read_options(config: Any) -> Options:
         raise InputError("model.sie needs aux.enabled=False: the auxiliary images have other cameras")
     if options.model.sie and "," in options.data.name:
         raise InputError("model.sie needs a single data set: several data sets are joined with new camera numbers")
+    changed = [name for name, value in flatten(options).items() if value != OPTIONS[name].default]
     if options.dino.enabled:
-        _check_dino(options)
+        _check_dino(options, changed)
+    elif unused := [name for name in changed if name.startswith("dino.")]:
+        raise InputError(f"{', '.join(unused)} would have no effect without dino.enabled; do not set it")
     elif options.data.include:
         raise InputError("data.include is only for pretraining; to leave out labelled images, set data.exclude")
     if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
@@ -280,21 +283,26 @@ def read_options(config: Any) -> Options:
     return options
 
 
-def _check_dino(options: Options) -> None:
-    """Raise InputError if the options do not fit a pretraining."""
+def _check_dino(options: Options, changed: list[str]) -> None:
+    """Raise InputError if the options do not fit a pretraining. `changed` names those that have not their default."""
     for name in ("aux.enabled", "teacher.enabled", "model.norm_ratio", "model.jpm", "model.sie"):
         group, _, last = name.partition(".")
         if getattr(getattr(options, group), last):
             raise InputError(f"dino.enabled needs {name}=False: it pretrains a plain ViT, without labels")
     if options.optim.name != "adamw":
         raise InputError(f"optim.name is {options.optim.name}; dino.enabled needs adamw")
-    for name, limit in (("global_scale", 1), ("local_scale", 1), ("ratio", 10)):
+    for name in ("global_scale", "local_scale"):
         low, high = getattr(options.dino, name)
-        if not 0 < low <= high <= limit:
-            raise InputError(f"dino.{name} is {low},{high}; give two numbers, 0 < low <= high <= {limit}")
+        if not 0 < low <= high <= 1:
+            raise InputError(f"dino.{name} is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
+    # Narrower or flatter views of a small image would be empty.
+    low, high = options.dino.ratio
+    if not 0.1 <= low <= high <= 10:
+        raise InputError(f"dino.ratio is {low},{high}; give two numbers, 0.1 <= low <= high <= 10")
+    if options.train.batch_size == 1 and (options.dino.swap or options.dino.koleo):
+        raise InputError("train.batch_size is 1; dino.swap and dino.koleo need other images in the batch, so 2 or more")
     if options.data.holdout:
         raise InputError("data.holdout needs labels, which dino.enabled does not use")
-    changed = [name for name, value in flatten(options).items() if value != OPTIONS[name].default]
     if unused := [name for name in changed if name.startswith(WITHOUT_EFFECT) and name not in IN_DINO]:
         raise InputError(f"dino.enabled: {', '.join(unused)} would have no effect; do not set it")
     if "dino.temperature" in changed and not options.dino.temperature_epochs:
@@ -328,21 +336,3 @@ def _read(group: type[Group], config: Any, prefix: str = "") -> Group:
             OPTIONS[prefix + name].check(value)
         values[name] = value
     return group(**values)
-
-
-def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:
-    """Return the numbers that data.mean or data.std stands for, or None if they must be measured ("dataset")."""
-    if value in ("half", "dataset"):
-        return (0.5, 0.5, 0.5) if value == "half" else None
-    return three_numbers(value, name, 1e-6 if name.endswith("std") else 0, "half, dataset or ")
-
-
-def three_numbers(value: str, name: str, low: float = 0, others: str = "") -> tuple[float, ...]:
-    """Return an option's numbers for red, green and blue. Raise InputError unless they are three in `low`..1."""
-    try:
-        numbers = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != 3 or not all(low <= number <= 1 for number in numbers):
-        raise InputError(f"{name} is {value!r}; choose {others}three numbers in {low:g}..1 like 0.13,0.13,0.12")
-    return numbers

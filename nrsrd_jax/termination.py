@@ -50,6 +50,9 @@ class Termination:
 
     def _handle(self, number: int, _: object = None) -> None:
         if number == signal.SIGINT and (self._came or not self._steps):
+            # Python swallows an exception inside a callback of the garbage collector, of which JAX has one. The run
+            # then stops after its first step.
+            self._came = number
             raise KeyboardInterrupt
         self._came = self._came or number
         if not self._steps:

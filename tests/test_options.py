@@ -53,7 +53,10 @@ def read_alone(option):
     needs |= {"model.sie": {"teacher.enabled": False, "aux.enabled": False}}
     # A pretraining refuses what needs labels.
     unlabelled = {"teacher.enabled": False, "aux.enabled": False, "model.norm_ratio": False, "optim.name": "adamw"}
-    needs |= {"dino.enabled": unlabelled, "data.include": unlabelled | {"dino.enabled": True}}
+    pretraining = unlabelled | {"dino.enabled": True}
+    needs |= {name: pretraining for name in OPTIONS if name.startswith("dino.")}
+    needs |= {"dino.enabled": unlabelled, "data.include": pretraining}
+    needs |= {"dino.temperature": pretraining | {"dino.temperature_epochs": 1}}
     base, config = get_config(), get_config()
     for each in (base, config):
         each.update_from_flattened_dict(needs.get(option.name, {}))

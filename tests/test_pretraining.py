@@ -223,7 +223,10 @@ def test_the_share_to_keep_must_be_above_0_and_at_most_1(monkeypatch, capsys, sh
     [
         ({"data__root": "/nowhere"}, "/nowhere does not exist"),
         ({"train__batch_size": 64}, "there are 16 images, fewer than train.batch_size 64"),
-        ({"dino__local_size": (20, 16)}, "multiples of 16"),
+        ({"dino__local_size": (20, 16)}, r"dino.local_size is \(20, 16\).*multiples of 16"),
+        ({"dino__ratio": (0.001, 0.002)}, "dino.ratio is 0.001,0.002"),
+        ({"train__batch_size": 1}, "dino.swap and dino.koleo need other images in the batch"),
+        ({"dino__enabled": False}, "would have no effect without dino.enabled"),
         ({"dino__local_scale": (0.5, 0.1)}, "dino.local_scale is 0.5,0.1"),
         ({"optim__name": "sgd"}, "dino.enabled needs adamw"),
         ({"aux__enabled": True}, "dino.enabled needs aux.enabled=False"),

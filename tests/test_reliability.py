@@ -73,6 +73,11 @@ def end_a_row(number):
 def test_ctrl_c_saves_and_a_second_ctrl_c_stops_at_once(place, tmp_path, monkeypatch):
     with Termination(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+    with Termination() as swallowed:
+        # Python swallows the exception if it comes in a callback of the garbage collector.
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert swallowed.told()
     with Termination() as termination:
         assert not termination.told()
         signal.raise_signal(signal.SIGINT)

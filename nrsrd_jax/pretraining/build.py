@@ -48,7 +48,10 @@ def networks(options: Options) -> Networks:
     spec, dino = find_spec(**architecture(options.model)), options.dino
     if not isinstance(spec, ViTSpec):
         raise InputError(f"model.backbone {options.model.backbone} takes images of one size; dino.enabled needs a ViT")
-    spec.check_size(dino.local_size)
+    try:
+        spec.check_size(dino.local_size)
+    except InputError as error:
+        raise InputError(str(error).replace("image_size", "dino.local_size", 1)) from None
     dtype, grid = compute_dtype(options.train.precision), spec.grid(options.image_size)
     student = spec.module(dtype=dtype, drop_path=options.model.drop_path, remat=options.train.remat, grid=grid)
     # As in the official code, only the student drops paths, so that the targets are not noisy.

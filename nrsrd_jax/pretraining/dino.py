@@ -134,7 +134,7 @@ def koleo_loss(features: jax.Array) -> jax.Array:
     cosines = x @ x.T - 4 * jnp.eye(len(x))
     squares = jnp.square(x - x[jax.lax.stop_gradient(cosines).argmax(1)]).sum(1)
     # Equal features have no direction to move apart in. The floor keeps their gradient finite.
-    return -0.5 * jnp.log(jnp.maximum(squares, 1e-8)).mean()
+    return -0.5 * jnp.log(jnp.maximum(squares, 1e-14)).mean()
 
 
 def entropies(probabilities: jax.Array) -> tuple[jax.Array, jax.Array]:
