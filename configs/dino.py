@@ -22,7 +22,7 @@ def get_config(variant: str = "official"):
     if variant not in ("official", "small"):
         raise InputError(f"there is no variant {variant!r}; choose official or small")
     c = config.get_config("baseline")
-    c.variant = "dino"
+    c.variant = "dino" if variant == "official" else variant
     c.dino.enabled = True
     c.data.name, c.data.root = "crops", "data/crops"
     c.data.mean, c.data.std = "0.485,0.456,0.406", "0.229,0.224,0.225"

@@ -206,17 +206,17 @@ def _with_our_configs(argv: list[str]) -> list[str]:
                 return f"{own}{colon}{variant}"
         named = re.fullmatch(r"(?:configs/)?(\w+)(?:\.py)?", name)
         ours = CONFIGS / f"{named[1]}.py" if named else CONFIGS
+        if name.isidentifier() and not ours.is_file():
+            known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.py")))
+            _fail(f"there is no config {name}; choose one of {known}, or give a file")
         return f"{ours}{colon}{variant}" if ours.is_file() else value
 
-    after = ["", *argv]
-    return [
-        found(argument)
-        if before in ("--config", "-config")
-        else f"--config={found(argument.partition('=')[2])}"
-        if argument.startswith(("--config=", "-config="))
-        else argument
-        for before, argument in zip(after, argv, strict=False)
-    ]
+    def replaced(before: str, argument: str) -> str:
+        if argument.startswith(("--config=", "-config=")):
+            return f"--config={found(argument.partition('=')[2])}"
+        return found(argument) if before in ("--config", "-config") else argument
+
+    return [replaced(before, argument) for before, argument in zip(["", *argv], argv, strict=False)]
 
 
 @contextlib.contextmanager

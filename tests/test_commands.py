@@ -67,6 +67,7 @@ def test_train_then_evaluate_a_folder_in_the_night600_layout(tmp_path):
     ("train.py", ["--config.nope=3"], "choose one of augment, aux, data"),
     ("train.py", ["--config.train=3"], "--config.train is a group of options; give one of them: train.batch_size"),
     ("train.py", ["--config", "configs/nigth600.py"], "configs/nigth600.py"),
+    ("train.py", ["--config", "nigth600"], "there is no config nigth600; choose one of agw, bot"),
     ("train.py", ["--config", "configs/night600.py:nrsdr"], "there is no variant 'nrsdr'; choose one of baseline"),
     ("train.py", ["--config", "configs/night600.py", "--config.train.epochs=many"], "many"),
     ("train.py", ["configs/night600.py"], "unexpected argument"),
