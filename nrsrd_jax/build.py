@@ -118,10 +118,9 @@ def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teache
     """Load the frozen teacher and its variables; None, None for a run without a teacher.
 
     Raises:
-        Missing: the teacher's checkpoint is missing.
         InputError: the teacher has other identities or another image size.
     """
-    if not find_teacher(options, records) or records.bright is None:
+    if not options.teacher.enabled or records.bright is None:
         return None, None
     path = options.teacher.checkpoint
     description, variables = checkpoint.load(path, mesh)

@@ -284,7 +284,7 @@ def read_options(config: Any) -> Options:
 
 
 def _check_dino(options: Options, changed: list[str]) -> None:
-    """Raise InputError if the options do not fit a pretraining. `changed` names those that have not their default."""
+    """Raise InputError if the options do not fit a pretraining. `changed` names those that differ from the default."""
     for name in ("aux.enabled", "teacher.enabled", "model.norm_ratio", "model.jpm", "model.sie"):
         group, _, last = name.partition(".")
         if getattr(getattr(options, group), last):

@@ -141,7 +141,10 @@ def test_at_night_the_student_sees_a_darker_second_view_than_the_teacher(monkeyp
     monkeypatch.setattr(
         step, "make_views", lambda key, images, views: jnp.full((8, len(views.blur), *views.size, 3), 0.6)
     )
-    large, small = Views((32, 16), (0.4, 1.0), blur=(1.0, 0.1)), Views((16, 16), (0.05, 0.4), blur=(0.5,) * 2)
+    large, small = (
+        Views((32, 16), (0.4, 1.0), (0.75, 1.33), (1.0, 0.1)),
+        Views((16, 16), (0.05, 0.4), (0.75, 1.33), (0.5,) * 2),
+    )
     degradation = degradation_options(read_options(get_config("nrsrd")))
     prepare = step.Preparation(large, small, (0.0,) * 3, (1.0,) * 3, night=1.0, degradation=degradation)
     views = prepare(jax.random.key(0), jnp.zeros((8, 32, 16, 3), jnp.uint8))

@@ -197,7 +197,7 @@ def test_an_unknown_tracker_ends_the_run_before_anything_is_read(tmp_path, logge
 
 @pytest.mark.parametrize("name", trackers.MODULES)
 def test_a_tracker_that_is_not_installed_ends_the_run_before_anything_is_read(tmp_path, monkeypatch, name):
-    # Importing a module whose entry is None fails, as if it were not installed.
+    # Python refuses to import a module whose entry is None, as if it were not installed.
     monkeypatch.setitem(sys.modules, trackers.MODULES[name], None)
     with pytest.raises(InputError, match=rf"names {name}, which needs a package: pip install 'nrsrd-jax\[{name}\]'"):
         train(small_config(tmp_path / "nothing", train__loggers=name), tmp_path / "run", jax.devices()[:1])

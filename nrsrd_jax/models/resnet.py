@@ -262,10 +262,10 @@ class ResNetSpec(Spec):
             raise InputError("model.norm_ratio needs attention, which a ResNet does not have; leave it out")
         return ResNet(self, remat, dtype)
 
-    def check_size(self, image_size: tuple[int, ...]) -> None:
-        super().check_size(image_size)
+    def check_size(self, image_size: tuple[int, ...], name: str = "image_size") -> None:
+        super().check_size(image_size, name)
         if self.method == "pcb" and image_size[0] < STRIPS * self.stride:
-            raise InputError(f"image_size is {tuple(image_size)}; pcb needs a height of {STRIPS * self.stride} pixels")
+            raise InputError(f"{name} is {tuple(image_size)}; pcb needs a height of {STRIPS * self.stride} pixels")
 
     def start_from(self, own, given, image_size, given_size, other) -> tuple[dict, list[str]]:
         del image_size, given_size

@@ -108,11 +108,12 @@ class Spec:
         """
         raise NotImplementedError
 
-    def check_size(self, image_size: tuple[int, ...]) -> None:
+    def check_size(self, image_size: tuple[int, ...], name: str = "image_size") -> None:
         """Check that the model takes images of this size.
 
         Args:
             image_size: (height, width) in pixels.
+            name: the option that holds the size, for the message.
 
         Raises:
             InputError: `image_size` is not two positive multiples of the stride.
@@ -126,7 +127,7 @@ class Spec:
         # Compare the type itself, because a bool passes `isinstance(side, int)`.
         if len(image_size) != 2 or any(type(side) is not int or side <= 0 or side % self.stride for side in image_size):
             raise InputError(
-                f"image_size is {tuple(image_size)}; it takes height and width, multiples of {self.stride} pixels"
+                f"{name} is {tuple(image_size)}; it takes height and width, multiples of {self.stride} pixels"
             )
 
     def can_start_from(self, other: "Spec") -> bool:

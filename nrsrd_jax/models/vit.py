@@ -267,14 +267,14 @@ class ViTSpec(Spec):
         """Return the rows and columns of patches of an image of (height, width) pixels."""
         return patch_grid(image_size, self.stride)
 
-    def check_size(self, image_size: tuple[int, ...]) -> None:
+    def check_size(self, image_size: tuple[int, ...], name: str = "image_size") -> None:
         # Overlapping patches may leave out a margin of the image, as in the official code, so any size fits.
         if self.stride == PATCH:
-            super().check_size(image_size)
+            super().check_size(image_size, name)
         elif len(image_size) != 2 or any(type(side) is not int or side < PATCH for side in image_size):
-            raise InputError(f"image_size is {tuple(image_size)}; it takes height and width, at least {PATCH} pixels")
+            raise InputError(f"{name} is {tuple(image_size)}; it takes height and width, at least {PATCH} pixels")
         if self.jpm and math.prod(self.grid((image_size[0], image_size[1]))) < 2 * transreid.PARTS:
-            raise InputError(f"image_size is {tuple(image_size)}; model.jpm needs {2 * transreid.PARTS} patches")
+            raise InputError(f"{name} is {tuple(image_size)}; model.jpm needs {2 * transreid.PARTS} patches")
 
     def start_from(
         self, own: dict, given: dict, image_size: tuple[int, int], given_size: tuple[int, int], other: Spec

@@ -48,10 +48,7 @@ def networks(options: Options) -> Networks:
     spec, dino = find_spec(**architecture(options.model)), options.dino
     if not isinstance(spec, ViTSpec):
         raise InputError(f"model.backbone {options.model.backbone} takes images of one size; dino.enabled needs a ViT")
-    try:
-        spec.check_size(dino.local_size)
-    except InputError as error:
-        raise InputError(str(error).replace("image_size", "dino.local_size", 1)) from None
+    spec.check_size(dino.local_size, "dino.local_size")
     dtype, grid = compute_dtype(options.train.precision), spec.grid(options.image_size)
     student = spec.module(dtype=dtype, drop_path=options.model.drop_path, remat=options.train.remat, grid=grid)
     # As in the official code, only the student drops paths, so that the targets are not noisy.
@@ -72,8 +69,8 @@ def preparation(options: Options, description: Description, degradation: dict) -
     dino = options.dino
     return Preparation(
         # The official probabilities: the first large view is always blurred, and only the second is solarised.
-        Views(options.image_size, dino.global_scale, (1.0, 0.1), solarise=(0.0, 0.2), ratio=dino.ratio, swap=dino.swap),
-        Views(dino.local_size, dino.local_scale, (0.5,) * dino.local_views, ratio=dino.ratio, swap=dino.swap),
+        Views(options.image_size, dino.global_scale, dino.ratio, (1.0, 0.1), solarise=(0.0, 0.2), swap=dino.swap),
+        Views(dino.local_size, dino.local_scale, dino.ratio, (0.5,) * dino.local_views, swap=dino.swap),
         description.mean,
         description.std,
         brighten=description.brighten,

@@ -134,7 +134,7 @@ def _base_stats(batch_stats: dict) -> dict:
     return batch_stats.get("base", {})
 
 
-def make_update(networks: Networks, schedules: Schedules, *, clip: float, koleo: float = 0.0) -> Callable:
+def make_update(networks: Networks, schedules: Schedules, *, clip: float, koleo: float) -> Callable:
     """Return update(state, views, epoch, key) -> (state, metrics), which takes the views that Preparation returns.
 
     `clip` limits the norm of the gradient of each tensor separately; 0 for no limit. `koleo` is the weight of

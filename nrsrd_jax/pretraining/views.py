@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from ..models.position import cubic_kernel
 
 TRIES = 10
-# Width / height of a view's part of the image, as torchvision draws it.
-RATIO = 3 / 4, 4 / 3
 JITTER, GREY, FLIP = 0.8, 0.2, 0.5
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.6, 1.4), (0.6, 1.4), (0.8, 1.2), (-0.1, 0.1)
 # The smallest and largest radius in pixels.
@@ -35,17 +33,17 @@ class Views:
     Attributes:
         size: (height, width) in pixels.
         scale: the smallest and largest part of the image's area that a view shows.
+        ratio: the smallest and largest width / height of that part.
         blur: the probability that each view is blurred [V].
         solarise: the probability that each view is solarised [V]; () for never.
-        ratio: the smallest and largest width / height of that part.
         swap: the probability that a view gets the surroundings of another image of the batch.
     """
 
     size: tuple[int, int]
     scale: tuple[float, float]
+    ratio: tuple[float, float]
     blur: tuple[float, ...]
     solarise: tuple[float, ...] = ()
-    ratio: tuple[float, float] = RATIO
     swap: float = 0.0
 
 
@@ -69,7 +67,7 @@ def make_views(key: jax.Array, images: jax.Array, views: Views) -> jax.Array:
         >>> import jax
         >>> from nrsrd_jax.pretraining.views import Views, make_views
         >>> images = jax.numpy.full((2, 32, 16, 3), 90, "uint8")
-        >>> make_views(jax.random.key(0), images, Views((16, 8), (0.05, 0.4), blur=(0.5, 0.5, 0.5))).shape
+        >>> make_views(jax.random.key(0), images, Views((16, 8), (0.05, 0.4), (0.75, 1.33), blur=(0.5, 0.5, 0.5))).shape
         (2, 3, 16, 8, 3)
     """
     (batch, height, width, _), count = images.shape, len(views.blur)
@@ -126,7 +124,7 @@ def swap_surroundings(key: jax.Array, images: jax.Array, count: int) -> jax.Arra
 
 
 def random_boxes(
-    key: jax.Array, count: int, height: int, width: int, scale: Sequence[float], limits: Sequence[float] = RATIO
+    key: jax.Array, count: int, height: int, width: int, scale: Sequence[float], limits: Sequence[float]
 ) -> jax.Array:
     """Draw crops as torchvision's RandomResizedCrop does.
 
@@ -145,7 +143,7 @@ def random_boxes(
     Example:
         >>> import jax
         >>> from nrsrd_jax.pretraining.views import random_boxes
-        >>> top, left, height, width = random_boxes(jax.random.key(0), 1000, 64, 32, (0.4, 1.0)).T
+        >>> top, left, height, width = random_boxes(jax.random.key(0), 1000, 64, 32, (0.4, 1.0), (0.75, 1.33)).T
         >>> int((top + height).max()), int((left + width).max())
         (64, 32)
     """
