@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from ..errors import InputError
-from .convolution import Conv
+from .convolution import Conv, max_pool
 from .normalization import BatchNorm, InstanceBatchNorm
 from .reid import Head
 from .spec import Spec
@@ -143,7 +143,7 @@ class ResNet(nn.Module):
         x = BatchNorm(name="bn1")(x, train, domains)
         if about.stem_relu:
             x = nn.relu(x)
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        x = max_pool(x)
         # `train` and `domains` choose the program, so they are static; argument 0 is the module.
         block_class = nn.remat(Bottleneck, static_argnums=(2, 3)) if self.remat else Bottleneck
         for stage, (count, nonlocal_count) in enumerate(zip(about.blocks, about.nonlocal_blocks, strict=True), start=1):
