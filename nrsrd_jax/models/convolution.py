@@ -41,7 +41,8 @@ def _max_pool_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     height, width = (2 * length - 1 for length in gradient.shape[1:3])
     places = list(itertools.product(range(3), range(3)))
     best, chosen = jnp.full_like(gradient, -jnp.inf), jnp.zeros(gradient.shape, jnp.int8)
-    # Comparing x with the maxima of the forward pass would lose gradients: XLA may compute x again and round it otherwise.
+    # Comparing x with the maxima of the forward pass would lose gradients, because XLA may compute x again and round it
+    # otherwise.
     for place, (top, left) in enumerate(places):
         seen = padded[:, top : top + height : 2, left : left + width : 2]
         best, chosen = jnp.maximum(best, seen), jnp.where(seen > best, jnp.int8(place), chosen)
