@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-MAKE_VENV := $(PYTHON) -m venv .venv && $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Without --no-compile, pip would compile all modules of all packages, most of which no command imports.
+MAKE_VENV := $(PYTHON) -m venv .venv && \
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 STAGE := $(BIN)/python demo/stage.py
 
 .PHONY: install demo test test-all quick check docs lock test-matrix bench soak
