@@ -8,7 +8,6 @@ worker processes. The images are JPEG crops of noise and shapes, 64Ã—128 to 128Ã
 
 import functools
 import multiprocessing
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from nrsrd_jax.command import Parser, one_line, positive
 from nrsrd_jax.data.images import cached_images, decode
 from nrsrd_jax.data.pipeline import Domain, batches
 from nrsrd_jax.data.sampling import BatchPlan
+from nrsrd_jax.data.sealed import THREADS
 from nrsrd_jax.data_options import Augment
 from nrsrd_jax.step import Preparation
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--size", type=positive, nargs=2, default=(256, 128), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=positive, default=64, help="images per batch; default: 64")
     options = parser.parse_args()
-    size, batch, cores = tuple(options.size), options.batch, os.cpu_count() or 1
+    size, batch, cores = tuple(options.size), options.batch, THREADS
     labels = (np.arange(options.images) // 8).astype(np.int32)
     # The plan comes first, because it raises if there are too few images.
     plan = BatchPlan(labels, batch, 4, 0)

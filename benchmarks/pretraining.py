@@ -34,6 +34,8 @@ def main() -> None:
     count = parser.parse_args(own).images
     named = any(argument.partition("=")[0] == "--config" for argument in of_config)
     config = read_config([*([] if named else ["--config=dino:small"]), *of_config])
+    if not config.dino.enabled:
+        parser.error("--config is not the config of a pretraining (dino.enabled is off); give one such as dino:small")
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder), count)
         config.data.root, config.data.cache_dir = folder, f"{folder}/cache"

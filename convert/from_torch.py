@@ -1,6 +1,6 @@
 """The command of a clone that imports PyTorch weights; `python convert/from_torch.py --help` shows its options."""
 
-from nrsrd_jax.convert import command
+from nrsrd_jax.cli import run
 
 if __name__ == "__main__":
-    command()
+    run("convert")

@@ -1,6 +1,6 @@
 """The command of a clone that exports to PyTorch; `python convert/to_torch.py --help` shows its options."""
 
-from nrsrd_jax.weights.to_torch import command
+from nrsrd_jax.cli import run
 
 if __name__ == "__main__":
-    command()
+    run("weights.to_torch")

@@ -74,7 +74,7 @@ def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, di
     """
     if not options.init.checkpoint:
         return None
-    description, variables = checkpoint.load(options.init.checkpoint, mesh)
+    description, variables = checkpoint.load(find_initial(options), mesh)
     spec = find_spec(**architecture(options.model))
     if not spec.can_start_from(description.spec):
         # Weights of another backbone count as missing, so that an ablation leaves the row out and trains the others.
@@ -87,6 +87,18 @@ def load_initial_backbone(options: Options, mesh: Mesh) -> tuple[Description, di
             + " to match"
         )
     return description, variables
+
+
+def find_initial(options: Options) -> Path:
+    """Return the checkpoint that init.checkpoint names. Missing, with how to make it, if it does not exist."""
+    path = options.init.checkpoint
+    try:
+        return find_checkpoint(path)
+    except Missing as error:
+        raise Missing(
+            f"init.checkpoint: {error}; to make it from PyTorch weights (for the demo, demo/backbone.pth): "
+            f"nrsrd convert WEIGHTS --output {path}"
+        ) from error
 
 
 def find_teacher(options: Options, records: Records) -> Path | None:

@@ -7,8 +7,7 @@
 
 It takes the --config FILE[:VARIANT] and --config.KEY=VALUE of nrsrd train, and checks what training with these options
 would need. Without FILE, it takes night600:baseline. A fault would stop training; a warning would not. The exit status
-is 0 if training would start, 1 if there are faults, and 2 if the data or the options cannot be read. With only NAME
-ROOT, too few people for the default batch give a warning, because a smaller train.batch_size would work.
+is 0 if training would start, 1 if there are faults, and 2 if the data or the options cannot be read.
 """
 
 import argparse
@@ -76,15 +75,7 @@ def main() -> None:
     if not unlabelled:
         domains: dict[str, Split] = {}
         refused += _refusals(lambda: domains.update(make_domains(options.aux, sources, left_out)[0]))
-        too_few = _refusals(lambda: make_plans(options.train, domains))
-        # The smallest useful batch has two identities, because the triplet loss compares one with another.
-        smaller = dataclasses.replace(options.train, batch_size=2 * options.train.instances)
-        if given or _refusals(lambda: make_plans(smaller, domains)):
-            refused += too_few
-        else:
-            # The user did not choose the batch size, and a smaller batch would work.
-            total.warnings += too_few
-            say(*(f"warning: {text}" for text in too_few))
+        refused += _refusals(lambda: make_plans(options.train, domains))
     # `check_run` stops at the first fault, and would report one of those above a second time.
     if given and not (refused or total.faults):
         refused = _refusals(lambda: _start(config))

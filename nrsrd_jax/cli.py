@@ -1,9 +1,9 @@
 """Run the command `nrsrd VERB …` of the installed package."""
 
 import importlib
-import importlib.metadata
 import sys
 
+from . import interrupts
 from .errors import say
 
 # Each verb with the module whose `command()` runs it, and its line in `nrsrd --help`.
@@ -38,17 +38,28 @@ def main() -> None:
     """Run the verb that the first argument names."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help", "help"):
-        say(*usage())
+        # Imported here, because the command of a verb imports it itself.
+        from .command import one_line
+
+        one_line(lambda: say(*usage()))
     elif verb == "--version":
-        say(f"nrsrd-jax {importlib.metadata.version('nrsrd-jax')}")
+        from importlib.metadata import version
+
+        say(f"nrsrd-jax {version('nrsrd-jax')}")
     elif verb in VERBS:
         # Each command parses sys.argv itself, as it does with python -m, so remove the verb from it.
         sys.argv = [f"nrsrd {verb}", *sys.argv[2:]]
-        # Import only the module of this verb: some of them import JAX, which takes seconds.
-        importlib.import_module(f".{VERBS[verb][0]}", __package__).command()
+        run(VERBS[verb][0])
     else:
         say(f"error: there is no verb {verb!r}; choose one of {', '.join(VERBS)}", error=True)
         sys.exit(2)
+
+
+def run(module: str) -> None:
+    """Run the command of a module of this package, such as "train". From here on, Ctrl-C gives one line."""
+    with interrupts.handled():
+        # Import only this module: some of them import JAX, which takes seconds.
+        importlib.import_module(f".{module}", __package__).command()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def define_preempted_status() -> flags.FlagHolder:
     return flags.DEFINE_integer("preempted_status", 143, text, 0, 255)
 
 
-def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupted") -> NoReturn:
+def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupted") -> None:
     """Parse the flags, and call `main()` as `one_line` does. A wrong flag also gives one line and status 2.
 
     --help prints `doc` and the flags that this package defines. Ctrl-C prints `interrupted`.
@@ -60,9 +60,9 @@ def run(main: Callable[[], None], doc: str | None, interrupted: str = "interrupt
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; options begin with --")
-        one_line(main, interrupted)
+        main()
 
-    app.run(guarded, flags_parser=_parse)
+    one_line(lambda: app.run(guarded, flags_parser=_parse), interrupted)
 
 
 class Parser(argparse.ArgumentParser):
@@ -128,8 +128,11 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
             # A terminal without Unicode must not stop the command.
             stream.reconfigure(errors="backslashreplace")
     try:
-        main()
-        sys.stdout.flush()
+        try:
+            main()
+        finally:
+            # The end of the process would flush too, but too late to catch a BrokenPipeError of --help.
+            sys.stdout.flush()
     except InputError as error:
         _leave(f"error: {error}", 2)
     except Stopped as end:
@@ -142,10 +145,7 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
             raise
         _leave(f"error: {error.filename}: {error.strerror}", 2)
     except MemoryError:
-        _leave(
-            "error: this machine has too little free memory for this command; free some, or give the command less data",
-            2,
-        )
+        _leave("error: there is too little free memory; free some, or give the command less data", 2)
     except RecursionError:
         # This package does not recurse deeply, so a file that was read must be nested too deeply.
         _leave("error: a file is nested too deeply to be one that this program wrote", 2)
@@ -237,6 +237,9 @@ def _one_line_errors() -> Iterator[None]:
         _fail(lines[0] + (f" {lines[-1].strip()}" if len(lines) > 1 else ""))
     except (AttributeError, KeyError) as error:
         _fail(_unknown_option(error))
+    except BrokenPipeError:
+        # The reader of --help has stopped reading.
+        raise
     except OSError as error:
         _fail("cannot read the config file: " + " ".join(str(error).rpartition("path]:")[2].split()))
     except Exception as error:
@@ -281,13 +284,10 @@ def _place(error: BaseException) -> str:
 
 
 def _leave(message: str, status: int, error: bool = True) -> NoReturn:
-    """Print the message and end the process immediately.
-
-    In a normal exit, threads of XLA and Orbax would continue to write, or crash if a signal interrupted JAX.
-    """
+    """Print the message and end the process immediately."""
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
         say(message, error=error)
+    # In a normal exit, threads of XLA and Orbax would continue to write, or crash if a signal interrupted JAX.
     os._exit(status)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .command import Parser, add_embedding_flags, one_line
 from .data.crops import KNOWN, Source, crops_of, make_source, warn_links
-from .errors import counted, say
+from .errors import InputError, counted, say
 
 # How many crops --check shows.
 SHOWN = 5
@@ -69,7 +69,9 @@ def main() -> None:
         # With shards, other processes may still be writing, and the joined files would conflict with theirs.
         if not shard:
             gallery.compact()
-    warn_unreadable(unreadable)
+        warn_unreadable(unreadable)
+        if not shard and not gallery.count():
+            raise InputError(f"no crop can be read, so the gallery {arguments.gallery} has none; give readable images")
     warn_links(sources)
     embedded = len(plan.embed) + len(plan.unreadable) - len(unreadable)
     counts = {

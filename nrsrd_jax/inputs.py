@@ -155,6 +155,11 @@ def _included(paths: tuple[Path, ...], excluded: Collection[Path], data: Data) -
 def read_targets(options: Options) -> dict[str, Target]:
     """Return the tests, by data set. InputError if the data has no queries, or no query has a match."""
     choice = test_data(options)
+    if choice.name == CROPS:
+        raise InputError(
+            f"{choice.root} holds crops without labels, which a pretraining learns from: to evaluate, name labelled "
+            "data, such as --config.eval.data.name=night600 --config.eval.data.root=DIR"
+        )
     targets = make_targets(options, read_sources(choice, datasets.read_exclude(options.data.exclude)))
     if not targets:
         raise InputError(_no_queries(choice))

@@ -100,7 +100,8 @@ def main() -> None:
     matched = sum(bool(each["matches"]) for each in lists)
     least = "" if threshold is None else f" of a similarity of at least {threshold:.4f}"
     total, among = counted(len(lists), "query", "queries"), counted(how["crops"], "crop")
-    say(*table(lists), f"{total}, {matched:,} with matches{least} among {among}{written}")
+    mark = " (transductive: their order depends on all of these crops)" if how["transductive"] else ""
+    say(*table(lists), f"{total}, {matched:,} with matches{least} among {among}{mark}{written}")
 
 
 def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
@@ -120,6 +121,13 @@ def condition(arguments: argparse.Namespace, gallery: "Gallery") -> str:
     where = " AND ".join(parts)
     if not gallery.count(where):
         total = counted(gallery.count(), "crop")
+        if not gallery.count():
+            raise InputError(f"the gallery {gallery.uri} holds no crops; add some with nrsrd embed")
+        if where == PRESENT:
+            raise InputError(
+                f"the files of all {total} of {gallery.uri} have vanished; put them back and run nrsrd embed again, or "
+                "search with --vanished"
+            )
         raise InputError(f"none of the {total} of {gallery.uri} fits {where}; {_hint(arguments, gallery)}")
     return where
 

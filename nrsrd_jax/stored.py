@@ -60,7 +60,8 @@ def restoring(path: Path) -> Iterator[None]:
             f"there is too little free memory to restore {path}; free some, or use a machine with more"
         ) from error
     except Exception as error:
-        reason = printable((str(error).splitlines() or [""])[0].partition(". See full")[0], 200) or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)
+        reason = printable((text.splitlines() or [""])[0].partition(". See full")[0], 200) or type(error).__name__
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if "RESOURCE_EXHAUSTED" in reason and not isinstance(error, ValueError):
             # The device has too little memory; `command.one_line` says what to do.

@@ -17,6 +17,7 @@ from . import checkpoint, runs, trackers
 from .build import (
     architecture,
     degradation_options,
+    find_initial,
     find_teacher,
     load_initial_backbone,
     load_teacher,
@@ -88,7 +89,7 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         module = repr(spec.module(dtype=dtype, norm_ratio=norm_ratio(options), cameras=cameras))
         # The processes load these checkpoints together, below, but one of their machines may lack a checkpoint.
         if options.init.checkpoint and not done:
-            read_description(runs.find_checkpoint(options.init.checkpoint))
+            read_description(find_initial(options))
         if teacher := find_teacher(options, records):
             read_description(teacher)
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]

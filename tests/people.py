@@ -84,7 +84,7 @@ def small_config(tmp_path: Path, variant: str = "baseline", **options):
     return config
 
 
-def paths_in(gallery: Path) -> list[str]:
+def paths_in(gallery: str | Path) -> list[str]:
     """Return the sorted paths of the crops in a gallery."""
     # LanceDB takes a second to import, and most tests do not need it.
     from nrsrd_jax.gallery.store import Gallery

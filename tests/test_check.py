@@ -87,12 +87,12 @@ def test_each_fault_is_one_line_and_training_works_without_the_listed_images(pla
         ("warning", "not read: 1 hidden or of the system (Thumbs.db)"),
         ("warning", "0300_c1_000000.jpg: this query has no match"),
         ("warning", "the published ones (in brackets): train images 42 (14462), query images 5 (2180), gallery"),
-        ("warning", "9 identities, but a batch of 64 takes 16 with 4 images each"),
+        ("fault", "9 identities, but a batch of 64 takes 16 with 4 images each"),
         ("warning", "identities in training and in test: 1 (1)"), ("warning", "mode I;16, read as RGB (0002_c1_six"),
         ("warning", "mode CMYK, read as RGB (0002_c1_cmyk"), ("warning", "mode RGBA, read as RGB (0002_c1_rgba"),
     ]:  # fmt: skip
         assert sum(line.startswith(f"{kind}: ") and part in line for line in lines) == 1, part
-    assert lines[-2] == "6 faults, 10 warnings"
+    assert lines[-2] == "7 faults, 9 warnings"
     assert lines[-1].startswith("7 paths written")
     again = check("night600", planted, "--exclude", tmp_path / "bad.txt", *SMALL)
     config = small_config(tmp_path, train__epochs=1)
@@ -223,6 +223,8 @@ def test_check_reads_all_data_that_a_config_file_names(tmp_path):
 
 
 def test_wrong_and_missing_arguments_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data.name is 'crop'; choose one of .*, or crops for a pretraining"):
+        check("crop", tmp_path)
     with pytest.raises(InputError, match=r"eval.protocol is 'x'; choose one of"):
         check("night600", tmp_path, "--config.eval.protocol=x")
     for arguments in ((), ("night600",), ("night600", tmp_path, "--config.data.nope=1")):
@@ -289,11 +291,11 @@ def test_files_that_cannot_be_crops_are_refused_by_name(tmp_path, make, message)
     assert "a.png" in str(refusal.value)
 
 
-def test_too_few_identities_are_a_fault_only_if_the_batch_size_was_given(tmp_path):
+def test_too_few_identities_are_a_fault_also_without_a_batch_size(tmp_path):
     root = write_night(tmp_path / "night")
-    alone = check("night600", root)
-    assert "warning: the training images show" in alone.stdout
-    check("night600", root, "--config.train.batch_size=64", status=1)
+    message = "fault: the training images show 8 identities, but a batch of 64 takes 16 with 4 images each"
+    assert message in check("night600", root, status=1).stdout
+    check("night600", root, *SMALL)
 
 
 def test_crops_without_labels_are_counted_and_each_unreadable_one_is_a_fault(tmp_path):

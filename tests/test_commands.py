@@ -1,7 +1,9 @@
 """The commands as users type them: train.py, eval.py and the verbs of nrsrd."""
 
 import json
+import os
 import subprocess
+import sys
 
 import pytest
 from people import ROOT, run, write_night
@@ -137,6 +139,55 @@ def test_every_verb_has_help(verb):
 )
 def test_a_verb_can_be_run_as_a_module(module):
     assert "nrsrd " in run("-m", f"nrsrd_jax.{module}", "--help").stdout
+
+
+# Run `nrsrd train --options`, and send SIGINT to this process when it imports a module.
+INTERRUPT = """
+import signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == NAME:
+            signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["nrsrd train", "--options"]
+from nrsrd_jax.cli import run
+run("train")
+"""
+# Send SIGINT to this process in a callback of the garbage collector, where Python swallows KeyboardInterrupt.
+SWALLOW = """
+import gc, signal, time
+from nrsrd_jax import interrupts
+def callback(*_):
+    gc.callbacks.remove(callback)
+    signal.raise_signal(signal.SIGINT)
+with interrupts.handled():
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(30)
+"""
+
+
+@pytest.mark.parametrize("module", ["absl", "jax"])
+def test_ctrl_c_during_imports_ends_with_one_line(module):
+    """The command imports absl before its handler of Ctrl-C exists, and JAX after that."""
+    command = [sys.executable, "-c", INTERRUPT.replace("NAME", repr(module))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+def test_ctrl_c_works_although_the_garbage_collector_swallows_it():
+    assert run("-c", SWALLOW, status=130).stderr == "\ninterrupted\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["embed", "--help"]])
+def test_help_ends_silently_if_its_reader_stops(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "nrsrd_jax.cli", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_wrong_verb_is_named():

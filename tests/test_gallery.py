@@ -194,6 +194,14 @@ def test_unreadable_crops_are_named_and_the_others_are_embedded(crops, model, nr
     assert len(paths_in(tmp_path / "g")) == 11
 
 
+def test_an_embedding_without_a_readable_crop_is_an_error_and_leaves_no_folder(crops, model, nrsrd, tmp_path):
+    for path in crops.iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="no crop can be read"):
+        nrsrd("embed", crops, "--model", model, "--gallery", tmp_path / "g")
+    assert not (tmp_path / "g").exists()
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda place: {"crops": place / "nowhere"}, "nowhere does not exist"),
     (lambda place: {"crops": empty(place)}, "has no crops"),
@@ -218,6 +226,7 @@ def test_a_wrong_argument_of_embed_gives_one_line(crops, model, nrsrd, tmp_path,
     with pytest.raises(InputError, match=message) as caught:
         nrsrd("embed", arguments.pop("crops"), *(part for pair in arguments.items() for part in pair))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "g").exists()
 
 
 def empty(place):
@@ -297,22 +306,6 @@ def test_shards_can_add_the_same_column_at_once(gallery):
     one.add([{"path": "/c"}], feature)
     table, _ = Gallery.open(gallery).read("path IN ('/a', '/b', '/c')", ("floor",))
     assert table["floor"].to_pylist() == ["1", "2", None]
-
-
-def test_a_gallery_in_object_storage_works_and_keeps_one_row_of_crops_embedded_twice(crops, model, nrsrd, tmp_path):
-    """Shared memory stands in for object storage, which cannot be locked."""
-    place = f"shared-memory://{tmp_path.name}/g"
-    with pytest.raises(InputError, match="is not a gallery; nrsrd embed makes one"):
-        nrsrd("search", crops, "--gallery", place)
-    nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
-    gallery = Gallery.open(place)
-    table, features = gallery.read(columns=("path", "size", "modified"))
-    # Another process adds five of the crops again, without their persons and cameras.
-    gallery.add(table.to_pylist()[:5], features[:5])
-    assert "12 unchanged" in nrsrd("embed", crops, "--model", model, "--gallery", place, "--pattern", PATTERN)
-    assert "12 with matches among 12 crops" in nrsrd("search", crops, "--gallery", place)
-    with pytest.raises(InputError, match="a LanceDB server, on which nrsrd cannot delete crops permanently"):
-        Gallery.open("db://night")
 
 
 @pytest.mark.parametrize(("text", "time"), [

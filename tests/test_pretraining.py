@@ -24,6 +24,7 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.pretraining import step
 from nrsrd_jax.pretraining.views import Views
 from nrsrd_jax.retrieval import Embedder
+from nrsrd_jax.retrieval.result import evaluate_run
 from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.training import train
 from nrsrd_jax.weights import from_torch, to_torch, torch_file
@@ -84,6 +85,12 @@ def test_pretraining_logs_statistics_of_the_teacher_and_scores_it(crops, pretrai
     assert len(steps) == 4
     assert {"centre_norm", "teacher_entropy", "teacher_information", "learning_rate"} <= steps[-1].keys()
     assert all(0 < row["loss"] < 20 for row in steps)
+
+
+def test_a_pretraining_without_labelled_data_cannot_be_evaluated(crops, pretrained):
+    unnamed = {"eval.data.name": "", "eval.data.root": ""}
+    with pytest.raises(InputError, match=r"crops holds crops without labels, .* --config.eval.data.name=night600"):
+        evaluate_run(str(crops / "run"), overrides=unnamed)
 
 
 def test_a_resumed_pretraining_gives_the_same_weights(crops, pretrained):

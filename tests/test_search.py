@@ -44,6 +44,24 @@ def test_a_folder_that_is_not_a_gallery_is_refused(tmp_path, crops, nrsrd):
     assert not (tmp_path / "crops.lance").exists()
 
 
+def test_a_gallery_without_crops_says_what_to_do(gallery, crops, nrsrd, tmp_path):
+    """A gallery can become empty by nrsrd forget, and all its files can vanish."""
+    query = tmp_path / "query.jpg"
+    shutil.copy(next(crops.iterdir()), query)
+    Gallery.open(gallery).mark(paths_in(gallery), vanished=True)
+    with pytest.raises(InputError, match=r"the files of all 12 crops of .* have vanished; put them back and run"):
+        nrsrd("search", query, "--gallery", gallery)
+    nrsrd("forget", gallery, "--where", "true", "--yes")
+    with pytest.raises(InputError, match=r"holds no crops; add some with nrsrd embed$"):
+        nrsrd("search", query, "--gallery", gallery)
+
+
+def test_a_search_that_depends_on_all_crops_is_marked_transductive(gallery, crops, nrsrd):
+    arguments = "search", next(crops.iterdir()), "--gallery", gallery
+    assert "transductive" not in nrsrd(*arguments)
+    assert "transductive" in nrsrd(*arguments, "--normalize", "gallery")
+
+
 def test_a_search_does_not_write_to_the_gallery(gallery, crops, nrsrd, tmp_path, model):
     """Compare modification times, because read-only permissions do not stop root, which tests may run as."""
     before = {path: path.stat().st_mtime_ns for path in gallery.rglob("*")}

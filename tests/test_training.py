@@ -272,7 +272,7 @@ def test_a_last_evaluation_that_failed_is_repeated_and_a_finished_run_is_not_cha
             None,
             "is a vit_tiny of 1 block, but the model is a vit_tiny of 2 blocks",
         ),
-        ({"init.checkpoint": "nowhere"}, None, "nowhere does not exist"),
+        ({"init.checkpoint": "nowhere"}, None, "nowhere does not exist; .* nrsrd convert WEIGHTS --output nowhere$"),
         ({"data.root": "nowhere"}, None, "no folder nowhere for data set night600: ask its authors"),
         ({"data.mean": "dark"}, None, "data.mean is 'dark'; choose half, dataset or three numbers"),
         ({"image_size": (30, 16)}, None, r"image_size is \(30, 16\); it takes height and width, multiples of 16"),

@@ -82,8 +82,9 @@ def test_the_commands_for_own_labelled_data_run(tmp_path, monkeypatch):
         _, verb, *arguments = shlex.split(command)
         if verb == "compare":  # The other run would take the time of another training.
             shutil.copytree(tmp_path / "runs/mine", tmp_path / "runs/mine-nrsrd")
-        trained = options if verb == "train" else []
-        shown = run("-m", f"nrsrd_jax.{verb}", *arguments, *trained, cwd=tmp_path).stdout
+        # The data have fewer people than a batch of the default size takes.
+        added = options if verb in ("train", "check") else []
+        shown = run("-m", f"nrsrd_jax.{verb}", *arguments, *added, cwd=tmp_path).stdout
         assert shown.strip()
     assert (tmp_path / "out/index.html").stat().st_size > 10_000
     assert len(json.loads((tmp_path / "compare.json").read_text())["differences"]) == 1

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError, Missing, say
 from ..files import expanded
+from .crops import CROPS
 from .listing import SPLITS, Rows, found_below
 from .lists import path_in, read_lines
 from .naming import JUNK
@@ -114,7 +115,7 @@ def read_dataset(name: str, root: str | Path, *, protocol: str = "", exclude: Co
 def survey(name: str, root: str | Path, *, protocol: str = "", exclude: Collection[Path] = ()) -> Dataset:
     """Read a data set as `read_dataset` does, but print nothing and put images without an identity into `unnamed`."""
     if name not in LAYOUTS:
-        raise InputError(f"data.name is {name!r}; choose one of {', '.join(LAYOUTS)}")
+        raise InputError(f"data.name is {name!r}; choose one of {', '.join(LAYOUTS)}, or {CROPS} for a pretraining")
     source = LAYOUTS[name]
     if not str(root):
         raise Missing(f"the root of data set {name} is empty: give its folder as data.root or eval.data.root")

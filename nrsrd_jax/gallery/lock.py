@@ -1,6 +1,7 @@
 """Lock a gallery, so that one process writes to it at a time, or one process for each shard."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
     """Let one process write to a folder's gallery at a time, or one process for each shard.
 
     Object storage is not locked. LanceDB itself keeps the table whole there, and `Gallery.remove_copies` deletes crops
-    that two processes embedded.
+    that two processes embedded. A new folder is removed if the block writes no crop into it, unless shards share it.
 
     Args:
         uri: the gallery.
@@ -32,6 +33,7 @@ def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
         yield
         return
     folder = Path(place)
+    new = not shard and not folder.exists()
     with contextlib.ExitStack() as open_files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +42,12 @@ def writing(uri: str | Path, shard: str = "") -> Iterator[None]:
             raise InputError(f"another process is writing to {folder}; wait until it has ended") from error
         except OSError as error:
             raise InputError(f"cannot write to the gallery {folder}: {error.strerror}") from error
-        yield
+        try:
+            yield
+        finally:
+            # LanceDB keeps the rows of a table in the files of this folder.
+            if new and not any(folder.glob("*.lance/data/*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lock(folder: Path, shard: str, open_files: contextlib.ExitStack) -> None:
