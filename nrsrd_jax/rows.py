@@ -117,16 +117,17 @@ def read_rows(file: str | Path) -> list[Row]:
     return rows
 
 
-def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ...]:
+def choose_rows(table: str, own: Sequence[str], file: str = "", only: Sequence[str] = ()) -> tuple[Row, ...]:
     """Return the rows of a table, then those of a file, then those given as text.
 
     Args:
         table: a key of TABLES.
         own: rows written as NAME=VARIANT,KEY=VALUE,…
         file: a text file of rows; "" for none.
+        only: the names of the rows to return; empty for all rows.
 
     Raises:
-        InputError: a row is wrong, two rows have the same name, or no row is left.
+        InputError: a row is wrong, two rows have the same name, `only` names an unknown row, or no row is left.
     """
     rows = (*TABLES[table], *(read_rows(file) if file else ()), *map(parse_row, own))
     names = [row.name for row in rows]
@@ -134,7 +135,9 @@ def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ..
         raise InputError(f"two rows are called {twice[0]}; give one of them another name")
     if not rows:
         raise InputError(f"--table none leaves no rows; give some with --row or --rows ({SYNTAX})")
-    return rows
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"--only: there is no row {unknown[0]}; the rows are {', '.join(names)}")
+    return tuple(row for row in rows if row.name in only) if only else rows
 
 
 def variant_config(file: str, row: Row) -> Config:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -166,6 +167,18 @@ def test_rows_from_a_file_come_after_the_rows_of_the_table(tmp_path):
         choose_rows("2", [], str(tmp_path / "rows.txt"))
 
 
+@pytest.mark.parametrize("table", ["1", "2", "3", "none"])
+def test_only_the_rows_that_are_chosen_are_trained(table):
+    """The rows keep the order of the table. An unknown name is refused with the names of all rows."""
+    every = choose_rows(table, ["own=nra", "next=nra"])
+    assert choose_rows(table, ["own=nra", "next=nra"], only=["own", every[0].name]) == tuple(
+        row for row in every if row.name in ("own", every[0].name)
+    )
+    names = ", ".join(row.name for row in every)
+    with pytest.raises(InputError, match=f"^--only: there is no row nope; the rows are {re.escape(names)}$"):
+        choose_rows(table, ["own=nra", "next=nra"], only=["own", "nope"])
+
+
 @pytest.mark.parametrize(("table", "own", "message"), [
     ("none", [], "--table none leaves no rows"),
     ("2", ["nra=nra,optim.lr=1"], "two rows are called nra"),
@@ -274,6 +287,7 @@ ablation.command()
     (["configs/teacher.py"], "has no variants"),
     (["configs/demo.py", "--seeds=0"], "seeds"),
     (["configs/demo.py", "--table=none", "--row=a=nra,optim.rate=1"], "row a: optim.rate is not an option"),
+    (["configs/demo.py", "--table=1", "--only=bot, agw,best"], "--only: there is no row best; the rows are ide, pcb, "),
 ])  # fmt: skip
 def test_a_wrong_command_ends_with_a_one_line_message(tmp_path, arguments, message):
     done = run("-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", tmp_path / "w", status=2)
