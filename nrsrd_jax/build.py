@@ -178,10 +178,10 @@ def check_model(options: Options) -> None:
     # The default of triplet_syn is not 0, but without an auxiliary domain it has no effect.
     triplets = ["triplet_real", "weighted_real", *(["triplet_syn"] if options.aux.enabled else [])]
     for term in triplets:
-        if options.train.instances == 1 and getattr(options.loss, term):
+        if options.train.instances < 2 and getattr(options.loss, term):
             raise InputError(
-                f"loss.{term} compares images of one identity, but train.instances is 1: set train.instances to 2 or "
-                f"more, or loss.{term} to 0"
+                f"loss.{term} compares images of one identity, but train.instances is {options.train.instances}: set "
+                f"train.instances to 2 or more, or loss.{term} to 0"
             )
     form = options.loss.weighted_form
     if form != OPTIONS["loss.weighted_form"].default and not options.loss.weighted_real:

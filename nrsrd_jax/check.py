@@ -78,7 +78,7 @@ def main() -> None:
         refused += _refusals(lambda: domains.update(make_domains(options.aux, sources, left_out)[0]))
         too_few = _refusals(lambda: make_plans(options.train, domains))
         # The smallest useful batch has two identities, because the triplet loss compares one with another.
-        smaller = dataclasses.replace(options.train, batch_size=2 * options.train.instances)
+        smaller = dataclasses.replace(options.train, batch_size=2 * max(options.train.instances, 1))
         if given or _refusals(lambda: make_plans(smaller, domains)):
             refused += too_few
         else:

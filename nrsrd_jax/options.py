@@ -167,7 +167,13 @@ class Train:
 
     epochs: int = option(120, "How long to train.", unit="epochs", positive=True)
     batch_size: int = option(64, "The size of a batch of each domain, over all devices.", unit="images", positive=True)
-    instances: int = option(4, "How many images of each identity a batch has.", unit="images", positive=True)
+    instances: int = option(
+        4,
+        "How many images of each identity a batch has. 0: any, because images are drawn in random order, as the codes "
+        "of IDE, PCB and IDF do.",
+        unit="images",
+        low=0,
+    )
     seed: int = option(0, "The seed of all random numbers.", low=0, high=2**32 - 1)
     precision: str = option(
         "auto",
