@@ -168,7 +168,7 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
 
     Raises:
         InputError: as `variant_config`, the row sets an unknown option or an invalid value, or model.backbone is
-            overridden without `same_start` in a row whose recipe sets it.
+            overridden in a row that has its own or, without `same_start`, in a row whose recipe sets it.
     """
     config = variant_config(file, row)
     if row.recipe:
@@ -193,6 +193,11 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
         if "{backbone}" not in config.init.checkpoint:
             config.init.checkpoint = ""
     if row.backbone:
+        if "model.backbone" in overrides:
+            raise InputError(
+                f"model.backbone={overrides['model.backbone']}: this row trains {row.backbone}; leave it out, or give "
+                "your own --row"
+            )
         config.model.backbone = row.backbone
     for key, text in row.options:
         config.update_from_flattened_dict({key: _read(config, key, text)})

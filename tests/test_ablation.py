@@ -146,6 +146,15 @@ def test_each_backbone_starts_from_its_own_weights(ablation_file):
     assert (config.model.norm_ratio, config.train.seed) == (True, 2)
 
 
+def test_another_backbone_is_refused_in_a_table_of_backbones(ablation_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "train", pytest.fail)
+    words = r"^row vit_small: model\.backbone=vit_tiny: this row trains vit_small; leave it out, or give your own --row$"
+    with pytest.raises(InputError, match=words):
+        run_ablation(ablation_file, TABLES["3"], 1, tmp_path / "w", {"model.backbone": "vit_tiny"})
+    # The rows of table 2 have the config's backbone, which can be changed.
+    assert row_config(ablation_file, ROWS[1], 0, {"model.backbone": "vit_small"}).model.backbone == "vit_small"
+
+
 def test_a_row_of_your_own_is_a_variant_with_options(ablation_file):
     row = parse_row("wide=nra,image_size=64,32,optim.lr=2e-3, degradation.light=0.1,0.5,loss.margin=0.3")
     config = row_config(ablation_file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
