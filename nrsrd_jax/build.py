@@ -48,7 +48,7 @@ def architecture(model: Model) -> dict[str, Any]:
     Raises:
         InputError: the backbone is unknown, or it does not have one of the options.
     """
-    names = ("backbone", "depth", "stride", "jpm", "sie")
+    names = ("backbone", "depth", "stride", "jpm", "sie", "sie_factor")
     chosen = {name: getattr(model, name) for name in names}
     # model.depth may be 0 for the backbone's own depth. Use the number itself, so that two ways to write one model give
     # equal descriptions.

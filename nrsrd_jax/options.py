@@ -39,6 +39,7 @@ class Model:
         False,
         "Add TransReID's camera embedding, in training and at test time. Every test camera must occur in training.",
     )
+    sie_factor: float = option(3.0, "The factor of the camera embedding, which TransReID calls SIE_COE.", positive=True)
     norm_ratio: bool = option(True, "Use Norm-Ratio Attention in the last block.")
     drop_path: float = option(
         0.1,
@@ -268,6 +269,8 @@ def read_options(config: Any) -> Options:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
     if options.model.sie and options.aux.enabled:
         raise InputError("model.sie needs aux.enabled=False: the auxiliary images have other cameras")
+    if options.model.sie_factor != OPTIONS["model.sie_factor"].default and not options.model.sie:
+        raise InputError("model.sie_factor has no effect without model.sie; set both")
     if options.model.sie and "," in options.data.name:
         raise InputError("model.sie needs a single data set: several data sets are joined with new camera numbers")
     changed = [name for name, value in flatten(options).items() if value != OPTIONS[name].default]

@@ -148,7 +148,9 @@ def test_each_backbone_starts_from_its_own_weights(ablation_file):
 
 def test_another_backbone_is_refused_in_a_table_of_backbones(ablation_file, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", pytest.fail)
-    words = r"^row vit_small: model\.backbone=vit_tiny: this row trains vit_small; leave it out, or give your own --row$"
+    words = (
+        r"^row vit_small: model\.backbone=vit_tiny: this row trains vit_small; leave it out, or give your own --row$"
+    )
     with pytest.raises(InputError, match=words):
         run_ablation(ablation_file, TABLES["3"], 1, tmp_path / "w", {"model.backbone": "vit_tiny"})
     # The rows of table 2 have the config's backbone, which can be changed.

@@ -12,9 +12,11 @@ import tensors
 from people import small_config, write_night
 from tensors import at, nhwc, random_variables
 
+from nrsrd_jax import checkpoint, convert
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.protocol import make_target
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import MODELS, find_spec, transreid
@@ -23,6 +25,7 @@ from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.scoring import evaluate
 from nrsrd_jax.schedule import learning_rate
+from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.step import make_objective
 from nrsrd_jax.weights import from_torch, identify, to_torch, torch_file, torch_names
 
@@ -101,6 +104,31 @@ def test_each_part_of_transreid_can_be_left_out(reference, converted, stride, na
     model = dataclasses.replace(description, jpm=jpm, sie=sie).create_model()
     out = jax.jit(model.apply)(variables, images(reference), cameras=reference["cameras"] if sie else None)
     close(out["embedding"], reference[f"s{stride}/eval_{name}"])
+
+
+@pytest.mark.usefixtures("optimised")
+def test_the_factor_of_the_cameras_vectors_can_be_chosen(reference, converted, tmp_path, capsys, monkeypatch):
+    """TransReID's configs have a factor of 3. A file of weights does not show which one it was trained with."""
+    torch_file.save(tmp_path / "in.pth", official_file(reference, 16))
+    monkeypatch.setattr("sys.argv", f"convert {tmp_path}/in.pth --source_size 96,48 --sie_factor 1.5".split())
+    convert.main()
+    assert "each token gets 1.5 times the vector of its image's camera" in capsys.readouterr().out
+    description, variables = checkpoint.load(tmp_path / "in", make_mesh())
+    assert Description.from_json(description.to_json({})).sie_factor == 1.5
+    # Half the factor gives the features of vectors that are half as long.
+    table = converted[16][1]["params"]["base"]["sie_embed"]
+    base = variables["params"]["base"] | {"sie_embed": np.asarray(table) / 2}
+    halved = {**variables, "params": variables["params"] | {"base": base}}
+    ours, other = (
+        jax.jit(each.create_model().apply)(values, images(reference), cameras=reference["cameras"])["embedding"]
+        for each, values in ((description, variables), (converted[16][0], halved))
+    )
+    close(ours, other, 1e-6)
+    # The exported file keeps the factor, and a line says how to load it in the official code.
+    monkeypatch.setattr("sys.argv", f"to_torch {tmp_path}/in --output {tmp_path}/out.pth".split())
+    to_torch.main()
+    assert "set MODEL.SIE_COE 1.5 in the official code" in capsys.readouterr().out
+    assert from_torch.convert(tmp_path / "out.pth")[0].sie_factor == 1.5
 
 
 @pytest.mark.parametrize("stride", STRIDES)
