@@ -22,6 +22,7 @@ from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import MODELS, find_spec, transreid
 from nrsrd_jax.models.vit import ViTSpec, patch_grid
 from nrsrd_jax.options import read_options
+from nrsrd_jax.retrieval import embedding
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.scoring import evaluate
 from nrsrd_jax.schedule import learning_rate
@@ -90,9 +91,15 @@ def test_a_whole_official_file_gives_the_official_test_feature(reference, conver
     assert description.cameras == tuple(range(8))
     out = jax.jit(description.create_model().apply)(variables, images(reference), cameras=reference["cameras"])
     close(out["embedding"], reference[f"s{stride}/eval_before"])
-    # The official feature has a quarter of each local feature.
-    necks = [part["neck"] / (1 if index == 0 else 4) for index, part in enumerate(out["parts"])]
-    close(jnp.concatenate(necks, axis=1), reference[f"s{stride}/eval_after"])
+    # The official feature has a quarter of each local feature, also of those after the necks.
+    after = embedding._chosen(out, variables, "neck")
+    close(after, reference[f"s{stride}/eval_after"])
+    # Centred features are the official ones minus a vector, the same for all images.
+    shift = np.asarray(out["embedding"] - embedding._chosen(out, variables, "centred"))
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-5)
+    means = [variables["batch_stats"][name]["mean"] for name in ("bottleneck", "bottleneck_4")]
+    np.testing.assert_allclose(shift[0, :128], means[0], atol=1e-5)
+    np.testing.assert_allclose(shift[0, -128:], means[1] / 4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

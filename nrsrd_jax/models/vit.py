@@ -180,10 +180,10 @@ class VisionTransformer(nn.Module):
         if self.jpm:
             x, _ = run(last, rows(transreid.part_tokens(trunk)), 1, self.norm_ratio, 0, name="local_block")
             local = LayerNorm(name="local_norm")(x).reshape(batch, transreid.PARTS, self.width)
-            quarters = (local / transreid.PARTS).reshape(batch, -1)
-            out["embedding"] = jnp.concatenate([features, quarters], axis=1)
             out["parts"] += [local[:, part] for part in range(transreid.PARTS)]
-            out["weights"] = list(transreid.LOSS_WEIGHTS)
+            out["weights"], out["factors"] = list(transreid.LOSS_WEIGHTS), list(transreid.TEST_FACTORS)
+            pairs = zip(out["parts"], transreid.TEST_FACTORS, strict=True)
+            out["embedding"] = jnp.concatenate([part * factor for part, factor in pairs], axis=1)
         if maps:
             of_all = ("attention", "q_norm", "k_norm", "v_norm", "logit_spread")
             out["maps"] = {name: jnp.stack([block[name] for block in blocks], axis=1) for name in of_all}

@@ -22,7 +22,7 @@ from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
 
 # Raise this when the same weights and images would give other features, so that old caches are not read.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Embeds(Protocol):
@@ -62,7 +62,8 @@ class Embedder:
         batch_size: the most images to embed at once, at least 1.
         flip: whether to average with the mirror image.
         feature: "cls" for the model's embedding; "centred" for the features of its parts minus their mean over the
-            training images, which the BNNeck keeps; "neck" for the output of the BNNecks.
+            training images, which the BNNeck keeps; "neck" for the output of the BNNecks. For a model with local
+            features (JPM), all three have a quarter of each local feature, as in the official test.
 
     Raises:
         InputError: `feature` needs a trained neck, which the model does not have.
@@ -294,9 +295,11 @@ def _chosen(out: dict[str, Any], variables: dict, feature: str) -> jax.Array:
     if feature == "cls":
         return out["embedding"]
     if feature == "neck":
-        return jnp.concatenate([part["neck"] for part in out["parts"]], axis=1)
-    pairs = zip(out["parts"], _necks(variables), strict=True)
-    return jnp.concatenate([part["features"] - neck["mean"] for part, neck in pairs], axis=1)
+        chosen = [part["neck"] for part in out["parts"]]
+    else:
+        pairs = zip(out["parts"], _necks(variables), strict=True)
+        chosen = [part["features"] - neck["mean"] for part, neck in pairs]
+    return jnp.concatenate([x * part["factor"] for x, part in zip(chosen, out["parts"], strict=True)], axis=1)
 
 
 def device_batches(
