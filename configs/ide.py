@@ -4,10 +4,9 @@
       --config.init.checkpoint=weights/resnet50
 
 mAP / Rank-1 in the paper's table 1: 3.3 / 7.8 (IDE+). The official code starts from ImageNet weights (nrsrd
-convert); without init.checkpoint, training starts from random weights. There are two differences from the official
-code. A batch has 32 different people, while the official code draws images at random. Test images are resized
-bilinearly, while the official code resizes them bicubically. The backbone ide_resnet50_stride1 has a last stride of 1,
-which the official code offers as one of its tricks.
+convert); without init.checkpoint, training starts from random weights. There is one difference from the official code:
+test images are resized bilinearly, while the official code resizes them bicubically. The backbone ide_resnet50_stride1
+has a last stride of 1, which the official code offers as one of its tricks.
 """
 
 from nrsrd_jax.recipes import RECIPES

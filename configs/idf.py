@@ -8,9 +8,8 @@ over255    pixels in 0..1/255, as the official code does
 
 This is the recipe of the official code (https://github.com/Alexadlu/IDF), which starts both ResNets from ImageNet
 weights. Without init.checkpoint they start from random weights. The result of the official code is not published; the
-9.2 / 17.2 of table 1 is IDF with a ViT. There are two differences from the official code. A batch has 32 different
-people, while the official code draws images at random. Test images are resized bilinearly (data.train_filter), while
-the official code resizes them bicubically.
+9.2 / 17.2 of table 1 is IDF with a ViT. There is one difference from the official code: test images are resized
+bilinearly (data.train_filter), while the official code resizes them bicubically.
 """
 
 from nrsrd_jax.errors import InputError

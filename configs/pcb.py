@@ -4,8 +4,7 @@
       --config.init.checkpoint=weights/resnet50
 
 mAP / Rank-1 in the paper's table 1: 6.0 / 12.8. The official code starts from ImageNet weights (nrsrd convert);
-without init.checkpoint, training starts from random weights. A batch has 64 different people, while the official code
-draws images at random.
+without init.checkpoint, training starts from random weights.
 """
 
 from nrsrd_jax.recipes import RECIPES

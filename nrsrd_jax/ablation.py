@@ -2,7 +2,7 @@
 
   nrsrd ablation --config demo [--seeds 3] [--workdir runs/x] [--config.KEY=VALUE ...]
   nrsrd ablation --config night600 --table 3 --config.init.checkpoint=weights/{backbone}
-  nrsrd ablation --config night600 --table 1 --config.init.checkpoint=weights/{backbone}
+  nrsrd ablation --config night600 --table 1 --only bot,agw --config.init.checkpoint=weights/{backbone}
   nrsrd ablation --config demo --table 1 --same-start
   nrsrd ablation --config demo --row small=baseline,image_size=64,32 --row slow=nrsrd,optim.lr=1e-4
   nrsrd ablation --config demo --table none --rows rows.txt --jobs 2
@@ -11,6 +11,9 @@ Your own row is NAME=VARIANT,KEY=VALUE,…: a variant of the file, with options 
 repeat --row. --rows names a file with one row per line; lines that begin with # are comments. A comma begins an option
 only if KEY= follows it, so a value may contain commas (image_size=64,32). Your own rows come after those of the table.
 --table none trains only your own rows.
+
+--only bot,agw trains only these rows, and the tables show only them. Without --only, the same command later continues
+with the other rows.
 
 Table 1 trains each method as its official code does. With --same-start, everything except the method comes from the
 config, so that rows of one backbone differ only in the method; --config.model.backbone then chooses the ViT. If the
@@ -223,7 +226,7 @@ def main() -> None:
     file, _, variant = config_flags.get_config_filename(values["config"]).partition(":")
     if variant:
         raise InputError(f"--config {file}:{variant}: leave out the variant, because each row has its own")
-    rows = choose_rows(values.table, values.row, values.rows)
+    rows = choose_rows(values.table, values.row, values.rows, values.only)
     shares = device_shares(values.jobs) if values.jobs > 1 else []
     if shares:
         # This process only checks and waits. It must leave the GPUs' memory to the processes that train.
@@ -267,6 +270,7 @@ def command() -> None:
     flags.DEFINE_bool("same-start", False, "With --table 1: take everything except the method from the config.")
     flags.DEFINE_multi_string("row", [], "Your own row, NAME=VARIANT,KEY=VALUE,…; can be repeated.")
     flags.DEFINE_string("rows", "", "A text file with your own rows, one per line.")
+    flags.DEFINE_list("only", [], "The names of the rows to train, separated by commas; default: all rows.")
     flags.DEFINE_integer("jobs", 1, "How many rows to train at the same time, each in its own process.", lower_bound=1)
     run(main, __doc__, "interrupted; the same command continues from the last checkpoint")
 

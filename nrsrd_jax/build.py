@@ -48,7 +48,7 @@ def architecture(model: Model) -> dict[str, Any]:
     Raises:
         InputError: the backbone is unknown, or it does not have one of the options.
     """
-    names = ("backbone", "depth", "stride", "jpm", "sie")
+    names = ("backbone", "depth", "stride", "jpm", "sie", "sie_factor")
     chosen = {name: getattr(model, name) for name in names}
     # model.depth may be 0 for the backbone's own depth. Use the number itself, so that two ways to write one model give
     # equal descriptions.
@@ -190,10 +190,10 @@ def check_model(options: Options) -> None:
     # The default of triplet_syn is not 0, but without an auxiliary domain it has no effect.
     triplets = ["triplet_real", "weighted_real", *(["triplet_syn"] if options.aux.enabled else [])]
     for term in triplets:
-        if options.train.instances == 1 and getattr(options.loss, term):
+        if options.train.instances < 2 and getattr(options.loss, term):
             raise InputError(
-                f"loss.{term} compares images of one identity, but train.instances is 1: set train.instances to 2 or "
-                f"more, or loss.{term} to 0"
+                f"loss.{term} compares images of one identity, but train.instances is {options.train.instances}: set "
+                f"train.instances to 2 or more, or loss.{term} to 0"
             )
     form = options.loss.weighted_form
     if form != OPTIONS["loss.weighted_form"].default and not options.loss.weighted_real:

@@ -58,6 +58,15 @@ def level(text: str) -> float:
     return value
 
 
+def factor(text: str) -> float:
+    """Parse a value for model.sie_factor."""
+    try:
+        OPTIONS["model.sie_factor"].check(value := float(text))
+    except (ValueError, InputError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a factor; give a number above 0") from error
+    return value
+
+
 def default_output(file: Path) -> Path:
     """Return the path of a file without its ending, or with "-jax" added if the file has no ending."""
     # A folder may be given as "." or "..", which have no name to derive another from.
@@ -128,6 +137,13 @@ def main() -> None:
         help="the camera numbers of your data, for a model with camera embedding (SIE), in the order of its training; "
         "default: 0,1,2,…",
     )
+    parser.add_argument(
+        "--sie_factor",
+        type=factor,
+        metavar="N",
+        help="the factor of the camera embedding (SIE), MODEL.SIE_COE of the config that trained the model; default: "
+        "as the file says, otherwise 3",
+    )
     parser.add_argument("--dry_run", action="store_true", help="print the report, but write nothing")
     options = parser.parse_args()
     if not options.file.is_file() and not options.file.is_dir():
@@ -146,6 +162,12 @@ def main() -> None:
         description = dataclasses.replace(description, brighten=options.brighten)
     if options.cameras is not None:
         description = with_cameras(description, options.cameras)
+    if options.sie_factor is not None:
+        if not description.sie:
+            raise InputError(
+                "--sie_factor is for a model with camera embedding (SIE), which the file lacks: leave it out"
+            )
+        description = dataclasses.replace(description, sie_factor=options.sie_factor)
     if not options.dry_run and not report.faults:
         save_weights(output, description, variables, kept)
     say(*report.lines())

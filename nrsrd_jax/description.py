@@ -36,6 +36,7 @@ class Description:
     stride: int = 0  # between the patches of a ViT, in pixels; 0: the backbone's own
     jpm: bool = False  # whether it has TransReID's local features
     sie: bool = False  # whether it has a camera embedding, a vector for each of `cameras`
+    sie_factor: float = 3.0  # the factor of these vectors
     brighten: float = 0.0  # the mean to brighten dark images to before normalisation; 0: none
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 
@@ -49,6 +50,7 @@ class Description:
             stride=self.stride,
             jpm=self.jpm,
             sie=self.sie,
+            sie_factor=self.sie_factor,
             norm_ratio=self.norm_ratio,
             cameras=len(self.cameras),
             **options,
@@ -57,7 +59,7 @@ class Description:
     @property
     def spec(self) -> Spec:
         """Return the backbone's spec. InputError for an unknown backbone."""
-        return find_spec(self.backbone, self.depth, self.stride, self.jpm, self.sie)
+        return find_spec(self.backbone, self.depth, self.stride, self.jpm, self.sie, self.sie_factor)
 
     def camera_ranks(self, cameras: Any) -> np.ndarray:
         """Return the rank of each camera [N] among the training cameras, int32 [N]; −1 for other cameras."""
@@ -116,7 +118,7 @@ class Description:
         """Return whether every value has its type and is in its range."""
         # A damaged or hostile file must not reach the code that builds the model.
         ratio, ids, source = self.norm_ratio or NormRatio(), self.identities, self.provenance.get("source") or {}
-        numbers = (*self.mean, *self.std, self.brighten, ratio.init, ratio.epsilon)
+        numbers = (*self.mean, *self.std, self.brighten, self.sie_factor, ratio.init, ratio.epsilon)
         whole = (self.depth, self.stride, self.classes, self.aux_classes, *self.image_size, *ids, *self.cameras)
         return (
             (len(self.image_size), len(self.mean), len(self.std)) == (2, 3, 3)
@@ -125,6 +127,7 @@ class Description:
             and ratio.epsilon > 0
             and max(map(abs, self.mean)) <= 10  # room for pixels that are not in 0..1
             and 0 <= self.brighten < 1
+            and 0 < self.sie_factor < 2**15
             and 1e-6 <= min(self.std) <= max(self.std) <= 10
             and ratio.scope in OPTIONS["norm_ratio.scope"].choices
             and ratio.form in OPTIONS["norm_ratio.form"].choices

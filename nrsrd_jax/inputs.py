@@ -19,7 +19,7 @@ from .data.images import (
     pixels_sha256,
 )
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
-from .data.sampling import BatchPlan, Plan, ShuffledPlan
+from .data.sampling import BatchPlan, Plan, ShuffledPlan, check_identities
 from .data.sealed import THREADS
 from .data_options import Aux, Data
 from .errors import InputError, say
@@ -211,10 +211,13 @@ def make_domains(
 
 def make_plans(train: Train, splits: dict[str, datasets.Split]) -> dict[str, Plan]:
     """Plan the batches of each domain. InputError if a domain has too few images or identities for a batch."""
-    sizes = train.batch_size, train.instances, train.seed
-    plans: dict[str, Plan] = {
-        name: BatchPlan(split.labels, *sizes, stream=i) for i, (name, split) in enumerate(splits.items())
-    }
+    plans: dict[str, Plan] = {}
+    for stream, (name, split) in enumerate(splits.items()):
+        if train.instances:
+            plans[name] = BatchPlan(split.labels, train.batch_size, train.instances, train.seed, stream)
+        else:
+            check_identities(split.labels)
+            plans[name] = ShuffledPlan(len(split), train.batch_size, train.seed, stream)
     # Draw the first epoch now, so that a plan that fails stops the run before images are decoded.
     for plan in plans.values():
         plan.steps(1)

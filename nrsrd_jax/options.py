@@ -39,6 +39,7 @@ class Model:
         False,
         "Add TransReID's camera embedding, in training and at test time. Every test camera must occur in training.",
     )
+    sie_factor: float = option(3.0, "The factor of the camera embedding, which TransReID calls SIE_COE.", positive=True)
     norm_ratio: bool = option(True, "Use Norm-Ratio Attention in the last block.")
     drop_path: float = option(
         0.1,
@@ -167,7 +168,13 @@ class Train:
 
     epochs: int = option(120, "How long to train.", unit="epochs", positive=True)
     batch_size: int = option(64, "The size of a batch of each domain, over all devices.", unit="images", positive=True)
-    instances: int = option(4, "How many images of each identity a batch has.", unit="images", positive=True)
+    instances: int = option(
+        4,
+        "How many images of each identity a batch has. 0: any, because images are drawn in random order, as the codes "
+        "of IDE, PCB and IDF do.",
+        unit="images",
+        low=0,
+    )
     seed: int = option(0, "The seed of all random numbers.", low=0, high=2**32 - 1)
     precision: str = option(
         "auto",
@@ -262,6 +269,8 @@ def read_options(config: Any) -> Options:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
     if options.model.sie and options.aux.enabled:
         raise InputError("model.sie needs aux.enabled=False: the auxiliary images have other cameras")
+    if options.model.sie_factor != OPTIONS["model.sie_factor"].default and not options.model.sie:
+        raise InputError("model.sie_factor has no effect without model.sie; set both")
     if options.model.sie and "," in options.data.name:
         raise InputError("model.sie needs a single data set: several data sets are joined with new camera numbers")
     changed = [name for name, value in flatten(options).items() if value != OPTIONS[name].default]

@@ -59,14 +59,14 @@ RECIPES = {
         IMAGENET
         | SGD
         | {"optim.lr": 0.005, "optim.warmup_epochs": 0, "optim.milestones": (40,)}
-        | {"train.batch_size": 32, "train.instances": 1, "train.epochs": 60, "augment.erasing": 0.0},
+        | {"train.batch_size": 32, "train.instances": 0, "train.epochs": 60, "augment.erasing": 0.0},
         "ide_resnet_tiny",
     ),
     "pcb": Recipe(
         CROSS_ENTROPY | {"model.backbone": "pcb_resnet50"},
         IMAGENET
         | SGD
-        | {"optim.lr": 0.01, "optim.warmup_epochs": 0, "optim.milestones": (40,), "train.instances": 1}
+        | {"optim.lr": 0.01, "optim.warmup_epochs": 0, "optim.milestones": (40,), "train.instances": 0}
         | {"image_size": (384, 128), "train.epochs": 60, "augment.erasing": 0.0, "augment.pad": 0}
         | {"data.train_filter": "bilinear"},
         "pcb_resnet_tiny",
@@ -93,7 +93,7 @@ RECIPES = {
         | {"loss.enhance": 1.0, "loss.decode": 0.1, "loss.agree": 0.1},
         SGD
         | {"optim.lr": 0.005, "optim.warmup_epochs": 0, "optim.milestones": (80,)}
-        | {"train.batch_size": 32, "train.instances": 1, "augment.erasing_area": (0.02, 0.4)}
+        | {"train.batch_size": 32, "train.instances": 0, "augment.erasing_area": (0.02, 0.4)}
         | {"augment.erasing_aspect": "uniform"},
         "idf_resnet_tiny",
     ),

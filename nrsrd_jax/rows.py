@@ -117,16 +117,17 @@ def read_rows(file: str | Path) -> list[Row]:
     return rows
 
 
-def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ...]:
+def choose_rows(table: str, own: Sequence[str], file: str = "", only: Sequence[str] = ()) -> tuple[Row, ...]:
     """Return the rows of a table, then those of a file, then those given as text.
 
     Args:
         table: a key of TABLES.
         own: rows written as NAME=VARIANT,KEY=VALUE,…
         file: a text file of rows; "" for none.
+        only: the names of the rows to return; empty for all rows.
 
     Raises:
-        InputError: a row is wrong, two rows have the same name, or no row is left.
+        InputError: a row is wrong, two rows have the same name, `only` names an unknown row, or no row is left.
     """
     rows = (*TABLES[table], *(read_rows(file) if file else ()), *map(parse_row, own))
     names = [row.name for row in rows]
@@ -134,7 +135,9 @@ def choose_rows(table: str, own: Sequence[str], file: str = "") -> tuple[Row, ..
         raise InputError(f"two rows are called {twice[0]}; give one of them another name")
     if not rows:
         raise InputError(f"--table none leaves no rows; give some with --row or --rows ({SYNTAX})")
-    return rows
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"--only: there is no row {unknown[0]}; the rows are {', '.join(names)}")
+    return tuple(row for row in rows if row.name in only) if only else rows
 
 
 def variant_config(file: str, row: Row) -> Config:
@@ -165,7 +168,7 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
 
     Raises:
         InputError: as `variant_config`, the row sets an unknown option or an invalid value, or model.backbone is
-            overridden without `same_start` in a row whose recipe sets it.
+            overridden in a row that has its own or, without `same_start`, in a row whose recipe sets it.
     """
     config = variant_config(file, row)
     if row.recipe:
@@ -190,6 +193,11 @@ def row_config(file: str, row: Row, seed: int, overrides: dict[str, Any], same_s
         if "{backbone}" not in config.init.checkpoint:
             config.init.checkpoint = ""
     if row.backbone:
+        if "model.backbone" in overrides:
+            raise InputError(
+                f"model.backbone={overrides['model.backbone']}: this row trains {row.backbone}; leave it out, or give "
+                "your own --row"
+            )
         config.model.backbone = row.backbone
     for key, text in row.options:
         config.update_from_flattened_dict({key: _read(config, key, text)})

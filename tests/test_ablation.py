@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -145,6 +146,17 @@ def test_each_backbone_starts_from_its_own_weights(ablation_file):
     assert (config.model.norm_ratio, config.train.seed) == (True, 2)
 
 
+def test_another_backbone_is_refused_in_a_table_of_backbones(ablation_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "train", pytest.fail)
+    words = (
+        r"^row vit_small: model\.backbone=vit_tiny: this row trains vit_small; leave it out, or give your own --row$"
+    )
+    with pytest.raises(InputError, match=words):
+        run_ablation(ablation_file, TABLES["3"], 1, tmp_path / "w", {"model.backbone": "vit_tiny"})
+    # The rows of table 2 have the config's backbone, which can be changed.
+    assert row_config(ablation_file, ROWS[1], 0, {"model.backbone": "vit_small"}).model.backbone == "vit_small"
+
+
 def test_a_row_of_your_own_is_a_variant_with_options(ablation_file):
     row = parse_row("wide=nra,image_size=64,32,optim.lr=2e-3, degradation.light=0.1,0.5,loss.margin=0.3")
     config = row_config(ablation_file, row, 1, {"optim.lr": 1e-4, "optim.momentum": 0.5})
@@ -164,6 +176,18 @@ def test_rows_from_a_file_come_after_the_rows_of_the_table(tmp_path):
     (tmp_path / "rows.txt").write_text("a=nra\nb\n")
     with pytest.raises(InputError, match=r'rows.txt, line 2: "b" is not a row; write a row as NAME=VARIANT,KEY=VALUE'):
         choose_rows("2", [], str(tmp_path / "rows.txt"))
+
+
+@pytest.mark.parametrize("table", ["1", "2", "3", "none"])
+def test_only_the_rows_that_are_chosen_are_trained(table):
+    """The rows keep the order of the table. An unknown name is refused with the names of all rows."""
+    every = choose_rows(table, ["own=nra", "next=nra"])
+    assert choose_rows(table, ["own=nra", "next=nra"], only=["own", every[0].name]) == tuple(
+        row for row in every if row.name in ("own", every[0].name)
+    )
+    names = ", ".join(row.name for row in every)
+    with pytest.raises(InputError, match=f"^--only: there is no row nope; the rows are {re.escape(names)}$"):
+        choose_rows(table, ["own=nra", "next=nra"], only=["own", "nope"])
 
 
 @pytest.mark.parametrize(("table", "own", "message"), [
@@ -274,6 +298,7 @@ ablation.command()
     (["configs/teacher.py"], "has no variants"),
     (["configs/demo.py", "--seeds=0"], "seeds"),
     (["configs/demo.py", "--table=none", "--row=a=nra,optim.rate=1"], "row a: optim.rate is not an option"),
+    (["configs/demo.py", "--table=1", "--only=bot, agw,best"], "--only: there is no row best; the rows are ide, pcb, "),
 ])  # fmt: skip
 def test_a_wrong_command_ends_with_a_one_line_message(tmp_path, arguments, message):
     done = run("-m", "nrsrd_jax.ablation", "--config", *arguments, "--workdir", tmp_path / "w", status=2)

@@ -1,17 +1,19 @@
 """Table 1 trains the methods as published or from a common start, and leaves out rows without weights or data."""
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from people import ROOT
 
 from nrsrd_jax import ablation, ablation_tables
-from nrsrd_jax.ablation import default_workdir, run_ablation
+from nrsrd_jax.ablation import Training, default_workdir, run_ablation, train_command
 from nrsrd_jax.build import check_model
-from nrsrd_jax.config import save_config
+from nrsrd_jax.config import flatten, save_config
 from nrsrd_jax.data.readers import LAYOUTS
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.metrics_log import TITLES
 from nrsrd_jax.options import read_options
-from nrsrd_jax.rows import TABLES, parse_row, row_config
+from nrsrd_jax.rows import TABLES, parse_row, row_config, variant_config
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,23 @@ def test_table_1_trains_each_method_as_published_or_with_the_common_recipe(ablat
     assert read_options(small)
 
 
+@pytest.mark.parametrize("same_start", [False, True])
+@pytest.mark.parametrize("name", ["night600", "demo"])
+def test_a_process_of_its_own_trains_a_row_with_the_same_options(name, same_start, tmp_path):
+    """This is how --jobs trains. The process reads its options from its command line."""
+    file = str(ROOT / f"configs/{name}.py")
+    for row in (row for table in TABLES.values() for row in table):
+        overrides = {"init.checkpoint": "a/{backbone}", "model.depth": 0, "degradation.light": (0.1, 0.5)}
+        config = row_config(file, row, 1, overrides, same_start)
+        _, _, module, *place = train_command(file, Training(row, 1, config, tmp_path))
+        place, argv = place[:4], ["", *place[4:]]
+        assert [module, *place] == ["nrsrd_jax.train", "--config", f"{file}:{row.variant}", "--workdir", str(tmp_path)]
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_dict("config", variant_config(file, row), flag_values=values, sys_argv=argv)
+        values(argv)
+        assert flatten(values["config"].value) == flatten(config), row.name
+
+
 def test_a_row_that_cannot_be_trained_is_named_and_the_others_are_trained(ablation_file, tmp_path, untrained):
     rows = rows_of("ide", "transreid_ssl", "nrsrd")
     results, missing = run_ablation(ablation_file, rows, 1, tmp_path / "w", {"image_size": (128, 64)}, same_start=True)
@@ -71,7 +90,7 @@ def test_all_weights_of_the_methods_may_be_missing(ablation_file, tmp_path, mode
     )
     overrides = {"init.checkpoint": str(tmp_path / "{backbone}"), "image_size": (128, 64)}
     run_ablation(ablation_file, rows_of("ide", "transreid_ssl"), 1, tmp_path / "w", overrides, same_start=True)
-    assert f"row ide is left out: {tmp_path}/resnet_tiny does not exist" in seen[0]
+    assert f"row ide is left out: init.checkpoint: {tmp_path}/resnet_tiny does not exist" in seen[0]
     table = (tmp_path / "w/ablation.md").read_text()
     assert "| GFLOP |" in table
     assert ablation_tables.UNBUILT in table

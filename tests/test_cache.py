@@ -1,6 +1,9 @@
 """Caches on disk return what was written or are made again with a warning, and images are identified by hashes."""
 
+import dataclasses
 import errno
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -312,3 +315,12 @@ def test_an_evaluation_hashes_the_weights_once_until_they_are_replaced(tmp_path,
     embedder.variables = {**embedder.variables}
     assert embedder.identity()["weights_sha256"] == "2"
     assert embedder.fingerprint() != first
+
+
+def test_an_option_added_later_keeps_the_identity_of_earlier_models(model):
+    embedder = Embedder.load(model)
+    values = dataclasses.asdict(embedder.description)
+    for name in ("provenance", "sie_factor"):
+        del values[name]
+    text = json.dumps(values, sort_keys=True, default=str)
+    assert embedder.identity()["model_sha256"] == hashlib.sha256(text.encode()).hexdigest()

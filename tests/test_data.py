@@ -1,5 +1,7 @@
 """Layouts on disk are read into splits, decoded images are cached, and batches follow the plan."""
 
+import dataclasses
+import functools
 import multiprocessing
 import os
 import signal
@@ -14,8 +16,10 @@ from people import write_images, write_night
 from PIL import Image
 
 from nrsrd_jax.data import datasets, images, pipeline
-from nrsrd_jax.data.sampling import BatchPlan
+from nrsrd_jax.data.sampling import BatchPlan, ShuffledPlan
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.inputs import make_plans
+from nrsrd_jax.options import Train
 
 pytestmark = pytest.mark.slow
 
@@ -259,14 +263,17 @@ def test_batches_hold_p_identities_with_k_images(plan):
     assert sum(n > 0 for n in left) < 4
 
 
-def test_a_batch_depends_only_on_seed_and_step():
-    labels = np.repeat(np.arange(8), 5)
-    in_order = BatchPlan(labels, 8, 2, seed=3)
+@pytest.mark.parametrize("plan", [
+    functools.partial(BatchPlan, np.repeat(np.arange(8), 5), 8, 2), functools.partial(ShuffledPlan, 42, 8),
+])  # fmt: skip
+def test_a_batch_depends_only_on_seed_and_step(plan):
+    in_order = plan(seed=3)
     batches = [in_order.batch(step) for step in range(12)]
-    fresh = BatchPlan(labels, 8, 2, seed=3)
+    fresh = plan(seed=3)
     for step in (11, 0, 7):
         np.testing.assert_array_equal(fresh.batch(step), batches[step])
-    assert any(not np.array_equal(BatchPlan(labels, 8, 2, seed=4).batch(s), batches[s]) for s in range(3))
+    for other in (plan(seed=4), plan(seed=3, stream=1)):
+        assert any(not np.array_equal(other.batch(s), batches[s]) for s in range(3))
     epochs = [in_order.locate(step)[0] for step in range(12)]
     assert epochs == sorted(epochs)
     assert in_order.locate(in_order.steps(2)) == (2, 0)
@@ -283,6 +290,26 @@ def test_a_batch_depends_only_on_seed_and_step():
 def test_a_batch_that_cannot_be_drawn_is_named(identities, batch, instances, message):
     with pytest.raises(InputError, match=message):
         BatchPlan(np.repeat(np.arange(identities), 4), batch, instances, seed=0)
+
+
+def test_without_instances_each_epoch_shows_every_image_once_in_random_order():
+    """IDE, PCB and IDF draw images so. Images that do not fill a batch are left out of an epoch."""
+    split = datasets.Split((Path("x.jpg"),) * 42, np.repeat(np.arange(6), 7), np.zeros(42, int))
+    plans = make_plans(Train(batch_size=8, instances=0, seed=3), {"real": split, "aux": split})
+    epochs = [[plans["real"].batch(step).tolist() for step in range(start, start + 5)] for start in (0, 5)]
+    assert plans["real"].steps(2) == 10
+    for epoch in epochs:
+        assert len({image for batch in epoch for image in batch}) == 40
+    assert epochs[0] != epochs[1]
+    assert plans["aux"].batch(0).tolist() != epochs[0][0]
+    # A batch is not balanced: it shows some people more often than others.
+    assert max(np.bincount(split.labels[epochs[0][0]])) > 8 / 6
+    for labels, size, message in (
+        (split.labels, 43, "there are 42 images"),
+        (0 * split.labels, 8, "a single identity"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_plans(Train(batch_size=size, instances=0), {"real": dataclasses.replace(split, pids=labels)})
 
 
 def test_batches_from_cache_files_and_indices_are_the_same(tmp_path):

@@ -50,6 +50,7 @@ def read_alone(option):
     """Return two sets of options that differ in this option alone. Other options are set as this one needs them."""
     needs = {"eval.data.root": {"eval.data.name": "bright"}, "eval.data.protocol": {"eval.data.name": "bright"}}
     needs |= {"aux.enabled": {"teacher.enabled": False}}
+    needs |= {"model.sie_factor": {"model.sie": True, "teacher.enabled": False, "aux.enabled": False}}
     needs |= {"model.sie": {"teacher.enabled": False, "aux.enabled": False}}
     # A pretraining refuses what needs labels.
     unlabelled = {"teacher.enabled": False, "aux.enabled": False, "model.norm_ratio": False, "optim.name": "adamw"}

@@ -319,6 +319,7 @@ def test_a_new_non_local_block_changes_nothing_but_can_learn(reference):
     ("options", "message"),
     [
         ({"train.instances": 1}, r"loss\.triplet_real compares images of one identity, but train\.instances is 1"),
+        ({"train.instances": 0}, r"loss\.triplet_real compares images of one identity, but train\.instances is 0"),
         ({"loss.margin": -1.0}, r"loss\.margin is -1\.0; it must not be negative"),
         ({"loss.weighted_form": "official"}, r"loss\.weighted_form=official has no effect without loss\.weighted_real"),
         ({"model.drop_path": 0.5}, r"model\.drop_path=0\.5: bot_resnet50 has no stochastic depth"),

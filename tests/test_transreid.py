@@ -12,17 +12,21 @@ import tensors
 from people import small_config, write_night
 from tensors import at, nhwc, random_variables
 
+from nrsrd_jax import checkpoint, convert
 from nrsrd_jax.checkpoint import save_weights
 from nrsrd_jax.data import datasets
 from nrsrd_jax.data.protocol import make_target
+from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
 from nrsrd_jax.models import MODELS, find_spec, transreid
 from nrsrd_jax.models.vit import ViTSpec, patch_grid
 from nrsrd_jax.options import read_options
+from nrsrd_jax.retrieval import embedding
 from nrsrd_jax.retrieval.embedding import Embedder
 from nrsrd_jax.retrieval.scoring import evaluate
 from nrsrd_jax.schedule import learning_rate
+from nrsrd_jax.sharding import make_mesh
 from nrsrd_jax.step import make_objective
 from nrsrd_jax.weights import from_torch, identify, to_torch, torch_file, torch_names
 
@@ -87,9 +91,15 @@ def test_a_whole_official_file_gives_the_official_test_feature(reference, conver
     assert description.cameras == tuple(range(8))
     out = jax.jit(description.create_model().apply)(variables, images(reference), cameras=reference["cameras"])
     close(out["embedding"], reference[f"s{stride}/eval_before"])
-    # The official feature has a quarter of each local feature.
-    necks = [part["neck"] / (1 if index == 0 else 4) for index, part in enumerate(out["parts"])]
-    close(jnp.concatenate(necks, axis=1), reference[f"s{stride}/eval_after"])
+    # The official feature has a quarter of each local feature, also of those after the necks.
+    after = embedding._chosen(out, variables, "neck")
+    close(after, reference[f"s{stride}/eval_after"])
+    # Centred features are the official ones minus a vector, the same for all images.
+    shift = np.asarray(out["embedding"] - embedding._chosen(out, variables, "centred"))
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:1], shift.shape), atol=1e-5)
+    means = [variables["batch_stats"][name]["mean"] for name in ("bottleneck", "bottleneck_4")]
+    np.testing.assert_allclose(shift[0, :128], means[0], atol=1e-5)
+    np.testing.assert_allclose(shift[0, -128:], means[1] / 4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +111,31 @@ def test_each_part_of_transreid_can_be_left_out(reference, converted, stride, na
     model = dataclasses.replace(description, jpm=jpm, sie=sie).create_model()
     out = jax.jit(model.apply)(variables, images(reference), cameras=reference["cameras"] if sie else None)
     close(out["embedding"], reference[f"s{stride}/eval_{name}"])
+
+
+@pytest.mark.usefixtures("optimised")
+def test_the_factor_of_the_cameras_vectors_can_be_chosen(reference, converted, tmp_path, capsys, monkeypatch):
+    """TransReID's configs have a factor of 3. A file of weights does not show which one it was trained with."""
+    torch_file.save(tmp_path / "in.pth", official_file(reference, 16))
+    monkeypatch.setattr("sys.argv", f"convert {tmp_path}/in.pth --source_size 96,48 --sie_factor 1.5".split())
+    convert.main()
+    assert "each token gets 1.5 times the vector of its image's camera" in capsys.readouterr().out
+    description, variables = checkpoint.load(tmp_path / "in", make_mesh())
+    assert Description.from_json(description.to_json({})).sie_factor == 1.5
+    # Half the factor gives the features of vectors that are half as long.
+    table = converted[16][1]["params"]["base"]["sie_embed"]
+    base = variables["params"]["base"] | {"sie_embed": np.asarray(table) / 2}
+    halved = {**variables, "params": variables["params"] | {"base": base}}
+    ours, other = (
+        jax.jit(each.create_model().apply)(values, images(reference), cameras=reference["cameras"])["embedding"]
+        for each, values in ((description, variables), (converted[16][0], halved))
+    )
+    close(ours, other, 1e-6)
+    # The exported file keeps the factor, and a line says how to load it in the official code.
+    monkeypatch.setattr("sys.argv", f"to_torch {tmp_path}/in --output {tmp_path}/out.pth".split())
+    to_torch.main()
+    assert "set MODEL.SIE_COE 1.5 in the official code" in capsys.readouterr().out
+    assert from_torch.convert(tmp_path / "out.pth")[0].sie_factor == 1.5
 
 
 @pytest.mark.parametrize("stride", STRIDES)

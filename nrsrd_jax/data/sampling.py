@@ -9,6 +9,14 @@ import numpy as np
 from ..errors import InputError
 
 
+def check_identities(labels: np.ndarray) -> None:
+    """Raise InputError if the classes [N] of the training images are fewer than two."""
+    if not len(labels):
+        raise InputError("there are no training images: data.exclude leaves out all of them, or the list is empty")
+    if len(np.unique(labels)) < 2:
+        raise InputError("the training images show a single identity; training needs at least 2")
+
+
 class BatchPlan:
     """Batches of P identities × K images, with the epochs of the official RandomIdentitySampler.
 
@@ -36,11 +44,8 @@ class BatchPlan:
             )
         self.identities, self.instances = batch_size // instances, instances
         self.seed, self.stream = seed, stream
+        check_identities(labels)
         self.members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        if not self.members:
-            raise InputError("there are no training images: data.exclude leaves out all of them, or the list is empty")
-        if len(self.members) < 2:
-            raise InputError("the training images show a single identity; training needs at least 2")
         if len(self.members) < self.identities:
             raise InputError(
                 f"the training images show {len(self.members)} identities, but a batch of {batch_size} takes "
@@ -95,16 +100,19 @@ class BatchPlan:
 
 
 class ShuffledPlan:
-    """Batches of images in random order, each image at most once in an epoch. An incomplete batch is left out."""
+    """Batches of images in random order, each image at most once in an epoch. An incomplete batch is left out.
 
-    def __init__(self, images: int, batch_size: int, seed: int):
+    `images` is their number; `batch_size`, `seed` and `stream` are as in BatchPlan.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, stream: int = 0):
         if images < batch_size:
             raise InputError(f"there are {images} images, fewer than train.batch_size {batch_size}; lower it")
-        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.images, self.batch_size, self.seed, self.stream = images, batch_size, seed, stream
         self._order = functools.lru_cache(maxsize=2)(self._draw)
 
     def _draw(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.images)
+        return np.random.default_rng([self.seed, epoch, self.stream]).permutation(self.images)
 
     def steps(self, epochs: int) -> int:
         """Return the number of steps in the first `epochs` epochs."""

@@ -43,7 +43,9 @@ MODELS: dict[str, Spec] = {
 }
 
 
-def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False, sie: bool = False) -> Spec:
+def find_spec(
+    backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False, sie: bool = False, sie_factor: float = 3.0
+) -> Spec:
     """Return the spec of a backbone.
 
     Args:
@@ -52,6 +54,7 @@ def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False,
         stride: pixels from one patch of a ViT to the next, in 1..16; 0 for the backbone's own.
         jpm: whether a ViT has TransReID's local features (`models.transreid`).
         sie: whether a ViT adds a learned vector of the image's camera to every token, as TransReID does.
+        sie_factor: the factor of these vectors.
 
     Returns:
         The spec with these options.
@@ -77,6 +80,8 @@ def find_spec(backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False,
             raise InputError(f"model.{name}={value}: {backbone} {own}; the option works with: {having}")
     if not 0 <= stride <= 16:
         raise InputError(f"model.stride is {stride}; it takes 1 to 16 pixels, or 0 for the backbone's own")
+    if sie:
+        chosen["sie_factor"] = sie_factor
     return dataclasses.replace(spec, **chosen)  # pyright: ignore[reportArgumentType]
 
 
@@ -89,6 +94,7 @@ def create_model(
     stride: int = 0,
     jpm: bool = False,
     sie: bool = False,
+    sie_factor: float = 3.0,
     dtype: jnp.dtype | None = None,
     **options,
 ) -> ReID:
@@ -97,7 +103,7 @@ def create_model(
     Args:
         backbone: a name in MODELS, such as "vit_small_ics".
         classes, aux_classes: the number of training identities of the two domains; 0 for no classifier.
-        depth, stride, jpm, sie: as in `find_spec`.
+        depth, stride, jpm, sie, sie_factor: as in `find_spec`.
         dtype: the type of the model's matrix products; None for float32.
         **options: further arguments of the spec's `module` (`models.spec.Spec.module`).
 
@@ -114,7 +120,7 @@ def create_model(
         >>> model.classes, model.base.norm_ratio.init
         (30, 1.0)
     """
-    spec = find_spec(backbone, depth, stride, jpm, sie)
+    spec = find_spec(backbone, depth, stride, jpm, sie, sie_factor)
     return ReID(spec.module(dtype=dtype, **options), classes, aux_classes, spec.head)
 
 

@@ -37,8 +37,9 @@ class ReID(nn.Module):
         embedding: [B, D] float32, the features that retrieval ranks by.
         parts: a list with one dict per part of the model: `features` [B, D] float32 before the neck, for the triplet
             loss; `neck` [B, D] after the neck; `logits`, {domain: [B, C]} for each domain with a classifier; `weight`,
-            a float that scales the part's losses. The first part may also have `centers` [C, D], for the centre loss,
-            and in training `losses`, {name: scalar}, which the backbone computes itself.
+            a float that scales the part's losses; `factor`, a float that scales the part's features in a test. The
+            first part may also have `centers` [C, D], for the centre loss, and in training `losses`, {name: scalar},
+            which the backbone computes itself.
         diagnostics: {name: scalar}, values to log, over the images of the first domain.
         maps: with `maps=True`, the backbone's attention maps (see its module).
 
@@ -79,11 +80,12 @@ class ReID(nn.Module):
             The dict that the class describes.
         """
         out = self.base(images, cameras=cameras, train=train, maps=maps, domains=domains)
-        weights = out.pop("weights", [1.0] * len(out["parts"]))
+        ones = [1.0] * len(out["parts"])
+        weights, factors = out.pop("weights", ones), out.pop("factors", ones)
         head = self.head
         heads = {"real": ("classifier", self.classes), "aux": ("classifier_aux", self.aux_classes)}
         parts = []
-        for index, (features, weight) in enumerate(zip(out["parts"], weights, strict=True)):
+        for index, (features, weight, factor) in enumerate(zip(out["parts"], weights, factors, strict=True)):
             # The first part has no number, so that the names of a model with one part are the official ones.
             suffix = f"_{index}" if index else ""
             neck = features
@@ -103,7 +105,7 @@ class ReID(nn.Module):
                 for domain, (name, classes) in heads.items()
                 if classes
             }
-            parts.append({"features": features, "neck": neck, "logits": logits, "weight": weight})
+            parts.append({"features": features, "neck": neck, "logits": logits, "weight": weight, "factor": factor})
         if head.centers and self.classes:
             shape = self.classes, parts[0]["features"].shape[-1]
             # The official code of BoT draws the centres from N(0, 1), too.

@@ -6,6 +6,7 @@ A backbone is a Flax module. It is called with images [B, h, w, 3] and the keywo
   {"embedding": [B, D] float32,          the features that retrieval ranks by
    "parts": [[B, D_i] float32, …],       the features that get a neck and classifiers, at least one
    "weights": [float, …],                the weight of each part's losses; if it is missing, 1 for every part
+   "factors": [float, …],                the factor of each part in the features that retrieval ranks by, likewise
    "diagnostics": {name: scalar},        values to log while training
    "losses": {name: scalar},             in training, its own losses, over images of the first domain (`Spec.losses`)
    "maps": {…}}                          with `maps=True`, attention maps and other arrays to look at

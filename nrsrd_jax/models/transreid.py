@@ -11,10 +11,10 @@ PARTS = 4
 # The official option is 5 because it counts the CLS token.
 SHIFT = 4
 GROUPS = 2
-# The official configs call this SIE_COE.
-SIE_FACTOR = 3.0
 # The weights of the parts' losses: half for the global feature, half for the mean over the local features.
 LOSS_WEIGHTS = (0.5, *[0.5 / PARTS] * PARTS)
+# The factors of the parts in the features of the official test.
+TEST_FACTORS = (1.0, *[1 / PARTS] * PARTS)
 
 
 def shuffled(count: int) -> np.ndarray:
@@ -55,14 +55,15 @@ def part_tokens(tokens: jax.Array) -> jax.Array:
     return jnp.concatenate([cls, patches], axis=2).reshape(batch * PARTS, 1 + length, width)
 
 
-def add_cameras(tokens: jax.Array, table: jax.Array, cameras: jax.Array | None) -> jax.Array:
-    """Add three times the vector of an image's camera to all tokens of the image.
+def add_cameras(tokens: jax.Array, table: jax.Array, cameras: jax.Array | None, factor: float) -> jax.Array:
+    """Add `factor` times the vector of an image's camera to all tokens of the image.
 
     Args:
         tokens: [B, N, D].
         table: the vector of each camera, [C, 1, D].
         cameras: the row [B] of each image's camera in the table; −1 for an unknown camera, for which nothing is added;
             None if all are unknown.
+        factor: the official configs call it SIE_COE.
 
     Returns:
         [B, N, D], of the type of `tokens`.
@@ -71,7 +72,7 @@ def add_cameras(tokens: jax.Array, table: jax.Array, cameras: jax.Array | None) 
         return tokens
     # Row −1 would be the last camera's; `where` replaces it, so that its vector gets no gradient either.
     known = (cameras >= 0)[:, None, None]
-    return tokens + (SIE_FACTOR * jnp.where(known, table[cameras], 0)).astype(tokens.dtype)
+    return tokens + (factor * jnp.where(known, table[cameras], 0)).astype(tokens.dtype)
 
 
 def torch_name(name: str, depth: int) -> str:

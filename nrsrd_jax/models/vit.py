@@ -100,6 +100,7 @@ class VisionTransformer(nn.Module):
         stem: whether the ICS convolutions come before the patches.
         stride: pixels from one patch to the next. Patches of 16 pixels overlap if it is less than 16.
         cameras: the number of cameras with a learned vector, which is added to every token; 0 for no vectors.
+        sie_factor: the factor of the cameras' vectors.
         jpm: whether the model has TransReID's local features.
         norm_ratio: the settings of NRA in the last block, or None for a model without NRA.
         drop_path: the rate of stochastic depth in the last block. The rates grow linearly from 0 in the first block.
@@ -116,6 +117,7 @@ class VisionTransformer(nn.Module):
     stride: int = PATCH
     cameras: int = 0
     jpm: bool = False
+    sie_factor: float = 3.0
     norm_ratio: NormRatio | None = None
     drop_path: float = 0.1
     grid: tuple[int, int] | None = None
@@ -143,7 +145,7 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1) + position
         if self.cameras:
             table = self.param("sie_embed", LINEAR_INIT, (self.cameras, 1, self.width))
-            x = transreid.add_cameras(x, table, cameras)
+            x = transreid.add_cameras(x, table, cameras, self.sie_factor)
         batch, tokens, _ = x.shape
         fused = tokens if self.fused and not maps else 0
         # JAX's cuDNN attention has gradients only for even numbers of tokens, so pad with one masked token.
@@ -178,10 +180,10 @@ class VisionTransformer(nn.Module):
         if self.jpm:
             x, _ = run(last, rows(transreid.part_tokens(trunk)), 1, self.norm_ratio, 0, name="local_block")
             local = LayerNorm(name="local_norm")(x).reshape(batch, transreid.PARTS, self.width)
-            quarters = (local / transreid.PARTS).reshape(batch, -1)
-            out["embedding"] = jnp.concatenate([features, quarters], axis=1)
             out["parts"] += [local[:, part] for part in range(transreid.PARTS)]
-            out["weights"] = list(transreid.LOSS_WEIGHTS)
+            out["weights"], out["factors"] = list(transreid.LOSS_WEIGHTS), list(transreid.TEST_FACTORS)
+            pairs = zip(out["parts"], transreid.TEST_FACTORS, strict=True)
+            out["embedding"] = jnp.concatenate([part * factor for part, factor in pairs], axis=1)
         if maps:
             of_all = ("attention", "q_norm", "k_norm", "v_norm", "logit_spread")
             out["maps"] = {name: jnp.stack([block[name] for block in blocks], axis=1) for name in of_all}
@@ -204,6 +206,7 @@ class ViTSpec(Spec):
         stride: pixels from one patch to the next.
         jpm: whether the model has TransReID's local features.
         sie: whether the model has a learned vector for each camera of training.
+        sie_factor: the factor of these vectors.
     """
 
     depth: int = 12
@@ -211,6 +214,7 @@ class ViTSpec(Spec):
     stride: int = dataclasses.field(default=PATCH, compare=False)
     jpm: bool = dataclasses.field(default=False, compare=False)
     sie: bool = dataclasses.field(default=False, compare=False)
+    sie_factor: float = dataclasses.field(default=3.0, compare=False)
 
     @property
     def embedding_width(self) -> int:
@@ -255,6 +259,7 @@ class ViTSpec(Spec):
             self.stride,
             cameras if self.sie else 0,
             self.jpm,
+            self.sie_factor,
             norm_ratio=norm_ratio,
             drop_path=drop_path,
             grid=grid,

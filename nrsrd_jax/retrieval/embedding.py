@@ -18,11 +18,12 @@ from ..description import Description
 from ..errors import InputError
 from ..models.reid import ReID
 from ..models.spec import Spec
+from ..options import OPTIONS
 from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
 
 # Raise this when the same weights and images would give other features, so that old caches are not read.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 class Embeds(Protocol):
@@ -62,7 +63,8 @@ class Embedder:
         batch_size: the most images to embed at once, at least 1.
         flip: whether to average with the mirror image.
         feature: "cls" for the model's embedding; "centred" for the features of its parts minus their mean over the
-            training images, which the BNNeck keeps; "neck" for the output of the BNNecks.
+            training images, which the BNNeck keeps; "neck" for the output of the BNNecks. For a model with local
+            features (JPM), all three have a quarter of each local feature, as in the official test.
 
     Raises:
         InputError: `feature` needs a trained neck, which the model does not have.
@@ -205,8 +207,7 @@ class Embedder:
         Unlike `fingerprint`, it does not depend on platform or precision, so that features made on a GPU can be
         searched on a CPU.
         """
-        model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
-        text = json.dumps(model, sort_keys=True, default=str)
+        text = json.dumps(self._described(), sort_keys=True, default=str)
         return {
             "weights_sha256": self._weights_hash(),
             "model_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -216,9 +217,17 @@ class Embedder:
 
     def fingerprint(self) -> str:
         """Return a hash of what determines the features of images: weights, model, mirroring, precision, platform."""
-        model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
-        text = json.dumps([CACHE_VERSION, model, self.options, self._weights_hash()], default=str)
+        text = json.dumps([CACHE_VERSION, self._described(), self.options, self._weights_hash()], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _described(self) -> dict[str, Any]:
+        """Return the description's values that determine features."""
+        values = dataclasses.asdict(self.description)
+        del values["provenance"]
+        # The default is left out, so that galleries made before this option existed stay valid.
+        if values["sie_factor"] == OPTIONS["model.sie_factor"].default:
+            del values["sie_factor"]
+        return values
 
     def _weights_hash(self) -> str:
         # An evaluation asks several times, and hashing takes long. The training loop replaces `variables`.
@@ -294,9 +303,11 @@ def _chosen(out: dict[str, Any], variables: dict, feature: str) -> jax.Array:
     if feature == "cls":
         return out["embedding"]
     if feature == "neck":
-        return jnp.concatenate([part["neck"] for part in out["parts"]], axis=1)
-    pairs = zip(out["parts"], _necks(variables), strict=True)
-    return jnp.concatenate([part["features"] - neck["mean"] for part, neck in pairs], axis=1)
+        chosen = [part["neck"] for part in out["parts"]]
+    else:
+        pairs = zip(out["parts"], _necks(variables), strict=True)
+        chosen = [part["features"] - neck["mean"] for part, neck in pairs]
+    return jnp.concatenate([x * part["factor"] for x, part in zip(chosen, out["parts"], strict=True)], axis=1)
 
 
 def device_batches(

@@ -281,6 +281,10 @@ def summary(description: Description) -> list[str]:
     else:
         lines.append("it has no classifier, so it can start a training, but not be a teacher")
     if description.sie:
+        lines.append(
+            f"each token gets {description.sie_factor:g} times the vector of its image's camera: if the model was "
+            "trained with another factor (MODEL.SIE_COE), convert again with --sie_factor"
+        )
         count, names = len(description.cameras), ", ".join(map(str, description.cameras))
         note = f"its features depend on each image's camera (SIE), and its cameras are called {names}"
         if description.cameras == tuple(range(count)):

@@ -67,7 +67,7 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     if backbone:
         if isinstance(description.spec, IDFSpec):
             raise InputError(f"{path} is an IDF model, which has two backbones: leave --backbone out")
-        description = dataclasses.replace(description, jpm=False, sie=False)
+        description = dataclasses.replace(description, jpm=False, sie=False, sie_factor=3.0)
     if not set(types.values()) <= {"float16", "bfloat16"}:
         raise InputError(f"{path} is damaged: it names tensors of unknown types")
     if description.norm_ratio and description.norm_ratio.form != "ratio":
@@ -174,6 +174,8 @@ def write(
             "(nrsrd_jax.augment.brighten); the official code does not brighten them",
             error=True,
         )
+    if description.sie:
+        say(f"its cameras' vectors have a factor: set MODEL.SIE_COE {description.sie_factor:g} in the official code")
     say(f"{len(tensors)} tensors, {output.stat().st_size / 2**20:.1f} MiB, written to {output}")
 
 
