@@ -205,8 +205,7 @@ class Embedder:
         Unlike `fingerprint`, it does not depend on platform or precision, so that features made on a GPU can be
         searched on a CPU.
         """
-        model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
-        text = json.dumps(model, sort_keys=True, default=str)
+        text = json.dumps(self._model(), sort_keys=True, default=str)
         return {
             "weights_sha256": self._weights_hash(),
             "model_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -216,9 +215,12 @@ class Embedder:
 
     def fingerprint(self) -> str:
         """Return a hash of what determines the features of images: weights, model, mirroring, precision, platform."""
-        model = {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
-        text = json.dumps([CACHE_VERSION, model, self.options, self._weights_hash()], default=str)
+        text = json.dumps([CACHE_VERSION, self._model(), self.options, self._weights_hash()], default=str)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def _model(self) -> dict[str, Any]:
+        """Return the description without its provenance, which has no effect on features."""
+        return {name: value for name, value in dataclasses.asdict(self.description).items() if name != "provenance"}
 
     def _weights_hash(self) -> str:
         # An evaluation asks several times, and hashing takes long. The training loop replaces `variables`.
