@@ -19,6 +19,7 @@ from ..data.protocol import Target
 from ..description import Description
 from ..files import write_csv, written_whole
 from ..inputs import read_test_images
+from ..models import with_base
 from ..models.attention import NormRatio
 from ..models.vit import ViTSpec
 from ..options import Options
@@ -115,7 +116,7 @@ def _scores(
     """Yield each value with its metrics by data set. The model is compiled once for all values."""
     embedder = make_embedder(description, variables, make_mesh(), options)
     for value, base in bases.items():
-        embedder.variables = variables | {"params": variables["params"] | {"base": base}}
+        embedder.variables = with_base(variables, base)
         yield value, {name: result.metrics for name, result in evaluate(embedder, options, targets).items()}
 
 
