@@ -111,7 +111,7 @@ def evaluate_run(
     if features:
         export_features(written["features"], results, targets)
     if lights:
-        for name, curve in sweep(embedder, options, targets, fingerprint, lights).items():
+        for name, curve in evaluate_in_lights(embedder, options, targets, fingerprint, lights).items():
             rows[name]["illumination"] = curve
         result["degradation"] = degradation_options(options) | {"seed": SEED}
         write_result(written["result"], result, begin, follow=bool(output))
@@ -218,7 +218,7 @@ def _choose(
     return source, path, config
 
 
-def sweep(
+def evaluate_in_lights(
     embedder: Embeds,
     options: Options,
     targets: Mapping[str, Target],
