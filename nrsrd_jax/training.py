@@ -187,7 +187,7 @@ def _read_tests(options: Options, records: Records) -> None:
 
 
 def _new_state(start: Start, description: Description, state: TrainState, shardings: TrainState) -> TrainState:
-    """Return the state with the backbone of init.checkpoint, or unchanged, with random weights, without one."""
+    """Return the state with the backbone of init.checkpoint. Without init.checkpoint, its weights stay random."""
     if not start.source:
         say("starting from random weights (init.checkpoint is empty)")
         return state
