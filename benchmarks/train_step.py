@@ -102,7 +102,7 @@ class Case:
         }
         self.data = jax.device_put({"real": domain} | ({"aux": domain} if self.domains == 2 else {}), over_data(mesh))
         self.labels = {name: self.data[name]["labels"] for name in self.data}
-        self.step = make_step(options, description, self.teacher, {}, 1)
+        self.step = make_step(options, description, self.teacher, {})
         self.prepare = preparation(options, description, {})
         self.objective = loss_function(options, description, self.teacher)
         self.update = make_update(self.objective, self.optimizer, lambda _: (1e-3, 2e-3))

@@ -290,18 +290,8 @@ def preparation(options: Options, description: Description, degradation: dict) -
     )
 
 
-def make_step(
-    options: Options,
-    description: Description,
-    teacher: Teacher | None,
-    degradation: dict,
-    steps: int,
-) -> Callable:
-    """Return the train step that the options describe, not compiled.
-
-    `steps` is unused: pretraining's schedules need it (`method.Method`), and the learning rate here follows the epoch.
-    """
-    del steps
+def make_step(options: Options, description: Description, teacher: Teacher | None, degradation: dict) -> Callable:
+    """Return the train step that the options describe, not compiled."""
     optim = options.optim
     rate = functools.partial(
         schedule.learning_rate,

@@ -339,11 +339,9 @@ def initialise_backbone(
         *(variables["params"]["base"], source_variables["params"]["base"]),
         *(description.image_size, source.image_size, source.spec),
     )
-    statistics = variables["batch_stats"]
+    params, statistics = variables["params"] | {"base": base}, variables["batch_stats"]
     if "base" in statistics:
         given = source_variables["batch_stats"]["base"]
         own = {name: given.get(name, value) for name, value in statistics["base"].items()}
         statistics = statistics | {"base": own}
-    return {"params": variables["params"] | {"base": base}, "batch_stats": statistics}, ", ".join(
-        [f"backbone {source.backbone}", *notes]
-    )
+    return {"params": params, "batch_stats": statistics}, ", ".join([f"backbone {source.backbone}", *notes])

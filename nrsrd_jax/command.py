@@ -278,8 +278,7 @@ def _options_of(group: str) -> str:
 def _place(error: BaseException) -> str:
     """Return where in the config file an error was raised, as " (FILE, line N)", or "" if it was raised elsewhere."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "get_config"]
-    ours = str(Path(__file__).parent)
-    named = [frame for frame in frames if not frame.filename.startswith(ours)]
+    named = [frame for frame in frames if PACKAGE not in Path(frame.filename).parents]
     return f" ({named[-1].filename}, line {named[-1].lineno})" if named else ""
 
 

@@ -89,6 +89,43 @@ def with_cameras(description: Description, names: tuple[int, ...]) -> Descriptio
 
 
 def main() -> None:
+    options = _read_options()
+    if not options.file.is_file() and not options.file.is_dir():
+        raise InputError(f"there is no file {options.file}")
+    output = expanded(options.output) if options.output else default_output(options.file)
+    # Look before the conversion, which takes long. A link that leads nowhere counts as existing, too.
+    if not options.dry_run and os.path.lexists(output):
+        raise InputError(f"{output} exists; remove it, or choose another --output")
+    try:
+        description, variables, kept, report = convert(
+            options.file, options.image_size, options.source_size, options.key, options.ignore, options.backbone
+        )
+    except InputError as error:
+        raise InputError(f"{options.file}: {error}") from error
+    if options.brighten is not None:
+        description = dataclasses.replace(description, brighten=options.brighten)
+    if options.cameras is not None:
+        description = with_cameras(description, options.cameras)
+    if options.sie_factor is not None:
+        if not description.sie:
+            raise InputError(
+                "--sie_factor is for a model with camera embedding (SIE), which the file lacks: leave it out"
+            )
+        description = dataclasses.replace(description, sie_factor=options.sie_factor)
+    if not options.dry_run and not report.faults:
+        save_weights(output, description, variables, kept)
+    say(*report.lines())
+    if report.faults:
+        listed = "; ".join(report.faults[:MAX_LISTED]) + "; and more, in the rows above" * (
+            len(report.faults) > MAX_LISTED
+        )
+        raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written: {listed}")
+    say(*report.warnings, *summary(description))
+    if not options.dry_run:
+        say(f"written to {output}")
+
+
+def _read_options() -> argparse.Namespace:
     parser = Parser(__doc__, "nrsrd convert")
     parser.add_argument("file", type=Path, help="the checkpoint file, the index of its shards, or the folder of either")
     parser.add_argument("--output", type=Path, help="the folder to write; default: the file without its ending")
@@ -145,40 +182,7 @@ def main() -> None:
         "as the file says, otherwise 3",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the report, but write nothing")
-    options = parser.parse_args()
-    if not options.file.is_file() and not options.file.is_dir():
-        raise InputError(f"there is no file {options.file}")
-    output = expanded(options.output) if options.output else default_output(options.file)
-    # Look before the conversion, which takes long. A link that leads nowhere counts as existing, too.
-    if not options.dry_run and os.path.lexists(output):
-        raise InputError(f"{output} exists; remove it, or choose another --output")
-    try:
-        description, variables, kept, report = convert(
-            options.file, options.image_size, options.source_size, options.key, options.ignore, options.backbone
-        )
-    except InputError as error:
-        raise InputError(f"{options.file}: {error}") from error
-    if options.brighten is not None:
-        description = dataclasses.replace(description, brighten=options.brighten)
-    if options.cameras is not None:
-        description = with_cameras(description, options.cameras)
-    if options.sie_factor is not None:
-        if not description.sie:
-            raise InputError(
-                "--sie_factor is for a model with camera embedding (SIE), which the file lacks: leave it out"
-            )
-        description = dataclasses.replace(description, sie_factor=options.sie_factor)
-    if not options.dry_run and not report.faults:
-        save_weights(output, description, variables, kept)
-    say(*report.lines())
-    if report.faults:
-        listed = "; ".join(report.faults[:MAX_LISTED]) + "; and more, in the rows above" * (
-            len(report.faults) > MAX_LISTED
-        )
-        raise InputError(f"{options.file}: {len(report.faults)} faults, nothing was written: {listed}")
-    say(*report.warnings, *summary(description))
-    if not options.dry_run:
-        say(f"written to {output}")
+    return parser.parse_args()
 
 
 def command() -> None:

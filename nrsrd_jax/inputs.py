@@ -118,10 +118,7 @@ def _unlabelled(paths: Sequence[Path], data: Data, exclude: Collection[Path]) ->
 
 
 def _crop_sources(root: str) -> list[Source]:
-    """Return the folders and lists that data.root names.
-
-    A path that exists may contain commas. Otherwise commas separate several paths.
-    """
+    """Return the folders and lists that data.root names: one path that exists, or several, separated by commas."""
     # The name of an existing folder may contain a comma.
     roots = [root] if expanded(root).exists() and root.strip() else [part.strip() for part in root.split(",")]
     if not all(roots):

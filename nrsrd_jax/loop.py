@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -23,10 +24,10 @@ from .inputs import Records, reading_threads
 from .method import Method
 from .metrics_log import MetricsLog, logged_scores
 from .options import Options, flatten
-from .precision import compute_dtype
 from .processes import is_first, together
 from .query_scores import write_scores
 from .retrieval.embedding import Embedder
+from .retrieval.loading import make_embedder
 from .retrieval.scoring import evaluate, headline
 from .sharding import over_data, place, replicated
 from .state import TrainState
@@ -104,13 +105,7 @@ class Loop:
                 epoch, index = plan.locate(done)
                 if done % options.train.log_every == 0 or index == 0:
                     self.check_finite(metrics, done, workdir)
-                    # Average over the steps since the last line, because a single batch is noisy.
-                    values = {name: float(np.mean([float(x[name]) for x in pending])) for name in metrics}
-                    current = epoch if index == 0 else epoch + 1
-                    log.write(done, {"epoch": current} | values | rate.figures())
-                    bar.set_description(f"epoch {current}/{options.train.epochs}", refresh=False)
-                    bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
-                    bar.update(len(pending) * images)
+                    self.log_steps(log, bar, done, pending, rate)
                     pending, rate = [], Rate()
                 if index == 0:
                     scores = self.end_epoch(state, epoch, done == total, log, bar) or scores
@@ -119,14 +114,28 @@ class Loop:
                 ending = self.termination.told() or ending
                 # Stop only after a logged step, so that the log has the same lines as that of an uninterrupted run.
                 if ending and not pending and done < total:
-                    self.checkpoints.save(state, self.description, None)
-                    self.checkpoints.close()
-                    # Leave together: a process must not exit while others still communicate with it.
-                    jax.distributed.shutdown()
-                    self.termination.end(
-                        f"stopped after step {done} of {total} and saved; the same command continues from there"
-                    )
+                    self.stop(state, f"stopped after step {done} of {total} and saved")
         return self.method.conclude(options, self.description, workdir, scores)
+
+    def log_steps(self, log: MetricsLog, bar: tqdm, done: int, pending: list[dict], rate: Rate) -> None:
+        """Log the means over the pending steps, of which `done` is the last. A single batch would be noisy."""
+        epoch, index = self.records.plans["real"].locate(done)
+        current = epoch if index == 0 else epoch + 1
+        # Fetch all numbers together. One by one, each would take a transfer that the device waits for.
+        fetched = jax.device_get(pending)
+        values = {name: float(np.mean([float(x[name]) for x in fetched])) for name in fetched[-1]}
+        log.write(done, {"epoch": current} | values | rate.figures())
+        bar.set_description(f"epoch {current}/{self.options.train.epochs}", refresh=False)
+        bar.set_postfix_str(f"loss {values['loss']:.3f}", refresh=False)
+        bar.update(len(pending) * self.options.train.batch_size * len(self.domains))
+
+    def stop(self, state: TrainState, message: str) -> NoReturn:
+        """Save the state, and end the run with a message that the same command continues it."""
+        self.checkpoints.save(state, self.description, None)
+        self.checkpoints.close()
+        # Leave together: a process must not exit while others still communicate with it.
+        jax.distributed.shutdown()
+        self.termination.end(f"{message}; the same command continues from there")
 
     def check_finite(self, metrics: dict, step: int, workdir: Path) -> None:
         """Raise InputError if the loss or gradient norm of a step is not finite, and list its batch in a file."""
@@ -212,14 +221,7 @@ class Loop:
 
     @functools.cached_property
     def embedder(self) -> Embedder:
-        model = self.description.create_model(dtype=compute_dtype(self.options.train.precision))
-        chosen = self.options.eval
-        return Embedder(
-            *(model, {}, self.description, self.mesh),
-            batch_size=chosen.batch_size,
-            flip=chosen.flip,
-            feature=chosen.feature,
-        )
+        return make_embedder(self.description, {}, self.mesh, self.options)
 
 
 def progress_bar(done: int, total: int, images: int) -> tqdm:

@@ -62,7 +62,10 @@ def choose_method(options: Options) -> Method:
         make_description=build.make_description,
         make_state=build.make_state,
         start_from=build.start_from,
-        make_step=build.make_step,
+        # The learning rate follows the epoch, so this step does not need to know how many steps there are.
+        make_step=lambda options, description, teacher, degradation, _: build.make_step(
+            options, description, teacher, degradation
+        ),
         conclude=lambda options, description, workdir, scores: (
             scores or training_accuracy(workdir, options.train.epochs, description.classes)
         ),

@@ -48,7 +48,7 @@ def join() -> None:
     elif tasks.isdecimal() and int(tasks) > 1:
         waiting = f"{tasks} processes of this SLURM step on {os.environ.get('SLURM_STEP_NODELIST', 'its nodes')}"
     elif {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
-        waiting = "the pods of this Kubernetes Job, at the one of completion index 0"
+        waiting = "the pods of this Kubernetes Job, at the pod of completion index 0"
     else:
         return
     say(f"waiting for {waiting}, at most {PATIENCE} s; after that JAX aborts (docs/reliability.md)", error=True)

@@ -47,6 +47,7 @@ from .precision import compute_dtype
 from .processes import check_alike, is_first, together
 from .runs import owned
 from .sharding import make_mesh, place
+from .state import TrainState
 from .step import Teacher
 from .stored import read_description
 from .termination import Termination
@@ -136,20 +137,12 @@ def train(
 
 
 def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, float]:
-    options, mesh, records, done, source = start.options, start.mesh, start.records, start.done, start.source
-    method, teacher, teacher_variables = start.method, start.teacher, start.teacher_variables
+    options, mesh, records, done, method = start.options, start.mesh, start.records, start.done, start.method
     with together():
         domains = read_domains(options, records)
-        # Read the test images now, so that an unreadable one is found before training, not at the first evaluation.
-        for name, data in records.targets.items():
-            for split in (data.query, data.gallery):
-                if options.data.cache == "none":
-                    check_readable(split.paths)
-                else:
-                    read_test_images(options, split)
-            say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(options, data).items()))
+        _read_tests(options, records)
     mean, std = pixel_statistics(options.data, domains["real"].sources["images"])
-    description = method.make_description(options, records, mean, std, teacher_variables)
+    description = method.make_description(options, records, mean, std, start.teacher_variables)
     abstract, shardings, create = sharded(functools.partial(method.make_state, options, description), mesh)
     checkpoints = Checkpoints(workdir)
     # How to initialise: 1. continue this run; 2. start from a checkpoint's backbone; 3. start from random weights.
@@ -161,15 +154,8 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
         complete = done >= total
         say(f"{workdir} is complete after {done} steps" if complete else f"resuming {workdir} after step {done}")
     else:
-        state = create()
-        if source:
-            variables, taken = checkpoint.initialise_backbone(state.variables, description, *source)
-            variables = place(variables, {name: getattr(shardings, name) for name in variables})
-            state = method.start_from(state, variables)
-            say(f"starting from {options.init.checkpoint}: {taken}")
-        else:
-            say("starting from random weights (init.checkpoint is empty)")
-    if teacher:
+        state = _new_state(start, description, create(), shardings)
+    if start.teacher:
         say(f"the teacher is {options.teacher.checkpoint}")
     size = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract.params)) / 1e6
     say(
@@ -180,13 +166,35 @@ def _train(workdir: Path, start: Start, termination: Termination) -> dict[str, f
         if is_first():
             save_config(options, workdir / "config.json")
 
-    step = method.make_step(options, description, teacher, start.degradation, total)
-    compiled = CompiledStep(step, shardings, mesh, teacher_variables, options.train.debug_nans)
+    step = method.make_step(options, description, start.teacher, start.degradation, total)
+    compiled = CompiledStep(step, shardings, mesh, start.teacher_variables, options.train.debug_nans)
     loop = Loop(options, method, records, description, domains, mesh, checkpoints, termination)
     try:
         return loop.run(state, done, compiled, workdir)
     finally:
         checkpoints.close()
+
+
+def _read_tests(options: Options, records: Records) -> None:
+    """Read the test images, so that an unreadable one is found now and not at the first evaluation; print hashes."""
+    for name, data in records.targets.items():
+        for split in (data.query, data.gallery):
+            if options.data.cache == "none":
+                check_readable(split.paths)
+            else:
+                read_test_images(options, split)
+        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in stamps(options, data).items()))
+
+
+def _new_state(start: Start, description: Description, state: TrainState, shardings: TrainState) -> TrainState:
+    """Return the state with the backbone of init.checkpoint. Without init.checkpoint, its weights stay random."""
+    if not start.source:
+        say("starting from random weights (init.checkpoint is empty)")
+        return state
+    variables, taken = checkpoint.initialise_backbone(state.variables, description, *start.source)
+    variables = place(variables, {name: getattr(shardings, name) for name in variables})
+    say(f"starting from {start.options.init.checkpoint}: {taken}")
+    return start.method.start_from(state, variables)
 
 
 def check_same_run(options: Options, workdir: Path) -> None:

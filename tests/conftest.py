@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -27,6 +28,10 @@ os.environ["MPLCONFIGDIR"] = os.path.join(tempfile.gettempdir(), "nrsrd-jax-matp
 jax.config.update("jax_platforms", "cpu")
 # Eight devices on any machine, so that sharding and padding to the devices are tested without an accelerator.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# How long an example takes depends on the load of the machine, so no test may fail by it.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Compilation would take most of the tests' time, so all processes share this cache of compiled programs. The workers of
 # pytest-xdist inherit the variable, which `switch_on` sets.

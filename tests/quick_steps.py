@@ -45,12 +45,12 @@ def _shared_steps(method) -> Callable:
     make_step = method.make_step
 
     def step(options, description, *given):
-        # A training with labels passes a teacher, which may be None; a pretraining passes no teacher.
-        *teacher, degradation, steps = given
+        # Training with labels passes a teacher, which may be None, and the degradation. Pretraining passes the
+        # degradation and the number of steps, because its step has schedules inside.
+        degradation, other = given[::-1] if method is build else given
         make = functools.partial(make_step, options, description, *given)
-        about = _chosen(options), _model(description), teacher, sorted(degradation.items())
-        # Only a pretraining has schedules inside the step, which depend on the number of steps.
-        return _once(make, method.__name__, *about, steps * options.dino.enabled)
+        about = _chosen(options), _model(description), other, sorted(degradation.items())
+        return _once(make, method.__name__, *about)
 
     return step
 

@@ -193,6 +193,17 @@ def test_every_loss_term_is_drawn_on_an_axis_of_its_size(tmp_path):
     }
 
 
+def test_a_pretraining_draws_no_schedule_as_a_loss_term(tmp_path):
+    row = {"step": 1, "epoch": 1, "loss": 8.0, "weight_decay": 0.04, "teacher_momentum": 0.99, "centre_norm": 3.0}
+    row |= {"teacher_entropy": 2.0, "teacher_information": 1.0, "learning_rate": 1e-3, "gradient_norm": 9.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    charts = {chart["title"]: [series["name"] for series in chart["series"]] for chart in read_curves(tmp_path)}
+    assert charts == {
+        "Loss and its terms": ["loss"],
+        "The teacher's answers (nats)": ["entropy of an answer", "information about the image"],
+    }
+
+
 def test_embedded_text_cannot_close_its_script_element():
     text = embedded({"<!--": "</script>&amp;\u2028'\""})
     assert not set(text) & set("<>&")

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from .. import augment, checkpoint
 from ..description import Description
 from ..errors import InputError
+from ..models import with_base
 from ..models.attention import NormRatio
 from ..models.vit import ViTSpec
 from ..retrieval.embedding import device_batches
@@ -33,7 +34,7 @@ class Maps:
         q_norm, k_norm, v_norm: the norms of queries, keys and values, [N, L, H, T].
         attention: the attention weights of the CLS query, [N, L, H, T].
         logit_spread: the standard deviation over the keys of the CLS query's plain logits, in nats, [N, L, H].
-        leverage: the same of γ, NRA's term, in the last block, [N, H].
+        leverage: the standard deviation over the keys of γ, NRA's term, in the last block, [N, H].
     """
 
     q_norm: np.ndarray
@@ -110,13 +111,12 @@ class Probe:
     def with_base(self, base: dict) -> "Probe":
         """Return a copy of this Probe with other backbone parameters. It shares the compiled program."""
         other = copy.copy(self)
-        other._variables = self._variables | {"params": self._variables["params"] | {"base": base}}
+        other._variables = with_base(self._variables, base)
         other.strength = self._spec.strength(base)
         return other
 
     def _with_strength(self, strength: float) -> dict:
-        params = self._variables["params"]
-        return self._variables | {"params": params | {"base": self._spec.with_strength(params["base"], strength)}}
+        return with_base(self._variables, self._spec.with_strength(self._variables["params"]["base"], strength))
 
 
 def token_norm(norms: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ class Interval(NamedTuple):
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Return the mean and interval of one number per image [N], without NaN. That of one number is unbounded."""
+    """Return the mean and interval of one number per image [N], without NaN. One number has an unbounded interval."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(np.nan, -np.inf, np.inf, 0)

@@ -19,12 +19,12 @@ from ..data.protocol import Target
 from ..description import Description
 from ..files import write_csv, written_whole
 from ..inputs import read_test_images
+from ..models import with_base
 from ..models.attention import NormRatio
 from ..models.vit import ViTSpec
 from ..options import Options
-from ..precision import compute_dtype
 from ..retrieval.comparison import paired_differences
-from ..retrieval.embedding import Embedder
+from ..retrieval.loading import make_embedder
 from ..retrieval.ranking import RankMetrics
 from ..retrieval.scoring import evaluate
 from ..sharding import make_mesh
@@ -73,8 +73,7 @@ def sweep(source: Path, options: Options, targets: Mapping[str, Target]) -> list
     # The model's image size replaces that of the options.
     options = dataclasses.replace(options, image_size=description.image_size)
     # Leverage and moved attention are measured on queries of the first test set.
-    name, target = next(iter(targets.items()))
-    pixels = read_test_images(options, target.query)
+    pixels = read_test_images(options, next(iter(targets.values())).query)
     pixels = np.asarray(pixels[evenly(len(pixels), IMAGES)])
     rows: list[dict[str, Any]] = []
     for altered, values in VALUES.items():
@@ -107,10 +106,6 @@ def _alter(spec: ViTSpec, base: dict, altered: str, value: float) -> dict:
     return spec.with_strength(base, value)
 
 
-def _with_base(variables: dict, base: dict) -> dict:
-    return variables | {"params": variables["params"] | {"base": base}}
-
-
 def _scores(
     description: Description,
     variables: dict,
@@ -119,15 +114,9 @@ def _scores(
     targets: Mapping[str, Target],
 ) -> Iterator[tuple[float, dict[str, RankMetrics]]]:
     """Yield each value with its metrics by data set. The model is compiled once for all values."""
-    chosen = options.eval
-    embedder = Embedder(
-        *(description.create_model(dtype=compute_dtype(options.train.precision)), variables, description, make_mesh()),
-        batch_size=chosen.batch_size,
-        flip=chosen.flip,
-        feature=chosen.feature,
-    )
+    embedder = make_embedder(description, variables, make_mesh(), options)
     for value, base in bases.items():
-        embedder.variables = _with_base(variables, base)
+        embedder.variables = with_base(variables, base)
         yield value, {name: result.metrics for name, result in evaluate(embedder, options, targets).items()}
 
 

@@ -35,19 +35,21 @@ class Pixels:
     """Pixel statistics of a data set's images.
 
     Attributes:
-        levels: for each training image, the share of its pixels at each level, [3, 256]. They give data.mean and
-            data.std.
+        levels: the sum over the training images of the share of an image's pixels at each level, [3, 256]. It gives
+            data.mean and data.std.
+        training: the number of training images in this sum.
         brightness: the mean pixel of each image, 0..255.
         digests: {path: SHA-256 of the file} of each readable image.
     """
 
-    levels: list[np.ndarray] = dataclasses.field(default_factory=list)
+    levels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((3, 256)))
+    training: int = 0
     brightness: list[float] = dataclasses.field(default_factory=list)
     digests: dict[Path, bytes] = dataclasses.field(default_factory=dict)
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation per channel of pixels in 0..1; every training image has equal weight."""
-        return moments(np.mean(self.levels, axis=0) if self.levels else np.zeros((3, 256)))
+        return moments(self.levels / max(self.training, 1))
 
 
 @dataclasses.dataclass
@@ -120,7 +122,9 @@ def _check_images(data: Dataset, findings: Findings) -> Pixels:
         (width, height), mode, levels, pixels.digests[path] = result
         modes[mode].append(path)
         if path in training:
-            pixels.levels.append(levels)
+            # A list of all levels would take 6 KB for each image.
+            pixels.levels += levels
+            pixels.training += 1
         pixels.brightness.append(float(levels.mean(0) @ np.arange(256)))
         if min(width, height) < SMALLEST_SIDE:
             findings.warnings.append(f"{path}: {width}×{height} pixels are too few to show a person")
@@ -180,7 +184,7 @@ def report(data: Dataset, findings: Findings, pixels: Pixels) -> list[str]:
         count = counts[index]
         bar = "█" * round(40 * count / max(counts.max(), 1))
         lines.append(f"{16 * index:>4}–{16 * index + 15:<4}{count:>7} {bar}")
-    if pixels.levels and np.mean(mean) < DARK:
+    if pixels.training and np.mean(mean) < DARK:
         lines.append("the training images are dark: data.brighten=0.4 may improve the results a lot (docs/evidence.md)")
     if data.version:
         lines.append(f"the version is {data.version}")

@@ -14,6 +14,7 @@ from ..data.datasets import Split
 from ..data.labels import read_labelled
 from ..errors import InputError, say
 from ..files import expanded, refuse_same_files, write_whole, written_whole
+from ..models import with_base
 from ..retrieval.embedding import Embedder
 from ..runs import find_checkpoint
 from ..weights import to_torch
@@ -117,10 +118,9 @@ def _check_without_nra(arguments: argparse.Namespace) -> None:
     embedder, _ = _load(arguments)
     base = embedder.variables["params"]["base"]
     spec: Any = embedder.description.spec
-    plain = embedder.variables["params"] | {"base": spec.with_strength(base, 0.0)}
     other = Embedder(
         embedder.description.create_model(),
-        embedder.variables | {"params": plain},
+        with_base(embedder.variables, spec.with_strength(base, 0.0)),
         embedder.description,
         embedder.mesh,
         batch_size=embedder.batch_size,

@@ -145,3 +145,8 @@ def initialise(model: ReID, key: jax.Array, image_size: tuple[int, int]) -> dict
     """
     images, cameras = jnp.zeros((1, *image_size, 3)), jnp.zeros(1, jnp.int32)
     return model.init(key, images, cameras=cameras)  # pyright: ignore[reportReturnType]
+
+
+def with_base(variables: dict, base: dict) -> dict:
+    """Return a model's variables with other parameters of the backbone."""
+    return variables | {"params": variables["params"] | {"base": base}}

@@ -125,7 +125,7 @@ def standard_norm_penalty(k_norm_BHN: jax.Array, strength: jax.Array) -> jax.Arr
 
     γ = λ·(‖K‖ − mean)/√(variance + 1e-12), with mean and variance over the keys
 
-    The standard deviation of γ over the keys is `|λ|` nats in every image and head. That of `norm_ratio_penalty`
+    The standard deviation of γ over the keys is `|λ|` nats in every image and head. With `norm_ratio_penalty`, it
     depends on the norm of the query and the spread of the keys' norms.
 
     Args:

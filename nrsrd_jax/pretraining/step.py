@@ -141,43 +141,22 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float, koleo:
     `koleo_loss` of the student's features of each large view.
     """
 
-    def backbone(module: nn.Module, params: dict, stats: Any, views: jax.Array, key: jax.Array | None):
-        """Return the features [B, V, D] of views [B, V, …], and the updated statistics."""
-        batch, count = views.shape[:2]
-        out, updates = module.apply(
-            {"params": params, "batch_stats": stats},
-            views.reshape(-1, *views.shape[2:]),
-            # The teacher too normalises by the batch: the official code leaves it in training mode.
-            train=True,
-            rngs={"drop_path": key} if key is not None else None,
-            mutable=["batch_stats"],
-        )
-        features: jax.Array = out["embedding"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
-        return features.reshape(batch, count, -1), updates.get("batch_stats", {})
-
-    def head(params: dict, features: jax.Array) -> jax.Array:
-        flat = features.reshape(-1, features.shape[-1])
-        outputs: Any = networks.head.apply({"params": params}, flat)
-        return outputs.reshape(*features.shape[:2], -1)
-
     def update(state: TrainState, views: dict, epoch: jax.Array | int, key: jax.Array):
         memory: Any = state.opt_state
         keys = jax.random.split(key)
         temperature = temperature_of(
             epoch, schedules.temperature, schedules.temperature_end, schedules.temperature_epochs
         )
-        taught, teacher_stats = backbone(
+        taught, teacher_stats = _embed(
             networks.teacher, state.params["base"], _base_stats(state.batch_stats), views["teacher"], None
         )
-        teacher = head(memory["teacher_head"], taught)
+        teacher = _compare(networks.head, memory["teacher_head"], taught)
 
         def objective(student: dict):
             # Global and local views differ in size, so they take two passes.
-            large, stats = backbone(
-                networks.student, student["base"], memory["student_stats"], views["global"], keys[0]
-            )
-            small, stats = backbone(networks.student, student["base"], stats, views["local"], keys[1])
-            outputs = head(student["head"], jnp.concatenate([large, small], axis=1))
+            large, stats = _embed(networks.student, student["base"], memory["student_stats"], views["global"], keys[0])
+            small, stats = _embed(networks.student, student["base"], stats, views["local"], keys[1])
+            outputs = _compare(networks.head, student["head"], jnp.concatenate([large, small], axis=1))
             loss = dino_loss(outputs, teacher, memory["centre"], temperature=temperature)
             if koleo:
                 loss += koleo * jax.vmap(koleo_loss, in_axes=1)(large).sum()
@@ -192,42 +171,20 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float, koleo:
         rate = cosine(state.step, schedules.rate, schedules.rate_end, schedules.steps, schedules.warmup)
         decay = cosine(state.step, schedules.decay, schedules.decay_end, schedules.steps)
         momentum = cosine(state.step, schedules.momentum, 1.0, schedules.steps)
-        rest, last = _split(memory["student"])
-        rest_grads, last_grads = _split(grads)
         frozen = jnp.asarray(epoch) < schedules.frozen_epochs
-
-        def move(params: dict, grads: dict, moments: Any) -> tuple[dict, Any]:
-            directions, moments = ADAM.update(grads, moments)
-            moved = jax.tree_util.tree_map_with_path(
-                lambda path, p, d: p - rate * (d + decay * p) if _decays(path, p) else p - rate * d, params, directions
-            )
-            return moved, moments
-
-        new_rest, adam = move(rest, rest_grads, memory["adam"])
-        moved_last = move(last, last_grads, memory["adam_last"])
-        # Lengths that are not learned get no gradient, but the weight decay would shrink them.
-        fixed = {} if networks.head.free_length else {"weight_g": last["weight_g"]}
-        moved_last = (moved_last[0] | fixed, moved_last[1])
-        # A frozen layer also keeps its moments, so that Adam counts the layer's steps from its first change.
-        new_last, adam_last = jax.tree.map(
-            lambda old, new: jnp.where(frozen, old, new), (last, memory["adam_last"]), moved_last
-        )
-        student = _join(new_rest, new_last)
+        learned = _learn(memory, grads, rate, decay, frozen, networks.head.free_length)
 
         def average(teacher: Any, student: Any) -> Any:
             return jax.tree.map(lambda t, s: momentum * t + (1 - momentum) * s, teacher, student)
 
         undecided, informed = entropies(teacher_probabilities(teacher, memory["centre"], temperature))
-        params = state.params | {"base": average(state.params["base"], student["base"])}
+        params = state.params | {"base": average(state.params["base"], learned["student"]["base"])}
         stats = state.batch_stats | ({"base": teacher_stats} if teacher_stats else {})
-        new_memory = {
-            "student": student,
+        new_memory = learned | {
             "student_stats": student_stats,
-            "teacher_head": average(memory["teacher_head"], student["head"]),
+            "teacher_head": average(memory["teacher_head"], learned["student"]["head"]),
             # The loss above used the old centre, as in the official code.
             "centre": next_centre(memory["centre"], teacher),
-            "adam": adam,
-            "adam_last": adam_last,
         }
         metrics = {
             "loss": loss,
@@ -242,6 +199,55 @@ def make_update(networks: Networks, schedules: Schedules, *, clip: float, koleo:
         return TrainState(state.step + 1, params, stats, new_memory), metrics
 
     return update
+
+
+def _embed(
+    module: nn.Module, params: dict, stats: Any, views: jax.Array, key: jax.Array | None
+) -> tuple[jax.Array, Any]:
+    """Return a backbone's features [B, V, D] of views [B, V, …], and its updated statistics."""
+    batch, count = views.shape[:2]
+    out, updates = module.apply(
+        {"params": params, "batch_stats": stats},
+        views.reshape(-1, *views.shape[2:]),
+        # The teacher too normalises by the batch: the official code leaves it in training mode.
+        train=True,
+        rngs={"drop_path": key} if key is not None else None,
+        mutable=["batch_stats"],
+    )
+    features: jax.Array = out["embedding"]  # pyright: ignore[reportIndexIssue, reportCallIssue, reportArgumentType]
+    return features.reshape(batch, count, -1), updates.get("batch_stats", {})
+
+
+def _compare(head: Head, params: dict, features: jax.Array) -> jax.Array:
+    """Return a head's outputs [B, V, K] for features [B, V, D]."""
+    flat = features.reshape(-1, features.shape[-1])
+    outputs: Any = head.apply({"params": params}, flat)
+    return outputs.reshape(*features.shape[:2], -1)
+
+
+def _learn(
+    memory: dict, grads: dict, rate: jax.Array, decay: jax.Array, frozen: jax.Array, free_length: bool
+) -> dict[str, Any]:
+    """Return the next `student`, `adam` and `adam_last` of the memory. If `frozen`, the last layer does not change."""
+    rest, last = _split(memory["student"])
+    rest_grads, last_grads = _split(grads)
+
+    def move(params: dict, grads: dict, moments: Any) -> tuple[dict, Any]:
+        directions, moments = ADAM.update(grads, moments)
+        moved = jax.tree_util.tree_map_with_path(
+            lambda path, p, d: p - rate * (d + decay * p) if _decays(path, p) else p - rate * d, params, directions
+        )
+        return moved, moments
+
+    new_rest, adam = move(rest, rest_grads, memory["adam"])
+    new_last, adam_last = move(last, last_grads, memory["adam_last"])
+    # Lengths that are not learned get no gradient, but the weight decay would shrink them.
+    new_last |= {} if free_length else {"weight_g": last["weight_g"]}
+    # A frozen layer also keeps its moments, so that Adam counts the layer's steps from its first change.
+    new_last, adam_last = jax.tree.map(
+        lambda old, new: jnp.where(frozen, old, new), (last, memory["adam_last"]), (new_last, adam_last)
+    )
+    return {"student": _join(new_rest, new_last), "adam": adam, "adam_last": adam_last}
 
 
 def make_step(prepare: Preparation, update: Callable, seed: int) -> Callable:

@@ -18,8 +18,11 @@ MOST_POINTS = 300
 NORM_RATIO = ("norm_ratio", "leverage", "logit_spread")
 EVALUATION = {"mAP": "mAP", "rank1": "Rank-1"}
 OPTIMISER = ("learning_rate", "gradient_norm", "parameter_norm", "update_norm")
+# The numbers that only a pretraining logs.
+TEACHER = {"teacher_entropy": "entropy of an answer", "teacher_information": "information about the image"}
+SCHEDULES = ("weight_decay", "teacher_momentum", "centre_norm")
 # Numbers in the log that are not terms of the loss.
-NO_LOSS = {"step", "epoch", *NORM_RATIO, *OPTIMISER, *TITLES, *MACHINE}
+NO_LOSS = {"step", "epoch", *NORM_RATIO, *OPTIMISER, *TEACHER, *SCHEDULES, *TITLES, *MACHINE}
 # The ticks of the axes of error rates.
 DEVIATES = 1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 0.99, 0.999
 # Curves share a chart if their largest values differ by at most this factor.
@@ -48,6 +51,7 @@ def read_curves(workdir: Path) -> list[dict]:
         ),
         _chart("Accuracy on training batches", "%", {name: percent[name] for name in accuracies}),
         _chart("NRA: λ, and spreads over keys (nats)", "", {x: curves[x] for x in NORM_RATIO if x in curves}),
+        _chart("The teacher's answers (nats)", "", {label: curves[x] for x, label in TEACHER.items() if x in curves}),
         _chart("Evaluation", "%", {label: percent[name] for name, label in EVALUATION.items() if name in percent}),
     ]
     return [chart for chart in charts if chart["series"]]

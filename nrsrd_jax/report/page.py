@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..analysis.maps import Probe
+from ..data.datasets import Split
 from ..data.protocol import Target
 from ..errors import InputError, counted, printable
 from ..files import writable_folder, written_whole
@@ -201,8 +202,8 @@ def _section(
     }
 
 
-def _columns(split, rows: np.ndarray) -> dict[str, list]:
-    names = [shown(split.paths[i].name) for i in rows]
+def _columns(split: Split, rows: np.ndarray) -> dict[str, list]:
+    names = [without_controls(split.paths[i].name) for i in rows]
     return {"names": names, "ids": list(map(str, split.pids[rows].tolist())), "cameras": split.cameras[rows].tolist()}
 
 
@@ -222,13 +223,13 @@ def _render(sections: Mapping[str, dict], name: str, result: Mapping[str, Any], 
     return page.encode()
 
 
-def shown(text: str) -> str:
+def without_controls(text: str) -> str:
     """Return text without control characters. Line breaks stay, because on a page they can forge nothing."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def templates() -> jinja2.Environment:
-    """Return the environment of the pages' templates, which pass all text through `shown`."""
+    """Return the environment of the pages' templates, which pass all text through `without_controls`."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, finalize=_finalize,
@@ -236,7 +237,7 @@ def templates() -> jinja2.Environment:
 
 
 def _finalize(value: Any) -> Any:
-    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return without_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def embedded(data: Any) -> Markup:

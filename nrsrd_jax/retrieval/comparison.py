@@ -79,12 +79,7 @@ def compare(
     # Check the files to write first, because embedding may take hours.
     written = _files(output, flips)
     targets = read_targets(options)
-    for name, target in targets.items():
-        units = len(set(target.query.pids[target.matched].tolist())) if by == "identity" else int(target.matched.sum())
-        if units < 2:
-            of = counted(units, *UNITS[by])
-            raise InputError(f"{name} has {of} with a match: an interval needs at least 2; give more queries")
-
+    _check_units(targets, by)
     metrics: dict[str, dict[str, list[RankMetrics]]] = {}
     rows, about, shared = [], [], {}
     for name, members in methods.items():
@@ -122,6 +117,15 @@ def compare(
         single = {run: {data: each[0] for data, each in of_run.items()} for run, of_run in metrics.items()}
         _write_flips(written["flips"], single, targets)
     return result, list(written.values())
+
+
+def _check_units(targets: Mapping[str, Target], by: str) -> None:
+    """Raise InputError if a data set has too few queries or identities with a match to draw from."""
+    for name, target in targets.items():
+        units = len(set(target.query.pids[target.matched].tolist())) if by == "identity" else int(target.matched.sum())
+        if units < 2:
+            of = counted(units, *UNITS[by])
+            raise InputError(f"{name} has {of} with a match: an interval needs at least 2; give more queries")
 
 
 def _methods(runs: Sequence[str]) -> dict[str, dict[str, Path]]:

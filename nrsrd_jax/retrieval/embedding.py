@@ -89,7 +89,8 @@ class Embedder:
         check_feature(description.backbone, description.spec, feature)
         if feature != "cls" and variables and not _has_trained_neck(variables):
             raise InputError(
-                "the neck of these weights was never trained, so it has no mean of features: set eval.feature=cls"
+                "the neck of these weights was never trained, so it has no mean of features: set eval.feature=cls "
+                "(--feature cls)"
             )
         self.batch_size = batch_size
         self._hashed: tuple[dict | None, str] = None, ""
@@ -282,7 +283,9 @@ def default_feature(spec: Spec, variables: dict) -> str:
 def check_feature(backbone: str, spec: Spec, feature: str) -> None:
     """Raise InputError if `feature` is one of a neck, and the backbone `spec` has no neck."""
     if feature != "cls" and not spec.head.neck:
-        raise InputError(f"eval.feature is {feature}, but {backbone} has no neck: set eval.feature=cls")
+        raise InputError(
+            f"the feature {feature} needs a neck, which {backbone} does not have: set eval.feature=cls (--feature cls)"
+        )
 
 
 def _has_trained_neck(variables: dict) -> bool:

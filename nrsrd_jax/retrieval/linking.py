@@ -159,6 +159,7 @@ def _meet(left: dict[int, list[int]] | None, right: dict[int, list[int]] | None,
 def _absorb(part: dict[int, list[int]], other: dict[int, list[int]]) -> None:
     """Add the cameras and times of `other` to those of `part`, in order."""
     for camera, times in other.items():
-        mine = part.setdefault(camera, [])
-        for time in times:
-            insort(mine, time)
+        # Insert the fewer times into the more, so that a large part is not inserted into a single crop's.
+        fewer, part[camera] = sorted((part.get(camera, []), times), key=len)
+        for time in fewer:
+            insort(part[camera], time)

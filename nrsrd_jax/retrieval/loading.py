@@ -5,15 +5,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jax.sharding import Mesh
+
 from ..config import config_of
+from ..description import Description
 from ..errors import InputError
 from ..files import expanded
 from ..options import Options, read_options
+from ..precision import compute_dtype
 from ..runs import find_checkpoint, run_of
 from .embedding import Embedder
 
 if TYPE_CHECKING:
     from ..export.runtime import OnnxEmbedder
+
+
+def make_embedder(description: Description, variables: dict, mesh: Mesh, options: Options) -> Embedder:
+    """Return the Embedder that the options choose for a described model, with variables on the devices of `mesh`."""
+    chosen = options.eval
+    return Embedder(
+        *(description.create_model(dtype=compute_dtype(options.train.precision)), variables, description, mesh),
+        batch_size=chosen.batch_size,
+        flip=chosen.flip,
+        feature=chosen.feature,
+    )
 
 
 def load_embedder(path: Path, options: Options) -> tuple[Embedder, Options, str]:

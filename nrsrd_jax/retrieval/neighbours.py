@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .distances import Distances, distances_of
 
+# How many pairs of features are subtracted at once. This limits the memory.
 PAIRS = 2**11
 # The quick search compares candidates again in float64. It gives up if there are more than MANY · k for an image.
 MANY = 4

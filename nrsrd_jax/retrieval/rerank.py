@@ -15,7 +15,7 @@ from ..sharding import make_mesh
 from .distances import Distances, centred_rows, distances_of
 from .neighbours import nearest_and_farthest, neighbour_weights
 
-# Upper limits of what is compared at once, which bound the memory: images per device, and pairs of images.
+# How many images are compared with all others at once, per device. This limits the memory.
 BLOCK = 256
 # If re-ranking takes longer than this many seconds, a message says how long.
 WORTH_TELLING = 1

@@ -81,36 +81,14 @@ def evaluate_run(
     options = read_options(config)
     # Raise InputError for a wrong option of the degradation now, before any data is read.
     degradation_options(options)
-    if features and Path(features).suffix != ".npz":
-        raise InputError(f"--features {features}: name a .npz file")
-    if onnx and report:
-        raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
-    if also and (onnx or report or lights):
-        raise InputError("--also combines several models: leave out --onnx, --report and --illumination")
-    if weights and not also:
-        raise InputError("--weights weighs the features of several models: give --also too, or leave --weights out")
-    weights = weights or [1.0] * (1 + len(also))
-    if len(weights) != 1 + len(also):
-        raise InputError(f"--weights has {len(weights)} numbers; give {1 + len(also)}, one for each model")
+    weights = _check_flags(features, lights, report, onnx, also, weights)
     beside = path.with_suffix(".result.json") if onnx else source / PLAIN
-    written = {"result": writable_file(output or beside, "--output")}
-    # A link is followed only if the user named it.
-    if not output:
-        refuse_links(beside)
-    if features:
-        written["features"] = writable_file(features, "--features")
-    if lights:
-        written["plot"] = _plot_beside(written["result"])
-        if written["plot"].is_symlink():
-            raise InputError(f"{written['plot']} is a symbolic link; remove it, or name another --output")
-    if report:
-        written["page"] = report_file(report)
+    written = _files(beside, output, features, lights, report)
     refuse_same_files([*written.values(), *([path] if onnx else [])])
     # Load the weights first, because reading the data may take long.
     embedder, options, fingerprint = load_file(path, options, overrides) if onnx else load_embedder(path, options)
     others = [load_beside(name, options) for name in also]
     targets = read_targets(options)
-
     # A calibration holds only for plain similarities, because `nrsrd calibrate` measures those.
     plain = options.eval.normalize == "none" and not (options.eval.expand or options.eval.rerank.enabled)
     calibration = calibration_beside(source, embedder.identity()) if report and plain else None
@@ -119,15 +97,9 @@ def evaluate_run(
     results = evaluate(embedder, options, targets, fingerprint, others=others, weights=weights)
     rows = {name: target_record(results[name], target, options) for name, target in targets.items()}
     result = headline(results) | {"targets": rows, "warnings": find_warnings(targets), "lights": list(lights)}
-    result |= provenance(embedder, options, path)
-    result["selected_by"] = selected_by(source, path)
+    result |= provenance(embedder, options, path) | {"selected_by": selected_by(source, path)}
     if also:
-        hashes = [each.identity()["weights_sha256"] for each, *_ in others]
-        result["also"] = [
-            {"model": name, "weights_sha256": digest, "weight": weight}
-            for name, digest, weight in zip(also, hashes, weights[1:], strict=True)
-        ]
-        result["weight"] = weights[0]
+        result |= _record_of_others(also, [each for each, *_ in others], weights)
     if not isinstance(embedder, Embedder):
         result["onnx_sha256"] = embedder.sha256
     if not output:
@@ -139,7 +111,7 @@ def evaluate_run(
     if features:
         export_features(written["features"], results, targets)
     if lights:
-        for name, curve in sweep(embedder, options, targets, fingerprint, lights).items():
+        for name, curve in evaluate_in_lights(embedder, options, targets, fingerprint, lights).items():
             rows[name]["illumination"] = curve
         result["degradation"] = degradation_options(options) | {"seed": SEED}
         write_result(written["result"], result, begin, follow=bool(output))
@@ -149,15 +121,73 @@ def evaluate_run(
             name: (read_test_images(options, target.query), read_test_images(options, target.gallery))
             for name, target in targets.items()
         }
-        # A report of an ONNX file was refused above.
-        assert isinstance(embedder, Embedder)
-        reason = no_attention(embedder.description)
-        if reason:
-            say(f"the page shows no attention: {reason}")
-        probe = None if reason else Probe(embedder.description, embedder.variables, embedder.mesh)
         place = written["page"], str(source)
-        write_report(*place, result, results, targets, images, probe, run_of(path) or source, calibration)
+        home = run_of(path) or source
+        write_report(*place, result, results, targets, images, _probe(embedder), home, calibration)
     return result, list(written.values())
+
+
+def _check_flags(
+    features: str,
+    lights: Sequence[float],
+    report: str,
+    onnx: str,
+    also: Sequence[str],
+    weights: Sequence[float],
+) -> Sequence[float]:
+    """Return the weight of each model. InputError if arguments of `evaluate_run` do not go together."""
+    if features and Path(features).suffix != ".npz":
+        raise InputError(f"--features {features}: name a .npz file")
+    if onnx and report:
+        raise InputError("--report shows attention, which an ONNX file does not give: leave --report out")
+    if also and (onnx or report or lights):
+        raise InputError("--also combines several models: leave out --onnx, --report and --illumination")
+    if weights and not also:
+        raise InputError("--weights weighs the features of several models: give --also too, or leave --weights out")
+    weights = weights or [1.0] * (1 + len(also))
+    if len(weights) != 1 + len(also):
+        raise InputError(f"--weights has {len(weights)} numbers; give {1 + len(also)}, one for each model")
+    return weights
+
+
+def _files(beside: Path, output: str, features: str, lights: Sequence[float], report: str) -> dict[str, Path]:
+    """Return the files to write: "result" and, if asked for, "features", "plot" and "page".
+
+    Raises:
+        InputError: a file cannot be written, or is a link that the user did not name.
+    """
+    written = {"result": writable_file(output or beside, "--output")}
+    if not output:
+        refuse_links(beside)
+    if features:
+        written["features"] = writable_file(features, "--features")
+    if lights:
+        written["plot"] = _plot_beside(written["result"])
+        if written["plot"].is_symlink():
+            raise InputError(f"{written['plot']} is a symbolic link; remove it, or name another --output")
+    if report:
+        written["page"] = report_file(report)
+    return written
+
+
+def _record_of_others(names: Sequence[str], embedders: Sequence[Embeds], weights: Sequence[float]) -> dict[str, Any]:
+    """Return what a result says about the models of --also, and the weight of the first model."""
+    hashes = [each.identity()["weights_sha256"] for each in embedders]
+    others = [
+        {"model": name, "weights_sha256": digest, "weight": weight}
+        for name, digest, weight in zip(names, hashes, weights[1:], strict=True)
+    ]
+    return {"also": others, "weight": weights[0]}
+
+
+def _probe(embedder: Embeds) -> Probe | None:
+    """Return the Probe of an evaluated checkpoint. Without attention to show, print why and return None."""
+    # `_check_flags` refuses a report of an ONNX file.
+    assert isinstance(embedder, Embedder)
+    if reason := no_attention(embedder.description):
+        say(f"the page shows no attention: {reason}")
+        return None
+    return Probe(embedder.description, embedder.variables, embedder.mesh)
 
 
 def _plot_beside(result_file: Path) -> Path:
@@ -188,7 +218,7 @@ def _choose(
     return source, path, config
 
 
-def sweep(
+def evaluate_in_lights(
     embedder: Embeds,
     options: Options,
     targets: Mapping[str, Target],

@@ -130,15 +130,7 @@ def convert(
         report.fault(name, None, reason)
     tensors, old = without_old_layouts(state.tensors)
     old |= state.remarks
-    is_resnet = "base.layer1.0.conv1.weight" in tensors
-    if backbone and not is_resnet:
-        raise InputError("--backbone is for a ResNet; the tensors of a ViT determine the model: leave --backbone out")
-    if source_size and is_resnet:
-        raise InputError("--source_size is for the position embedding of a ViT, but this is a ResNet: leave it out")
-    if is_resnet:
-        source = identify_resnet(tensors, state.notes, backbone)
-    else:
-        source = identify_model(tensors, state.notes, source_size)
+    source = _identify(tensors, state.notes, source_size, backbone)
     target = dataclasses.replace(source, image_size=image_size or source.image_size)
     target.spec.check_size(target.image_size)
     # Only a ViT has a position embedding, for which these grids are needed.
@@ -158,33 +150,15 @@ def convert(
             unused.difference_update(matching)
             ignore(name, tensor, (False, f"--ignore {matching[0]}") if matching else rule, kept, report)
             continue
-        slot = table[name]
-        if fault := misfit(tensor, slot.shape):
-            report.fault(name, tensor, fault)
+        slot, resized = table[name], name == "base.pos_embed" and grids[0] != grids[1]
+        values = _convert_tensor(name, tensor, slot, old.get(name), grids if resized else (), report)
+        if values is None:
             continue
-        values = np.asarray(tensor)
-        # A float64 number beyond float32 becomes infinite, which the report lists as a fault.
-        with np.errstate(over="ignore"):
-            single = values.astype(np.float32, copy=False)
-        if not np.isfinite(single).all():
-            report.fault(name, tensor, "contains numbers that are not finite, or beyond float32")
-            continue
-        steps = [slot.transform, *([old[name]] if name in old else [])]
-        if values.dtype == np.float64:
-            steps.append("from float64, rounded to float32")
-            rounded += 1
-        elif values.dtype != np.float32:
-            types["/".join(slot.path)] = str(values.dtype)
-            steps.append(f"from {values.dtype}")
-        values = slot.from_torch(single)
-        resize = name == "base.pos_embed" and grids[0] != grids[1]
-        if resize:
-            values = resize_position_embedding(values, *grids)
-            # A resized embedding is new in float32, so an export must not round it to the file's type.
-            types.pop("/".join(slot.path), None)
-            steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
         put(variables, slot.path, values)
-        report.add(name, tensor, "resized" if resize else "mapped", ", ".join(steps))
+        rounded += tensor.dtype == np.float64
+        # A resized embedding is new in float32, so an export must not round it to the file's type.
+        if tensor.dtype not in (np.float32, np.float64) and not resized:
+            types["/".join(slot.path)] = str(tensor.dtype)
     for pattern in sorted(unused):
         report.fault(f"--ignore {pattern}", None, "matches no unknown tensor")
     if rounded:
@@ -192,9 +166,63 @@ def convert(
     if foreign_names.POOLED in state.remarks.values():
         report.warnings.append(f"the last norm is {foreign_names.POOLED}")
     bare = not source.classes and not any(name.startswith("bottleneck") for name in tensors)
-    for name, slot in table.items():
-        if name in tensors:
-            continue
+    _add_missing({name: slot for name, slot in table.items() if name not in tensors}, bare, variables, report)
+    origin = {
+        "file": path.name,
+        "sha256": sha256(*state.files or [path]),
+        "types": types,
+        "described": bool(state.notes),
+    }
+    provenance = {"made_by": "convert/from_torch.py", "source": origin}
+    return dataclasses.replace(target, provenance=provenance), variables, kept, report
+
+
+def _identify(tensors: dict[str, Array], notes: str, source_size: tuple[int, int] | None, backbone: str) -> Description:
+    """Return the description of the model that has these tensors. InputError if it is unknown, or for wrong options."""
+    if "base.layer1.0.conv1.weight" in tensors:
+        if source_size:
+            raise InputError("--source_size is for the position embedding of a ViT, but this is a ResNet: leave it out")
+        return identify_resnet(tensors, notes, backbone)
+    if backbone:
+        raise InputError("--backbone is for a ResNet; the tensors of a ViT determine the model: leave --backbone out")
+    return identify_model(tensors, notes, source_size)
+
+
+def _convert_tensor(
+    name: str,
+    tensor: Array,
+    slot: torch_names.Slot,
+    remark: str | None,
+    grids: Sequence[tuple[int, int]],
+    report: Report,
+) -> np.ndarray | None:
+    """Return a tensor in float32 in our layout, and add its row to the report. None if it has a fault.
+
+    A position embedding is resized from the first to the second of `grids`, if they are given.
+    """
+    if fault := misfit(tensor, slot.shape):
+        report.fault(name, tensor, fault)
+        return None
+    # A float64 number beyond float32 becomes infinite, which the report lists as a fault.
+    with np.errstate(over="ignore"):
+        values = np.asarray(tensor).astype(np.float32, copy=False)
+    if not np.isfinite(values).all():
+        report.fault(name, tensor, "contains numbers that are not finite, or beyond float32")
+        return None
+    steps = [slot.transform, *([remark] if remark else [])]
+    if tensor.dtype != np.float32:
+        steps.append(f"from {tensor.dtype}" + (", rounded to float32" if tensor.dtype == np.float64 else ""))
+    values = slot.from_torch(values)
+    if grids:
+        values = resize_position_embedding(values, *grids)
+        steps.append("{}×{} → {}×{} patches, bilinear".format(*grids[0], *grids[1]))
+    report.add(name, tensor, "resized" if grids else "mapped", ", ".join(steps))
+    return values
+
+
+def _add_missing(missing: dict[str, torch_names.Slot], bare: bool, variables: dict[str, Any], report: Report) -> None:
+    """Add the variables that the file lacks: the neck of a `bare` backbone, and centres. Others are faults."""
+    for name, slot in missing.items():
         if bare and slot.path[1].startswith("bottleneck"):
             ones = name.endswith(("weight", "var"))
             put(variables, slot.path, np.full(slot.shape, float(ones), np.float32))
@@ -204,14 +232,6 @@ def convert(
             report.add(name, None, "new", "set to 0: the centres are in another file, and only training needs them")
         else:
             report.fault(name, None, f"missing; the model expects shape {slot.shape}")
-    origin = {
-        "file": path.name,
-        "sha256": sha256(*state.files or [path]),
-        "types": types,
-        "described": bool(state.notes),
-    }
-    provenance = {"made_by": "convert/from_torch.py", "source": origin}
-    return dataclasses.replace(target, provenance=provenance), variables, kept, report
 
 
 def ignore(
