@@ -1,5 +1,5 @@
 #!/bin/sh
-# Train and compare the settings in the tables of sections 3, 4 and 6 of docs/evidence.md:
+# Train and compare the settings in the tables of sections 3, 4, 6 and 7 of docs/evidence.md:
 #   benchmarks/evidence.sh BENCH FOLDER [JOBS]
 # BENCH has night/ (in Market-1501's layout) and aux/ (bright images). JOBS trainings (default 1) run side by side; 14 fit
 # on one GPU. Each setting is one `nrsrd ablation` and one `nrsrd compare`, which writes FOLDER/SETTING.json. If the script
@@ -61,3 +61,16 @@ setting factors 1 "nrsrd=nrsrd lambda5_1=nrsrd,loss.distill=1 lambda5_5=nrsrd,lo
   lambda5_100=nrsrd,loss.distill=100 t_4=nrsrd,$strong nckd_none=nrsrd,$strong,loss.nckd_weight=none
   nra_0.1=nrsrd,norm_ratio.init=0.1 nra_5=nrsrd,norm_ratio.init=5 maet=nrsrd,degradation.preset=maet
   relation=nrsrd,loss.relation=30"
+
+# Section 7: images of 64×32, brightened, and a teacher of that size.
+small="--config.image_size=64,32 $bright"
+# shellcheck disable=SC2086
+$nrsrd train --config $config:teacher --config.data.root="$bench/aux" --config.init.checkpoint="$out/backbone" \
+  --workdir "$out/teacher-small" $small || exit
+strong=$strong,loss.nckd_weight=none flat=loss.spread_real=0,loss.spread_syn=0
+# shellcheck disable=SC2086
+setting small 3 "baseline=baseline nrsrd=nrsrd consistent_1=nrsrd,loss.consistency=1 curriculum=nrsrd,aux.curriculum_epochs=8
+  strong=nrsrd,$strong consistent_10=nrsrd,loss.consistency=10 nrsrd_flat=nrsrd,$flat strong_flat=nrsrd,$strong,$flat
+  baseline_flat=baseline,$flat strong_consistent_1=nrsrd,$strong,loss.consistency=1
+  strong_curriculum=nrsrd,$strong,aux.curriculum_epochs=8 strong_consistent_10=nrsrd,$strong,loss.consistency=10
+  mdl_flat=mdl,$flat mdl=mdl" --config.teacher.checkpoint="$out/teacher-small" $small

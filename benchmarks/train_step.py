@@ -72,14 +72,21 @@ class Case:
     """A configuration of the step, and a batch of noise in `data` and `labels`. Its methods make timed programs."""
 
     def __init__(
-        self, backbone: str, variant: str, precision: str, batch: int, size: tuple[int, int], remat: bool = False
+        self,
+        backbone: str,
+        variant: str,
+        precision: str,
+        batch: int,
+        size: tuple[int, int],
+        remat: bool = False,
+        consistency: float = 0.0,
     ):
         self.backbone, self.variant, self.batch, self.size = backbone, variant, batch, size
         config = get_config(variant)
         config.model.backbone, config.image_size, config.train.remat = backbone, size, remat
-        config.train.precision = precision
+        config.train.precision, config.loss.consistency = precision, consistency
         options = read_options(config)
-        self.dtype = compute_dtype(precision)
+        self.dtype, self.consistency = compute_dtype(precision), consistency
         common = {"image_size": size, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         self.domains = 2 if options.aux.enabled else 1
         description = Description(
@@ -110,8 +117,12 @@ class Case:
 
     @property
     def gflop(self) -> float:
-        """The operations of a step's products in 1e9: forward, backward (twice as many), teacher's forward."""
-        return 2 * gmac(self.backbone, self.size) * self.batch * (3 * self.domains + bool(self.teacher))
+        """The operations of a step's products in 1e9: forward, backward (twice as many), teacher's forward.
+
+        The consistency loss adds a forward pass of the bright images.
+        """
+        passes = 3 * self.domains + bool(self.teacher) + bool(self.consistency)
+        return 2 * gmac(self.backbone, self.size) * self.batch * passes
 
     def whole(self) -> "Timed":
         """Return the whole training step, with augmentation and degradation."""

@@ -282,6 +282,8 @@ def preparation(options: Options, description: Description, degradation: dict) -
         erasing=augment.erasing,
         degradation=degradation,
         brighten=description.brighten,
+        curriculum=options.aux.curriculum_epochs,
+        bright=any(term.bright and getattr(options.loss, name) for name, term in TERMS.items()),
         erasing_form={
             "area": augment.erasing_area,
             "aspect": augment.erasing_aspect,

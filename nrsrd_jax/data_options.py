@@ -91,6 +91,13 @@ class Aux:
         "darkens the bright images (degradation.*).",
         resumable=True,
     )
+    curriculum_epochs: int = option(
+        0,
+        "How long the training step darkens the bright images less than degradation.* says: from full light in the "
+        "first epoch, by equal factors an epoch. 0: not at all.",
+        unit="epochs",
+        low=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +152,21 @@ class Augment:
         "The colour to fill the erased rectangle with, in normalised pixels, like 0.485,0.456,0.406 as in BoT; empty: "
         "noise.",
     )
+
+
+def check_curriculum(aux: Aux, epochs: int) -> None:
+    """Raise InputError if aux.curriculum_epochs has no effect, or does not end in a training of `epochs`."""
+    if aux.curriculum_epochs and (not aux.enabled or aux.dark_root):
+        raise InputError(
+            "aux.curriculum_epochs would have no effect "
+            + ("with aux.dark_root, whose images are already dark" if aux.enabled else "without aux.enabled")
+            + "; set it to 0"
+        )
+    if aux.curriculum_epochs >= epochs:
+        raise InputError(
+            f"aux.curriculum_epochs is {aux.curriculum_epochs}, but train.epochs is {epochs}; lower it, so that the "
+            "last epochs are as dark as degradation.* says"
+        )
 
 
 def fixed_statistic(value: str, name: str) -> tuple[float, ...] | None:

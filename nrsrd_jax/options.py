@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from .data_options import Augment, Aux, Data, Degradation, fixed_statistic, three_numbers
+from .data_options import Augment, Aux, Data, Degradation, check_curriculum, fixed_statistic, three_numbers
 from .dino_options import Dino
 from .errors import InputError
 from .eval_options import Eval
@@ -89,6 +89,12 @@ class Loss:
     relation: float = option(
         0.0,
         "The weight of the relation loss, which makes the student's features as far apart as the teacher's.",
+        low=0,
+    )
+    consistency: float = option(
+        0.0,
+        "The weight of the consistency loss, which pulls the features of dark auxiliary images to the model's own "
+        "features of the bright ones. It takes one more forward pass.",
         low=0,
     )
     enhance: float = option(
@@ -267,6 +273,9 @@ def read_options(config: Any) -> Options:
     options = _read(Options, config)
     if options.teacher.enabled and not options.aux.enabled:
         raise InputError("teacher.enabled needs aux.enabled: the teacher sees the auxiliary domain")
+    if options.loss.consistency and not options.aux.enabled:
+        raise InputError("loss.consistency needs aux.enabled: it compares dark auxiliary images with the bright ones")
+    check_curriculum(options.aux, options.train.epochs)
     if options.model.sie and options.aux.enabled:
         raise InputError("model.sie needs aux.enabled=False: the auxiliary images have other cameras")
     if options.model.sie_factor != OPTIONS["model.sie_factor"].default and not options.model.sie:

@@ -50,6 +50,8 @@ class Preparation:
         erasing: the probability of `augment.random_erasing`.
         degradation: the arguments of `lowlight.degrade`, for auxiliary images without dark twins.
         brighten: the level for `augment.brighten`, in 0..1; 0 for no change.
+        curriculum: the epochs in which the strength of `lowlight.degrade` rises from 0 to 1; 0 for full strength.
+        bright: whether to also return the bright auxiliary images.
         erasing_form: further arguments of `augment.random_erasing`.
     """
 
@@ -60,13 +62,16 @@ class Preparation:
     erasing: float
     degradation: dict[str, Any]
     brighten: float = 0.0
+    curriculum: int = 0
+    bright: bool = False
     erasing_form: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, key: jax.Array, batch: dict, teacher: Teacher | None = None) -> dict:
         """Return the network's inputs: float images [B, H, W, 3] by name.
 
         "real" has the night images and "aux" the dark auxiliary images, both augmented. With a teacher, "teacher" has
-        the bright auxiliary images, flipped and cropped as in "aux", without erasing.
+        the bright auxiliary images, flipped and cropped as in "aux", without erasing. So has "bright", but prepared for
+        the student.
         """
         keys = jax.random.split(key, 5)
         move = functools.partial(augment.flip_and_crop, flip=self.flip, pad=self.pad)
@@ -79,16 +84,18 @@ class Preparation:
         real = augment.brighten(_to_float(batch["real"]["images"]), self.brighten)
         inputs = {"real": finish(keys[1], move(keys[0], real))}
         if "aux" in batch:
-            bright = _to_float(batch["aux"]["images"])
+            images = _to_float(batch["aux"]["images"])
             if "dark_images" in batch["aux"]:
                 dark = _to_float(batch["aux"]["dark_images"])
             else:
-                dark = lowlight.degrade(keys[2], bright, **self.degradation)
+                strength = jnp.minimum(batch["epoch"] / self.curriculum, 1) if self.curriculum else None
+                dark = lowlight.degrade(keys[2], images, strength=strength, **self.degradation)
             inputs["aux"] = finish(keys[4], move(keys[3], augment.brighten(dark, self.brighten)))
-            if teacher:
-                # The key of the dark images is used again, so that teacher and student see the same flip and crop.
-                bright = augment.brighten(bright, teacher.brighten)
-                inputs["teacher"] = augment.normalize(move(keys[3], bright), teacher.mean, teacher.std)
+            # The key of the dark images is used again, so that bright and dark images have the same flip and crop.
+            for name, viewer in {"teacher": teacher, "bright": self if self.bright else None}.items():
+                if viewer:
+                    bright = move(keys[3], augment.brighten(images, viewer.brighten))
+                    inputs[name] = augment.normalize(bright, viewer.mean, viewer.std)
         return inputs
 
 
@@ -137,8 +144,14 @@ def make_objective(
         if teacher and "aux" in domains:
             answer: Any = teacher.model.apply(teacher_variables, inputs["teacher"])
             taught = answer["parts"][0]
+        bright = None
+        if "bright" in inputs:
+            # These features are a target, so this pass needs no backward pass and no statistics of its own.
+            fixed = jax.lax.stop_gradient({"params": params, "batch_stats": batch_stats})
+            seen: Any = model.apply(fixed, inputs["bright"])
+            bright = seen["parts"][0]
         wanted = [name for name, weight in loss_weights.items() if weight]
-        terms = compute_terms(out["parts"], labels, domains, taught, loss_options or {}, wanted)
+        terms = compute_terms(out["parts"], labels, domains, taught, loss_options or {}, wanted, bright)
         metrics = {}
         for index, domain in enumerate(domains):
             logits = out["parts"][0]["logits"][domain][index :: len(domains)]

@@ -17,7 +17,18 @@ from nrsrd_jax.pretraining import build as pretraining
 from nrsrd_jax.retrieval.embedding import Embedder
 
 # Options that affect a compiled program only through its arguments and the model's description.
-LEFT_OUT = ("data.", "aux.", "eval.", "init.", "teacher.", "train.log_every", "train.save_every", "image_size")
+LEFT_OUT = (
+    "data.",
+    "aux.enabled",
+    "aux.bright_root",
+    "aux.dark_root",
+    "eval.",
+    "init.",
+    "teacher.",
+    "train.log_every",
+    "train.save_every",
+    "image_size",
+)
 _made: dict[str, object] = {}
 
 

@@ -41,6 +41,7 @@ PUBLIC = (
     losses.triplet_loss,
     losses.dkd_loss,
     losses.relation_loss,
+    losses.consistency_loss,
     losses.spread_loss,
     losses.agreement_loss,
     losses.compute_terms,

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nrsrd_jax.losses import dkd_loss, id_loss, relation_loss, spread_loss, total_loss, triplet_loss
+from nrsrd_jax.losses import (
+    consistency_loss,
+    dkd_loss,
+    id_loss,
+    relation_loss,
+    spread_loss,
+    total_loss,
+    triplet_loss,
+)
 
 
 def value_and_gradient(loss, x):
@@ -155,6 +163,24 @@ def test_relation_loss_of_one_image_is_zero():
     assert relation_loss(jnp.ones((1, 3)), jnp.ones((1, 3))) == 0
 
 
+def test_consistency_loss_by_hand():
+    dark, bright = jnp.array([[3.0, 4.0], [0.0, -7.0]]), jnp.array([[5.0, 0.0], [0.0, 2.0]])
+    # The cosines are 3/5 and −1. The gradient of 1 − cos at (3, 4) is (−16, 12)/125, and a half of it in the mean.
+    value, gradient = value_and_gradient(lambda x: consistency_loss(x, bright), dark)
+    np.testing.assert_allclose(value, (0.4 + 2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient, [[-8 / 125, 6 / 125], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(consistency_loss(9 * bright, bright), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dark", [np.zeros((4, 3)), np.ones((4, 3)), np.full((4, 3), -1e4), np.full((4, 3), 1e-4)])
+@pytest.mark.parametrize("bright", [np.zeros((4, 3)), np.ones((4, 3))])
+def test_consistency_loss_is_finite_for_equal_opposite_and_zero_features(dark, bright, dtype):
+    target = jnp.asarray(bright, dtype)
+    value, _ = value_and_gradient(lambda x: consistency_loss(x, target), jnp.asarray(dark, dtype))
+    assert -1e-6 <= value <= 2 + 1e-6
+
+
 @pytest.mark.parametrize("features", [np.zeros((4, 3)), np.full((4, 3), 1e4), 10 * np.eye(4)[:, :3]])
 def test_spread_loss_is_finite_and_pushes_features_apart(features):
     value, _ = value_and_gradient(spread_loss, features.astype(np.float32))
@@ -163,6 +189,12 @@ def test_spread_loss_is_finite_and_pushes_features_apart(features):
     apart = np.random.default_rng(0).normal(0, 1e-3, (8, 3)).astype(np.float32)
     moved = apart - jax.grad(spread_loss)(apart)
     assert (moved.std(0) > 2 * apart.std(0)).all()
+
+
+def test_the_features_of_bright_images_receive_no_gradient():
+    dark, bright = jax.random.normal(jax.random.key(0), (2, 4, 5))
+    assert jax.grad(lambda x: consistency_loss(x, bright))(dark).any()
+    assert not jax.grad(lambda x: consistency_loss(dark, x))(bright).any()
 
 
 def test_the_teacher_receives_no_gradient():

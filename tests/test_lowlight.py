@@ -53,6 +53,22 @@ def test_light_scales_the_linear_picture_or_the_srgb_picture(k):
     np.testing.assert_allclose(srgb.mean() / full.mean(), k, rtol=0.05)
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_the_strength_leads_from_full_light_to_the_drawn_light(preset):
+    def dark(strength=None, **options):
+        strength = None if strength is None else jnp.float32(strength)
+        return np.asarray(degrade(jax.random.key(0), picture(8), preset=preset, strength=strength, **options))
+
+    np.testing.assert_allclose(dark(1), dark(), atol=1.1 / 255)
+    np.testing.assert_allclose(dark(0), dark(light=(1, 1), light_distribution="uniform"), atol=1.1 / 255)
+    means = [dark(strength).mean() for strength in (0, 0.25, 0.5, 0.75, 1)]
+    assert means == sorted(means, reverse=True)
+    # Half the strength is the square root of the intensity.
+    fixed = {"light_distribution": "uniform", **NO_NOISE, **ONE_CAMERA}
+    half = dark(0.5, light=(0.16, 0.16), **fixed)
+    np.testing.assert_allclose(half, dark(light=(0.4, 0.4), **fixed), atol=1.1 / 255)
+
+
 def test_noise_variance_is_linear_in_the_signal():
     """Fit slope · signal + intercept to the variance of the green channel, with gamma and white balance off."""
     a, log_b = 0.004, np.log(2e-5)

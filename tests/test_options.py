@@ -147,14 +147,21 @@ def test_a_group_of_options_set_to_none_is_refused():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"aux.enabled": False}, "teacher.enabled needs aux.enabled"),
+    ({"aux.enabled": False, "teacher.enabled": False, "loss.consistency": 1.0}, "loss.consistency needs aux.enabled"),
+    ({"aux.enabled": False, "teacher.enabled": False, "aux.curriculum_epochs": 1}, "no effect without aux.enabled"),
+    ({"aux.dark_root": "x", "aux.curriculum_epochs": 1}, "no effect with aux.dark_root, whose images are already dark"),
+    ({"aux.curriculum_epochs": 120}, "aux.curriculum_epochs is 120, but train.epochs is 120; lower it"),
+    ({"aux.curriculum_epochs": -1}, "aux.curriculum_epochs is -1"),
+    ({"loss.consistency": -0.1}, "loss.consistency is -0.1"),
     ({"eval.data.root": "x"}, "need eval.data.name"),
     ({"data.std": "0,0,0"}, "data.std is '0,0,0'; choose half, dataset or three numbers in 1e-06..1 like"),
 ])  # fmt: skip
 def test_options_that_do_not_fit_together_are_refused(options, message):
     config = get_config()
     config.update_from_flattened_dict(options)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as error:
         read_options(config)
+    assert "\n" not in str(error.value)
 
 
 def test_only_resumable_options_may_change_on_resume():

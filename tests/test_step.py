@@ -10,7 +10,7 @@ from people import small_config, write_images, write_night
 
 from nrsrd_jax.data_options import Data
 from nrsrd_jax.inputs import pixel_statistics
-from nrsrd_jax.losses import TERMS
+from nrsrd_jax.losses import TERMS, consistency_loss
 from nrsrd_jax.models import create_model, initialise
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.step import Preparation, Teacher, make_objective
@@ -53,6 +53,56 @@ def test_without_dark_images_the_student_sees_degraded_ones():
     inputs = prepare(dark=False, erasing=0.0, pad=0, degradation={"preset": "low_noise"})
     assert inputs["aux"].mean() < 0.6 * inputs["teacher"].mean()
     assert inputs["real"].mean() == pytest.approx(inputs["teacher"].mean(), rel=1e-5)
+
+
+def test_the_bright_view_shows_the_dark_images_and_changes_no_other_input():
+    plain, both = prepare(dark=True), prepare(dark=True, bright=True)
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], both[name])
+    assert both.keys() - plain.keys() == {"bright"}
+    # The teacher's preparation is that of the student here.
+    np.testing.assert_array_equal(both["bright"], both["teacher"])
+    own = prepare(dark=True, bright=True, erasing=0.0, brighten=0.9)
+    assert own["bright"].mean() > 1.2 * own["teacher"].mean()
+
+
+def test_a_curriculum_darkens_from_epoch_to_epoch_until_the_light_of_the_preset():
+    still = {"flip": 0.0, "pad": 0, "erasing": 0.0, "degradation": {"preset": "low_noise"}}
+
+    def inputs(epoch, curriculum):
+        preparation = Preparation(**PLAIN, **still, curriculum=curriculum)
+        return preparation(jax.random.key(0), batch() | {"epoch": np.int32(epoch)})
+
+    usual = inputs(0, 0)
+    means = [inputs(epoch, 4)["aux"].mean() for epoch in range(6)]
+    assert means[:5] == sorted(means[:5], reverse=True)
+    assert len(set(np.asarray(means[:5]).tolist())) == 5
+    for epoch in (4, 5, 100):
+        np.testing.assert_allclose(inputs(epoch, 4)["aux"], usual["aux"], atol=1.1 / 255)
+    # Only the auxiliary images change.
+    np.testing.assert_array_equal(inputs(0, 4)["real"], usual["real"])
+
+
+def test_consistency_compares_the_models_own_views_and_the_bright_view_has_no_gradient():
+    model = create_model("vit_tiny", classes=2, aux_classes=2, depth=1, drop_path=0.0)
+    variables = jax.jit(functools.partial(initialise, model, image_size=(32, 16)))(key=jax.random.key(0))
+    views = jax.random.normal(jax.random.key(1), (3, 4, 32, 16, 3))
+    inputs, labels = dict(zip(("real", "aux", "bright"), views, strict=True)), jnp.array([0, 0, 1, 1])
+    objective = make_objective(model, {"consistency": 2.0})
+
+    def loss(params, inputs):
+        given = params, variables["batch_stats"], inputs, {"real": labels, "aux": labels}, jax.random.key(2), None
+        return objective(*given)
+
+    (value, (_, metrics)), (gradient, moved) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+        variables["params"], inputs
+    )
+    dark, bright = (model.apply(variables, inputs[name])["parts"][0]["features"] for name in ("aux", "bright"))
+    np.testing.assert_allclose(metrics["consistency"], consistency_loss(dark, bright), rtol=1e-4)
+    assert value == 2 * metrics["consistency"]
+    assert any(leaf.any() for leaf in jax.tree.leaves(gradient))
+    assert moved["aux"].any()
+    assert not moved["bright"].any()
 
 
 def test_student_and_teacher_have_their_own_normalisation():
@@ -104,7 +154,7 @@ def test_the_loss_and_its_gradients_are_finite_for_extreme_inputs(dtype):
         for model in (student, teacher_model)
     )
     teacher_variables["params"]["classifier"]["kernel"] *= 1e6
-    inputs = dict.fromkeys(("real", "aux", "teacher"), jnp.full((4, 32, 16, 3), 0.5))
+    inputs = dict.fromkeys(("real", "aux", "teacher", "bright"), jnp.full((4, 32, 16, 3), 0.5))
     labels = dict.fromkeys(("real", "aux"), jnp.array([0, 0, 1, 1]))
     # These are all the losses that a ViT has.
     weights = {name: 1.0 for name, term in TERMS.items() if not term.own and name != "center_real"}

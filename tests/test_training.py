@@ -144,6 +144,21 @@ def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, fini
     assert scores[0] == scores[1]
 
 
+def test_a_curriculum_with_consistency_resumes_bit_for_bit(place, tmp_path):
+    options = {"aux.curriculum_epochs": 3, "loss.consistency": 1.0, "train.epochs": 4, "train.save_every": 2}
+    options |= {"data.name": "bright", "data.root": str(place / "night/bounding_box_train")}
+    config = small_config(place, "mdl", **options)
+    train(config, tmp_path / "whole", jax.devices()[:1])
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints" / str(runs.saved_steps(tmp_path / "resumed")[-1]))
+    train(config, tmp_path / "resumed", jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, weights(tmp_path / "resumed"), weights(tmp_path / "whole"))
+    assert all(0 <= row["consistency"] <= 2 for row in steps_of(tmp_path / "whole"))
+    # The curriculum changes what is learnt.
+    train(small_config(place, "mdl", **options | {"aux.curriculum_epochs": 0}), tmp_path / "dark", jax.devices()[:1])
+    assert steps_of(tmp_path / "dark")[1]["loss"] != steps_of(tmp_path / "whole")[1]["loss"]
+
+
 def test_training_reports_its_accuracy_and_warns_if_it_is_near_chance(place, tmp_path, capsys):
     config = small_config(place, **{"data.name": "bright", "data.root": str(place / "aux"), "train.epochs": 1})
     poor = train(config, tmp_path / "run", jax.devices()[:1])

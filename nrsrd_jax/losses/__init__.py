@@ -2,6 +2,7 @@
 
 from .features import (
     center_loss,
+    consistency_loss,
     pairwise_distances,
     relation_loss,
     spread_loss,
@@ -19,6 +20,7 @@ __all__ = [
     "agreement_loss",
     "center_loss",
     "compute_terms",
+    "consistency_loss",
     "dkd_loss",
     "id_loss",
     "pairwise_distances",

@@ -188,6 +188,35 @@ def spread_loss(features: jax.Array) -> jax.Array:
     return jnp.maximum(1 - jnp.sqrt(variance + 1e-4), 0).mean()
 
 
+def consistency_loss(dark_features: jax.Array, bright_features: jax.Array) -> jax.Array:
+    """Pull the features of dark images to those of the same images in good light.
+
+    loss = mean over i of 1 − cos(d_i, b_i)
+
+    The features of the bright images receive no gradient, so that they cannot become as poor as those of the dark
+    images. The loss is 0 if all features are parallel: use it with a loss that prevents that, such as `spread_loss`.
+
+    Args:
+        dark_features: [B, D].
+        bright_features: [B, D], of the same images in the same order.
+
+    Returns:
+        A scalar in 0..2. A row of length 0 counts as 1.
+
+    Source:
+        Grill et al. 2020, "BYOL", eq. 2 without its predictor and its factor 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from nrsrd_jax.losses import consistency_loss
+        >>> dark, bright = jnp.array([[3.0, 0.0], [0.0, 3.0]]), jnp.array([[1.0, 0.0], [2.0, 0.0]])
+        >>> float(consistency_loss(dark, bright))
+        0.5
+    """
+    bright = jax.lax.stop_gradient(at_least_float32(bright_features))
+    return optax.cosine_distance(at_least_float32(dark_features), bright, epsilon=1e-6).mean()
+
+
 def relation_loss(student_features: jax.Array, teacher_features: jax.Array) -> jax.Array:
     """Compare the distances between the student's features with the distances between the teacher's features.
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .features import center_loss, relation_loss, spread_loss, triplet_loss, weighted_triplet_loss
+from .features import center_loss, consistency_loss, relation_loss, spread_loss, triplet_loss, weighted_triplet_loss
 from .logits import agreement_loss, dkd_loss, id_loss
 
 # One part of a model's output, with `features`, `logits` and `weight` (`models.reid.ReID`).
@@ -49,6 +49,11 @@ def _relation_term(part: Part, labels: jax.Array, domain: str, taught: Part | No
     return relation_loss(part["features"], taught["features"])
 
 
+def _consistency_term(part: Part, labels: jax.Array, domain: str, bright: Part | None) -> jax.Array:
+    assert bright is not None
+    return consistency_loss(part["features"], bright["features"])
+
+
 def _agree_term(parts: Sequence[Part], labels: jax.Array, domain: str, taught: Part | None) -> jax.Array:
     return agreement_loss([part["logits"][domain] for part in parts])
 
@@ -63,10 +68,13 @@ class Term:
 
     Attributes:
         compute: (part, labels [B], domain, the teacher's first part or None, **options) -> scalar. `part` is one of the
-            model's parts, with only the rows of the domain. The teacher's own classifier is `logits["real"]`.
+            model's parts, with only the rows of the domain. The teacher's own classifier is `logits["real"]`. If
+            `bright` is set, the model's first part for the bright images stands in place of the teacher's.
         domain: "real" or "aux", the images that the term is computed on.
         options: the names of the `loss` options that `compute` takes.
         taught: whether the term needs a teacher. It then compares the first part of the model with that of the teacher.
+        bright: whether the term compares the first part of the model for dark auxiliary images with its own first part
+            for the bright ones. This takes one more forward pass of the model.
         own: whether the term exists only for models whose spec names it (`models.spec.Spec.losses`). `compute` then
             takes the list of all parts instead of one part, and the weights of the parts do not apply.
     """
@@ -75,6 +83,7 @@ class Term:
     domain: str
     options: tuple[str, ...] = ()
     taught: bool = False
+    bright: bool = False
     own: bool = False
 
 
@@ -91,6 +100,7 @@ TERMS = {
     "spread_syn": Term(_spread_term, "aux"),
     "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
     "relation": Term(_relation_term, "aux", taught=True),
+    "consistency": Term(_consistency_term, "aux", bright=True),
     "enhance": Term(_term_of_the_model("enhance"), "real", own=True),
     "decode": Term(_term_of_the_model("decode"), "real", own=True),
     "agree": Term(_agree_term, "real", own=True),
@@ -104,10 +114,12 @@ def compute_terms(
     taught: Part | None,
     options: Mapping[str, Any],
     wanted: Collection[str],
+    bright: Part | None = None,
 ) -> dict[str, jax.Array]:
     """Compute every wanted term that the batch has data for, summed over the model's parts.
 
-    A term is Σ_part weight·term(part). Terms that need a teacher read only the first part.
+    A term is Σ_part weight·term(part). Terms that need a teacher or the bright images read only the
+    first part.
 
     Args:
         parts: the parts that the model returns (`models.reid.ReID`). Row i belongs to domain i % len(domains).
@@ -116,10 +128,11 @@ def compute_terms(
         taught: the teacher's first part for the auxiliary images; None without a teacher.
         options: options of the terms by name, such as `margin`. A missing option keeps its default.
         wanted: the names of the terms to compute. The model must support all of them.
+        bright: the model's own first part for the bright auxiliary images; None without it.
 
     Returns:
-        {name: scalar}, not weighted by λ. A term is left out if the batch lacks its domain, or if the term needs a
-        teacher and `taught` is None.
+        {name: scalar}, not weighted by λ. A term is left out if the batch lacks its domain, or if the term needs
+        `taught` or `bright` and that is None.
 
     Source:
         Guo et al. (the paper), the terms of eq. 10.
@@ -142,7 +155,9 @@ def compute_terms(
 
     terms = {}
     for name, term in TERMS.items():
-        if name not in wanted or term.domain not in domains or (term.taught and taught is None):
+        other = bright if term.bright else taught
+        alone = not (term.taught or term.bright)
+        if name not in wanted or term.domain not in domains or (not alone and other is None):
             continue
         chosen = {option: options[option] for option in term.options if option in options}
         if term.own:
@@ -150,9 +165,9 @@ def compute_terms(
             terms[name] = term.compute(own, labels[term.domain], term.domain, taught, **chosen)
             continue
         values = []
-        for part in parts[:1] if term.taught else parts:
+        for part in parts if alone else parts[:1]:
             own = of_domain(part, term.domain)
-            value = term.compute(own, labels[term.domain], term.domain, taught, **chosen)
+            value = term.compute(own, labels[term.domain], term.domain, other, **chosen)
             values.append(value if part["weight"] == 1 else part["weight"] * value)
         terms[name] = sum(values[1:], start=values[0])
     return terms

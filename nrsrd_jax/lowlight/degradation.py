@@ -139,17 +139,21 @@ _RULES = (
 )
 
 
-def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
+def degrade(
+    key: jax.Array, images: jax.Array, *, strength: jax.Array | None = None, preset: str = "maet", **overrides
+) -> jax.Array:
     """Degrade well-lit images to what a small sensor would record in low light.
 
     x = M·image^g / w · s·k,   y = x + √(a·x + b)·n + row noise,   dark = (M⁻¹·(quantise(y)·w))^(1/g)
 
     M is the colour matrix of a camera, w its white balance, s its gain, k the intensity of the light, and n is N(0, 1).
-    They are drawn for each image from the ranges of a `Degradation`. The same key gives the same result.
+    They are drawn for each image from the ranges of a `Degradation`. The same key gives the same result. With a
+    strength, k^strength stands in place of k.
 
     Args:
         key: a JAX random key.
         images: float [B, H, W, 3], sRGB in 0..1.
+        strength: a scalar in 0..1, from full light (0) to the drawn light (1); None for the drawn light.
         preset: "maet" (the ranges of MAET) or "low_noise" (darker, with less noise).
         **overrides: ranges that replace those of the preset, by their names in `Degradation`.
 
@@ -172,7 +176,7 @@ def degrade(key: jax.Array, images: jax.Array, *, preset: str = "maet", **overri
     """
     settings = resolve(preset, **overrides)
     keys = jax.random.split(key, images.shape[0])
-    return jax.vmap(lambda k, image: _degrade_one(k, image, settings))(keys, images)
+    return jax.vmap(lambda k, image: _degrade_one(k, image, settings, strength=strength))(keys, images)
 
 
 def degrade_to(light: jax.Array, keys: jax.Array, images: jax.Array, *, preset: str = "maet", **overrides) -> jax.Array:
@@ -206,8 +210,14 @@ def degrade_to(light: jax.Array, keys: jax.Array, images: jax.Array, *, preset: 
     return jax.vmap(lambda k, image: _degrade_one(k, image, settings, light))(keys, images)
 
 
-def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Array | None = None) -> jax.Array:
-    """Degrade one image [H, W, 3], with the intensity `light` or, if that is None, a random one."""
+def _degrade_one(
+    key: jax.Array,
+    image: jax.Array,
+    d: Degradation,
+    light: jax.Array | None = None,
+    strength: jax.Array | None = None,
+) -> jax.Array:
+    """Degrade one image [H, W, 3], with the intensity `light` or, if that is None, a random one to this strength."""
     keys = iter(jax.random.split(key, 16))
 
     def uniform(low_high: Range) -> jax.Array:
@@ -221,6 +231,8 @@ def _degrade_one(key: jax.Array, image: jax.Array, d: Degradation, light: jax.Ar
     # The draw takes its key even if `light` is given, so that all later draws are those of `degrade`.
     drawn = _light(next(keys), d)
     light = drawn if light is None else light
+    if strength is not None:
+        light = light**strength
     if d.light_unit == "srgb":
         light = light**gamma
 
