@@ -5,7 +5,8 @@ options.py has the other options, and reads and checks all of them.
 
 import dataclasses
 
-from .option import Pair, option
+from .errors import InputError
+from .option import Pair, check_parts, option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +71,13 @@ class Dino:
     weight_decay_end: float = option(
         0.4, "The weight decay at the end; optim.weight_decay is the one at the start.", low=0
     )
+
+
+def check_views(dino: Dino) -> None:
+    """Raise InputError if the sizes or the shape of the views are impossible."""
+    check_parts(dino.global_scale, "dino.global_scale")
+    check_parts(dino.local_scale, "dino.local_scale")
+    # Narrower or flatter views of a small image would be empty.
+    low, high = dino.ratio
+    if not 0.1 <= low <= high <= 10:
+        raise InputError(f"dino.ratio is {low},{high}; give two numbers, 0.1 <= low <= high <= 10")

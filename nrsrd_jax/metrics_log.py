@@ -61,7 +61,7 @@ class MetricsLog:
 
         Args:
             step: the number of steps done.
-            values: the numbers by name.
+            values: the numbers by name; those that are not finite are left out.
             prefix: the group of the names in trackers.
 
         Raises:
@@ -69,6 +69,8 @@ class MetricsLog:
         """
         if not self._active:
             return
+        # JSON has no NaN. A diagnostic may be NaN although the training goes well.
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         try:
             self._file.write(json.dumps({"step": step} | values | machine_figures()) + "\n")
             self._file.flush()
@@ -76,7 +78,7 @@ class MetricsLog:
             raise InputError(
                 f"cannot write {self._file.name}: {error.strerror}; make room, then the same command continues"
             ) from error
-        self._trackers.write(step, {prefix + name: value for name, value in values.items() if math.isfinite(value)})
+        self._trackers.write(step, {prefix + name: value for name, value in values.items()})
 
     def __enter__(self) -> "MetricsLog":
         return self

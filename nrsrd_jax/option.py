@@ -143,3 +143,10 @@ def listed(group: type, prefix: str = "") -> Iterator[Option]:
             if isinstance(kind, types.UnionType):
                 kind = typing.get_args(kind)[0]
             yield Option(prefix + field.name, kind, field.default, **field.metadata)
+
+
+def check_parts(value: Pair, name: str) -> None:
+    """Raise InputError if an option's value is not a smallest and a largest part of an image."""
+    low, high = value
+    if not 0 < low <= high <= 1:
+        raise InputError(f"{name} is {low},{high}; give two parts of the image, 0 < low <= high <= 1")

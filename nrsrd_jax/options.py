@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from .data_options import Augment, Aux, Data, Degradation, check_curriculum, fixed_statistic, three_numbers
-from .dino_options import Dino
+from .dino_options import Dino, check_views
 from .errors import InputError
 from .eval_options import Eval
-from .option import listed, option
+from .option import check_parts, listed, option
 
 Group = TypeVar("Group")
 
@@ -291,9 +291,7 @@ def read_options(config: Any) -> Options:
         raise InputError("data.include is only for pretraining; to leave out labelled images, set data.exclude")
     if not options.eval.data.name and (options.eval.data.root or options.eval.data.protocol):
         raise InputError("eval.data.root and eval.data.protocol need eval.data.name, the layout of the data set")
-    low, high = options.augment.erasing_area
-    if not 0 < low <= high <= 1:
-        raise InputError(f"augment.erasing_area is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
+    check_parts(options.augment.erasing_area, "augment.erasing_area")
     if options.augment.erasing_fill:
         three_numbers(options.augment.erasing_fill, "augment.erasing_fill")
     fixed_statistic(options.data.mean, "data.mean")
@@ -309,14 +307,7 @@ def _check_dino(options: Options, changed: list[str]) -> None:
             raise InputError(f"dino.enabled needs {name}=False: it pretrains a plain ViT, without labels")
     if options.optim.name != "adamw":
         raise InputError(f"optim.name is {options.optim.name}; dino.enabled needs adamw")
-    for name in ("global_scale", "local_scale"):
-        low, high = getattr(options.dino, name)
-        if not 0 < low <= high <= 1:
-            raise InputError(f"dino.{name} is {low},{high}; give two parts of the image, 0 < low <= high <= 1")
-    # Narrower or flatter views of a small image would be empty.
-    low, high = options.dino.ratio
-    if not 0.1 <= low <= high <= 10:
-        raise InputError(f"dino.ratio is {low},{high}; give two numbers, 0.1 <= low <= high <= 10")
+    check_views(options.dino)
     if options.train.batch_size == 1 and (options.dino.swap or options.dino.koleo):
         raise InputError("train.batch_size is 1; dino.swap and dino.koleo need other images in the batch, so 2 or more")
     if options.data.holdout:

@@ -207,3 +207,11 @@ def test_a_tracker_that_is_not_installed_ends_the_run_before_anything_is_read(tm
 def test_the_ids_of_the_trackers_are_kept_in_the_run(tmp_path, fakes):
     log(tmp_path, 0, "wandb,mlflow")
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": "run1", "mlflow": "new"}
+
+
+def test_a_number_that_is_not_finite_is_left_out_of_the_log(tmp_path):
+    with MetricsLog(tmp_path, 0, "", OPTIONS) as log:
+        log.write(1, {"loss": 1.0, "spread": float("nan"), "length": float("inf")})
+    (line,) = read_metrics(tmp_path)
+    assert line["loss"] == 1.0
+    assert not {"spread", "length"} & line.keys()
