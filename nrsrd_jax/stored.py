@@ -60,7 +60,9 @@ def restoring(path: Path) -> Iterator[None]:
             f"there is too little free memory to restore {path}; free some, or use a machine with more"
         ) from error
     except Exception as error:
-        text = getattr(error, "strerror", None) or str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         reason = printable((text.splitlines() or [""])[0].partition(". See full")[0], 200) or type(error).__name__
         missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
         if "RESOURCE_EXHAUSTED" in reason and not isinstance(error, ValueError):
