@@ -247,6 +247,7 @@ def test_the_latex_table_is_a_plain_tabular_with_special_characters_escaped():
     assert lines[7:] == [r"\hline", r"\end{tabular}"]
 
 
+@pytest.mark.long
 def test_parallel_rows_make_the_same_runs_as_sequential_rows(ablation_file, tmp_path, monkeypatch, capsys):
     """Train two rows in two processes. A later ablation without --jobs finds their runs complete."""
     tests = str(Path(__file__).parent)

@@ -144,6 +144,7 @@ def test_a_killed_run_resumes_and_gives_the_same_weights_bit_for_bit(place, fini
     assert scores[0] == scores[1]
 
 
+@pytest.mark.long
 def test_a_curriculum_with_consistency_resumes_bit_for_bit(place, tmp_path):
     options = {"aux.curriculum_epochs": 3, "loss.consistency": 1.0, "train.epochs": 4, "train.save_every": 2}
     options |= {"data.name": "bright", "data.root": str(place / "night/bounding_box_train")}
