@@ -166,12 +166,10 @@ def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Cali
 
 def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries":
     """Return the queries with their features. InputError if a query is unreadable or not in the gallery."""
-    import numpy as np
 
-    from .data.images import decode_many, mean_luminance
     from .gallery.matching import Queries, from_gallery
     from .retrieval.embedding import Embedder
-    from .retrieval.files import cameras_for
+    from .retrieval.files import cameras_for, embed_all
 
     if arguments.like:
         return from_gallery(gallery, [str(absolute(path)) for path in arguments.like])
@@ -189,10 +187,8 @@ def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries"
     paths = [crop.path for crop in crops]
     cameras: list[Any] = [crop.values.get("camera") for crop in crops]
     numbers = cameras_for(embedder.description, paths, cameras)
-    images = np.empty((len(crops), *embedder.description.image_size, 3), np.uint8)
-    decode_many(list(map(Path, paths)), embedder.description.image_size, "bilinear", images, advice="")
-    features = embedder(images, cameras=numbers, progress="queries")
-    return Queries(paths, features, cameras, mean_luminance(images) / 255)
+    found = embed_all(embedder, list(map(Path, paths)), numbers)
+    return Queries(paths, found.features, cameras, found.brightness)
 
 
 def match_lists(
