@@ -71,6 +71,58 @@ class Training(NamedTuple):
         return logged_scores(self.folder, self.config.train.epochs)
 
 
+def _plan(
+    file: str, rows: tuple[Row, ...], seeds: int, workdir: Path, overrides: dict[str, Any], same_start: bool
+) -> list[Training]:
+    """Return the trainings of all rows and seeds, with the arguments of `run_ablation`."""
+    trainings = []
+    # Every row gets its first seed before a row gets its second, so that a table of all rows exists early.
+    for seed in range(seeds):
+        for row in rows:
+            with _naming(row):
+                config = row_config(file, row, seed, overrides, same_start)
+            trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
+    return trainings
+
+
+def _check_rows(trainings: Sequence[Training], methods: bool) -> tuple[tuple[Row, ...], dict[str, str]]:
+    """Check all rows, so that a mistake in the last one does not show after days of training.
+
+    Args:
+        trainings: the trainings of all rows.
+        methods: whether a row whose weights or data are missing is left out, as in table 1; otherwise it is an error.
+
+    Returns:
+        The rows beside which the table shows the paper's numbers, and for each row that is left out the reason.
+    """
+    paper: tuple[Row, ...] = ()
+    missing: dict[str, str] = {}
+    for row, seed, config, folder in trainings:
+        if row.name in missing:
+            continue
+        with _naming(row):
+            # Rows of other seeds read the same data, so check only that their folders hold no other run.
+            if seed:
+                check_same_run(read_options(config), folder)
+                continue
+            try:
+                start = check_run(config, folder)
+            except Missing as error:
+                # Table 1 needs weights of many sources, so train its other rows; elsewhere an error is a mistake.
+                if not methods:
+                    raise
+                missing[row.name] = str(error)
+                say(f"row {row.name} is left out: {error}")
+                continue
+            if not start.records.targets:
+                raise InputError(
+                    "its data set has no queries to compare rows by; set data.name and data.root to one with queries"
+                )
+        if row.paper and is_the_papers(row, start.options, start.records):
+            paper += (row,)
+    return paper, missing
+
+
 def run_ablation(
     file: str,
     rows: tuple[Row, ...],
@@ -102,41 +154,9 @@ def run_ablation(
             `run_jobs` raise it.
         Stopped: SIGTERM came, and what was learned is saved.
     """
-    trainings = []
-    # Every row gets its first seed before a row gets its second, so that a table of all rows exists early.
-    for seed in range(seeds):
-        for row in rows:
-            with _naming(row):
-                config = row_config(file, row, seed, overrides, same_start)
-            trainings.append(Training(row, seed, config, workdir / f"{row.name}-seed{seed}"))
+    trainings = _plan(file, rows, seeds, workdir, overrides, same_start)
     methods = has_methods(rows)
-    # The rows beside which the table shows the paper's numbers.
-    paper: tuple[Row, ...] = ()
-    missing: dict[str, str] = {}
-    # Check all rows first, so that a mistake in the last one does not show after days of training.
-    for row, seed, config, folder in trainings:
-        if row.name in missing:
-            continue
-        with _naming(row):
-            # Rows of other seeds read the same data, so check only that their folders hold no other run.
-            if seed:
-                check_same_run(read_options(config), folder)
-                continue
-            try:
-                start = check_run(config, folder)
-            except Missing as error:
-                # Table 1 needs weights of many sources, so train its other rows; elsewhere an error is a mistake.
-                if not methods:
-                    raise
-                missing[row.name] = str(error)
-                say(f"row {row.name} is left out: {error}")
-                continue
-            if not start.records.targets:
-                raise InputError(
-                    "its data set has no queries to compare rows by; set data.name and data.root to one with queries"
-                )
-        if row.paper and is_the_papers(row, start.options, start.records):
-            paper += (row,)
+    paper, missing = _check_rows(trainings, methods)
     trainings = [each for each in trainings if each.row.name not in missing]
     rows = tuple(row for row in rows if row.name not in missing)
     if not rows:
