@@ -108,9 +108,10 @@ class BatchNorm(nn.Module):
             factor = jax.lax.rsqrt(running_var.value + EPSILON) * scale
             return ((at_least_float32(x) - running_mean.value) * factor + bias).astype(x.dtype)
         # [B / domains, domains, …, C]: the statistics are over every axis except the domain and the channel.
-        # XLA copies x to give it an axis of length 1 between two others, so one domain has no axis.
-        by_domain = x.reshape(-1, domains, *x.shape[1:]) if domains > 1 else x
-        axes = (0, *range(1 + (domains > 1), by_domain.ndim - 1))
+        # XLA copies a map to give it an axis of length 1 between two others, so the domain has no axis then.
+        single = domains == 1 and x.ndim > 2
+        by_domain = x if single else x.reshape(-1, domains, *x.shape[1:])
+        axes = (0, *range(1 if single else 2, by_domain.ndim - 1))
         y, mean, var = normalize(by_domain, scale, bias, axes, EPSILON, x.dtype)
         count = x.size // (domains * width)
         # A single value has no unbiased variance; 0 is taken.
