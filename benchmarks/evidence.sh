@@ -68,9 +68,11 @@ small="--config.image_size=64,32 $bright"
 $nrsrd train --config $config:teacher --config.data.root="$bench/aux" --config.init.checkpoint="$out/backbone" \
   --workdir "$out/teacher-small" $small || exit
 strong=$strong,loss.nckd_weight=none flat=loss.spread_real=0,loss.spread_syn=0
+# A curriculum must end before the training does: 8 of 15 epochs, and none with EPOCHS=1.
+curriculum=aux.curriculum_epochs=$((epochs * 8 / 15))
 # shellcheck disable=SC2086
-setting small 3 "baseline=baseline nrsrd=nrsrd consistent_1=nrsrd,loss.consistency=1 curriculum=nrsrd,aux.curriculum_epochs=8
+setting small 3 "baseline=baseline nrsrd=nrsrd consistent_1=nrsrd,loss.consistency=1 curriculum=nrsrd,$curriculum
   strong=nrsrd,$strong consistent_10=nrsrd,loss.consistency=10 nrsrd_flat=nrsrd,$flat strong_flat=nrsrd,$strong,$flat
   baseline_flat=baseline,$flat strong_consistent_1=nrsrd,$strong,loss.consistency=1
-  strong_curriculum=nrsrd,$strong,aux.curriculum_epochs=8 strong_consistent_10=nrsrd,$strong,loss.consistency=10
+  strong_curriculum=nrsrd,$strong,$curriculum strong_consistent_10=nrsrd,$strong,loss.consistency=10
   mdl_flat=mdl,$flat mdl=mdl" --config.teacher.checkpoint="$out/teacher-small" $small

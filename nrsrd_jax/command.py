@@ -130,9 +130,11 @@ def one_line(main: Callable[[], None], interrupted: str = "interrupted") -> None
     try:
         try:
             main()
-        finally:
+        except SystemExit:
             # The end of the process would flush too, but too late to catch a BrokenPipeError of --help.
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except InputError as error:
         _leave(f"error: {error}", 2)
     except Stopped as end:
@@ -283,9 +285,10 @@ def _place(error: BaseException) -> str:
 
 
 def _leave(message: str, status: int, error: bool = True) -> NoReturn:
-    """Print the message and end the process immediately."""
-    with contextlib.suppress(BrokenPipeError):
-        say(message, error=error)
+    """Print the message and end the process immediately, also if stdout cannot be written."""
+    for step in (sys.stdout.flush, lambda: say(message, error=error)):
+        with contextlib.suppress(OSError):
+            step()
     # In a normal exit, threads of XLA and Orbax would continue to write, or crash if a signal interrupted JAX.
     os._exit(status)
 
@@ -297,8 +300,7 @@ def _fail(message: str) -> NoReturn:
 
 def split_config_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the --config and --config.KEY arguments with their values, and the other arguments."""
-    ours: list[str] = []
-    rest: list[str] = []
+    ours, rest = list[str](), list[str]()
     for before, argument in zip(["", *arguments], arguments, strict=False):
         # The argument after a Boolean option is not its value.
         option = OPTIONS.get(before.removeprefix("--config."))
@@ -329,8 +331,7 @@ def _config_values(arguments: list[str]) -> flags.FlagValues:
     with _one_line_errors():
         baseline = f"{CONFIGS / 'night600.py'}:baseline"
         config_flags.DEFINE_config_file("config", baseline, flag_values=values, sys_argv=argv)
-        rest = values(argv)[1:]
-        if rest:
+        if rest := values(argv)[1:]:
             _fail(f"unexpected argument {rest[0]!r}; options are --config.KEY=VALUE")
         _ = values.config.to_dict
         return values

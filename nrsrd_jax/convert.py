@@ -63,7 +63,7 @@ def factor(text: str) -> float:
     try:
         OPTIONS["model.sie_factor"].check(value := float(text))
     except (ValueError, InputError) as error:
-        raise argparse.ArgumentTypeError(f"{text} is not a factor; give a number above 0") from error
+        raise argparse.ArgumentTypeError(f"{text} is not a factor; it {OPTIONS['model.sie_factor'].range}") from error
     return value
 
 

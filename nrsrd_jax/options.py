@@ -39,7 +39,9 @@ class Model:
         False,
         "Add TransReID's camera embedding, in training and at test time. Every test camera must occur in training.",
     )
-    sie_factor: float = option(3.0, "The factor of the camera embedding, which TransReID calls SIE_COE.", positive=True)
+    sie_factor: float = option(
+        3.0, "The factor of the camera embedding, which TransReID calls SIE_COE.", low=0.001, high=1000
+    )
     norm_ratio: bool = option(True, "Use Norm-Ratio Attention in the last block.")
     drop_path: float = option(
         0.1,

@@ -324,3 +324,19 @@ def test_an_option_added_later_keeps_the_identity_of_earlier_models(model):
         del values[name]
     text = json.dumps(values, sort_keys=True, default=str)
     assert embedder.identity()["model_sha256"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("feature", ["cls", "centred"])
+def test_a_gallery_of_whole_local_features_is_of_another_model(tmp_path, feature):
+    """The features of the necks, and centred ones, once had each local feature of TransReID whole, not a quarter."""
+    description, variables = small_model(size=(64, 32), jpm=True)
+    for name, neck in variables["batch_stats"].items():
+        if name.startswith("bottleneck"):
+            neck["mean"] = np.ones_like(neck["mean"])
+    save_weights(tmp_path / "model", description, variables, {})
+    embedder = Embedder.load(tmp_path / "model", feature=feature)
+    values = dataclasses.asdict(description)
+    for name in ("provenance", "sie_factor"):
+        del values[name]
+    earlier = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+    assert (embedder.identity()["model_sha256"] == earlier) == (feature == "cls")

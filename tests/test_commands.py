@@ -180,6 +180,24 @@ def test_ctrl_c_works_although_the_garbage_collector_swallows_it():
     assert run("-c", SWALLOW, status=130).stderr == "\ninterrupted\n"
 
 
+@pytest.mark.parametrize(("end", "status"), [("InputError('bad data')", 2), ("Stopped('bad data', 143)", 143)])
+def test_an_error_keeps_its_status_if_the_reader_of_the_output_has_stopped(end, status):
+    program = (
+        "from nrsrd_jax.command import one_line\nfrom nrsrd_jax.errors import InputError, Stopped\n"
+        f"def main():\n    print('result')\n    raise {end}\none_line(main)"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    # With PYTHONUNBUFFERED the print itself would fail, before the error.
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=buffered,
+        timeout=60,
+    )  # fmt: skip
+    os.close(write)
+    assert (done.returncode, done.stderr) == (status, "error: bad data\n" if status == 2 else "")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["embed", "--help"]])
 def test_help_ends_silently_if_its_reader_stops(arguments):
     read, write = os.pipe()

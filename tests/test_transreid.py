@@ -1,5 +1,6 @@
 """Test that TransReID equals the official PyTorch code: patches, camera vectors, local features and schedule."""
 
+import argparse
 import dataclasses
 import functools
 import math
@@ -136,6 +137,20 @@ def test_the_factor_of_the_cameras_vectors_can_be_chosen(reference, converted, t
     to_torch.main()
     assert "set MODEL.SIE_COE 1.5 in the official code" in capsys.readouterr().out
     assert from_torch.convert(tmp_path / "out.pth")[0].sie_factor == 1.5
+
+
+def test_a_factor_that_a_checkpoint_could_not_keep_is_refused():
+    """Otherwise the checkpoints of a training with this factor could not be read."""
+    for text in ("0.001", "1000"):
+        values = Description("vit_tiny", 1, (32, 16), (0.5,) * 3, (0.5,) * 3, sie_factor=convert.factor(text)).to_json(
+            {}
+        )
+        assert Description.from_json(values).sie_factor == float(text)
+    for text in ("0", "1001", "nan"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=rf"^{text} is not a factor; it must lie in 0\.001\.\.1000$"
+        ):
+            convert.factor(text)
 
 
 @pytest.mark.parametrize("stride", STRIDES)

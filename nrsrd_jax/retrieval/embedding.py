@@ -18,6 +18,7 @@ from ..description import Description
 from ..errors import InputError
 from ..models.reid import ReID
 from ..models.spec import Spec
+from ..models.transreid import TEST_FACTORS
 from ..options import OPTIONS
 from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
@@ -228,6 +229,9 @@ class Embedder:
         # The default is left out, so that galleries made before this option existed stay valid.
         if values["sie_factor"] == OPTIONS["model.sie_factor"].default:
             del values["sie_factor"]
+        if self.description.jpm and "feature" in self.options:
+            # These features once had whole local features, so earlier galleries and calibrations must not fit them.
+            values["factors"] = TEST_FACTORS
         return values
 
     def _weights_hash(self) -> str:
