@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,10 +96,9 @@ def find_initial(options: Options) -> Path:
     try:
         return find_checkpoint(path)
     except Missing as error:
-        raise Missing(
-            f"init.checkpoint: {error}; to make it from PyTorch weights (for the demo, demo/backbone.pth): "
-            f"nrsrd convert WEIGHTS --output {path}"
-        ) from error
+        # A conversion does not write into a folder that exists.
+        how = "; to make it from PyTorch weights (for the demo, demo/backbone.pth): nrsrd convert WEIGHTS --output "
+        raise Missing(f"init.checkpoint: {error}" + ("" if os.path.lexists(path) else how + path)) from error
 
 
 def find_teacher(options: Options, records: Records) -> Path | None:
