@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from . import checkpoint, lowlight, schedule
 from .config import flatten
+from .data_options import fixed_statistic, three_numbers
 from .description import Description
 from .errors import InputError, Missing, counted
 from .files import expanded
@@ -22,7 +23,7 @@ from .losses import TERMS
 from .models import find_spec, initialise
 from .models.attention import NormRatio
 from .models.spec import Spec
-from .options import OPTIONS, Model, Options, fixed_statistic, three_numbers
+from .options import OPTIONS, Model, Options
 from .precision import compute_dtype
 from .retrieval.embedding import check_feature
 from .runs import find_checkpoint
@@ -126,16 +127,18 @@ def find_teacher(options: Options, records: Records) -> Path | None:
     return find_checkpoint(path)
 
 
-def load_teacher(options: Options, records: Records, mesh: Mesh) -> tuple[Teacher | None, dict | None]:
-    """Load the frozen teacher and its variables; None, None for a run without a teacher.
+def load_teacher(
+    options: Options, records: Records, found: Path | None, mesh: Mesh
+) -> tuple[Teacher | None, dict | None]:
+    """Load the frozen teacher that `find_teacher` found, and its variables; None, None for a run without a teacher.
 
     Raises:
         InputError: the teacher has other identities or another image size.
     """
-    if not options.teacher.enabled or records.bright is None:
+    if found is None or records.bright is None:
         return None, None
     path = options.teacher.checkpoint
-    description, variables = checkpoint.load(path, mesh)
+    description, variables = checkpoint.load(found, mesh)
     identities = tuple(records.bright.identities.tolist())
     # A converted teacher does not record its identities, so only their number can be compared.
     if description.classes != len(identities) or (description.identities and description.identities != identities):
@@ -283,7 +286,7 @@ def preparation(options: Options, description: Description, degradation: dict) -
         degradation=degradation,
         brighten=description.brighten,
         curriculum=options.aux.curriculum_epochs,
-        bright=any(term.bright and getattr(options.loss, name) for name, term in TERMS.items()),
+        bright=any(getattr(options.loss, name) for name, term in TERMS.items() if term.beside == "bright"),
         erasing_form={
             "area": augment.erasing_area,
             "aspect": augment.erasing_aspect,

@@ -14,6 +14,7 @@ from .models import create_model, find_spec, initialise
 from .models.attention import NormRatio
 from .models.reid import ReID
 from .models.spec import Spec
+from .models.transreid import SIE_FACTOR
 from .options import OPTIONS
 
 MAX_DEPTH = 64
@@ -36,7 +37,7 @@ class Description:
     stride: int = 0  # between the patches of a ViT, in pixels; 0: the backbone's own
     jpm: bool = False  # whether it has TransReID's local features
     sie: bool = False  # whether it has a camera embedding, a vector for each of `cameras`
-    sie_factor: float = 3.0  # the factor of these vectors
+    sie_factor: float = SIE_FACTOR  # the factor of these vectors
     brighten: float = 0.0  # the mean to brighten dark images to before normalisation; 0: none
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # how the weights came to be
 

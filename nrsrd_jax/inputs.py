@@ -21,11 +21,11 @@ from .data.images import (
 from .data.protocol import PROTOCOLS, Target, advice, hold_out, make_target
 from .data.sampling import BatchPlan, Plan, ShuffledPlan, check_identities
 from .data.sealed import THREADS
-from .data_options import Aux, Data
+from .data_options import Aux, Data, fixed_statistic
 from .errors import InputError, say
 from .eval_options import EvalData
 from .files import absolute, expanded
-from .options import Options, Train, fixed_statistic
+from .options import Options, Train
 
 Statistic = tuple[float, ...]
 # The name of the test on the identities that data.holdout keeps out of training.

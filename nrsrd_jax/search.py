@@ -166,7 +166,6 @@ def find_calibration(arguments: argparse.Namespace, gallery: "Gallery") -> "Cali
 
 def read_queries(arguments: argparse.Namespace, gallery: "Gallery") -> "Queries":
     """Return the queries with their features. InputError if a query is unreadable or not in the gallery."""
-
     from .gallery.matching import Queries, from_gallery
     from .retrieval.embedding import Embedder
     from .retrieval.files import cameras_for, embed_all

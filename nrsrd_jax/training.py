@@ -91,12 +91,15 @@ def check_run(config: Config, workdir: Path, devices: Sequence[Any] | None = Non
         # The processes load these checkpoints together, below, but one of their machines may lack a checkpoint.
         if options.init.checkpoint and not done:
             read_description(find_initial(options))
-        if teacher := find_teacher(options, records):
+        teacher = find_teacher(options, records)
+        if teacher:
             read_description(teacher)
     about = [flatten(options), records.hash(), done, str(workdir.absolute()), module]
     check_alike(json.dumps(about, default=str))
     source = None if done else load_initial_backbone(options, mesh)
-    return Start(options, method, mesh, degradation, records, done, source, *load_teacher(options, records, mesh))
+    return Start(
+        options, method, mesh, degradation, records, done, source, *load_teacher(options, records, teacher, mesh)
+    )
 
 
 def train(

@@ -12,6 +12,7 @@ from nrsrd_jax.analysis import sweep
 from nrsrd_jax.config import get_config
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
+from nrsrd_jax.models import with_base
 from nrsrd_jax.models.attention import NormRatio
 from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import Embedder
@@ -36,7 +37,7 @@ def test_a_temperature_divides_the_attention_logits(place):
     outs = []
     for temperature in (1.0, 2.0):
         base = spec.with_temperature(variables["params"]["base"], temperature)
-        outs.append(model.apply(variables | {"params": variables["params"] | {"base": base}}, images))
+        outs.append(model.apply(with_base(variables, base), images))
     spreads = [float(out["diagnostics"]["logit_spread"]) for out in outs]
     assert spreads[0] == pytest.approx(2 * spreads[1], rel=1e-5)
     assert not np.allclose(outs[0]["embedding"], outs[1]["embedding"])

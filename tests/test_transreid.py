@@ -20,7 +20,7 @@ from nrsrd_jax.data.protocol import make_target
 from nrsrd_jax.description import Description
 from nrsrd_jax.errors import InputError
 from nrsrd_jax.losses import TERMS
-from nrsrd_jax.models import MODELS, find_spec, transreid
+from nrsrd_jax.models import MODELS, find_spec, transreid, with_base
 from nrsrd_jax.models.vit import ViTSpec, patch_grid
 from nrsrd_jax.options import read_options
 from nrsrd_jax.retrieval import embedding
@@ -126,7 +126,7 @@ def test_the_factor_of_the_cameras_vectors_can_be_chosen(reference, converted, t
     # Half the factor gives the features of vectors that are half as long.
     table = converted[16][1]["params"]["base"]["sie_embed"]
     base = variables["params"]["base"] | {"sie_embed": np.asarray(table) / 2}
-    halved = {**variables, "params": variables["params"] | {"base": base}}
+    halved = with_base(variables, base)
     ours, other = (
         jax.jit(each.create_model().apply)(values, images(reference), cameras=reference["cameras"])["embedding"]
         for each, values in ((description, variables), (converted[16][0], halved))

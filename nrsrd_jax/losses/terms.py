@@ -67,14 +67,13 @@ class Term:
     """One term of the objective (paper, eq. 10).
 
     Attributes:
-        compute: (part, labels [B], domain, the teacher's first part or None, **options) -> scalar. `part` is one of the
-            model's parts, with only the rows of the domain. The teacher's own classifier is `logits["real"]`. If
-            `bright` is set, the model's first part for the bright images stands in place of the teacher's.
+        compute: (part, labels [B], domain, other part or None, **options) -> scalar. `part` is one of the model's
+            parts, with only the rows of the domain. The other part is the one that `beside` names.
         domain: "real" or "aux", the images that the term is computed on.
         options: the names of the `loss` options that `compute` takes.
-        taught: whether the term needs a teacher. It then compares the first part of the model with that of the teacher.
-        bright: whether the term compares the first part of the model for dark auxiliary images with its own first part
-            for the bright ones. This takes one more forward pass of the model.
+        beside: what the term compares the model's first part with. "teacher": the teacher's first part for the bright
+            auxiliary images, whose own classifier is `logits["real"]`. "bright": the model's own first part for these
+            images, which takes one more forward pass. "": nothing; the term is then computed for every part.
         own: whether the term exists only for models whose spec names it (`models.spec.Spec.losses`). `compute` then
             takes the list of all parts instead of one part, and the weights of the parts do not apply.
     """
@@ -82,8 +81,7 @@ class Term:
     compute: Callable[..., jax.Array]
     domain: str
     options: tuple[str, ...] = ()
-    taught: bool = False
-    bright: bool = False
+    beside: str = ""
     own: bool = False
 
 
@@ -98,9 +96,9 @@ TERMS = {
     "id_syn": Term(_id_term, "aux", ("label_smoothing",)),
     "triplet_syn": Term(_triplet_term, "aux", ("margin", "normalize")),
     "spread_syn": Term(_spread_term, "aux"),
-    "distill": Term(_distill_term, "aux", DISTILLATION, taught=True),
-    "relation": Term(_relation_term, "aux", taught=True),
-    "consistency": Term(_consistency_term, "aux", bright=True),
+    "distill": Term(_distill_term, "aux", DISTILLATION, beside="teacher"),
+    "relation": Term(_relation_term, "aux", beside="teacher"),
+    "consistency": Term(_consistency_term, "aux", beside="bright"),
     "enhance": Term(_term_of_the_model("enhance"), "real", own=True),
     "decode": Term(_term_of_the_model("decode"), "real", own=True),
     "agree": Term(_agree_term, "real", own=True),
@@ -118,8 +116,8 @@ def compute_terms(
 ) -> dict[str, jax.Array]:
     """Compute every wanted term that the batch has data for, summed over the model's parts.
 
-    A term is Σ_part weight·term(part). Terms that need a teacher or the bright images read only the
-    first part.
+    A term is Σ_part weight·term(part). Terms that compare with a teacher or with the bright images read only the first
+    part.
 
     Args:
         parts: the parts that the model returns (`models.reid.ReID`). Row i belongs to domain i % len(domains).
@@ -131,8 +129,8 @@ def compute_terms(
         bright: the model's own first part for the bright auxiliary images; None without it.
 
     Returns:
-        {name: scalar}, not weighted by λ. A term is left out if the batch lacks its domain, or if the term needs
-        `taught` or `bright` and that is None.
+        {name: scalar}, not weighted by λ. A term is left out if the batch lacks its domain, or if it needs
+        `taught` or `bright` and does not get it.
 
     Source:
         Guo et al. (the paper), the terms of eq. 10.
@@ -153,19 +151,18 @@ def compute_terms(
         own = {"features": part["features"][rows], "logits": {domain: part["logits"][domain][rows]}}
         return own | {name: part[name] for name in ("centers", "losses") if name in part}
 
-    terms = {}
+    terms, others = {}, {"": None, "teacher": taught, "bright": bright}
     for name, term in TERMS.items():
-        other = bright if term.bright else taught
-        alone = not (term.taught or term.bright)
-        if name not in wanted or term.domain not in domains or (not alone and other is None):
+        other = others[term.beside]
+        if name not in wanted or term.domain not in domains or (term.beside and other is None):
             continue
         chosen = {option: options[option] for option in term.options if option in options}
         if term.own:
             own = [of_domain(part, term.domain) for part in parts]
-            terms[name] = term.compute(own, labels[term.domain], term.domain, taught, **chosen)
+            terms[name] = term.compute(own, labels[term.domain], term.domain, other, **chosen)
             continue
         values = []
-        for part in parts if alone else parts[:1]:
+        for part in parts[:1] if term.beside else parts:
             own = of_domain(part, term.domain)
             value = term.compute(own, labels[term.domain], term.domain, other, **chosen)
             values.append(value if part["weight"] == 1 else part["weight"] * value)

@@ -217,7 +217,10 @@ def _degrade_one(
     light: jax.Array | None = None,
     strength: jax.Array | None = None,
 ) -> jax.Array:
-    """Degrade one image [H, W, 3], with the intensity `light` or, if that is None, a random one to this strength."""
+    """Degrade one image [H, W, 3] with the intensity `light`, which is drawn if it is None.
+
+    With a strength s, the intensity k becomes k^s.
+    """
     keys = iter(jax.random.split(key, 16))
 
     def uniform(low_high: Range) -> jax.Array:

@@ -10,6 +10,7 @@ from .idf import IDFSpec
 from .reid import ReID
 from .resnet import ResNetSpec
 from .spec import Spec
+from .transreid import SIE_FACTOR
 from .vit import ViTSpec
 
 # The options of TransReID, which every ViT takes.
@@ -44,7 +45,12 @@ MODELS: dict[str, Spec] = {
 
 
 def find_spec(
-    backbone: str, depth: int = 0, stride: int = 0, jpm: bool = False, sie: bool = False, sie_factor: float = 3.0
+    backbone: str,
+    depth: int = 0,
+    stride: int = 0,
+    jpm: bool = False,
+    sie: bool = False,
+    sie_factor: float = SIE_FACTOR,
 ) -> Spec:
     """Return the spec of a backbone.
 
@@ -94,7 +100,7 @@ def create_model(
     stride: int = 0,
     jpm: bool = False,
     sie: bool = False,
-    sie_factor: float = 3.0,
+    sie_factor: float = SIE_FACTOR,
     dtype: jnp.dtype | None = None,
     **options,
 ) -> ReID:

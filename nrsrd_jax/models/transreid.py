@@ -13,6 +13,8 @@ SHIFT = 4
 GROUPS = 2
 # The weights of the parts' losses: half for the global feature, half for the mean over the local features.
 LOSS_WEIGHTS = (0.5, *[0.5 / PARTS] * PARTS)
+# The factor of the cameras' vectors in the official configs, which call it SIE_COE.
+SIE_FACTOR = 3.0
 # The factors of the parts in the features of the official test.
 TEST_FACTORS = (1.0, *[1 / PARTS] * PARTS)
 

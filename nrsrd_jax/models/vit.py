@@ -117,7 +117,7 @@ class VisionTransformer(nn.Module):
     stride: int = PATCH
     cameras: int = 0
     jpm: bool = False
-    sie_factor: float = 3.0
+    sie_factor: float = transreid.SIE_FACTOR
     norm_ratio: NormRatio | None = None
     drop_path: float = 0.1
     grid: tuple[int, int] | None = None
@@ -214,7 +214,7 @@ class ViTSpec(Spec):
     stride: int = dataclasses.field(default=PATCH, compare=False)
     jpm: bool = dataclasses.field(default=False, compare=False)
     sie: bool = dataclasses.field(default=False, compare=False)
-    sie_factor: float = dataclasses.field(default=3.0, compare=False)
+    sie_factor: float = dataclasses.field(default=transreid.SIE_FACTOR, compare=False)
 
     @property
     def embedding_width(self) -> int:

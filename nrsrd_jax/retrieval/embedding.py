@@ -18,8 +18,7 @@ from ..description import Description
 from ..errors import InputError
 from ..models.reid import ReID
 from ..models.spec import Spec
-from ..models.transreid import TEST_FACTORS
-from ..options import OPTIONS
+from ..models.transreid import SIE_FACTOR, TEST_FACTORS
 from ..precision import compute_dtype
 from ..sharding import make_mesh, over_data, place, replicated
 
@@ -226,8 +225,8 @@ class Embedder:
         """Return the description's values that determine features."""
         values = dataclasses.asdict(self.description)
         del values["provenance"]
-        # The default is left out, so that galleries made before this option existed stay valid.
-        if values["sie_factor"] == OPTIONS["model.sie_factor"].default:
+        # This factor is left out, so that galleries made before there was a choice stay valid.
+        if values["sie_factor"] == SIE_FACTOR:
             del values["sie_factor"]
         if self.description.jpm and "feature" in self.options:
             # These features once had whole local features, so earlier galleries and calibrations must not fit them.

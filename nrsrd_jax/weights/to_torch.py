@@ -23,6 +23,7 @@ from ..description import Description
 from ..errors import InputError, say
 from ..files import absolute, writable_file, written_whole
 from ..models.idf import IDFSpec
+from ..models.transreid import SIE_FACTOR
 from ..runs import find_checkpoint
 from ..sharding import make_mesh
 from ..stored import read_description
@@ -67,7 +68,7 @@ def export(directory: Path, backbone: bool = False) -> tuple[dict[str, np.ndarra
     if backbone:
         if isinstance(description.spec, IDFSpec):
             raise InputError(f"{path} is an IDF model, which has two backbones: leave --backbone out")
-        description = dataclasses.replace(description, jpm=False, sie=False, sie_factor=3.0)
+        description = dataclasses.replace(description, jpm=False, sie=False, sie_factor=SIE_FACTOR)
     if not set(types.values()) <= {"float16", "bfloat16"}:
         raise InputError(f"{path} is damaged: it names tensors of unknown types")
     if description.norm_ratio and description.norm_ratio.form != "ratio":
