@@ -10,7 +10,7 @@ evaluate the teacher on a labelled data set every eval.every epochs.
 
 The variant `small` fits a CPU and few crops: a vit_tiny on images of 64×32, with a small head. Its views show a person
 in the surroundings of another crop (dino.swap), because a short run otherwise learns the surroundings, not the person.
-On 9,000 crops and 2 cores it takes 37 minutes (docs/pretraining.md).
+On 9,000 crops and 2 cores it takes about 40 minutes (docs/pretraining.md).
 
 The official run had 512 images in a batch. For another batch size, change optim.lr in proportion.
 """
